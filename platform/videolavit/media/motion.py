@@ -1,0 +1,130 @@
+"""Motion vectors as block grids, and grids as the tensors that the motion tokenizer reads."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .settings import BLOCK, CLIP_FRAMES
+
+VECTOR_STD = (0.0993703, 0.1130276)
+"""Standard deviation of x and y displacements relative to the frame size (published model's constants; mean 0)."""
+
+TOKENIZER_SCALE = 10.0
+"""The motion tokenizer reads ten times larger values than the video U-Net."""
+
+FILLED_FRAME = 12
+"""The second I frame of a clip has no vectors; the published model fills this index whatever the picture types are."""
+
+
+def motion_grid(vectors: NDArray[Any] | None, height: int, width: int) -> tuple[NDArray[np.int16], int]:
+    """Puts exported motion vectors on the block grid.
+
+    Args:
+        vectors: Structured array with libavutil's AVMotionVector fields, or None.
+        height, width: Of the frame, in pixels.
+
+    Returns:
+        int16 [ceil(height/16), ceil(width/16), 2] of `source * (motion_x, motion_y)` in half pixels, and how many
+        blocks have a vector.
+    """
+    grid = np.zeros((-(-height // BLOCK), -(-width // BLOCK), 2), np.int16)
+    if vectors is None or len(vectors) == 0:
+        return grid, 0
+    rows, columns = vectors["dst_y"] // BLOCK, vectors["dst_x"] // BLOCK
+    grid[rows, columns, 0] = vectors["source"] * vectors["motion_x"]
+    grid[rows, columns, 1] = vectors["source"] * vectors["motion_y"]
+    return grid, len(vectors)
+
+
+def normalize_motion(motion: NDArray[Any], width: int, height: int, rescale: bool = True) -> NDArray[np.float32]:
+    """Half-pixel vectors [..., 2] as float32 multiples of the published standard deviation.
+
+    Args:
+        rescale: True for the tokenizer's scale, False for the video U-Net's (ten times smaller).
+    """
+    scale = np.array([0.5 / (width * VECTOR_STD[0]), 0.5 / (height * VECTOR_STD[1])])
+    if rescale:
+        scale *= TOKENIZER_SCALE
+    return (motion * scale).astype(np.float32)
+
+
+def motion_features(
+    motion: NDArray[Any],
+    width: int,
+    height: int,
+    size: tuple[int, int] = (20, 36),
+    *,
+    rescale: bool = True,
+    antialias: bool = False,
+) -> NDArray[np.float32]:
+    """What the motion tokenizer reads of a clip.
+
+    Normalises by the frame size, fills frame 12 with the mean of its neighbours, and resizes bicubically.
+
+    Args:
+        motion: [frames, blocks_high, blocks_wide, 2] in half pixels, up to 24 frames; missing ones count as still.
+        width, height: Of the frame the vectors belong to, in pixels.
+        size: (height, width) of the result: 20 x 36 for the tokenizer, the latent size for the video U-Net.
+        rescale: False for the video U-Net's scale, ten times smaller.
+        antialias: The published model's resize does not; newer library defaults do.
+
+    Returns:
+        float32 [2, 24, size[0], size[1]]; channel 0 is x.
+
+    Raises:
+        ValueError: the array has another shape, or the grid does not fit the frame size.
+    """
+    blocks = (-(-height // BLOCK), -(-width // BLOCK))
+    if motion.ndim != 4 or motion.shape[1:] != (*blocks, 2) or len(motion) > CLIP_FRAMES:
+        raise ValueError(
+            f"motion of a {width} x {height} clip must be [up to {CLIP_FRAMES}, {blocks[0]}, {blocks[1]}, 2], "
+            f"not {list(motion.shape)}"
+        )
+    clip = np.zeros((CLIP_FRAMES, *blocks, 2), np.float32)
+    clip[: len(motion)] = normalize_motion(motion, width, height, rescale)
+    clip[FILLED_FRAME] = (clip[FILLED_FRAME - 1] + clip[FILLED_FRAME + 1]) / 2
+    rows = _bicubic_weights(blocks[0], size[0], antialias)
+    columns = _bicubic_weights(blocks[1], size[1], antialias)
+    return np.einsum("tijc,yi,xj->ctyx", clip, rows, columns, optimize=True).astype(np.float32)
+
+
+def _bicubic_weights(source: int, target: int, antialias: bool) -> NDArray[np.float64]:
+    """Weights [target, source] of a one-dimensional bicubic resize, pixel centres aligned as in PyTorch.
+
+    Without antialiasing the kernel has a = -0.75 and repeats edge values; with it, a = -0.5, widens when shrinking
+    and is cut at the edges, as Pillow does.
+    """
+    weights = np.zeros((target, source))
+    scale = source / target
+    a, width = (-0.5, max(scale, 1.0)) if antialias else (-0.75, 1.0)
+    for i in range(target):
+        centre = (i + 0.5) * scale
+        if antialias:
+            taps = np.arange(max(int(centre - 2 * width + 0.5), 0), min(int(centre + 2 * width + 0.5), source))
+        else:
+            taps = np.floor(centre - 0.5) + np.arange(-1, 3)
+        values = _cubic((taps + 0.5 - centre) / width, a)
+        if antialias:
+            values /= values.sum()
+        np.add.at(weights[i], np.clip(taps, 0, source - 1).astype(int), values)
+    return weights
+
+
+def _cubic(x: NDArray[np.float64], a: float) -> NDArray[np.float64]:
+    x = np.abs(x)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def motion_score(motion: NDArray[np.int16], num_vectors: NDArray[Any], width: int, height: int) -> float:
+    """Mean displacement of the blocks that have a vector, per frame, in percent of the frame's diagonal.
+
+    Args:
+        motion: int16 [frames, blocks_high, blocks_wide, 2] in half pixels.
+        num_vectors: [frames], blocks that have a vector.
+    """
+    total = float(np.sum(np.hypot(motion[..., 0].astype(np.float32), motion[..., 1].astype(np.float32)))) / 2
+    blocks = int(np.sum(num_vectors))
+    return 100 * total / blocks / float(np.hypot(width, height)) if blocks else 0.0

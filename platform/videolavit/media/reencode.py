@@ -1,0 +1,349 @@
+"""A video as its MPEG-4 re-encoding: the frames, picture types and motion vectors of the reference command.
+
+    ffmpeg -i IN -filter:v fps=6 -b:v 8000k -c:v mpeg4 -threads 1
+
+followed by a decode with motion-vector export, inside one process and without a temporary file. Bits are equal to the
+command's. Three things make it cheap: source frames that nothing refers to and that the fps filter drops are not
+decoded; only I frames are reconstructed in full, since vectors need no pixels; only I frames become RGB.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.filter import Graph
+from av.packet import Packet
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import PictureType, VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from .errors import CorruptVideo, FrameSizeChanged, FrameTooLarge, TooFewFrames
+from .motion import motion_grid
+from .rotation import upright_filters
+from .settings import DecomposeSettings
+from .source import Source, open_video
+from .timestamps import FrameClock, fill_from_zero, rescale
+
+_DROPPABLE_CODECS = frozenset({"h264", "hevc", "mpeg2video", "mpeg4", "vp8"})
+"""Decoders that leave out a frame to which no other refers when asked to (`skip_frame` NONREF)."""
+
+_LOOKAHEAD = 32
+"""Packets read ahead to know whether a later frame falls on the same tick; more than any reordering depth."""
+
+_COLLECT_EVERY = 24
+"""Frames between collections: a frame whose side data was read stays in a reference cycle (PyAV 18)."""
+
+
+@dataclass(frozen=True, eq=False)
+class DecomposedFrame:
+    """One frame of the re-encoded stream.
+
+    Attributes:
+        index: Position in the re-encoded stream, from 0.
+        type: `"I"` or `"P"`.
+        seconds: Presentation time in the source, counted from the source's start.
+        motion: int16 [ceil(height/16), ceil(width/16), 2], x first: forward displacement since the frame before in
+            half pixels; 0 where a block has no vector.
+        num_vectors: Blocks that have a vector (a zero vector counts).
+        image: uint8 [height, width, 3] RGB of an I frame; None for a P frame.
+    """
+
+    index: int
+    type: str
+    seconds: float
+    motion: NDArray[np.int16]
+    num_vectors: int
+    image: NDArray[np.uint8] | None
+
+
+def iter_frames(
+    source: Source,
+    settings: DecomposeSettings | None = None,
+    *,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
+) -> Iterator[DecomposedFrame]:
+    """Yields the frames of a video's re-encoding, with bounded memory.
+
+    A time range gives what the reference command gives for `-ss START -i IN -t LENGTH`.
+
+    Args:
+        source: Path, bytes, or a seekable binary file object.
+        settings: Frame rate, bit rate and limits.
+        start_seconds, end_seconds: Range of the source, counted from its start; the end is exclusive.
+
+    Raises:
+        MediaError: the typed reason why the source cannot be decomposed, possibly after some frames.
+    """
+    settings = settings or DecomposeSettings()
+    with open_video(source, settings) as (container, stream):
+        pictures = _sampled_pictures(container, stream, settings, start_seconds, end_seconds)
+        count = 0
+        for frame in _reencoded(pictures, settings, start_seconds):
+            count += 1
+            yield frame
+        if count < 2:
+            raise TooFewFrames(f"{count} frame(s) at {settings.fps} fps; motion needs at least 2")
+
+
+# ---- source pictures on the clock of the output -------------------------------------------------------------------
+
+
+def _sampled_pictures(
+    container: InputContainer,
+    stream: VideoStream,
+    settings: DecomposeSettings,
+    start_seconds: float,
+    end_seconds: float | None,
+) -> Iterator[VideoFrame]:
+    """Limited-range yuv420p pictures at a constant rate, upright, from the range's start."""
+    assert stream.time_base is not None
+    origin_us = (container.start_time or 0) + round(start_seconds * av.time_base)
+    origin = rescale(origin_us, Fraction(1, av.time_base), stream.time_base)
+    decoded = _decoded_pictures(container, stream, settings, origin, origin_us, start_seconds > 0)
+    graph = _FilterGraph(stream, settings)
+    ticks = None if end_seconds is None else round((end_seconds - start_seconds) * settings.fps)
+
+    def on_ticks() -> Iterator[tuple[int, VideoFrame]]:
+        for picture in decoded:
+            yield from graph.push(picture)
+        yield from graph.finish()
+
+    for written, (picture, _) in enumerate(fill_from_zero(on_ticks())):
+        if written == ticks:
+            return
+        yield picture
+
+
+def _decoded_pictures(
+    container: InputContainer,
+    stream: VideoStream,
+    settings: DecomposeSettings,
+    origin: int,
+    origin_us: int,
+    seek: bool,
+) -> Iterator[VideoFrame]:
+    """Decoded frames with repaired timestamps relative to `origin` (in stream units), none before it when seeking."""
+    assert stream.time_base is not None
+    context = stream.codec_context
+    context.thread_count, context.thread_type = 1, "NONE"
+    size = None
+    if seek:
+        _seek_before(container, stream, origin_us)
+    clock = FrameClock(
+        time_base=stream.time_base,
+        guessed_rate=stream.guessed_rate,
+        codec_rate=context.framerate or None,
+        timestamps_unreliable=container.format.no_timestamps if hasattr(container.format, "no_timestamps") else False,
+    )
+    decoded_any = False
+    for packet, droppable in _marked_packets(container.demux(stream), stream, settings, origin):
+        if packet.is_corrupt:
+            raise CorruptVideo("a packet is damaged or cut short")
+        context.skip_frame = "NONREF" if droppable else "DEFAULT"
+        for frame in context.decode(packet if packet.size else None):
+            decoded_any = True
+            if size is None:
+                size = (frame.width, frame.height)
+                if frame.width > settings.max_width or frame.height > settings.max_height:
+                    raise FrameTooLarge(f"decoded picture of {frame.width} x {frame.height} pixels")
+            elif size != (frame.width, frame.height):
+                raise FrameSizeChanged(f"from {size[0]} x {size[1]} to {frame.width} x {frame.height} pixels")
+            pts, duration = clock.stamp(frame.pts, frame.dts, frame.duration)
+            frame.pts, frame.duration = pts - origin, duration
+            if frame.pts >= 0 or not seek:
+                yield frame
+    if not decoded_any:
+        raise CorruptVideo("the stream decodes to no frame at all")
+
+
+def _seek_before(container: InputContainer, stream: VideoStream, target_us: int) -> None:
+    """Moves to a key frame from which the target can be decoded.
+
+    Streams with reordered frames are sought a little earlier, because an index by decoding time may otherwise lead
+    to a key frame that is shown after the target; the command does the same.
+    """
+    margin = 3 * av.time_base // 23 if stream.codec_context.has_b_frames else 0
+    container.seek(target_us - margin, backward=True)
+
+
+def _marked_packets(
+    packets: Iterable[Packet[VideoStream]], stream: VideoStream, settings: DecomposeSettings, origin: int
+) -> Iterator[tuple[Packet[VideoStream], bool]]:
+    """Yields (packet, droppable): droppable when a later frame falls on the same tick of the output clock.
+
+    The fps filter keeps only the last frame of a tick. Whether a droppable frame can in fact be left out is for the
+    decoder to say: it skips only those to which nothing refers.
+    """
+    assert stream.time_base is not None
+    if stream.codec_context.name not in _DROPPABLE_CODECS:
+        for packet in packets:
+            yield packet, False
+        return
+
+    window: deque[tuple[Packet[VideoStream], int | None]] = deque()
+    last_on_tick: dict[int, int] = {}
+    in_order, last_dts = True, None
+    tick_length = Fraction(1, settings.fps)
+
+    def release() -> tuple[Packet[VideoStream], bool]:
+        packet, tick = window.popleft()
+        droppable = in_order and tick is not None and last_on_tick[tick] > packet.pts and not packet.is_keyframe
+        return packet, droppable
+
+    for packet in packets:
+        tick = None
+        if packet.size and (packet.pts is None or packet.dts is None or last_dts is not None and packet.dts <= last_dts):
+            in_order = False  # timestamps that need repair say nothing about what the filter will drop
+        elif packet.size and not packet.is_discard:
+            tick = rescale(packet.pts - origin, stream.time_base, tick_length)
+            last_on_tick[tick] = max(packet.pts, last_on_tick.get(tick, packet.pts))
+        last_dts = packet.dts if packet.size else last_dts
+        window.append((packet, tick))
+        if len(window) > _LOOKAHEAD:
+            yield release()
+        if len(last_on_tick) > 8 * _LOOKAHEAD:
+            for old in sorted(last_on_tick)[: 4 * _LOOKAHEAD]:
+                if all(old != waiting for _, waiting in window):
+                    del last_on_tick[old]
+    while window:
+        yield release()
+
+
+class _FilterGraph:
+    """fps filter, rotation and conversion to what the encoder takes, built from the first picture as the command does."""
+
+    def __init__(self, stream: VideoStream, settings: DecomposeSettings) -> None:
+        self._stream = stream
+        self._fps = settings.fps
+        self._graph: Graph | None = None
+
+    def push(self, picture: VideoFrame) -> Iterator[tuple[int, VideoFrame]]:
+        if self._graph is None:
+            self._graph = self._build(picture)
+        self._graph.vpush(picture)
+        yield from self._pull()
+
+    def finish(self) -> Iterator[tuple[int, VideoFrame]]:
+        if self._graph is not None:
+            self._graph.vpush(None)
+            yield from self._pull()
+
+    def _pull(self) -> Iterator[tuple[int, VideoFrame]]:
+        assert self._graph is not None
+        while True:
+            try:
+                picture = self._graph.vpull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
+            yield picture.pts, picture
+
+    def _build(self, picture: VideoFrame) -> Graph:
+        graph = Graph()
+        graph.threads = 1
+        aspect = self._stream.sample_aspect_ratio or Fraction(0, 1)
+        rate = self._stream.guessed_rate or Fraction(0, 1)
+        nodes = [
+            graph.add(
+                "buffer",
+                video_size=f"{picture.width}x{picture.height}",
+                pix_fmt=picture.format.name,
+                time_base=str(self._stream.time_base),
+                pixel_aspect=f"{aspect.numerator}/{aspect.denominator}",
+                frame_rate=f"{rate.numerator}/{rate.denominator}",
+                colorspace=str(int(picture.colorspace)),
+                range=str(int(picture.color_range)),
+            )
+        ]
+        nodes += [graph.add(name, args) for name, args in upright_filters(picture)]
+        nodes.append(graph.add("fps", str(self._fps)))
+        nodes.append(graph.add("format", "pix_fmts=yuv420p:color_ranges=tv"))
+        nodes.append(graph.add("buffersink"))
+        graph.link_nodes(*nodes)
+        graph.configure()
+        return graph
+
+
+# ---- encode and read back -----------------------------------------------------------------------------------------
+
+
+def _reencoded(
+    pictures: Iterable[VideoFrame], settings: DecomposeSettings, start_seconds: float
+) -> Iterator[DecomposedFrame]:
+    encoder: VideoCodecContext | None = None
+    reader = _StreamReader(settings, start_seconds)
+    for index, picture in enumerate(pictures):
+        if encoder is None:
+            encoder = _encoder(picture, settings)
+        # The source's own picture types would force the encoder's.
+        picture.pict_type = PictureType.NONE
+        picture.pts, picture.time_base = index, Fraction(1, settings.fps)
+        yield from reader.read(encoder.encode(picture))
+    if encoder is not None:
+        yield from reader.read(encoder.encode(None))
+        yield from reader.read([None])
+
+
+def _encoder(picture: VideoFrame, settings: DecomposeSettings) -> VideoCodecContext:
+    encoder: Any = av.CodecContext.create("mpeg4", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = picture.width, picture.height, "yuv420p"
+    encoder.time_base, encoder.framerate = Fraction(1, settings.fps), Fraction(settings.fps)
+    encoder.bit_rate = settings.bit_rate
+    # The encoder cuts the picture into one slice per thread, and its vectors change with the slices.
+    encoder.thread_count, encoder.thread_type = 1, "NONE"
+    return encoder  # type: ignore[no-any-return]
+
+
+class _StreamReader:
+    """Decodes the encoder's packets to picture types, vectors and the RGB of I frames."""
+
+    def __init__(self, settings: DecomposeSettings, start_seconds: float) -> None:
+        self._decoder: Any = av.CodecContext.create("mpeg4", "r")
+        self._decoder.thread_count, self._decoder.thread_type = 1, "NONE"
+        self._decoder.options = {"flags2": "+export_mvs"}
+        self._rgb = VideoReformatter()
+        self._settings, self._start = settings, start_seconds
+        self._count = 0
+
+    def read(self, packets: Iterable[Packet[Any] | None]) -> Iterator[DecomposedFrame]:
+        for packet in packets:
+            for frame in self._decoder.decode(packet):
+                yield self._describe(frame)
+
+    def _describe(self, frame: VideoFrame) -> DecomposedFrame:
+        index = self._count
+        self._count += 1
+        is_key = frame.pict_type == PictureType.I
+        motion, num_vectors = motion_grid(_vectors(frame), frame.height, frame.width)
+        image = None
+        if is_key:
+            image = self._rgb.reformat(frame, format="rgb24").to_ndarray()
+        if index % _COLLECT_EVERY == 0:
+            gc.collect()
+        return DecomposedFrame(
+            index=index,
+            type="I" if is_key else "P",
+            seconds=self._start + index / self._settings.fps,
+            motion=motion,
+            num_vectors=num_vectors,
+            image=image,
+        )
+
+
+def _vectors(frame: VideoFrame) -> NDArray[Any] | None:
+    side_data: Any = frame.side_data
+    try:
+        return side_data[SideDataType.MOTION_VECTORS].to_ndarray()  # type: ignore[no-any-return]
+    except KeyError:
+        return None

@@ -1,0 +1,46 @@
+"""Turning a picture upright as its rotation metadata asks, with the filters that the `ffmpeg` command inserts."""
+
+import math
+from typing import Any
+
+import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.frame import VideoFrame
+
+_UNIT = 1 << 16
+"""A display matrix is 3 x 3 of 16.16 fixed point."""
+
+
+def upright_filters(picture: VideoFrame) -> list[tuple[str, str | None]]:
+    """Returns (filter, arguments) pairs that turn the picture as its display matrix says; empty without one."""
+    side_data: Any = picture.side_data
+    try:
+        matrix = [int(v) for v in np.frombuffer(bytes(side_data[SideDataType.DISPLAYMATRIX]), np.int32)]
+    except KeyError:
+        return []
+    theta = _clockwise_degrees(matrix)
+    if abs(theta - 90) < 1:
+        return [("transpose", "cclock_flip" if matrix[3] > 0 else "clock")]
+    if abs(theta - 180) < 1:
+        flips: list[tuple[str, str | None]] = []
+        if matrix[0] < 0:
+            flips.append(("hflip", None))
+        if matrix[4] < 0:
+            flips.append(("vflip", None))
+        return flips
+    if abs(theta - 270) < 1:
+        return [("transpose", "clock_flip" if matrix[3] < 0 else "cclock")]
+    if abs(theta) > 1:
+        return [("rotate", f"{theta:f}*PI/180")]
+    return [("vflip", None)] if matrix[4] < 0 else []
+
+
+def _clockwise_degrees(matrix: list[int]) -> float:
+    """Rotation of a display matrix in degrees, in [0, 360), rounded to whole degrees as the command does."""
+    a, b, c, d = (matrix[i] / _UNIT for i in (0, 1, 3, 4))
+    scale_x, scale_y = math.hypot(a, c), math.hypot(b, d)
+    if scale_x == 0 or scale_y == 0:
+        return 0.0
+    counterclockwise = -math.degrees(math.atan2(b / scale_y, a / scale_x))
+    theta = -float(round(counterclockwise))
+    return theta - 360 * math.floor(theta / 360 + 0.9 / 360)

@@ -1,0 +1,248 @@
+"""Opening a video: the one place that hands bytes to libavformat, and what it may do with them.
+
+Only the bytes of the given source are read. The container must be on the allow list, no protocol is available to the
+demuxer, and a request to open anything else fails, so that a playlist cannot reach another file or address.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import av.logging
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from .errors import (
+    CorruptVideo,
+    ForbiddenFormat,
+    FrameTooLarge,
+    MediaError,
+    NoVideoStream,
+    SourceEmpty,
+    SourceForbidden,
+    SourceMissing,
+    SourceUnreadable,
+    UnknownFormat,
+    UnknownFrameRate,
+    UnsupportedCodec,
+)
+from .settings import DecomposeSettings
+
+Source = str | os.PathLike[str] | bytes | BinaryIO
+
+ALLOWED_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2",
+    "matroska,webm",
+    "avi",
+    "mpegts",
+    "mpeg",
+    "flv",
+    "live_flv",
+    "asf",
+    "ogg",
+    "rm",
+    "nut",
+    "ivf",
+    "mxf",
+    "dv",
+    "h264",
+    "hevc",
+    "m4v",
+    "mpegvideo",
+    "obu",
+)
+"""Self-contained containers and elementary streams. None of them can name another file once external references are
+off, which is libavformat's default for mov."""
+
+_READ_SIZE = 1 << 18
+
+av.logging.restore_default_callback()  # the Python log callback deadlocks with decoder threads (PyAV #2394)
+av.logging.set_libav_level(av.logging.PANIC)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a container's header says.
+
+    Attributes:
+        width, height: Of the coded picture, before rotation, in pixels.
+        seconds: Length, or None where the header does not tell.
+        frame_rate: Frames per second.
+        num_frames: Frames that the header promises, 0 if unknown.
+    """
+
+    container: str
+    codec: str
+    width: int
+    height: int
+    seconds: float | None
+    frame_rate: float
+    num_frames: int
+
+
+def probe(source: Source, settings: DecomposeSettings | None = None) -> VideoInfo:
+    """Reads the header only. A length that the header lacks is found by reading the packets, without decoding.
+
+    Raises:
+        MediaError: as `iter_frames` does for what can be known without decoding.
+    """
+    with open_video(source, settings or DecomposeSettings()) as (container, stream):
+        seconds = _declared_seconds(container, stream) or _scan_seconds(container, stream)
+        return VideoInfo(
+            container=container.format.name,
+            codec=stream.codec_context.name,
+            width=stream.codec_context.width,
+            height=stream.codec_context.height,
+            seconds=seconds,
+            frame_rate=float(stream.guessed_rate or 0),
+            num_frames=stream.frames,
+        )
+
+
+def _declared_seconds(container: InputContainer, stream: VideoStream) -> float | None:
+    if container.format.name in _WITHOUT_LENGTH:
+        return None
+    ends = []
+    if stream.duration and stream.time_base:
+        ends.append(float(stream.duration * stream.time_base))
+    if container.duration:
+        ends.append(container.duration / av.time_base)
+    return ends[0] if ends else None
+
+
+_WITHOUT_LENGTH = ("h264", "hevc", "m4v", "mpegvideo", "obu")
+"""Elementary streams: libavformat guesses their length from the bit rate, which may be wrong by any factor."""
+
+
+def _scan_seconds(container: InputContainer, stream: VideoStream) -> float | None:
+    count, last = 0, None
+    first = container.start_time or 0
+    for packet in container.demux(stream):
+        if packet.size:
+            count += 1
+            if packet.pts is not None and packet.time_base is not None:
+                last = max(last or 0.0, float(packet.pts * packet.time_base) - first / av.time_base)
+    rate = float(stream.guessed_rate or 25)
+    return last if last else count / rate or None
+
+
+@contextmanager
+def open_video(source: Source, settings: DecomposeSettings) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Opens a source for reading and picks its video stream, refusing what must not be decoded.
+
+    Raises:
+        MediaError: the typed reason.
+    """
+    with _reader(source) as file, _naming_faults():
+        if not file.read(1):
+            raise SourceEmpty("the file is empty")
+        file.seek(0)
+        with _open_container(file) as container:
+            stream = _best_video_stream(container)
+            for other in container.streams:
+                if other is not stream:
+                    other.discard = av.stream.Discard.all
+            _check_stream(stream, settings)
+            yield container, stream
+
+
+@contextmanager
+def _reader(source: Source) -> Iterator[BinaryIO]:
+    if isinstance(source, bytes):
+        yield io.BytesIO(source)
+    elif isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        try:
+            file = path.open("rb", buffering=0)
+        except FileNotFoundError:
+            raise SourceMissing(f"no such file: {path}") from None
+        except PermissionError:
+            raise SourceForbidden(f"no permission to read {path}") from None
+        except OSError as error:
+            raise SourceUnreadable(f"{path}: {error.strerror}") from None
+        with file:
+            yield file
+    else:
+        yield source
+
+
+@contextmanager
+def _naming_faults() -> Iterator[None]:
+    """Turns what libav and the file object raise into the typed reason."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except (av.error.InvalidDataError, av.error.EOFError) as error:
+        raise CorruptVideo(f"damaged or cut short: {error.strerror}") from error
+    except av.error.FFmpegError as error:
+        raise CorruptVideo(f"cannot be decoded: {error.strerror}") from error
+    except FileNotFoundError as error:
+        raise SourceMissing(f"no such file or key: {error}") from error
+    except PermissionError as error:
+        raise SourceForbidden(f"no permission to read it: {error}") from error
+    except OSError as error:
+        raise SourceUnreadable(f"reading failed: {error}") from error
+
+
+def _open_container(file: BinaryIO) -> InputContainer:
+    try:
+        return av.open(
+            file,
+            mode="r",
+            options={"format_whitelist": ",".join(ALLOWED_FORMATS), "protocol_whitelist": "none"},
+            metadata_errors="replace",
+            buffer_size=_READ_SIZE,
+            io_open=_refuse_nested_open,
+        )
+    except av.error.ArgumentError:
+        # libavformat answers "invalid argument" when the format it recognised is not on the list.
+        raise ForbiddenFormat("not an allowed video container (a playlist, a script, a picture or sound)") from None
+    except av.error.InvalidDataError:
+        # Told apart by whether any allowed signature was recognised: probing alone succeeds on a cut file.
+        raise UnknownFormat("not a readable video file: unknown format, or damaged in its first bytes") from None
+
+
+def _refuse_nested_open(url: str, flags: int, options: dict[str, Any]) -> Any:
+    raise PermissionError("a video may not open other files")
+
+
+def _best_video_stream(container: InputContainer) -> VideoStream:
+    """The stream that the `ffmpeg` command would pick: largest picture, a default-flagged one first, covers last."""
+
+    def score(stream: VideoStream) -> int:
+        if stream.disposition & av.stream.Disposition.attached_pic:
+            return 1
+        default = bool(stream.disposition & av.stream.Disposition.default)
+        context = stream.codec_context
+        return (context.width * context.height if context else 0) + 5_000_000 * default
+
+    streams = [stream for stream in container.streams.video if score(stream) > 1]
+    if not streams:
+        raise NoVideoStream(f"no video stream among {len(container.streams)} streams")
+    return max(streams, key=score)  # the first of equals, as the command does
+
+
+def _check_stream(stream: VideoStream, settings: DecomposeSettings) -> None:
+    context = stream.codec_context
+    if context is None:
+        raise UnsupportedCodec("no decoder for this video codec")
+    if context.width > settings.max_width or context.height > settings.max_height:
+        raise FrameTooLarge(
+            f"{context.width} x {context.height} pixels; the limit is {settings.max_width} x {settings.max_height}"
+        )
+    if context.width < 1 or context.height < 1 or not context.pix_fmt:
+        raise CorruptVideo("the stream header has no picture size or pixel format")
+    if not stream.guessed_rate:
+        raise UnknownFrameRate("the stream declares no frame rate (0/0)")
+
+
+def seconds_to_units(seconds: Fraction | float, time_base: Fraction) -> int:
+    """Seconds as a count of `time_base`, rounded to nearest."""
+    return round(Fraction(seconds) / time_base)

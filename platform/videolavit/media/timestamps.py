@@ -1,0 +1,98 @@
+"""The presentation times that the `ffmpeg` command gives to decoded frames.
+
+A container may lack timestamps, repeat them or contradict itself. Which frame lands on which tick of the 6 fps clock
+follows from how the command-line tool repairs them, so the repair is reproduced here, on plain integers.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def rescale(value: int, source: Fraction, target: Fraction) -> int:
+    """`value * source / target`, rounded to the nearest integer, halves away from zero."""
+    exact = value * source / target
+    rounded = (2 * abs(exact.numerator) + exact.denominator) // (2 * exact.denominator)
+    return rounded if exact >= 0 else -rounded
+
+
+@dataclass
+class FrameClock:
+    """Repairs the time and the duration of each decoded frame of a stream, in decoding order of output.
+
+    Args:
+        time_base: Seconds per timestamp unit of the stream.
+        guessed_rate: Frame rate that the container suggests.
+        codec_rate: Frame rate that the codec's own header declares, or None.
+        timestamps_unreliable: True for formats without timestamps (elementary streams).
+    """
+
+    time_base: Fraction
+    guessed_rate: Fraction | None
+    codec_rate: Fraction | None
+    timestamps_unreliable: bool
+
+    _faulty_pts: int = 0
+    _faulty_dts: int = 0
+    _last_raw_pts: int | None = None
+    _last_raw_dts: int | None = None
+    _last_pts: int | None = None
+    _last_duration: int = 0
+
+    def stamp(self, pts: int | None, dts: int | None, duration: int) -> tuple[int, int]:
+        """Returns the repaired (pts, duration) of the next frame, in units of `time_base`."""
+        repaired = self._trusted(pts, dts)
+        if repaired is None:
+            repaired = 0 if self._last_pts is None else self._last_pts + self._last_duration
+        self._last_duration = self._duration(repaired, duration)
+        self._last_pts = repaired
+        return repaired, self._last_duration
+
+    def _trusted(self, pts: int | None, dts: int | None) -> int | None:
+        """The pts, or the dts where that has gone backwards less often."""
+        if dts is not None:
+            self._faulty_dts += self._last_raw_dts is not None and dts <= self._last_raw_dts
+            self._last_raw_dts = dts
+        elif pts is not None:
+            self._last_raw_dts = pts
+        if pts is not None:
+            self._faulty_pts += self._last_raw_pts is not None and pts <= self._last_raw_pts
+            self._last_raw_pts = pts
+        elif dts is not None:
+            self._last_raw_pts = dts
+        if pts is not None and (self._faulty_pts <= self._faulty_dts or dts is None):
+            return pts
+        return dts
+
+    def _duration(self, pts: int, declared: int) -> int:
+        step = pts - self._last_pts if self._last_pts is not None else -1
+        guessed_by_demuxer = declared == 1 and step > 2
+        if declared > 0 and not self.timestamps_unreliable and not guessed_by_demuxer:
+            return declared
+        from_codec = rescale(1, 1 / self.codec_rate, self.time_base) if self.codec_rate else 0
+        if from_codec > 0 and self.timestamps_unreliable:
+            return from_codec
+        from_rate = rescale(1, 1 / self.guessed_rate, self.time_base) if self.guessed_rate else 0
+        for candidate in (step, declared, from_codec, from_rate, self._last_duration):
+            if candidate > 0:
+                return candidate
+        return 1
+
+
+def fill_from_zero(frames: Iterable[tuple[int, T]]) -> Iterator[tuple[T, bool]]:
+    """Constant-rate output of (tick, frame) pairs, as the command's encoder stage does it.
+
+    A stream that starts late has its first frame repeated from tick zero; frames more than two ticks early are
+    dropped. Yields (frame, is_repeat).
+    """
+    written = 0
+    for tick, frame in frames:
+        gap = tick - written
+        if gap < -2:
+            continue
+        for repeat in range(max(gap, 0) + 1):
+            yield frame, repeat > 0
+            written += 1
