@@ -9,7 +9,6 @@ decoded; only I frames are reconstructed in full, since vectors need no pixels; 
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from .motion import motion_grid
 from .rotation import upright_filters
 from .settings import DecomposeSettings
 from .source import Source, open_video
-from .timestamps import FrameClock, fill_from_zero, rescale
+from .timestamps import FrameClock, constant_rate, rescale
 
 _DROPPABLE_CODECS = frozenset({"h264", "hevc", "mpeg2video", "mpeg4", "vp8"})
 """Decoders that leave out a frame to which no other refers when asked to (`skip_frame` NONREF)."""
@@ -41,8 +40,8 @@ _DROPPABLE_CODECS = frozenset({"h264", "hevc", "mpeg2video", "mpeg4", "vp8"})
 _LOOKAHEAD = 32
 """Packets read ahead to know whether a later frame falls on the same tick; more than any reordering depth."""
 
-_COLLECT_EVERY = 24
-"""Frames between collections: a frame whose side data was read stays in a reference cycle (PyAV 18)."""
+_NO_TIMESTAMPS = 0x80
+"""libavformat's AVFMT_NOTIMESTAMPS."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +105,8 @@ def _sampled_pictures(
     settings: DecomposeSettings,
     start_seconds: float,
     end_seconds: float | None,
-) -> Iterator[VideoFrame]:
-    """Limited-range yuv420p pictures at a constant rate, upright, from the range's start."""
+) -> Iterator[tuple[int, VideoFrame]]:
+    """(tick, picture) pairs: limited-range yuv420p pictures, upright, on the output's clock from the range's start."""
     assert stream.time_base is not None
     origin_us = (container.start_time or 0) + round(start_seconds * av.time_base)
     origin = rescale(origin_us, Fraction(1, av.time_base), stream.time_base)
@@ -120,10 +119,10 @@ def _sampled_pictures(
             yield from graph.push(picture)
         yield from graph.finish()
 
-    for written, (picture, _) in enumerate(fill_from_zero(on_ticks())):
-        if written == ticks:
+    for tick, picture in constant_rate(on_ticks(), fill_start=len(container.streams) > 1):
+        if tick == ticks:
             return
-        yield picture
+        yield tick, picture
 
 
 def _decoded_pictures(
@@ -139,16 +138,16 @@ def _decoded_pictures(
     context = stream.codec_context
     context.thread_count, context.thread_type = 1, "NONE"
     size = None
-    if seek:
-        _seek_before(container, stream, origin_us)
+    packets = _packets_from(container, stream, origin_us if seek else None)
     clock = FrameClock(
         time_base=stream.time_base,
         guessed_rate=stream.guessed_rate,
         codec_rate=context.framerate or None,
-        timestamps_unreliable=container.format.no_timestamps if hasattr(container.format, "no_timestamps") else False,
+        first_pts=rescale(container.start_time or 0, Fraction(1, av.time_base), stream.time_base) - origin,
+        timestamps_unreliable=bool(container.format.flags & _NO_TIMESTAMPS),
     )
     decoded_any = False
-    for packet, droppable in _marked_packets(container.demux(stream), stream, settings, origin):
+    for packet, droppable in _marked_packets(packets, stream, settings, origin):
         if packet.is_corrupt:
             raise CorruptVideo("a packet is damaged or cut short")
         context.skip_frame = "NONREF" if droppable else "DEFAULT"
@@ -160,22 +159,37 @@ def _decoded_pictures(
                     raise FrameTooLarge(f"decoded picture of {frame.width} x {frame.height} pixels")
             elif size != (frame.width, frame.height):
                 raise FrameSizeChanged(f"from {size[0]} x {size[1]} to {frame.width} x {frame.height} pixels")
-            pts, duration = clock.stamp(frame.pts, frame.dts, frame.duration)
-            frame.pts, frame.duration = pts - origin, duration
+            pts = None if frame.pts is None else frame.pts - origin
+            dts = None if frame.dts is None else frame.dts - origin
+            frame.pts, frame.duration = clock.stamp(pts, dts, frame.duration)
             if frame.pts >= 0 or not seek:
                 yield frame
     if not decoded_any:
         raise CorruptVideo("the stream decodes to no frame at all")
 
 
-def _seek_before(container: InputContainer, stream: VideoStream, target_us: int) -> None:
-    """Moves to a key frame from which the target can be decoded.
+def _packets_from(
+    container: InputContainer, stream: VideoStream, target_us: int | None
+) -> Iterator[Packet[VideoStream]]:
+    """Packets from a key frame from which the target can be decoded; from the first one where seeking finds none.
 
     Streams with reordered frames are sought a little earlier, because an index by decoding time may otherwise lead
     to a key frame that is shown after the target; the command does the same.
     """
-    margin = 3 * av.time_base // 23 if stream.codec_context.has_b_frames else 0
-    container.seek(target_us - margin, backward=True)
+    if target_us is not None:
+        margin = 3 * av.time_base // 23 if stream.codec_context.has_b_frames else 0
+        try:
+            container.seek(target_us - margin, backward=True)
+            packets = container.demux(stream)
+            first = next(packets)
+            if first.is_keyframe and first.pts is not None and first.pts * first.time_base * av.time_base <= target_us:
+                yield first
+                yield from packets
+                return
+        except av.error.FFmpegError:
+            pass  # a format that cannot seek
+        container.seek(0, backward=True, unsupported_byte_offset=True)
+    yield from container.demux(stream)
 
 
 def _marked_packets(
@@ -279,20 +293,19 @@ class _FilterGraph:
 
 
 def _reencoded(
-    pictures: Iterable[VideoFrame], settings: DecomposeSettings, start_seconds: float
+    pictures: Iterable[tuple[int, VideoFrame]], settings: DecomposeSettings, start_seconds: float
 ) -> Iterator[DecomposedFrame]:
-    encoder: VideoCodecContext | None = None
-    reader = _StreamReader(settings, start_seconds)
-    for index, picture in enumerate(pictures):
-        if encoder is None:
+    encoder, reader = None, None
+    for tick, picture in pictures:
+        if encoder is None or reader is None:
             encoder = _encoder(picture, settings)
+            reader = _StreamReader(settings, start_seconds + tick / settings.fps, encoder)
         # The source's own picture types would force the encoder's.
         picture.pict_type = PictureType.NONE
-        picture.pts, picture.time_base = index, Fraction(1, settings.fps)
+        picture.pts, picture.time_base = tick, Fraction(1, settings.fps)
         yield from reader.read(encoder.encode(picture))
-    if encoder is not None:
+    if encoder is not None and reader is not None:
         yield from reader.read(encoder.encode(None))
-        yield from reader.read([None])
 
 
 def _encoder(picture: VideoFrame, settings: DecomposeSettings) -> VideoCodecContext:
@@ -306,39 +319,45 @@ def _encoder(picture: VideoFrame, settings: DecomposeSettings) -> VideoCodecCont
 
 
 class _StreamReader:
-    """Decodes the encoder's packets to picture types, vectors and the RGB of I frames."""
+    """Reads the encoder's packets back: picture types and vectors of all frames, pixels of I frames.
 
-    def __init__(self, settings: DecomposeSettings, start_seconds: float) -> None:
-        self._decoder: Any = av.CodecContext.create("mpeg4", "r")
-        self._decoder.thread_count, self._decoder.thread_type = 1, "NONE"
-        self._decoder.options = {"flags2": "+export_mvs"}
+    Vectors are in the bitstream whether or not pixels are reconstructed, so they come from a decoder at an eighth of
+    the resolution; a second one at full resolution sees only I frames, which need no others.
+    """
+
+    def __init__(self, settings: DecomposeSettings, start_seconds: float, encoder: VideoCodecContext) -> None:
+        self._vectors = _mpeg4_decoder({"flags2": "+export_mvs", "lowres": "3", "skip_idct": "all"})
+        self._pixels = _mpeg4_decoder({})
         self._rgb = VideoReformatter()
-        self._settings, self._start = settings, start_seconds
+        self._width, self._height = encoder.width, encoder.height
+        self._fps, self._start = settings.fps, start_seconds
         self._count = 0
 
-    def read(self, packets: Iterable[Packet[Any] | None]) -> Iterator[DecomposedFrame]:
+    def read(self, packets: Iterable[Packet[Any]]) -> Iterator[DecomposedFrame]:
         for packet in packets:
-            for frame in self._decoder.decode(packet):
-                yield self._describe(frame)
+            (frame,) = self._vectors.decode(packet)  # no B frames, so the decoder has no delay
+            is_key = frame.pict_type == PictureType.I
+            motion, num_vectors = motion_grid(_vectors(frame), self._height, self._width)
+            yield DecomposedFrame(
+                index=self._count,
+                type="I" if is_key else "P",
+                seconds=self._start + self._count / self._fps,
+                motion=motion,
+                num_vectors=num_vectors,
+                image=self._image(packet) if is_key else None,
+            )
+            self._count += 1
 
-    def _describe(self, frame: VideoFrame) -> DecomposedFrame:
-        index = self._count
-        self._count += 1
-        is_key = frame.pict_type == PictureType.I
-        motion, num_vectors = motion_grid(_vectors(frame), frame.height, frame.width)
-        image = None
-        if is_key:
-            image = self._rgb.reformat(frame, format="rgb24").to_ndarray()
-        if index % _COLLECT_EVERY == 0:
-            gc.collect()
-        return DecomposedFrame(
-            index=index,
-            type="I" if is_key else "P",
-            seconds=self._start + index / self._settings.fps,
-            motion=motion,
-            num_vectors=num_vectors,
-            image=image,
-        )
+    def _image(self, packet: Packet[Any]) -> NDArray[np.uint8]:
+        (frame,) = self._pixels.decode(packet)
+        return self._rgb.reformat(frame, format="rgb24").to_ndarray()  # type: ignore[no-any-return]
+
+
+def _mpeg4_decoder(options: dict[str, str]) -> Any:
+    decoder: Any = av.CodecContext.create("mpeg4", "r")
+    decoder.thread_count, decoder.thread_type = 1, "NONE"
+    decoder.options = options
+    return decoder
 
 
 def _vectors(frame: VideoFrame) -> NDArray[Any] | None:

@@ -28,12 +28,14 @@ class FrameClock:
         guessed_rate: Frame rate that the container suggests.
         codec_rate: Frame rate that the codec's own header declares, or None.
         timestamps_unreliable: True for formats without timestamps (elementary streams).
+        first_pts: Given to the first frame if it has no timestamp.
     """
 
     time_base: Fraction
     guessed_rate: Fraction | None
     codec_rate: Fraction | None
     timestamps_unreliable: bool
+    first_pts: int = 0
 
     _faulty_pts: int = 0
     _faulty_dts: int = 0
@@ -46,7 +48,7 @@ class FrameClock:
         """Returns the repaired (pts, duration) of the next frame, in units of `time_base`."""
         repaired = self._trusted(pts, dts)
         if repaired is None:
-            repaired = 0 if self._last_pts is None else self._last_pts + self._last_duration
+            repaired = self.first_pts if self._last_pts is None else self._last_pts + self._last_duration
         self._last_duration = self._duration(repaired, duration)
         self._last_pts = repaired
         return repaired, self._last_duration
@@ -82,17 +84,18 @@ class FrameClock:
         return 1
 
 
-def fill_from_zero(frames: Iterable[tuple[int, T]]) -> Iterator[tuple[T, bool]]:
+def constant_rate(frames: Iterable[tuple[int, T]], fill_start: bool) -> Iterator[tuple[int, T]]:
     """Constant-rate output of (tick, frame) pairs, as the command's encoder stage does it.
 
-    A stream that starts late has its first frame repeated from tick zero; frames more than two ticks early are
-    dropped. Yields (frame, is_repeat).
+    Where the file has other streams, a video that starts late has its first frame repeated from tick zero
+    (`fill_start`); a file of one stream starts where its first frame is. Frames more than two ticks early are dropped.
     """
-    written = 0
-    for tick, frame in frames:
-        gap = tick - written
-        if gap < -2:
+    next_tick = 0
+    for position, (tick, frame) in enumerate(frames):
+        if position == 0 and not fill_start:
+            next_tick = max(tick, 0)
+        if tick - next_tick < -2:
             continue
-        for repeat in range(max(gap, 0) + 1):
-            yield frame, repeat > 0
-            written += 1
+        for _ in range(max(tick - next_tick, 0) + 1):
+            yield next_tick, frame
+            next_tick += 1

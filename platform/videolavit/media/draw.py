@@ -1,0 +1,93 @@
+"""Motion one can look at: arrows over a picture, and contact sheets."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from .settings import BLOCK
+
+ARROW = (255, 214, 10)
+OUTLINE = (20, 20, 20)
+
+
+def draw_motion(
+    image: NDArray[np.uint8], motion: NDArray[np.int16], *, spacing: int = 2, scale: float = 2.0
+) -> NDArray[np.uint8]:
+    """Draws a motion field over a picture as arrows that point where the content moves.
+
+    Args:
+        image: uint8 [height, width, 3].
+        motion: int16 [blocks_high, blocks_wide, 2] in half pixels (one frame, or a sum of frames).
+        spacing: One arrow for so many blocks in each direction: the mean of their vectors.
+        scale: Length of an arrow in units of its displacement.
+
+    Returns:
+        A new uint8 [height, width, 3].
+    """
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    high, wide = motion.shape[:2]
+    for top in range(0, high, spacing):
+        for left in range(0, wide, spacing):
+            cell = motion[top : top + spacing, left : left + spacing].reshape(-1, 2)
+            dx, dy = cell.mean(axis=0) / 2 * scale
+            if math.hypot(dx, dy) < 1.5:
+                continue
+            x, y = (left + spacing / 2) * BLOCK, (top + spacing / 2) * BLOCK
+            _arrow(pen, x - dx / 2, y - dy / 2, dx, dy)
+    return np.asarray(canvas)
+
+
+def _arrow(pen: ImageDraw.ImageDraw, x: float, y: float, dx: float, dy: float) -> None:
+    length = math.hypot(dx, dy)
+    ux, uy = dx / length, dy / length
+    head = min(8.0, 0.5 * length + 1)
+    tip = (x + dx, y + dy)
+    wings = [(tip[0] - head * (ux * c - uy * s), tip[1] - head * (uy * c + ux * s)) for c, s in ((0.87, 0.5), (0.87, -0.5))]
+    for colour, width in ((OUTLINE, 4), (ARROW, 2)):
+        pen.line([(x, y), tip], fill=colour, width=width)
+        pen.line([wings[0], tip, wings[1]], fill=colour, width=width)
+
+
+def contact_sheet(
+    cells: Sequence[tuple[NDArray[np.uint8], str]], *, columns: int = 4, cell_width: int = 320
+) -> NDArray[np.uint8]:
+    """Lays captioned pictures out on a sheet.
+
+    Args:
+        cells: (uint8 [height, width, 3], caption) pairs.
+        columns: Pictures in a row.
+        cell_width: Width that each picture is scaled to, in pixels.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        ValueError: there are no cells.
+    """
+    if not cells:
+        raise ValueError("a contact sheet needs at least one picture")
+    margin, caption_height = 8, 18
+    cell_height = max(round(cell_width * image.shape[0] / image.shape[1]) for image, _ in cells)
+    columns = min(columns, len(cells))
+    rows = -(-len(cells) // columns)
+    pitch = (cell_width + margin, cell_height + caption_height + margin)
+    sheet = Image.new("RGB", (columns * pitch[0] + margin, rows * pitch[1] + margin), (250, 250, 250))
+    pen = ImageDraw.Draw(sheet)
+    for index, (image, caption) in enumerate(cells):
+        left, top = margin + index % columns * pitch[0], margin + index // columns * pitch[1]
+        picture = Image.fromarray(image)
+        picture.thumbnail((cell_width, cell_height))
+        sheet.paste(picture, (left, top))
+        pen.text((left, top + cell_height + 2), _fitting(pen, caption, cell_width), fill=(40, 40, 40))
+    return np.asarray(sheet)
+
+
+def _fitting(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    text = text.encode("latin-1", "replace").decode("latin-1")  # the built-in font has no more
+    while text and pen.textlength(text) > width:
+        text = text[:-2] + "…" if len(text) < 3 else text[:-4] + "..."
+    return text
