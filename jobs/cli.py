@@ -1,0 +1,31 @@
+"""The `videolavit` command: one sub-command a job."""
+
+import importlib
+import sys
+
+JOBS = {
+    "decompose": "videos to Parquet clip shards of keyframes and motion vectors",
+    "inspect": "what is in a video, a clip shard or a run",
+    "synth": "render a captioned corpus of moving shapes with known motion",
+}
+
+
+def main() -> None:
+    """Runs the job that the first argument names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in JOBS:
+        importlib.import_module(f"jobs.{name}").main(sys.argv[2:])
+        return
+    asked = name in ("-h", "--help")
+    out = sys.stdout if asked else sys.stderr
+    if not asked:
+        print(f"videolavit: there is no command {name!r}\n", file=out)
+    print("usage: videolavit COMMAND [options]\n", file=out)
+    for job, purpose in JOBS.items():
+        print(f"  {job:<10} {purpose}", file=out)
+    print("\n`videolavit COMMAND --help` says more.", file=out)
+    sys.exit(0 if asked else 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What all jobs share: command lines, user errors without a traceback, and Ray as it should be here."""
+
+import contextlib
+import logging
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import ray
+from jsonargparse import ActionConfigFile, ArgumentParser
+from rich.console import Console
+from rich.markup import escape
+
+console = Console(stderr=True, highlight=False)
+"""For people: progress and messages. Standard output is for results."""
+
+
+class JobParser(ArgumentParser):  # type: ignore[misc]
+    """A command line with `--config FILE` and `--print-config`; options are written with dashes."""
+
+    def __init__(self, name: str, description: str) -> None:
+        super().__init__(prog=f"videolavit {name}", description=description)
+        self.add_argument("--config", action=ActionConfigFile, help="YAML file of options; later options override it")
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
+        args = sys.argv[1:] if args is None else args
+        return super().parse_args([re.sub(r"^--[\w-]+", _underscored, word) for word in args], *rest, **named)
+
+    def format_help(self) -> str:
+        return re.sub(r"--\w+", lambda match: "--" + match[0][2:].replace("_", "-"), super().format_help())
+
+
+def _underscored(option: "re.Match[str]") -> str:
+    return "--" + option[0][2:].replace("-", "_")
+
+
+def fail(message: object) -> NoReturn:
+    """Ends the job as a user's mistake: the message, and exit status 2."""
+    console.print(f"[red]error:[/] {escape(str(message))}", soft_wrap=True)
+    sys.exit(2)
+
+
+@contextlib.contextmanager
+def user_errors(*types: type[Exception]) -> Iterator[None]:
+    """Turns these exceptions into `fail`."""
+    try:
+        yield
+    except types as error:
+        fail(error)
+
+
+@contextlib.contextmanager
+def ray_runtime() -> Iterator[None]:
+    """Joins the cluster that `RAY_ADDRESS` names, or else starts Ray in this process."""
+    if ray.is_initialized():
+        yield
+        return
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()

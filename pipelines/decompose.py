@@ -1,0 +1,242 @@
+"""Videos to clip shards.
+
+    sources -> plan (1:N, headers only) -> shards fixed in OUT/plan -> decompose (1 shard : 1 file) -> OUT/clips
+
+The plan is committed before any work starts, and a shard is committed in one step under a name that the plan fixed.
+Whatever is killed, and however often Ray repeats a task, a shard is therefore made once, with the same rows. Ray Data's
+own checkpointing is not used: it loses rows under fan-out and repeats rejected ones.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from videolavit.isolation import IsolatedFunction, ProcessDied, TimeLimitExceeded
+from videolavit.media import MediaError
+from videolavit.media.errors import SourceUnreadable
+from videolavit.records import schema
+from videolavit.records.plan import assign_shards, extra_fields, plan_table, whole_source
+from videolavit.records.samples import SampleSettings, extra_columns
+from videolavit.records.shards import Ledger, ShardWriter
+from videolavit.records.storage import Folder, StorageSettings
+
+SOURCES_PER_PLAN = 20_000
+"""Sources that are planned in one go: an interrupted planning of a large corpus repeats at most so many headers."""
+
+SOURCES_PER_TASK = 16
+HEADER_TIME_LIMIT = 60.0
+WORKER_MEMORY = 400 << 20
+
+_PLANNED = pa.schema([*schema.PLAN, ("pixels", pa.int64())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """How work is run. None of it changes a run's clips.
+
+    Args:
+        workers: Decoding actors, one core each; by default as many as the cluster has cores. More than it has lets an
+            autoscaling cluster grow.
+        time_limit: Seconds a segment may take; a slower one is rejected.
+        attempts: Tries of a segment whose process dies or whose storage fails.
+    """
+
+    workers: int | None = None
+    time_limit: float = 600.0
+    attempts: int = 3
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers must be at least 1, not {self.workers}")
+        if not 0 < self.time_limit <= 1500:
+            # Ray Data ends a run that has made no progress for 30 minutes.
+            raise ValueError(f"time_limit must be above 0 and at most 1500 seconds, not {self.time_limit:g}")
+        if self.attempts < 1:
+            raise ValueError(f"attempts must be at least 1, not {self.attempts}")
+
+
+def plan_segments(
+    sources: pa.Table, settings: SampleSettings, storage: StorageSettings, workers: WorkerSettings
+) -> Iterator[pa.Table]:
+    """Reads the sources' headers and yields tables of plan rows that have no shard yet."""
+    blocks = [sources.slice(start, SOURCES_PER_TASK) for start in range(0, sources.num_rows, SOURCES_PER_TASK)]
+    dataset = _from_blocks(blocks).map_batches(
+        _Planner,
+        fn_constructor_kwargs={"settings": settings, "storage": storage, "extra": _extra_of_sources(sources)},
+        batch_size=None,
+        batch_format="pyarrow",
+        **_actor_pool(workers, len(blocks)),
+    )
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def commit_plan(ledger: Ledger, planned: pa.Table) -> bool:
+    """Assigns shards to planned segments and publishes the plan. False if another run was faster."""
+    generation = len(ledger.plans())
+    rows = assign_shards(planned.drop_columns(["shard"]).to_pylist(), generation)
+    return ledger.add_plan(generation, plan_table(rows, extra_fields(planned.schema)))
+
+
+def pending_shards(ledger: Ledger) -> list[pa.Table]:
+    """Plan rows of every shard that is not committed, a table a shard, the most work first."""
+    done = ledger.committed()
+    pending: list[tuple[float, pa.Table]] = []
+    for plan in ledger.planned():
+        for shard, start, count in _runs(plan["shard"].to_pylist()):
+            if shard not in done:
+                table = plan.slice(start, count)
+                pending.append((pa.compute.sum(table["cost"]).as_py(), table))
+    return [table for _, table in sorted(pending, key=lambda item: -item[0])]
+
+
+def decompose_shards(
+    shards: list[pa.Table], folder: Folder, settings: SampleSettings, workers: WorkerSettings
+) -> Iterator[dict[str, Any]]:
+    """Makes and commits shards; yields a progress record a sample, and one a committed shard."""
+    dataset = _from_blocks(shards).map_batches(
+        _ShardMaker,
+        fn_constructor_kwargs={
+            "output": folder.url,
+            "storage": folder.settings,
+            "settings": settings,
+            "workers": workers,
+        },
+        batch_size=None,
+        batch_format="pyarrow",
+        **_actor_pool(workers, len(shards)),
+    )
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch.to_pylist()
+
+
+class _Planner:
+    """Actor: reads headers in a child process, since even a header can crash or hang a demuxer."""
+
+    def __init__(self, settings: SampleSettings, storage: StorageSettings, extra: list[pa.Field]) -> None:
+        self._settings, self._storage = settings, storage
+        self._schema = pa.schema([*_PLANNED, *extra])
+        self._plan = IsolatedFunction("videolavit.records.plan:plan_source")
+
+    def __call__(self, sources: pa.Table) -> pa.Table:
+        rows = [segment for row in sources.to_pylist() for segment in self._segments(row)]
+        return pa.Table.from_pylist(rows, schema=self._schema)
+
+    def _segments(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        try:
+            return self._plan(row, self._settings, self._storage, time_limit=HEADER_TIME_LIMIT)  # type: ignore[no-any-return]
+        except (TimeLimitExceeded, ProcessDied):
+            return [whole_source(row, self._settings)]
+
+
+class _ShardMaker:
+    """Actor: makes one shard at a time; a child process does the decoding."""
+
+    def __init__(
+        self, output: str, storage: StorageSettings, settings: SampleSettings, workers: WorkerSettings
+    ) -> None:
+        self._folder = Folder(output, storage)
+        self._storage, self._settings, self._workers = storage, settings, workers
+        self._decompose = IsolatedFunction("videolavit.records.samples:decompose_row")
+
+    def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
+        name = plan["shard"][0].as_py()
+        fields = {field.name: field.type for field in extra_fields(plan.schema)}
+        rows = plan.to_pylist()
+        with ShardWriter(self._folder, name, _shard_fields(rows[0], fields)) as writer:
+            for row in rows:
+                yield _progress(**self._sample(row, writer))
+            writer.commit()
+        yield _progress(shards=1)
+
+    def _sample(self, row: dict[str, Any], writer: ShardWriter) -> dict[str, Any]:
+        started, tries = time.monotonic(), 0
+        while True:
+            tries += 1
+            try:
+                data = self._decompose(row, self._settings, self._storage, time_limit=self._workers.time_limit)
+            except Exception as error:
+                # Any fault of one sample is that sample's reject. Only a dead process or a failing storage may be
+                # chance, and worth another try.
+                if isinstance(error, (ProcessDied, SourceUnreadable)) and tries < self._workers.attempts:
+                    continue
+                writer.reject(_reject(row, error, row["attempts"] + tries, time.monotonic() - started))
+                return {"samples": 1, "rejects": 1}
+            table = pa.ipc.open_stream(data).read_all()
+            writer.add(table, extra_columns(row))
+            return {
+                "samples": 1,
+                "clips": table["num_clips"][0].as_py(),
+                "video_seconds": table["end_seconds"][0].as_py() - row["start_seconds"],
+            }
+
+
+def _reject(row: dict[str, Any], error: Exception, attempts: int, seconds: float) -> dict[str, Any]:
+    return {
+        "sample_id": row["sample_id"],
+        "source": row["source"],
+        "start_seconds": row["start_seconds"],
+        "stage": "decompose",
+        "error_type": type(error).__name__,
+        "message": str(error) if isinstance(error, (MediaError, TimeLimitExceeded, ProcessDied)) else repr(error),
+        "attempts": attempts,
+        "seconds": seconds,
+    }
+
+
+def _shard_fields(row: dict[str, Any], types: dict[str, pa.DataType]) -> list[pa.Field]:
+    return [pa.field(name, kind) for name, kind in zip(extra_columns(row), types.values(), strict=True)]
+
+
+def _progress(**values: Any) -> pa.Table:
+    names = ("samples", "clips", "rejects", "shards")
+    columns = {name: pa.array([values.get(name, 0)], pa.int64()) for name in names}
+    return pa.table(columns | {"video_seconds": pa.array([float(values.get("video_seconds", 0.0))])})
+
+
+def _extra_of_sources(sources: pa.Table) -> list[pa.Field]:
+    fields = extra_fields(sources.schema)
+    has_tar = any(url.lower().endswith(".tar") for url in sources["url"].to_pylist())
+    return [*fields, pa.field("extra.json", pa.string())] if has_tar else fields
+
+
+def _runs(values: list[str]) -> Iterator[tuple[str, int, int]]:
+    """(value, start, count) of each run of equal neighbours."""
+    start = 0
+    for index in range(1, len(values) + 1):
+        if index == len(values) or values[index] != values[start]:
+            yield values[start], start, index - start
+            start = index
+
+
+def _from_blocks(blocks: list[pa.Table]) -> "ray.data.Dataset":
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = -1  # a shard that fails for good stays pending; the others are made
+    context.target_max_block_size = 1  # progress records leave the actor one by one
+    context.execution_options.preserve_order = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    return ray.data.from_arrow([table.combine_chunks() for table in blocks])
+
+
+def _actor_pool(workers: WorkerSettings, tasks: int) -> dict[str, Any]:
+    cores = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    most = max(min(workers.workers or cores, tasks), 1)
+    fixed = most <= cores
+    return {
+        "compute": ray.data.ActorPoolStrategy(
+            min_size=min(most, cores),
+            max_size=most,
+            # One shard at a time keeps the tail short; only a queue makes a pool grow.
+            max_tasks_in_flight_per_actor=1 if fixed else 2,
+        ),
+        "num_cpus": 1,
+        "memory": WORKER_MEMORY,
+        "max_task_retries": 5,
+        "max_restarts": -1,
+    }

@@ -1,0 +1,221 @@
+"""Files on any fsspec location, and the one way this project creates them.
+
+A file under its final name is complete, and is never changed: `create` writes it in one atomic step and only if no file
+of that name exists. Of two writers of the same name, the first wins and the second is told so. Every guarantee of a
+pipeline run rests on this.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from videolavit.media.errors import SourceForbidden, SourceMissing, SourceUnreadable
+
+READ_AHEAD = 4 << 20
+"""Bytes fetched at a time from remote storage: a few requests for a header, a few dozen for a video."""
+
+
+class StorageError(ValueError):
+    """A location cannot be used; the message names it and the likely fix."""
+
+
+@dataclass(frozen=True)
+class StorageSettings:
+    """Where S3 is, beyond what the usual AWS environment variables and files say. Never credentials.
+
+    Args:
+        s3_endpoint: URL of an S3-compatible server; None for `AWS_ENDPOINT_URL` or AWS itself.
+    """
+
+    s3_endpoint: str | None = None
+
+
+def filesystem(url: str, settings: StorageSettings) -> tuple[Any, str]:
+    """Returns the fsspec filesystem of a URL or local path, and the path inside it.
+
+    Raises:
+        StorageError: an unknown protocol, or one whose package is not installed.
+    """
+    protocol = fsspec.utils.get_protocol(url)
+    options: dict[str, Any] = {}
+    if protocol in ("s3", "s3a"):
+        endpoint = settings.s3_endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        options = {"endpoint_url": endpoint} if endpoint else {}
+        options["default_cache_type"] = "readahead"
+        options["default_block_size"] = READ_AHEAD
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except (ImportError, ValueError) as error:
+        raise StorageError(f"cannot use {url}: {error}") from None
+    return fs, path
+
+
+def absolute_url(url: str) -> str:
+    """The same location however it is written: a local path becomes absolute, a URL stays."""
+    if fsspec.utils.get_protocol(url) == "file":
+        return os.path.abspath(fsspec.core.strip_protocol(url))
+    return url
+
+
+@contextlib.contextmanager
+def open_source(url: str, settings: StorageSettings, offset: int = 0, length: int | None = None) -> Iterator[BinaryIO]:
+    """Opens a source, or a byte range of one (a member of a tar), as a seekable binary file.
+
+    Raises:
+        MediaError: it is missing, forbidden or unreadable.
+    """
+    try:
+        fs, path = filesystem(url, settings)
+        if isinstance(fs, LocalFileSystem):
+            file: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
+        else:
+            file = fs.open(path, "rb")
+    except FileNotFoundError:
+        raise SourceMissing(f"no such file or key: {url}") from None
+    except PermissionError:
+        raise SourceForbidden(f"no permission to read {url}") from None
+    except (OSError, StorageError) as error:
+        raise SourceUnreadable(f"cannot open {url}: {error}") from None
+    with file:
+        yield file if length is None else _ByteRange(file, offset, length)  # type: ignore[misc]
+
+
+class _ByteRange:
+    """A window of a seekable file, itself a seekable file."""
+
+    def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
+        self._file, self._offset, self._length, self._position = file, offset, length, 0
+
+    def read(self, size: int = -1) -> bytes:
+        left = self._length - self._position
+        size = left if size < 0 else min(size, left)
+        if size <= 0:
+            return b""
+        self._file.seek(self._offset + self._position)
+        data = self._file.read(size)
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def seekable(self) -> bool:
+        return True
+
+
+class Folder:
+    """An output folder on any filesystem.
+
+    Args:
+        url: Local path or fsspec URL.
+        settings: Where S3 is.
+
+    Raises:
+        StorageError: the location cannot be used.
+    """
+
+    def __init__(self, url: str, settings: StorageSettings) -> None:
+        self.url = absolute_url(url)
+        self.settings = settings
+        self.fs, self.path = filesystem(self.url, settings)
+        self.path = self.path.rstrip("/")
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+
+    def join(self, name: str) -> str:
+        return f"{self.path}/{name}"
+
+    def names(self, prefix: str, suffix: str) -> list[str]:
+        """Names of the files in a sub-folder, sorted; empty where there is no such folder. Always asks the storage."""
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(self.join(prefix), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in (str(path).rsplit("/", 1)[-1] for path in found) if name.endswith(suffix))
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file, or None if it does not exist."""
+        try:
+            return self.fs.cat_file(self.join(name))  # type: ignore[no-any-return]
+        except FileNotFoundError:
+            return None
+
+    def open(self, name: str) -> Any:
+        return self.fs.open(self.join(name), "rb")
+
+    def create(self, name: str, local_file: Path) -> bool:
+        """Publishes a finished local file under `name` in one step, unless the name is taken.
+
+        Order: the bytes are complete on the target's disk under a temporary name, then the final name is linked to
+        them. A crash before the link leaves no file of that name; a crash after it leaves a complete one.
+
+        Returns:
+            False if the name was already taken; that file is left as it is.
+        """
+        target = self.join(name)
+        if self.is_local:
+            return _create_local(Path(target), local_file)
+        try:
+            self.fs.put_file(str(local_file), target, mode="create")
+        except OSError:
+            # Servers word a failed precondition differently. If the name is taken now, that was it.
+            self.fs.invalidate_cache()
+            if self.fs.exists(target):
+                return False
+            raise
+        return True
+
+    def create_bytes(self, name: str, data: bytes) -> bool:
+        """`create` for small content that is in memory."""
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "data"
+            file.write_bytes(data)
+            return self.create(name, file)
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Writes a derived file (a summary, a report) in one step over what may be there."""
+        target = self.join(name)
+        if not self.is_local:
+            self.fs.pipe_file(target, data)
+            return
+        path = Path(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+
+
+def _create_local(target: Path, local_file: Path) -> bool:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}")
+    try:
+        with local_file.open("rb") as source, temporary.open("wb") as copy:
+            while chunk := source.read(1 << 20):
+                copy.write(chunk)
+            copy.flush()
+            os.fsync(copy.fileno())
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # without it a power failure may forget the new name
+    finally:
+        os.close(directory)
+    return True
