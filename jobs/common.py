@@ -4,6 +4,7 @@ import contextlib
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -56,8 +57,8 @@ def ray_runtime() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    logging.getLogger("ray").setLevel(logging.WARNING)
-    ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    ray.init(log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:

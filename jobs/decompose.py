@@ -28,7 +28,7 @@ from pipelines.decompose import (
 from videolavit.records import schema
 from videolavit.records.identity import IdentityMismatch, differences
 from videolavit.records.inputs import InputError, list_sources
-from videolavit.records.report import write_report
+from videolavit.records.report import REPORT, write_report
 from videolavit.records.samples import SampleSettings
 from videolavit.records.shards import Ledger
 from videolavit.records.storage import Folder, StorageError, StorageSettings
@@ -36,7 +36,7 @@ from videolavit.records.storage import Folder, StorageError, StorageSettings
 from .common import JobParser, console, fail, ray_runtime, user_errors
 from .progress import Tally
 
-RUN, REJECTS, REPORT = "run.json", "rejects.parquet", "report.html"
+RUN, REJECTS = "run.json", "rejects.parquet"
 T = TypeVar("T")
 
 
@@ -249,7 +249,7 @@ def _finish(ledger: Ledger, settings: SampleSettings, left: int, seconds: float)
         raise AssertionError(f"{counts['planned']} samples were planned, the shards account for others: {counts}")
     run = {"identity": settings.identity(), "complete": not left, "counts": counts, "last_start_seconds": seconds}
     folder.replace(RUN, _json(run))
-    write_report(folder, ledger, run, rejects)
+    write_report(folder, run, rejects)
     _print_summary(folder, counts, seconds)
 
 

@@ -220,11 +220,12 @@ def _from_blocks(blocks: list[pa.Table]) -> "ray.data.Dataset":
     context.max_errored_blocks = -1  # a shard that fails for good stays pending; the others are made
     context.target_max_block_size = 1  # progress records leave the actor one by one
     context.execution_options.preserve_order = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray.data.from_arrow([table.combine_chunks() for table in blocks])
 
 
 def _actor_pool(workers: WorkerSettings, tasks: int) -> dict[str, Any]:
+    """Arguments of a pool of one-core actors. Ray restarts a killed one without limit; bad input cannot kill it."""
     cores = max(int(ray.cluster_resources().get("CPU", 1)), 1)
     most = max(min(workers.workers or cores, tasks), 1)
     fixed = most <= cores
@@ -237,6 +238,4 @@ def _actor_pool(workers: WorkerSettings, tasks: int) -> dict[str, Any]:
         ),
         "num_cpus": 1,
         "memory": WORKER_MEMORY,
-        "max_task_retries": 5,
-        "max_restarts": -1,
     }

@@ -1,10 +1,153 @@
-"""The dataset card of a run: `report.html`."""
+"""The dataset card of a run, and contact sheets of stored clips."""
 
-from typing import Any
+import base64
+import io
+import json
+from collections.abc import Sequence
+from importlib import resources
+from itertools import groupby
+from typing import Any, TypeVar
 
-from .shards import Ledger
+import jinja2
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from videolavit.media import contact_sheet, draw_motion
+
+from .samples import clip_motion, decode_picture
+from .shards import CLIPS, Ledger
 from .storage import Folder
 
+T = TypeVar("T")
 
-def write_report(folder: Folder, ledger: Ledger, run: dict[str, Any], rejects: list[dict[str, Any]]) -> None:
-    folder.replace("report.html", b"<html></html>")
+REPORT = "report.html"
+SHEET_CELLS = 12
+SAMPLED_SHARDS = 200
+"""The card of a large run describes so many shards, evenly spread; its counts are of all."""
+
+_BINS = 24
+_NUMBERS = {
+    "seconds of a sample": "end_seconds",
+    "clips of a sample": "num_clips",
+    "width in pixels": "width",
+    "motion of a clip, % of the diagonal a frame": "motion_score",
+    "frames of a clip": "num_frames",
+}
+
+
+def write_report(folder: Folder, run: dict[str, Any], rejects: list[dict[str, Any]]) -> None:
+    """Writes `report.html` from a run's shards and counts."""
+    counts = run["counts"]
+    names = _spread(sorted(Ledger(folder).committed()), SAMPLED_SHARDS)
+    tables = [_read_numbers(folder, name) for name in names]
+    facts = [(name, f"{counts[name]:,}") for name in ("planned", "samples", "clips", "frames", "rejects", "shards")]
+    facts += [("hours of video", f"{counts['video_hours']:.2f}"), ("core-hours", f"{counts['core_hours']:.3f}")]
+    by_kind = groupby(sorted(rejects, key=lambda reject: str(reject["error_type"])), lambda reject: reject["error_type"])
+    page = render_page(
+        title=f"Clips in {folder.url}",
+        facts=facts,
+        cells=stored_cells(folder, names),
+        plots=[_histogram(title, np.concatenate([table[column] for table in tables])) for title, column in _NUMBERS.items()]
+        if tables
+        else [],
+        rejects=[(kind, list(group)) for kind, group in by_kind],
+        details=json.dumps(run["identity"], indent=2),
+    )
+    folder.replace(REPORT, page.encode())
+
+
+def render_page(
+    *,
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    cells: Sequence[tuple[NDArray[np.uint8], str]],
+    plots: Sequence[dict[str, Any]] = (),
+    rejects: Sequence[tuple[str, list[dict[str, Any]]]] = (),
+    details: str = "",
+) -> str:
+    """A self-contained HTML page with a contact sheet; everything from the data is escaped."""
+    template = resources.files("videolavit.records").joinpath("report.html.j2").read_text()
+    sheet = ""
+    if cells:
+        sink = io.BytesIO()
+        Image.fromarray(contact_sheet(cells)).save(sink, "JPEG", quality=88)
+        sheet = base64.b64encode(sink.getvalue()).decode()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(template).render(
+        title=title, facts=facts, sheet=sheet, plots=plots, rejects=rejects, details=details
+    )
+
+
+def clip_cell(keyframe: NDArray[np.uint8], motion: NDArray[np.int16], caption: str) -> tuple[NDArray[np.uint8], str]:
+    """A keyframe with the mean motion of its clip's first second, for a contact sheet.
+
+    Args:
+        keyframe: uint8 [height, width, 3].
+        motion: int16 [frames, blocks_high, blocks_wide, 2] in half pixels.
+    """
+    mean = motion[1:7].mean(axis=0) if len(motion) > 1 else motion[0].astype(np.float64)
+    longest = float(np.percentile(np.hypot(mean[..., 0], mean[..., 1]), 98)) / 2
+    scale = max(1.0, keyframe.shape[1] / 16 / longest) if longest else 1.0
+    spacing = max(1, round(keyframe.shape[1] / 16 / 20))
+    return draw_motion(keyframe, mean, spacing=spacing, scale=min(scale, 8.0)), caption
+
+
+def stored_cells(folder: Folder, names: Sequence[str], limit: int = SHEET_CELLS) -> list[tuple[NDArray[np.uint8], str]]:
+    """Cells of clips taken evenly from shards."""
+    per_shard = -(-limit // max(len(names), 1))
+    cells: list[tuple[NDArray[np.uint8], str]] = []
+    for name in _spread(names, limit):
+        with folder.open(f"{CLIPS}/{name}") as file:
+            cells += shard_cells(pq.ParquetFile(file), per_shard)
+    return cells[:limit]
+
+
+def shard_cells(shard: pq.ParquetFile, limit: int) -> list[tuple[NDArray[np.uint8], str]]:
+    """One cell each of up to `limit` samples of a shard: the middle clip."""
+    cells = []
+    for index in _spread(range(shard.num_row_groups), limit):
+        (row,) = shard.read_row_group(index, columns=["source", "text", "clips"]).to_pylist()
+        if row["clips"]:
+            clip = row["clips"][len(row["clips"]) // 2]
+            caption = row["text"] or row["source"].rsplit("/", 1)[-1]
+            cells.append(clip_cell(decode_picture(clip["keyframe"]), clip_motion(clip), caption))
+    return cells
+
+
+def _spread(items: Sequence[T], limit: int) -> list[T]:
+    if len(items) <= limit:
+        return list(items)
+    return [items[int(index)] for index in np.linspace(0, len(items) - 1, limit)]
+
+
+def _read_numbers(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
+    nested = {field: f"clips.list.element.{field}" for field in ("motion_score", "num_frames")}
+    flat = ["start_seconds", "end_seconds", "num_clips", "width"]
+    with folder.open(f"{CLIPS}/{name}") as file:
+        table = pq.ParquetFile(file).read(columns=[*flat, *nested.values()])
+    clips = table["clips"].combine_chunks().flatten()
+    numbers = {column: table[column].to_numpy() for column in flat}
+    numbers["end_seconds"] = numbers["end_seconds"] - numbers["start_seconds"]
+    return numbers | {field: clips.field(field).to_numpy(zero_copy_only=False) for field in nested}
+
+
+def _histogram(title: str, values: NDArray[Any]) -> dict[str, Any]:
+    values = values[np.isfinite(values.astype(float))].astype(float)
+    if not len(values):
+        return {"title": f"{title}: none", "bars": [], "low": "", "high": ""}
+    low, high = float(values.min()), float(values.max())
+    bins = _BINS if high > low else 1
+    heights, edges = np.histogram(values, bins=bins, range=(low, high if high > low else low + 1))
+    width = 260 / bins
+    bars = [
+        {
+            "x": round(index * width, 2),
+            "width": round(width - 1, 2),
+            "height": round(float(90 * count / heights.max()), 2),
+            "label": f"{edges[index]:.4g} to {edges[index + 1]:.4g}: {count}",
+        }
+        for index, count in enumerate(heights)
+    ]
+    return {"title": f"{title} (median {np.median(values):.3g})", "bars": bars, "low": f"{low:.4g}", "high": f"{high:.4g}"}

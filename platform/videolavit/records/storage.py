@@ -150,7 +150,7 @@ class Folder:
         """The content of a file, or None if it does not exist."""
         try:
             return self.fs.cat_file(self.join(name))  # type: ignore[no-any-return]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def open(self, name: str) -> Any:

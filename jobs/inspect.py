@@ -1,0 +1,149 @@
+"""Show what is in a video, a clip shard or a run."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from videolavit.media import DecomposeSettings, MediaError, contact_sheet, decompose, probe
+from videolavit.records.report import SHEET_CELLS, clip_cell, render_page, shard_cells, stored_cells
+from videolavit.records.shards import Ledger
+from videolavit.records.storage import Folder, StorageError, StorageSettings, open_source
+
+from .common import JobParser, fail, user_errors
+
+Cells = list[tuple[NDArray[np.uint8], str]]
+Facts = list[tuple[str, str]]
+MOST_ROWS = 20
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints tables; writes a contact sheet where asked for one."""
+    parser = JobParser("inspect", __doc__)
+    parser.add_argument("path", type=str, help="video, clip shard (.parquet) or run folder; local or s3://")
+    parser.add_argument("--png", type=str | None, help="write a contact sheet of keyframes with motion arrows here")
+    parser.add_argument("--html", type=str | None, help="write a page with the sheet and the facts here")
+    parser.add_class_arguments(StorageSettings)
+    options = parser.parse_args(argv)
+    storage = StorageSettings(s3_endpoint=options.s3_endpoint)
+    with user_errors(MediaError, StorageError):
+        facts, cells = _inspect(options.path, storage)
+    if (options.png or options.html) and not cells:
+        fail("there is no clip to draw")
+    if options.png:
+        Image.fromarray(contact_sheet(cells)).save(_new_file(options.png), "PNG")
+    if options.html:
+        _new_file(options.html).write_text(render_page(title=options.path, facts=facts, cells=cells))
+
+
+def _inspect(path: str, storage: StorageSettings) -> tuple[Facts, Cells]:
+    folder = Folder(path, storage)
+    if folder.read("run.json") is not None:
+        return _run(folder)
+    if path.endswith(".parquet"):
+        return _shard(path, storage)
+    if folder.fs.isdir(folder.path):
+        fail(f"{path} is no run: it has no run.json")
+    return _video(path, storage)
+
+
+def _video(path: str, storage: StorageSettings) -> tuple[Facts, Cells]:
+    with open_source(path, storage) as file:
+        info = probe(file)
+        file.seek(0)
+        clips = list(decompose(file, DecomposeSettings()))
+    frames = sum(clip.num_frames for clip in clips)
+    facts = [
+        ("container", info.container),
+        ("codec", info.codec),
+        ("picture", f"{info.width} x {info.height}"),
+        ("seconds", f"{info.seconds:.2f}" if info.seconds else "unknown"),
+        ("frames a second", f"{info.frame_rate:.3f}"),
+        ("frames at 6 fps", str(frames)),
+        ("clips", str(len(clips))),
+    ]
+    table = Table("clip", "seconds", "frames", "blocks with a vector", "motion, % of diagonal", title=path)
+    for index, clip in enumerate(clips):
+        blocks = clip.motion.shape[1] * clip.motion.shape[2] * max(clip.num_frames - 1, 1)
+        share = clip.num_vectors.sum() / blocks
+        table.add_row(str(index), f"{clip.seconds:.2f}", str(clip.num_frames), f"{share:.0%}", f"{clip.motion_score:.3f}")
+    _print_facts(facts)
+    Console().print(table)
+    step = max(1, len(clips) // SHEET_CELLS)
+    chosen = clips[::step][:SHEET_CELLS]
+    return facts, [clip_cell(c.keyframe, c.motion[: c.num_frames], f"{c.seconds:.2f} s") for c in chosen]
+
+
+def _shard(path: str, storage: StorageSettings) -> tuple[Facts, Cells]:
+    with open_source(path, storage) as file:
+        shard = pq.ParquetFile(file)
+        kind = (shard.schema_arrow.metadata or {}).get(b"videolavit.kind", b"").decode()
+        if kind != "clips":
+            return _rows(path, kind or "a foreign table", shard.read().to_pylist()), []
+        columns = ["source", "text", "start_seconds", "end_seconds", "width", "height", "num_clips"]
+        rows = shard.read(columns=columns).to_pylist()
+        facts = _rows(path, "clip shard", rows)
+        return facts, shard_cells(shard, SHEET_CELLS)
+
+
+def _rows(path: str, kind: str, rows: list[dict[str, Any]]) -> Facts:
+    facts = [("kind", kind), ("rows", str(len(rows)))]
+    _print_facts(facts)
+    if rows:
+        table = Table(*rows[0], title=path)
+        for row in rows[:MOST_ROWS]:
+            table.add_row(*(str(value)[:60] if value is not None else "" for value in row.values()))
+        if len(rows) > MOST_ROWS:
+            table.caption = f"the first {MOST_ROWS} of {len(rows)} rows"
+        Console().print(table)
+    return facts
+
+
+def _run(folder: Folder) -> tuple[Facts, Cells]:
+    run = json.loads(folder.read("run.json") or b"{}")
+    ledger = Ledger(folder)
+    summaries = ledger.summaries()
+    rejects = ledger.rejects(summaries)
+    planned = sum(plan.num_rows for plan in ledger.planned(["sample_id"]))
+    facts = [
+        ("complete", "yes" if run.get("complete") else "no: start the job again"),
+        ("planned rows", f"{planned:,}"),
+        ("samples", f"{sum(summary.samples for summary in summaries):,}"),
+        ("clips", f"{sum(summary.clips for summary in summaries):,}"),
+        ("rejects", f"{len(rejects):,}"),
+        ("shards", f"{len(summaries):,}"),
+        ("hours", f"{sum(summary.video_seconds for summary in summaries) / 3600:.3f}"),
+    ]
+    _print_facts(facts)
+    if rejects:
+        table = Table("reason", "number", "for example", title="rejects")
+        for kind, number in Counter(reject["error_type"] for reject in rejects).most_common():
+            example = next(reject for reject in rejects if reject["error_type"] == kind)
+            table.add_row(kind, str(number), f"{example['source']}: {example['message']}")
+        Console().print(table)
+    return facts, stored_cells(folder, sorted(ledger.committed()))
+
+
+def _print_facts(facts: Facts) -> None:
+    table = Table(show_header=False, box=None)
+    for name, value in facts:
+        table.add_row(f"[bold]{name}[/]", value)
+    Console().print(table)
+
+
+def _new_file(path: str) -> Path:
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+if __name__ == "__main__":
+    main()
