@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines.decompose import (
@@ -221,6 +223,9 @@ def _work(ledger: Ledger, settings: SampleSettings, workers: WorkerSettings) -> 
         return
     with Tally("decompose", sum(shard.num_rows for shard in shards)) as tally:
         for record in decompose_shards(shards, ledger.folder, settings, workers):
+            error = record.pop("error")
+            if error:
+                console.print(f"[red]shard failed:[/] {escape(error)}", soft_wrap=True)
             tally.add(record)
 
 
@@ -270,8 +275,6 @@ def _print_summary(folder: Folder, counts: dict[str, Any], seconds: float) -> No
 
 
 def _print(table: Table) -> None:
-    from rich.console import Console
-
     Console(highlight=False).print(table)
 
 

@@ -98,7 +98,7 @@ def pending_shards(ledger: Ledger) -> list[pa.Table]:
 def decompose_shards(
     shards: list[pa.Table], folder: Folder, settings: SampleSettings, workers: WorkerSettings
 ) -> Iterator[dict[str, Any]]:
-    """Makes and commits shards; yields a progress record a sample, and one a committed shard."""
+    """Makes and commits shards; yields a progress record a sample, and one a shard: committed, or failed with `error`."""
     dataset = _from_blocks(shards).map_batches(
         _ShardMaker,
         fn_constructor_kwargs={
@@ -148,11 +148,16 @@ class _ShardMaker:
         name = plan["shard"][0].as_py()
         fields = {field.name: field.type for field in extra_fields(plan.schema)}
         rows = plan.to_pylist()
-        with ShardWriter(self._folder, name, _shard_fields(rows[0], fields)) as writer:
-            for row in rows:
-                yield _progress(**self._sample(row, writer))
-            writer.commit()
-        yield _progress(shards=1)
+        try:
+            with ShardWriter(self._folder, name, _shard_fields(rows[0], fields)) as writer:
+                for row in rows:
+                    yield _progress(**self._sample(row, writer))
+                writer.commit()
+        except Exception as error:
+            # The shard stays pending, and the driver can say why. Raising would only lose the reason.
+            yield _progress(error=f"{name}: {error!r}")
+        else:
+            yield _progress(shards=1)
 
     def _sample(self, row: dict[str, Any], writer: ShardWriter) -> dict[str, Any]:
         started, tries = time.monotonic(), 0
@@ -196,7 +201,9 @@ def _shard_fields(row: dict[str, Any], types: dict[str, pa.DataType]) -> list[pa
 def _progress(**values: Any) -> pa.Table:
     names = ("samples", "clips", "rejects", "shards")
     columns = {name: pa.array([values.get(name, 0)], pa.int64()) for name in names}
-    return pa.table(columns | {"video_seconds": pa.array([float(values.get("video_seconds", 0.0))])})
+    columns["video_seconds"] = pa.array([float(values.get("video_seconds", 0.0))])
+    columns["error"] = pa.array([values.get("error")], pa.string())
+    return pa.table(columns)
 
 
 def _extra_of_sources(sources: pa.Table) -> list[pa.Field]:

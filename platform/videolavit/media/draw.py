@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from .settings import BLOCK
 
@@ -71,23 +71,26 @@ def contact_sheet(
     if not cells:
         raise ValueError("a contact sheet needs at least one picture")
     margin, caption_height = 8, 18
-    cell_height = max(round(cell_width * image.shape[0] / image.shape[1]) for image, _ in cells)
     columns = min(columns, len(cells))
-    rows = -(-len(cells) // columns)
-    pitch = (cell_width + margin, cell_height + caption_height + margin)
-    sheet = Image.new("RGB", (columns * pitch[0] + margin, rows * pitch[1] + margin), (250, 250, 250))
+    box = (cell_width, cell_width * 3 // 4)
+    pictures = [ImageOps.contain(Image.fromarray(image), box) for image, _ in cells]
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    pitches = [max(picture.height for picture in row) + caption_height + margin for row in rows]
+    sheet = Image.new("RGB", (columns * (cell_width + margin) + margin, sum(pitches) + margin), (250, 250, 250))
     pen = ImageDraw.Draw(sheet)
-    for index, (image, caption) in enumerate(cells):
-        left, top = margin + index % columns * pitch[0], margin + index // columns * pitch[1]
-        picture = Image.fromarray(image)
-        picture.thumbnail((cell_width, cell_height))
+    for index, (picture, (_, caption)) in enumerate(zip(pictures, cells, strict=True)):
+        row, column = divmod(index, columns)
+        left, top = margin + column * (cell_width + margin), margin + sum(pitches[:row])
         sheet.paste(picture, (left, top))
-        pen.text((left, top + cell_height + 2), _fitting(pen, caption, cell_width), fill=(40, 40, 40))
+        pen.text((left, top + pitches[row] - caption_height - margin + 2), _fitting(pen, caption, cell_width), fill=(40, 40, 40))
     return np.asarray(sheet)
 
 
 def _fitting(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    """The text, cut to a width in pixels."""
     text = text.encode("latin-1", "replace").decode("latin-1")  # the built-in font has no more
-    while text and pen.textlength(text) > width:
-        text = text[:-2] + "…" if len(text) < 3 else text[:-4] + "..."
-    return text
+    if pen.textlength(text) <= width:
+        return text
+    while text and pen.textlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."

@@ -1,0 +1,199 @@
+"""Real parts for the tests: a Ray head, an S3 server, the job as its own process, a small corpus."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import requests
+
+from videolavit.media import write_mp4
+
+ROOT = Path(__file__).parents[1]
+START_LIMIT = 90.0
+
+Job = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(ready: Callable[[], bool], what: str, limit: float = START_LIMIT) -> None:
+    deadline = time.monotonic() + limit
+    while not ready():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} after {limit:g} s")
+        time.sleep(0.05)
+
+
+def command(*arguments: Any) -> list[str]:
+    """The command line of a job, as a shell or `ray job submit` would run it."""
+    name, *rest = map(str, arguments)
+    return [sys.executable, "-m", f"jobs.{name}", *rest]
+
+
+@pytest.fixture(scope="session")
+def run_job() -> Job:
+    """Runs `python -m jobs.NAME ARGUMENTS` and returns the finished process."""
+
+    def run(*arguments: Any, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            command(*arguments), cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=240
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a local Ray head with two cores and a job server (`RAY_API_SERVER_ADDRESS`), shared by all tests."""
+    port, dashboard = free_port(), free_port()
+    # Clusters authenticate their drivers; the jobs inherit the token.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    log = tmp_path_factory.mktemp("ray-log") / "log"
+    with log.open("wb") as output:
+        head = subprocess.Popen(
+            [
+                str(Path(sys.executable).with_name("ray")),
+                "start",
+                "--head",
+                "--block",
+                f"--port={port}",
+                "--num-cpus=2",
+                "--include-dashboard=true",
+                f"--dashboard-port={dashboard}",
+                "--object-store-memory=400000000",
+                "--disable-usage-stats",
+            ],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    api = f"http://127.0.0.1:{dashboard}"
+    wait_for(lambda: head.poll() is not None or _answers(f"{api}/api/version"), "Ray is not up")
+    assert head.poll() is None, log.read_text()
+    os.environ["RAY_API_SERVER_ADDRESS"] = api
+    yield f"127.0.0.1:{port}"
+    for process in [*psutil.Process(head.pid).children(recursive=True), head]:  # an orderly stop takes half a minute
+        process.kill()
+    head.wait(START_LIMIT)
+
+
+@pytest.fixture(scope="session")
+def on_head(ray_head: str, run_job: Job) -> Job:
+    """`run_job` on the shared Ray head, which starts much faster than a Ray of its own."""
+
+    def run(*arguments: Any, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return run_job(*arguments, RAY_ADDRESS=ray_head, **environment)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment variables for a real S3 server on loopback that has a bucket `bucket`."""
+    folder = tmp_path_factory.mktemp("s3")
+    identities = folder / "identities.json"
+    identities.write_text(
+        '{"identities": [{"name": "tests", "credentials": [{"accessKey": "tests", "secretKey": "tests-secret"}],'
+        ' "actions": ["Admin", "Read", "Write", "List"]}]}'
+    )
+    port = free_port()
+    weed = Path(sys.executable).with_name("weed")
+    ports = {name: free_port() for name in ("master", "volume", "filer")}
+    grpc = {f"{name}.port.grpc": free_port() for name in ports}
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [
+                str(weed),
+                "server",
+                f"-dir={folder}",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+                "-s3",
+                f"-s3.port={port}",
+                f"-s3.config={identities}",
+                *(f"-{name}.port={number}" for name, number in ports.items()),
+                *(f"-{name}={number}" for name, number in grpc.items()),
+                f"-s3.port.grpc={free_port()}",
+                "-master.volumeSizeLimitMB=128",
+                "-volume.max=20",
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "tests-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    try:
+        wait_for(lambda: server.poll() is not None or _answers(environment["AWS_ENDPOINT_URL"]), "S3 is not up")
+        assert server.poll() is None, (folder / "log").read_text()[-2000:]
+        _make_bucket(environment)
+        yield environment
+    finally:
+        server.kill()
+        server.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=1).status_code in (200, 401, 403)
+    except requests.RequestException:
+        return False
+
+
+def s3_filesystem(environment: dict[str, str]) -> Any:
+    import s3fs
+
+    return s3fs.S3FileSystem(
+        key=environment["AWS_ACCESS_KEY_ID"],
+        secret=environment["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        skip_instance_cache=True,
+    )
+
+
+def _make_bucket(environment: dict[str, str]) -> None:
+    def made() -> bool:
+        try:
+            s3_filesystem(environment).mkdir("bucket")
+        except OSError:  # the volume server joins a moment after the gateway answers
+            return False
+        return True
+
+    wait_for(made, "no bucket")
+
+
+def moving_texture(frames: int, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
+    """A textured picture that drifts, as uint8 [height, width, 3] frames."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (height // 8 + 2, width // 8 + 2, 3), np.uint8)
+    texture = np.kron(coarse, np.ones((8, 8, 1), np.uint8))
+    dy, dx = rng.integers(-2, 3, 2)
+    for index in range(frames):
+        yield np.roll(texture, (index * dy, index * dx), (0, 1))[:height, :width]
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six short videos, one of them 20 s long."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for index in range(6):
+        seconds = 20 if index == 5 else 2 + index
+        write_mp4(moving_texture(12 * seconds, 96, 128, index), folder / f"video{index}.mp4", 12)
+    return folder
