@@ -79,6 +79,8 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             ],
             stdout=output,
             stderr=subprocess.STDOUT,
+            # Submitted jobs find `python` as the head does.
+            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         )
     api = f"http://127.0.0.1:{dashboard}"
     wait_for(lambda: head.poll() is not None or _answers(f"{api}/api/version"), "Ray is not up")

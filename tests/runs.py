@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import fsspec
@@ -18,15 +19,28 @@ def shards(url: str, **storage: Any) -> list[str]:
         return []
 
 
+def rows(url: str, **storage: Any) -> Iterator[dict[str, Any]]:
+    fs, _ = fsspec.core.url_to_fs(url, **storage)
+    for name in shards(url, **storage):
+        yield from pq.read_table(io.BytesIO(fs.cat_file(name))).to_pylist()
+
+
 def samples(url: str, **storage: Any) -> dict[str, str]:
     """Sample id -> digest of the row. Fails if a sample appears twice."""
-    fs, _ = fsspec.core.url_to_fs(url, **storage)
     found: dict[str, str] = {}
-    for name in shards(url, **storage):
-        for row in pq.read_table(io.BytesIO(fs.cat_file(name))).to_pylist():
-            assert row["sample_id"] not in found, f"{row['source']} is in two shards"
-            found[row["sample_id"]] = hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()
+    for row in rows(url, **storage):
+        assert row["sample_id"] not in found, f"{row['source']} is in two shards"
+        found[row["sample_id"]] = _digest(row)
     return found
+
+
+def contents(url: str, **storage: Any) -> list[str]:
+    """Digests of the rows' clips alone, which do not depend on where a source lies."""
+    return [_digest(row["clips"]) for row in rows(url, **storage)]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 def rejects(url: str, **storage: Any) -> list[dict[str, Any]]:
