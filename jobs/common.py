@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import ray
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.markup import escape
 
@@ -17,19 +17,21 @@ console = Console(stderr=True, highlight=False)
 """For people: progress and messages. Standard output is for results."""
 
 
-class JobParser(ArgumentParser):  # type: ignore[misc]
+class JobParser(ArgumentParser):
     """A command line with `--config FILE` and `--print-config`; options are written with dashes."""
 
     def __init__(self, name: str, description: str) -> None:
         super().__init__(prog=f"videolavit {name}", description=description)
-        self.add_argument("--config", action=ActionConfigFile, help="YAML file of options; later options override it")
+        self.add_argument("--config", action="config", help="YAML file of options; later options override it")
 
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
-        args = sys.argv[1:] if args is None else args
-        return super().parse_args([re.sub(r"^--[\w-]+", _underscored, word) for word in args], *rest, **named)
+    def parse(self, args: Sequence[str] | None) -> Any:
+        """Parses a command line; a mistake ends the job with exit status 2."""
+        words = sys.argv[1:] if args is None else args
+        return self.parse_args([re.sub(r"^--[\w-]+", _underscored, word) for word in words])
 
-    def format_help(self) -> str:
-        return re.sub(r"--\w+", lambda match: "--" + match[0][2:].replace("_", "-"), super().format_help())
+    def format_help(self, *args: Any, **named: Any) -> str:
+        text: str = super().format_help(*args, **named)
+        return re.sub(r"--\w+", lambda match: "--" + match[0][2:].replace("_", "-"), text)
 
 
 def _underscored(option: "re.Match[str]") -> str:

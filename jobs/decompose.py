@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the job; exits with 0 when the run is complete, 1 when work is left, 2 on a user's mistake."""
-    options = _parser().parse_args(argv)
+    options = _parser().parse(argv)
     with user_errors(ValueError):
         settings = _pick(SampleSettings, options)
         workers = _pick(WorkerSettings, options)
@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         ledger = Ledger(Folder(options.output, storage)) if options.output else None
         if ledger is not None:
             _check_identity(ledger.folder, settings, write=not options.plan)
-        if options.plan:
+        if options.plan or ledger is None:
             _show_plan(_new_sources(ledger, options, storage), ledger, settings, storage, workers)
-            return
-        sys.exit(_run(ledger, settings, storage, workers, options))
+        else:
+            sys.exit(_run(ledger, settings, storage, workers, options))
 
 
 def _parser() -> JobParser:
@@ -75,7 +75,7 @@ def _parser() -> JobParser:
     parser.add_argument("--plan", default=False, action="store_true", help="show work and cost, write nothing")
     parser.add_argument("--retry_rejects", default=False, action="store_true", help="try the run's rejects again")
     parser.add_argument("--only", type=str | None, help="with --retry-rejects: only this error type")
-    parser.add_argument("--text_column", type=str | None, help="caption column of a manifest (default: text, or caption)")
+    parser.add_argument("--text_column", type=str | None, help="caption column of a manifest (default: text)")
     parser.add_class_arguments(SampleSettings)
     parser.add_class_arguments(WorkerSettings)
     parser.add_class_arguments(StorageSettings)
@@ -118,8 +118,8 @@ def _check_identity(folder: Folder, settings: SampleSettings, write: bool) -> No
     changed = differences(json.loads(found)["identity"], ours)
     if changed:
         raise IdentityMismatch(
-            f"{folder.url} was made by a different run; one folder holds one. Choose another --output, or go back to:\n  "
-            + "\n  ".join(changed)
+            f"{folder.url} was made by a different run. Choose another --output, or undo what differs (theirs -> ours):"
+            + "".join(f"\n  {line}" for line in changed)
         )
 
 
@@ -238,7 +238,7 @@ def _finish(ledger: Ledger, settings: SampleSettings, left: int, seconds: float)
     pq.write_table(pa.Table.from_pylist(rejects, schema.versioned(schema.REJECTS, "rejects")), sink)
     folder.replace(REJECTS, sink.getvalue().to_pybytes())
     planned = {sample for plan in ledger.planned(["sample_id"]) for sample in plan["sample_id"].to_pylist()}
-    counts = {
+    counts: dict[str, Any] = {
         "planned": len(planned),
         "samples": sum(summary.samples for summary in summaries),
         "clips": sum(summary.clips for summary in summaries),

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--png", type=str | None, help="write a contact sheet of keyframes with motion arrows here")
     parser.add_argument("--html", type=str | None, help="write a page with the sheet and the facts here")
     parser.add_class_arguments(StorageSettings)
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
     storage = StorageSettings(s3_endpoint=options.s3_endpoint)
     with user_errors(MediaError, StorageError):
         facts, cells = _inspect(options.path, storage)
@@ -74,7 +74,9 @@ def _video(path: str, storage: StorageSettings) -> tuple[Facts, Cells]:
     for index, clip in enumerate(clips):
         blocks = clip.motion.shape[1] * clip.motion.shape[2] * max(clip.num_frames - 1, 1)
         share = clip.num_vectors.sum() / blocks
-        table.add_row(str(index), f"{clip.seconds:.2f}", str(clip.num_frames), f"{share:.0%}", f"{clip.motion_score:.3f}")
+        table.add_row(
+            str(index), f"{clip.seconds:.2f}", str(clip.num_frames), f"{share:.0%}", f"{clip.motion_score:.3f}"
+        )
     _print_facts(facts)
     Console().print(table)
     step = max(1, len(clips) // SHEET_CELLS)

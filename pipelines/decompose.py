@@ -98,7 +98,7 @@ def pending_shards(ledger: Ledger) -> list[pa.Table]:
 def decompose_shards(
     shards: list[pa.Table], folder: Folder, settings: SampleSettings, workers: WorkerSettings
 ) -> Iterator[dict[str, Any]]:
-    """Makes and commits shards; yields a progress record a sample, and one a shard: committed, or failed with `error`."""
+    """Makes and commits shards; yields a record a sample, and one a shard: committed, or failed with `error`."""
     dataset = _from_blocks(shards).map_batches(
         _ShardMaker,
         fn_constructor_kwargs={

@@ -19,9 +19,15 @@ import requests
 from videolavit.media import write_mp4
 
 ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
 START_LIMIT = 90.0
 
 Job = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--parity-pack", type=Path, default=SHARED / "parity", help="folder of reference numbers")
+    parser.addoption("--parity-videos", type=Path, default=SHARED / "corpus" / "videos", help="the videos they are of")
 
 
 def free_port() -> int:

@@ -40,7 +40,8 @@ def test_rows_hold_what_the_media_layer_computes(finished: Path, small_corpus: P
 
 def test_long_videos_are_cut_and_every_frame_kept(finished: Path, small_corpus: Path) -> None:
     rows = duckdb.sql(
-        f"select start_seconds, end_seconds from '{finished}/clips/*.parquet' where source like '%video5.mp4' order by 1"
+        f"select start_seconds, end_seconds from '{finished}/clips/*.parquet' "
+        "where source like '%video5.mp4' order by 1"
     ).fetchall()
     assert rows == [(0.0, 8.0), (8.0, 20.0)]  # a rest shorter than a clip is not cut off
 
@@ -84,9 +85,7 @@ def test_other_settings_are_refused(on_head: Job, finished: Path, small_corpus: 
 def test_output_does_not_depend_on_the_number_of_workers(
     on_head: Job, finished: Path, small_corpus: Path, tmp_path: Path
 ) -> None:
-    done = on_head(
-        "decompose", "--input", small_corpus, "--output", tmp_path, "--segment-seconds", 8, "--workers", 1
-    )
+    done = on_head("decompose", "--input", small_corpus, "--output", tmp_path, "--segment-seconds", 8, "--workers", 1)
     assert done.returncode == 0, done.stderr
     assert runs.samples(str(tmp_path)) == runs.samples(str(finished))
     assert [Path(name).name for name in runs.shards(str(tmp_path))] == [
@@ -182,7 +181,8 @@ def test_manifests_and_tars(on_head: Job, small_corpus: Path, tmp_path: Path) ->
     done = on_head("decompose", "--input", manifest, tar, "--output", output)
     assert done.returncode == 0, done.stderr
     found = duckdb.sql(
-        f"select text, licence, score, json, num_clips from read_parquet('{output}/clips/*.parquet', union_by_name=true) order by 1"
+        "select text, licence, score, json, num_clips "
+        f"from read_parquet('{output}/clips/*.parquet', union_by_name=true) order by 1"
     ).fetchall()
     assert found == [
         ("first", "CC0", 0.5, None, 1),

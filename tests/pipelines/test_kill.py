@@ -102,9 +102,7 @@ def _check(output: str, undisturbed: dict[str, str]) -> None:
     assert counts["planned"] == counts["samples"] + counts["rejects"] == NUM_VIDEOS + 2
 
 
-def test_driver_killed_at_every_stage(
-    start: Callable[..., Started], on_head: Job, undisturbed: dict[str, str]
-) -> None:
+def test_driver_killed_at_every_stage(start: Callable[..., Started], on_head: Job, undisturbed: dict[str, str]) -> None:
     """While planning, before the first commit, and between commits: four kills of one run, then its completion."""
     job = start()
     job.wait_until((Path(job.output) / "run.json").exists, "the run did not start")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +109,7 @@ def select_eval_clips(types: Sequence[str], max_clips: int) -> list[tuple[int, i
     starts = [index for index, kind in enumerate(types) if kind == "I"]
     if not starts:
         raise ValueError("no I frame, so no clip can start")
-    regular = [a for a, b in zip(starts, starts[1:], strict=False) if b - a == GOP_FRAMES] if len(starts) > 1 else starts
+    regular = [a for a, b in pairwise(starts) if b - a == GOP_FRAMES] if len(starts) > 1 else starts
     regular = [start for start in regular if start + CLIP_FRAMES <= len(types)]
     if len(regular) >= 2:
         starts = regular

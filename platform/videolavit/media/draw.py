@@ -46,7 +46,8 @@ def _arrow(pen: ImageDraw.ImageDraw, x: float, y: float, dx: float, dy: float) -
     ux, uy = dx / length, dy / length
     head = min(8.0, 0.5 * length + 1)
     tip = (x + dx, y + dy)
-    wings = [(tip[0] - head * (ux * c - uy * s), tip[1] - head * (uy * c + ux * s)) for c, s in ((0.87, 0.5), (0.87, -0.5))]
+    cos, sin = 0.87 * head, 0.5 * head  # wings at 30 degrees
+    wings = [(tip[0] - cos * ux + s * uy, tip[1] - cos * uy - s * ux) for s in (sin, -sin)]
     for colour, width in ((OUTLINE, 4), (ARROW, 2)):
         pen.line([(x, y), tip], fill=colour, width=width)
         pen.line([wings[0], tip, wings[1]], fill=colour, width=width)
@@ -82,7 +83,8 @@ def contact_sheet(
         row, column = divmod(index, columns)
         left, top = margin + column * (cell_width + margin), margin + sum(pitches[:row])
         sheet.paste(picture, (left, top))
-        pen.text((left, top + pitches[row] - caption_height - margin + 2), _fitting(pen, caption, cell_width), fill=(40, 40, 40))
+        below = top + pitches[row] - caption_height - margin + 2
+        pen.text((left, below), _fitting(pen, caption, cell_width), fill=(40, 40, 40))
     return np.asarray(sheet)
 
 

@@ -17,23 +17,27 @@ FILLED_FRAME = 12
 """The second I frame of a clip has no vectors; the published model fills this index whatever the picture types are."""
 
 
-def motion_grid(vectors: NDArray[Any] | None, height: int, width: int) -> tuple[NDArray[np.int16], int]:
+def motion_grid(
+    vectors: NDArray[Any] | None, height: int, width: int, dtype: Any = np.int16
+) -> tuple[NDArray[Any], int]:
     """Puts exported motion vectors on the block grid.
 
     Args:
         vectors: Structured array with libavutil's AVMotionVector fields, or None.
         height, width: Of the frame, in pixels.
+        dtype: Of the grid. Whole half pixels, as the mpeg4 encoder makes them, fit int16 exactly.
 
     Returns:
-        int16 [ceil(height/16), ceil(width/16), 2] of `source * (motion_x, motion_y)` in half pixels, and how many
-        blocks have a vector.
+        [ceil(height/16), ceil(width/16), 2] of `source * (motion_x, motion_y)` in half pixels, and how many blocks
+        have a vector.
     """
-    grid = np.zeros((-(-height // BLOCK), -(-width // BLOCK), 2), np.int16)
+    grid = np.zeros((-(-height // BLOCK), -(-width // BLOCK), 2), dtype)
     if vectors is None or len(vectors) == 0:
         return grid, 0
     rows, columns = vectors["dst_y"] // BLOCK, vectors["dst_x"] // BLOCK
-    grid[rows, columns, 0] = vectors["source"] * vectors["motion_x"]
-    grid[rows, columns, 1] = vectors["source"] * vectors["motion_y"]
+    half_pixels = 2 * vectors["source"] / vectors["motion_scale"]
+    grid[rows, columns, 0] = half_pixels * vectors["motion_x"]
+    grid[rows, columns, 1] = half_pixels * vectors["motion_y"]
     return grid, len(vectors)
 
 
@@ -46,7 +50,7 @@ def normalize_motion(motion: NDArray[Any], width: int, height: int, rescale: boo
     scale = np.array([0.5 / (width * VECTOR_STD[0]), 0.5 / (height * VECTOR_STD[1])])
     if rescale:
         scale *= TOKENIZER_SCALE
-    return (motion * scale).astype(np.float32)
+    return np.asarray(motion * scale, np.float32)
 
 
 def motion_features(
@@ -86,7 +90,7 @@ def motion_features(
     clip[FILLED_FRAME] = (clip[FILLED_FRAME - 1] + clip[FILLED_FRAME + 1]) / 2
     rows = _bicubic_weights(blocks[0], size[0], antialias)
     columns = _bicubic_weights(blocks[1], size[1], antialias)
-    return np.einsum("tijc,yi,xj->ctyx", clip, rows, columns, optimize=True).astype(np.float32)
+    return np.asarray(np.einsum("tijc,yi,xj->ctyx", clip, rows, columns, optimize=True), np.float32)
 
 
 def _bicubic_weights(source: int, target: int, antialias: bool) -> NDArray[np.float64]:
@@ -111,7 +115,7 @@ def _bicubic_weights(source: int, target: int, antialias: bool) -> NDArray[np.fl
     return weights
 
 
-def _cubic(x: NDArray[np.float64], a: float) -> NDArray[np.float64]:
+def _cubic(x: NDArray[np.floating[Any]], a: float) -> NDArray[np.floating[Any]]:
     x = np.abs(x)
     near = (a + 2) * x**3 - (a + 3) * x**2 + 1
     far = a * (x**3 - 5 * x**2 + 8 * x - 4)

@@ -19,13 +19,30 @@ from videolavit.media.errors import MediaError, UnknownFormat
 from .storage import StorageError, StorageSettings, absolute_url, filesystem, open_source
 
 SIDECARS = frozenset(
-    ".txt .json .jsonl .csv .tsv .parquet .md .yaml .yml .xml .html .log .srt .vtt .sha256 .md5".split()
+    {
+        ".txt",
+        ".json",
+        ".jsonl",
+        ".csv",
+        ".tsv",
+        ".parquet",
+        ".md",
+        ".yaml",
+        ".yml",
+        ".xml",
+        ".html",
+        ".log",
+        ".srt",
+        ".vtt",
+    }
 )
 """Files beside videos in a folder that are no input. Everything else is tried, and rejected if it is no video."""
 
 MANIFESTS = frozenset({".parquet", ".jsonl", ".csv"})
 TAR = ".tar"
-VIDEO_MEMBERS = frozenset(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .flv .wmv .ogv .3gp".split())
+VIDEO_MEMBERS = frozenset(
+    {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".3gp"}
+)
 
 EXTRA = "extra."
 """Prefix of a manifest's further columns on their way to the shards."""
@@ -159,7 +176,8 @@ def tar_members(url: str, storage: StorageSettings) -> list[dict[str, Any]]:
                     key, suffix = _webdataset_key(member.name)
                     sample = samples.setdefault(key, {})
                     if suffix in VIDEO_MEMBERS:
-                        sample |= {"source": f"{url}/{member.name}", "offset": member.offset_data, "length": member.size}
+                        sample |= {"source": f"{url}/{member.name}"}
+                        sample |= {"offset": member.offset_data, "length": member.size}
                     elif suffix in (".txt", ".json") and (content := archive.extractfile(member)):
                         sample[suffix] = content.read().decode("utf-8", "replace")
         except tarfile.TarError as error:

@@ -4,6 +4,7 @@ A plan is written once and never changed. Shards are fixed in it, so whoever com
 it the same name and the same rows.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterable
 from typing import Any
@@ -35,7 +36,9 @@ SHARDS_PER_PLAN = 256
 SHARD_BYTES. The number does not depend on the workers, because the output must not."""
 
 
-def segment_ranges(seconds: float | None, segment_seconds: float, clip_seconds: float) -> list[tuple[float, float | None]]:
+def segment_ranges(
+    seconds: float | None, segment_seconds: float, clip_seconds: float
+) -> list[tuple[float, float | None]]:
     """Cuts a video into ranges; the last one runs to the end, and takes in a rest that is shorter than a clip."""
     if seconds is None or seconds <= segment_seconds + clip_seconds:
         return [(0.0, None)]
@@ -58,10 +61,8 @@ def plan_source(row: dict[str, Any], settings: SampleSettings, storage: StorageS
     """
     rows = [row]
     if row["url"].lower().endswith(TAR) and row.get("offset") is None:
-        try:
+        with contextlib.suppress(MediaError):  # then the tar itself is the segment that gets rejected
             rows = [row | member for member in tar_members(row["url"], storage)]
-        except MediaError:
-            pass
     return [segment for one in rows for segment in _segments(one, settings, storage)]
 
 
@@ -89,14 +90,18 @@ def _segment(
     info: VideoInfo | None,
 ) -> dict[str, Any]:
     seconds = None if source_seconds is None else (end or source_seconds) - start
-    return {"offset": None, "length": None, "attempts": 0} | row | {
-        "sample_id": sample_id(row["source"], start, settings.key()),
-        "start_seconds": start,
-        "end_seconds": end,
-        "planned_seconds": seconds,
-        "cost": estimated_cost(info, seconds, settings.fps) if info and seconds else UNKNOWN_COST,
-        "pixels": info.width * info.height if info else 0,
-    }
+    return (
+        {"offset": None, "length": None, "attempts": 0}
+        | row
+        | {
+            "sample_id": sample_id(row["source"], start, settings.key()),
+            "start_seconds": start,
+            "end_seconds": end,
+            "planned_seconds": seconds,
+            "cost": estimated_cost(info, seconds, settings.fps) if info and seconds else UNKNOWN_COST,
+            "pixels": info.width * info.height if info else 0,
+        }
+    )
 
 
 def assign_shards(rows: Iterable[dict[str, Any]], generation: int) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Sequence
 from importlib import resources
-from itertools import groupby
 from typing import Any, TypeVar
 
 import jinja2
@@ -41,18 +40,17 @@ def write_report(folder: Folder, run: dict[str, Any], rejects: list[dict[str, An
     """Writes `report.html` from a run's shards and counts."""
     counts = run["counts"]
     names = _spread(sorted(Ledger(folder).committed()), SAMPLED_SHARDS)
-    tables = [_read_numbers(folder, name) for name in names]
+    tables = [_read_numbers(folder, name) for name in names] or [dict.fromkeys(_NUMBERS.values(), np.zeros(0))]
     facts = [(name, f"{counts[name]:,}") for name in ("planned", "samples", "clips", "frames", "rejects", "shards")]
     facts += [("hours of video", f"{counts['video_hours']:.2f}"), ("core-hours", f"{counts['core_hours']:.3f}")]
-    by_kind = groupby(sorted(rejects, key=lambda reject: str(reject["error_type"])), lambda reject: reject["error_type"])
+    plots = [_histogram(title, np.concatenate([table[name] for table in tables])) for title, name in _NUMBERS.items()]
+    kinds = sorted({str(reject["error_type"]) for reject in rejects})
     page = render_page(
         title=f"Clips in {folder.url}",
         facts=facts,
         cells=stored_cells(folder, names),
-        plots=[_histogram(title, np.concatenate([table[column] for table in tables])) for title, column in _NUMBERS.items()]
-        if tables
-        else [],
-        rejects=[(kind, list(group)) for kind, group in by_kind],
+        plots=plots,
+        rejects=[(kind, [reject for reject in rejects if reject["error_type"] == kind]) for kind in kinds],
         details=json.dumps(run["identity"], indent=2),
     )
     folder.replace(REPORT, page.encode())
@@ -134,7 +132,7 @@ def _read_numbers(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
 
 
 def _histogram(title: str, values: NDArray[Any]) -> dict[str, Any]:
-    values = values[np.isfinite(values.astype(float))].astype(float)
+    values = values.astype(float)
     if not len(values):
         return {"title": f"{title}: none", "bars": [], "low": "", "high": ""}
     low, high = float(values.min()), float(values.max())
@@ -150,4 +148,5 @@ def _histogram(title: str, values: NDArray[Any]) -> dict[str, Any]:
         }
         for index, count in enumerate(heights)
     ]
-    return {"title": f"{title} (median {np.median(values):.3g})", "bars": bars, "low": f"{low:.4g}", "high": f"{high:.4g}"}
+    title = f"{title} (median {np.median(values):.3g})"
+    return {"title": title, "bars": bars, "low": f"{low:.4g}", "high": f"{high:.4g}"}

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from videolavit.media import Clip, DecomposeSettings, MediaError, decompose
+from videolavit.media import Clip, DecomposeSettings, decompose
 from videolavit.media.errors import DurationMismatch
 
 from . import schema
@@ -99,8 +99,7 @@ class _ClipColumns:
     def __init__(self, settings: SampleSettings) -> None:
         self._settings = settings
         self._scalars: dict[str, list[Any]] = {
-            name: []
-            for name in ("start_frame", "num_frames", "keyframe", "blocks_high", "blocks_wide", "motion_score")
+            name: [] for name in ("start_frame", "num_frames", "keyframe", "blocks_high", "blocks_wide", "motion_score")
         }
         self._motion: list[NDArray[np.int16]] = []
         self._num_vectors: list[NDArray[np.int32]] = []

@@ -61,7 +61,7 @@ def filesystem(url: str, settings: StorageSettings) -> tuple[Any, str]:
 def absolute_url(url: str) -> str:
     """The same location however it is written: a local path becomes absolute, a URL stays."""
     if fsspec.utils.get_protocol(url) == "file":
-        return os.path.abspath(fsspec.core.strip_protocol(url))
+        return os.path.abspath(str(fsspec.core.strip_protocol(url)))
     return url
 
 

