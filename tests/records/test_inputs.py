@@ -1,0 +1,90 @@
+"""What may be named as input."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from videolavit.media.errors import UnknownFormat
+from videolavit.records.inputs import InputError, list_sources, tar_members
+from videolavit.records.storage import StorageSettings
+
+STORAGE = StorageSettings()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b/two.mkv", "one.mp4", "b/odd", "captions.jsonl", "one.txt", ".hidden.mp4", ".git/x.mp4"):
+        file = tmp_path / "in" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+    return tmp_path / "in"
+
+
+def _names(*inputs: object) -> list[str]:
+    return [source.rsplit("/", 1)[1] for source in list_sources(map(str, inputs), STORAGE)["source"].to_pylist()]
+
+
+def test_folders_globs_and_files(folder: Path) -> None:
+    assert _names(folder) == ["odd", "two.mkv", "one.mp4"]  # sidecars and hidden files are no input
+    assert _names(folder / "*.mp4") == ["one.mp4"]
+    assert _names(folder / "**" / "*.m*") == ["two.mkv", "one.mp4"]
+    assert _names(folder / "one.mp4", folder) == ["one.mp4", "odd", "two.mkv"]  # named twice, listed once
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_manifests(folder: Path, suffix: str) -> None:
+    rows = [{"video": "one.mp4", "caption": "eins", "id": 1}, {"video": "s3://b/two.mkv", "caption": None, "id": 2}]
+    manifest = folder / f"manifest.{suffix}"
+    table = pa.Table.from_pylist(rows)
+    if suffix == "parquet":
+        pq.write_table(table, manifest)
+    elif suffix == "csv":
+        pyarrow.csv.write_csv(table, manifest)
+    else:
+        manifest.write_text("\n".join(map(json.dumps, rows)))
+    sources = list_sources([str(manifest)], STORAGE)
+    assert sources["source"].to_pylist() == [str(folder / "one.mp4"), "s3://b/two.mkv"]
+    assert sources["text"].to_pylist()[0] == "eins"
+    assert sources["extra.id"].to_pylist() == [1, 2]
+    assert list_sources([str(manifest)], STORAGE, "id")["text"].to_pylist() == ["1", "2"]
+
+
+def test_mistakes_are_named(folder: Path) -> None:
+    (folder / "bad.csv").write_text("file,text\na.mp4,x\n")
+    with pytest.raises(InputError, match="no column `video`; it has file, text"):
+        list_sources([str(folder / "bad.csv")], STORAGE)
+    (folder / "worse.jsonl").write_text("{not json")
+    with pytest.raises(InputError, match="cannot read the manifest"):
+        list_sources([str(folder / "worse.jsonl")], STORAGE)
+    (folder / "empty").mkdir()
+    with pytest.raises(InputError, match="no video found"):
+        list_sources([str(folder / "empty")], STORAGE)
+    with pytest.raises(InputError, match="no such file"):
+        list_sources([str(folder / "nowhere")], STORAGE)
+
+
+def test_rows_without_a_video_are_kept_to_be_rejected(folder: Path) -> None:
+    (folder / "m.jsonl").write_text('{"video": "one.mp4"}\n{"video": null}\n{"video": ""}\n')
+    sources = list_sources([str(folder / "m.jsonl")], STORAGE)["source"].to_pylist()
+    assert sources == [str(folder / "one.mp4"), f"{folder}/m.jsonl#row1", f"{folder}/m.jsonl#row2"]
+
+
+def test_tar_members(tmp_path: Path) -> None:
+    members = {"a.mp4": b"video a", "a.txt": b" caption \n", "b.seg.mkv": b"video b", "c.txt": b"no video"}
+    tar = tmp_path / "set.tar"
+    with tarfile.open(tar, "w") as archive:
+        for name, data in members.items():
+            (tmp_path / name).write_bytes(data)
+            archive.add(tmp_path / name, name)
+    rows = tar_members(str(tar), STORAGE)
+    assert [(row["source"], row["text"]) for row in rows] == [(f"{tar}/a.mp4", "caption"), (f"{tar}/b.seg.mkv", None)]
+    for row, name in zip(rows, ("a.mp4", "b.seg.mkv"), strict=True):
+        assert tar.read_bytes()[row["offset"] : row["offset"] + row["length"]] == members[name]
+    (tmp_path / "zipped.tar").write_bytes(b"\x1f\x8b" + bytes(600))
+    with pytest.raises(UnknownFormat, match="tar"):
+        tar_members(str(tmp_path / "zipped.tar"), STORAGE)
