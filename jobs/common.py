@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import re
 import sys
 import warnings
@@ -55,12 +56,15 @@ def user_errors(*types: type[Exception]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ray_runtime() -> Iterator[None]:
-    """Joins the cluster that `RAY_ADDRESS` names, or else starts Ray in this process."""
+    """Joins the cluster that `RAY_ADDRESS` names, as `ray job submit` sets it, or else starts a Ray of its own.
+
+    Without an address Ray itself would wait minutes for the last head of this machine, even a dead one.
+    """
     if ray.is_initialized():
         yield
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:

@@ -1,5 +1,7 @@
 """Cutting, costing and grouping: pure functions."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ def test_segments_tile_the_video(seconds: float, segment: float) -> None:
     ranges = segment_ranges(seconds, segment, 4.0)
     assert ranges[0][0] == 0
     assert ranges[-1][1] is None
-    for (start, end), (following, _) in zip(ranges, ranges[1:], strict=False):
+    for (start, end), (following, _) in pairwise(ranges):
         assert end == following
         assert abs(following - start - segment) < 1e-6
     assert len(ranges) == 1 or seconds - ranges[-1][0] > 0

@@ -1,6 +1,5 @@
 """Frames in, mp4 out."""
 
-import io
 import os
 from collections.abc import Iterable
 from fractions import Fraction
@@ -19,7 +18,7 @@ def write_mp4(
     crf: int = 18,
     threads: int = 1,
 ) -> int:
-    """Writes frames as H.264 in mp4, the index in front so that it plays while it loads.
+    """Writes frames as H.264 in mp4; a file by name has its index in front, so that it plays while it loads.
 
     Args:
         frames: uint8 [height, width, 3] RGB, all of one size. An odd side is extended by repeating its last line,
@@ -35,10 +34,13 @@ def write_mp4(
     Raises:
         ValueError: no frames, or a frame of another size or type.
     """
-    target = path if isinstance(path, io.IOBase) else os.fspath(path)  # type: ignore[arg-type]
+    target: Any = path
+    options = {}
+    if isinstance(path, str | os.PathLike):
+        target, options = os.fspath(path), {"movflags": "+faststart"}  # which opens the file a second time, by name
     shape = None
     count = 0
-    with av.open(target, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with av.open(target, "w", format="mp4", options=options) as container:
         stream: Any = None
         for frame in frames:
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:

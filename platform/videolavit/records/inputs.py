@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from videolavit.media.errors import MediaError, UnknownFormat
 
-from .storage import StorageError, StorageSettings, absolute_url, filesystem, open_source
+from .storage import StorageSettings, absolute_url, filesystem, naming_location, open_source
 
 SIDECARS = frozenset(
     {
@@ -67,6 +67,7 @@ def list_sources(inputs: Iterable[str], storage: StorageSettings, text_column: s
 
     Raises:
         InputError: nothing there, or a manifest without a `video` column.
+        StorageError: the location cannot be used.
     """
     tables = [_list_one(url, storage, text_column) for url in inputs]
     table = pa.concat_tables(tables, promote_options="permissive") if tables else SOURCES.empty_table()
@@ -79,10 +80,10 @@ def list_sources(inputs: Iterable[str], storage: StorageSettings, text_column: s
 
 
 def _list_one(url: str, storage: StorageSettings, text_column: str | None) -> pa.Table:
-    try:
-        fs, path = filesystem(absolute_url(url), storage)
-        protocol = fsspec.utils.get_protocol(url)
-        prefix = "" if protocol == "file" else f"{protocol}://"
+    fs, path = filesystem(absolute_url(url), storage)
+    protocol = fsspec.utils.get_protocol(url)
+    prefix = "" if protocol == "file" else f"{protocol}://"
+    with naming_location(url):
         if re.search(r"[*?\[]", path) and not fs.exists(path):
             files = fs.glob(path)
         elif fs.isdir(path):
@@ -91,14 +92,6 @@ def _list_one(url: str, storage: StorageSettings, text_column: str | None) -> pa
             files = [path]
         else:
             raise InputError(f"no such file, folder or key: {url}")
-    except PermissionError as error:
-        raise InputError(f"no permission to list {url}: {error}; check the credentials") from None
-    except StorageError as error:
-        raise InputError(str(error)) from None
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"cannot list {url}: {error}") from None
     named_directly = len(files) == 1 and files[0] == path
     tables = []
     plain: list[str] = []

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from uuid import uuid4
 
 import fsspec
+from botocore.exceptions import BotoCoreError, NoCredentialsError
 from fsspec.implementations.local import LocalFileSystem
 
 from videolavit.media.errors import SourceForbidden, SourceMissing, SourceUnreadable
@@ -58,6 +59,21 @@ def filesystem(url: str, settings: StorageSettings) -> tuple[Any, str]:
     return fs, path
 
 
+@contextlib.contextmanager
+def naming_location(url: str) -> Iterator[None]:
+    """Turns what a storage raises, other than that a file is not there, into a StorageError that names the place."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except NoCredentialsError:
+        raise StorageError(f"no credentials for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
+    except PermissionError as error:
+        raise StorageError(f"no permission for {url}: {error}; check the credentials") from None
+    except (OSError, BotoCoreError) as error:
+        raise StorageError(f"cannot use {url}: {error}") from None
+
+
 def absolute_url(url: str) -> str:
     """The same location however it is written: a local path becomes absolute, a URL stays."""
     if fsspec.utils.get_protocol(url) == "file":
@@ -82,7 +98,7 @@ def open_source(url: str, settings: StorageSettings, offset: int = 0, length: in
         raise SourceMissing(f"no such file or key: {url}") from None
     except PermissionError:
         raise SourceForbidden(f"no permission to read {url}") from None
-    except (OSError, StorageError) as error:
+    except (OSError, BotoCoreError, StorageError) as error:
         raise SourceUnreadable(f"cannot open {url}: {error}") from None
     with file:
         yield file if length is None else _ByteRange(file, offset, length)  # type: ignore[misc]
@@ -141,7 +157,8 @@ class Folder:
         """Names of the files in a sub-folder, sorted; empty where there is no such folder. Always asks the storage."""
         self.fs.invalidate_cache()
         try:
-            found = self.fs.ls(self.join(prefix), detail=False)
+            with naming_location(self.url):
+                found = self.fs.ls(self.join(prefix), detail=False)
         except FileNotFoundError:
             return []
         return sorted(name for name in (str(path).rsplit("/", 1)[-1] for path in found) if name.endswith(suffix))
@@ -149,7 +166,8 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         """The content of a file, or None if it does not exist."""
         try:
-            return self.fs.cat_file(self.join(name))  # type: ignore[no-any-return]
+            with naming_location(self.url):
+                return self.fs.cat_file(self.join(name))  # type: ignore[no-any-return]
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -183,7 +201,11 @@ class Folder:
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "data"
             file.write_bytes(data)
-            return self.create(name, file)
+            try:
+                with naming_location(self.url):
+                    return self.create(name, file)
+            except FileNotFoundError as error:
+                raise StorageError(f"cannot write to {self.url}: {error}; does the bucket exist?") from None
 
     def replace(self, name: str, data: bytes) -> None:
         """Writes a derived file (a summary, a report) in one step over what may be there."""
