@@ -64,8 +64,32 @@ def ray_runtime() -> Iterator[None]:
         yield
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    with console.status("starting Ray"), _quiet_core(address == "local"):
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet_core(wanted: bool) -> Iterator[None]:
+    """Keeps the remarks of Ray's C++ core out of a terminal: it prints them at level ERROR, and announces any change.
+
+    One of them, on the restart of actors (ray-project/ray#53727), comes with every actor pool of Ray Data.
+    """
+    if not wanted or "RAY_BACKEND_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    stderr = os.dup(2)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(silence)

@@ -13,20 +13,12 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.decompose import (
-    SOURCES_PER_PLAN,
-    WorkerSettings,
-    commit_plan,
-    decompose_shards,
-    pending_shards,
-    plan_segments,
-)
+from pipelines.decompose import WorkerSettings, decompose_shards, pending_shards
 from videolavit.records import schema
 from videolavit.records.identity import IdentityMismatch, differences
 from videolavit.records.inputs import InputError, list_sources
@@ -36,6 +28,7 @@ from videolavit.records.shards import Ledger
 from videolavit.records.storage import Folder, StorageError, StorageSettings
 
 from .common import JobParser, console, fail, ray_runtime, user_errors
+from .planning import Planner
 from .progress import Tally
 
 RUN, REJECTS = "run.json", "rejects.parquet"
@@ -46,21 +39,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the job; exits with 0 when the run is complete, 1 when work is left, 2 on a user's mistake."""
     options = _parser().parse(argv)
     with user_errors(ValueError):
-        settings = _pick(SampleSettings, options)
-        workers = _pick(WorkerSettings, options)
+        settings, workers = _pick(SampleSettings, options), _pick(WorkerSettings, options)
     storage = _pick(StorageSettings, options)
-    if options.output is None and not options.plan:
-        fail("--output is missing: name the folder or s3:// prefix for the run (or use --plan to only look)")
-    if options.only and not options.retry_rejects:
-        fail("--only goes with --retry-rejects")
-    with user_errors(InputError, StorageError, IdentityMismatch), ray_runtime():
+    _check_options(options)
+    with user_errors(InputError, StorageError, IdentityMismatch):
         ledger = Ledger(Folder(options.output, storage)) if options.output else None
         if ledger is not None:
             _check_identity(ledger.folder, settings, write=not options.plan)
-        if options.plan or ledger is None:
-            _show_plan(_new_sources(ledger, options, storage), ledger, settings, storage, workers)
-        else:
-            sys.exit(_run(ledger, settings, storage, workers, options))
+        planner = Planner(ledger, settings, workers, storage)
+        sources = planner.new(list_sources(options.input, storage, options.text_column)) if options.input else None
+        with ray_runtime():
+            if ledger is None or options.plan:
+                planner.show(sources)
+            else:
+                sys.exit(_run(ledger, planner, sources, options))
 
 
 def _parser() -> JobParser:
@@ -86,24 +78,13 @@ def _pick(kind: type[T], options: Any) -> T:
     return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
-def _run(
-    ledger: Ledger, settings: SampleSettings, storage: StorageSettings, workers: WorkerSettings, options: Any
-) -> int:
-    started = time.monotonic()
-    if options.retry_rejects:
-        _plan_retries(ledger, settings, storage, workers, options.only)
-    elif options.input:
-        sources = _new_sources(ledger, options, storage)
-        _plan(ledger, sources, settings, storage, workers)
-    elif not ledger.plans():
+def _check_options(options: Any) -> None:
+    if options.output is None and not options.plan:
+        fail("--output is missing: name the folder or s3:// prefix for the run (or use --plan to only look)")
+    if options.only and not options.retry_rejects:
+        fail("--only goes with --retry-rejects")
+    if not options.input and not options.retry_rejects:
         fail("--input is missing: name the videos")
-    _work(ledger, settings, workers)
-    left = len(pending_shards(ledger))
-    _finish(ledger, settings, left, time.monotonic() - started)
-    return 1 if left else 0
-
-
-# ---- planning -----------------------------------------------------------------------------------------------------
 
 
 def _check_identity(folder: Folder, settings: SampleSettings, write: bool) -> None:
@@ -123,106 +104,25 @@ def _check_identity(folder: Folder, settings: SampleSettings, write: bool) -> No
         )
 
 
-def _new_sources(ledger: Ledger | None, options: Any, storage: StorageSettings) -> pa.Table:
-    if not options.input:
-        fail("--input is missing: name the videos")
-    sources = list_sources(options.input, storage, options.text_column)
-    known: set[str] = set()
-    for plan in ledger.planned(["url"]) if ledger else ():
-        known.update(plan["url"].to_pylist())
-    return sources.filter(pa.array([url not in known for url in sources["url"].to_pylist()], pa.bool_()))
-
-
-def _plan(
-    ledger: Ledger, sources: pa.Table, settings: SampleSettings, storage: StorageSettings, workers: WorkerSettings
-) -> None:
-    for start in range(0, sources.num_rows, SOURCES_PER_PLAN):
-        part = sources.slice(start, SOURCES_PER_PLAN)
-        _commit(ledger, _planned(part, settings, storage, workers))
-
-
-def _planned(
-    sources: pa.Table, settings: SampleSettings, storage: StorageSettings, workers: WorkerSettings
-) -> pa.Table:
-    """Plan rows of the sources, without shards. Sources lost to a failing planner are not skipped but an error."""
-    with console.status(f"reading the headers of {sources.num_rows} sources"):
-        return pa.concat_tables(plan_segments(sources, settings, storage, workers))
-
-
-def _plan_retries(
-    ledger: Ledger, settings: SampleSettings, storage: StorageSettings, workers: WorkerSettings, only: str | None
-) -> None:
-    """Plans the standing rejects again: known segments as they were, unreadable sources from their headers on."""
-    rejects = {reject["sample_id"]: reject for reject in ledger.rejects(ledger.summaries())}
-    chosen = {key for key, reject in rejects.items() if only in (None, reject["error_type"])}
-    if not chosen:
-        kinds = Counter(reject["error_type"] for reject in rejects.values())
-        console.print(f"no rejects to retry; the run has {dict(kinds) or 'none'}")
-        return
-    rows = pa.concat_tables(
-        [plan.filter(pc.is_in(plan["sample_id"], pa.array(chosen))) for plan in ledger.planned()],
-        promote_options="permissive",
-    )
-    latest = {sample: index for index, sample in enumerate(rows["sample_id"].to_pylist())}
-    rows = rows.take(sorted(latest.values()))
-    attempts = pa.array([rejects[sample]["attempts"] for sample in rows["sample_id"].to_pylist()], pa.int32())
-    rows = rows.set_column(rows.schema.get_field_index("attempts"), "attempts", attempts)
-    rows = rows.append_column("pixels", pa.array([0] * rows.num_rows, pa.int64()))
-    unread = pc.is_null(rows["planned_seconds"])
-    parts = [rows.filter(pc.invert(unread))]
-    if pc.any(unread).as_py():
-        given = [name for name in rows.column_names if name not in _FOUND_BY_PLANNING]
-        parts.append(_planned(rows.filter(unread).select(given), settings, storage, workers))
-    _commit(ledger, pa.concat_tables(parts, promote_options="permissive"))
-
-
-_FOUND_BY_PLANNING = {"sample_id", "start_seconds", "end_seconds", "planned_seconds", "cost", "shard", "pixels"}
-
-
-def _commit(ledger: Ledger, planned: pa.Table) -> None:
-    if planned.num_rows and not commit_plan(ledger, planned):
-        fail("another run has just planned into this output; start again to join it")
-
-
-def _show_plan(
-    sources: pa.Table,
-    ledger: Ledger | None,
-    settings: SampleSettings,
-    storage: StorageSettings,
-    workers: WorkerSettings,
-) -> None:
-    rows = _planned(sources, settings, storage, workers).to_pylist() if sources.num_rows else []
-    waiting = [row for shard in pending_shards(ledger) for row in shard.to_pylist()] if ledger else []
-    table = Table(title="plan: nothing is written")
-    for heading in ("", "sources", "samples", "hours", "clips", "core-hours"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for name, group in (("new", rows), ("planned before, not done", waiting)):
-        seconds = sum(row["planned_seconds"] or 0 for row in group)
-        clips = sum(-(-int((row["planned_seconds"] or 0) * settings.fps) // 24) for row in group)
-        table.add_row(
-            name,
-            str(len({row["source"] for row in group})),
-            str(len(group)),
-            f"{seconds / 3600:.2f}",
-            f"~{clips}",
-            f"~{sum(row['cost'] for row in group) / 3600:.3f}",
-        )
-    _print(table)
-    unread = sum(row["planned_seconds"] is None for row in rows)
-    if unread:
-        print(f"{unread} sources have no readable header; they will most likely be rejected")
-
-
-# ---- work and its summary -----------------------------------------------------------------------------------------
-
-
-def _work(ledger: Ledger, settings: SampleSettings, workers: WorkerSettings) -> None:
+def _run(ledger: Ledger, planner: Planner, sources: pa.Table | None, options: Any) -> int:
+    started = time.monotonic()
+    if options.retry_rejects:
+        planner.commit_retries(options.only)
+    else:
+        planner.commit(sources)
     shards = pending_shards(ledger)
-    if not shards:
+    if shards:
+        _work(shards, ledger, planner)
+    else:
         console.print("nothing new to do")
-        return
+    left = len(pending_shards(ledger))
+    _finish(ledger, planner.settings, left, time.monotonic() - started)
+    return 1 if left else 0
+
+
+def _work(shards: list[pa.Table], ledger: Ledger, planner: Planner) -> None:
     with Tally("decompose", sum(shard.num_rows for shard in shards)) as tally:
-        for record in decompose_shards(shards, ledger.folder, settings, workers):
+        for record in decompose_shards(shards, ledger.folder, planner.settings, planner.workers):
             error = record.pop("error")
             if error:
                 console.print(f"[red]shard failed:[/] {escape(error)}", soft_wrap=True)
@@ -237,9 +137,8 @@ def _finish(ledger: Ledger, settings: SampleSettings, left: int, seconds: float)
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rejects, schema.versioned(schema.REJECTS, "rejects")), sink)
     folder.replace(REJECTS, sink.getvalue().to_pybytes())
-    planned = {sample for plan in ledger.planned(["sample_id"]) for sample in plan["sample_id"].to_pylist()}
     counts: dict[str, Any] = {
-        "planned": len(planned),
+        "planned": len(ledger.standing()),
         "samples": sum(summary.samples for summary in summaries),
         "clips": sum(summary.clips for summary in summaries),
         "frames": sum(summary.frames for summary in summaries),
@@ -269,13 +168,9 @@ def _print_summary(folder: Folder, counts: dict[str, Any], seconds: float) -> No
     table.add_row("speed", f"{speed:.1f} video hours a core hour")
     table.add_row("this start", f"{seconds:.1f} s")
     table.add_row("report", folder.join(REPORT) if folder.is_local else f"{folder.url}/{REPORT}")
-    _print(table)
+    Console(highlight=False).print(table)
     if counts["shards_left"]:
         console.print(f"[yellow]{counts['shards_left']} shards could not be made; start the same command again[/]")
-
-
-def _print(table: Table) -> None:
-    Console(highlight=False).print(table)
 
 
 def _json(value: Any) -> bytes:

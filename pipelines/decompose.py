@@ -130,7 +130,8 @@ class _Planner:
     def _segments(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         try:
             return self._plan(row, self._settings, self._storage, time_limit=HEADER_TIME_LIMIT)  # type: ignore[no-any-return]
-        except (TimeLimitExceeded, ProcessDied):
+        except Exception:
+            # Whatever ails the source, decomposing it will say; planning loses none.
             return [whole_source(row, self._settings)]
 
 

@@ -1,7 +1,9 @@
 """The pipeline as its users run it: its own process, on a real Ray, over real files."""
 
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import duckdb
@@ -156,9 +158,6 @@ def test_user_mistakes_name_the_fix(on_head: Job, tmp_path: Path, arguments: lis
 
 def test_manifests_and_tars(on_head: Job, small_corpus: Path, tmp_path: Path) -> None:
     """Captions and further columns travel to the shards; a tar's members are read where they lie."""
-    import io
-    import tarfile
-
     manifest = tmp_path / "manifest.jsonl"
     rows = [
         {"video": str(small_corpus / "video0.mp4"), "text": "first", "licence": "CC0", "score": 0.5},
@@ -191,3 +190,21 @@ def test_manifests_and_tars(on_head: Job, small_corpus: Path, tmp_path: Path) ->
     ]
     (reject,) = runs.rejects(str(output))
     assert (reject["error_type"], reject["source"]) == ("SourceMissing", str(tmp_path / "missing.mp4"))
+
+
+def test_a_tar_that_was_missing_is_read_on_retry(on_head: Job, small_corpus: Path, tmp_path: Path) -> None:
+    """The tar's own reject gives way to its members, one of which is no video."""
+    manifest, tar, output = tmp_path / "m.jsonl", tmp_path / "set.tar", tmp_path / "out"
+    manifest.write_text(json.dumps({"video": str(tar), "text": "x", "id": 1}) + "\n")
+    assert on_head("decompose", "--input", manifest, "--output", output).returncode == 0
+    assert [row["error_type"] for row in runs.rejects(str(output))] == ["SourceMissing"]
+    (tmp_path / "noise.mp4").write_bytes(b"noise" * 100)
+    with tarfile.open(tar, "w") as archive:
+        archive.add(small_corpus / "video0.mp4", "a.mp4")
+        archive.add(tmp_path / "noise.mp4", "b.mp4")
+    for attempts in (1, 2):
+        assert on_head("decompose", "--output", output, "--retry-rejects").returncode == 0
+        (reject,) = runs.rejects(str(output))
+        assert (reject["source"], reject["attempts"]) == (f"{tar}/b.mp4", 1 + attempts)
+        assert len(runs.samples(str(output))) == 1
+        assert runs.run(str(output))["counts"]["planned"] == 2

@@ -42,7 +42,7 @@ def write_report(folder: Folder, run: dict[str, Any], rejects: list[dict[str, An
     names = _spread(sorted(Ledger(folder).committed()), SAMPLED_SHARDS)
     tables = [_read_numbers(folder, name) for name in names] or [dict.fromkeys(_NUMBERS.values(), np.zeros(0))]
     facts = [(name, f"{counts[name]:,}") for name in ("planned", "samples", "clips", "frames", "rejects", "shards")]
-    facts += [("hours of video", f"{counts['video_hours']:.2f}"), ("core-hours", f"{counts['core_hours']:.3f}")]
+    facts += [("hours of video", f"{counts['video_hours']:.2f}"), ("core-hours", f"{counts['core_hours']:.2g}")]
     plots = [_histogram(title, np.concatenate([table[name] for table in tables])) for title, name in _NUMBERS.items()]
     kinds = sorted({str(reject["error_type"]) for reject in rejects})
     page = render_page(
@@ -94,12 +94,13 @@ def clip_cell(keyframe: NDArray[np.uint8], motion: NDArray[np.int16], caption: s
 
 def stored_cells(folder: Folder, names: Sequence[str], limit: int = SHEET_CELLS) -> list[tuple[NDArray[np.uint8], str]]:
     """Cells of clips taken evenly from shards."""
-    per_shard = -(-limit // max(len(names), 1))
+    chosen = _spread(names, limit)
     cells: list[tuple[NDArray[np.uint8], str]] = []
-    for name in _spread(names, limit):
+    for position, name in enumerate(chosen):
+        share = -(-(limit - len(cells)) // (len(chosen) - position))
         with folder.open(f"{CLIPS}/{name}") as file:
-            cells += shard_cells(pq.ParquetFile(file), per_shard)
-    return cells[:limit]
+            cells += shard_cells(pq.ParquetFile(file), share)
+    return cells
 
 
 def shard_cells(shard: pq.ParquetFile, limit: int) -> list[tuple[NDArray[np.uint8], str]]:

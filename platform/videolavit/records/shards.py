@@ -135,14 +135,30 @@ class Ledger:
             metadata = pq.read_metadata(file).metadata or {}
         return ShardSummary(**json.loads(metadata[_FOOTER]))
 
+    def standing(self) -> dict[str, str]:
+        """The shard that answers for each planned sample: the latest plan's that has it.
+
+        A file whose header could not be read stands for itself until a later plan reads it; if it is a tar, its members
+        take its place.
+        """
+        shards: dict[str, str] = {}
+        unread: dict[str, str] = {}
+        for plan in self.planned(["sample_id", "url", "offset", "planned_seconds", "shard"]):
+            rows = plan.to_pylist()
+            for url in {row["url"] for row in rows} & unread.keys():
+                del shards[unread.pop(url)]
+            for row in rows:
+                shards[row["sample_id"]] = row["shard"]
+                if row["planned_seconds"] is None and row["offset"] is None:
+                    unread[row["url"]] = row["sample_id"]
+        return shards
+
     def rejects(self, summaries: list[ShardSummary]) -> list[dict[str, Any]]:
         """Rejects that stand: those of samples that no later plan took up again."""
-        latest: dict[str, str] = {}
-        for plan in self.planned(["sample_id", "shard"]):
-            latest.update(zip(plan["sample_id"].to_pylist(), plan["shard"].to_pylist(), strict=True))
+        standing = self.standing()
         return [
             reject
             for summary in summaries
             for reject in summary.rejects
-            if latest.get(reject["sample_id"], summary.name) == summary.name
+            if standing.get(reject["sample_id"]) == summary.name
         ]
