@@ -21,6 +21,7 @@ from videolavit.isolation import IsolatedFunction, ProcessDied, TimeLimitExceede
 from videolavit.media import MediaError
 from videolavit.media.errors import SourceUnreadable
 from videolavit.records import schema
+from videolavit.records.inputs import EXTRA
 from videolavit.records.plan import assign_shards, extra_fields, plan_table, whole_source
 from videolavit.records.samples import SampleSettings, extra_columns
 from videolavit.records.shards import Ledger, ShardWriter
@@ -210,7 +211,8 @@ def _progress(**values: Any) -> pa.Table:
 def _extra_of_sources(sources: pa.Table) -> list[pa.Field]:
     fields = extra_fields(sources.schema)
     has_tar = any(url.lower().endswith(".tar") for url in sources["url"].to_pylist())
-    return [*fields, pa.field("extra.json", pa.string())] if has_tar else fields
+    described = pa.field(f"{EXTRA}json", pa.string())
+    return [*fields, described] if has_tar and described not in fields else fields
 
 
 def _runs(values: list[str]) -> Iterator[tuple[str, int, int]]:

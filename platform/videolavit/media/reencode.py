@@ -9,7 +9,6 @@ decoded; only I frames are reconstructed in full, since vectors need no pixels; 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,16 +28,11 @@ from numpy.typing import NDArray
 
 from .errors import CorruptVideo, FrameSizeChanged, FrameTooLarge, TooFewFrames
 from .motion import motion_grid
+from .packets import mark_droppable, open_at, origin_us
 from .rotation import upright_filters
 from .settings import DecomposeSettings
-from .source import Source, open_video
+from .source import Source
 from .timestamps import FrameClock, constant_rate, rescale
-
-_DROPPABLE_CODECS = frozenset({"h264", "hevc", "mpeg2video", "mpeg4", "vp8"})
-"""Decoders that leave out a frame to which no other refers when asked to (`skip_frame` NONREF)."""
-
-_LOOKAHEAD = 32
-"""Packets read ahead to know whether a later frame falls on the same tick; more than any reordering depth."""
 
 _NO_TIMESTAMPS = 0x80
 """libavformat's AVFMT_NOTIMESTAMPS."""
@@ -86,8 +80,8 @@ def iter_frames(
         MediaError: the typed reason why the source cannot be decomposed, possibly after some frames.
     """
     settings = settings or DecomposeSettings()
-    with open_video(source, settings) as (container, stream):
-        pictures = _sampled_pictures(container, stream, settings, start_seconds, end_seconds)
+    with open_at(source, settings, start_seconds) as (container, stream, packets):
+        pictures = _sampled_pictures(container, stream, packets, settings, start_seconds, end_seconds)
         count = 0
         for frame in _reencoded(pictures, settings, start_seconds):
             count += 1
@@ -102,25 +96,39 @@ def iter_frames(
 def _sampled_pictures(
     container: InputContainer,
     stream: VideoStream,
+    packets: Iterable[Packet[VideoStream]],
     settings: DecomposeSettings,
     start_seconds: float,
     end_seconds: float | None,
 ) -> Iterator[tuple[int, VideoFrame]]:
     """(tick, picture) pairs: limited-range yuv420p pictures, upright, on the output's clock from the range's start."""
     assert stream.time_base is not None
-    origin_us = (container.start_time or 0) + round(start_seconds * av.time_base)
-    origin = rescale(origin_us, Fraction(1, av.time_base), stream.time_base)
-    decoded = _decoded_pictures(container, stream, settings, origin, origin_us, start_seconds > 0)
+    start = origin_us(container, start_seconds)
+    origin = rescale(start, Fraction(1, av.time_base), stream.time_base)
+    decoded = _decoded_pictures(container, stream, packets, settings, origin, start_seconds > 0)
     graph = _FilterGraph(stream, settings)
-    ticks = None if end_seconds is None else round((end_seconds - start_seconds) * settings.fps)
+    length = (
+        None if end_seconds is None else Fraction(round((end_seconds - start_seconds) * av.time_base), av.time_base)
+    )
 
     def on_ticks() -> Iterator[tuple[int, VideoFrame]]:
         for picture in decoded:
             yield from graph.push(picture)
         yield from graph.finish()
 
-    for tick, picture in constant_rate(on_ticks(), fill_start=len(container.streams) > 1):
-        if tick == ticks:
+    pictures = on_ticks() if length is None else _trimmed(on_ticks(), rescale(1, length, Fraction(1, settings.fps)))
+    for tick, picture in constant_rate(pictures, fill_start=len(container.streams) > 1):
+        if length is not None and tick >= length * settings.fps:
+            return
+        yield tick, picture
+
+
+def _trimmed(pictures: Iterable[tuple[int, VideoFrame]], ticks: int) -> Iterator[tuple[int, VideoFrame]]:
+    """Pictures of so many ticks from the first one on, as the command's `-t` counts behind its filters."""
+    end = None
+    for tick, picture in pictures:
+        end = tick + ticks if end is None else end
+        if tick >= end:
             return
         yield tick, picture
 
@@ -128,9 +136,9 @@ def _sampled_pictures(
 def _decoded_pictures(
     container: InputContainer,
     stream: VideoStream,
+    packets: Iterable[Packet[VideoStream]],
     settings: DecomposeSettings,
     origin: int,
-    origin_us: int,
     seek: bool,
 ) -> Iterator[VideoFrame]:
     """Decoded frames with repaired timestamps relative to `origin` (in stream units), none before it when seeking."""
@@ -138,7 +146,6 @@ def _decoded_pictures(
     context = stream.codec_context
     context.thread_count, context.thread_type = 1, "NONE"
     size = None
-    packets = _packets_from(container, stream, origin_us if seek else None)
     clock = FrameClock(
         time_base=stream.time_base,
         guessed_rate=stream.guessed_rate,
@@ -147,7 +154,7 @@ def _decoded_pictures(
         timestamps_unreliable=bool(container.format.flags & _NO_TIMESTAMPS),
     )
     decoded_any = False
-    for packet, droppable in _marked_packets(packets, stream, settings, origin):
+    for packet, droppable in mark_droppable(packets, stream, settings, origin):
         if packet.is_corrupt:
             raise CorruptVideo("a packet is damaged or cut short")
         context.skip_frame = "NONREF" if droppable else "DEFAULT"
@@ -168,75 +175,8 @@ def _decoded_pictures(
         raise CorruptVideo("the stream decodes to no frame at all")
 
 
-def _packets_from(
-    container: InputContainer, stream: VideoStream, target_us: int | None
-) -> Iterator[Packet[VideoStream]]:
-    """Packets from a key frame from which the target can be decoded; from the first one where seeking finds none.
-
-    Streams with reordered frames are sought a little earlier, because an index by decoding time may otherwise lead
-    to a key frame that is shown after the target; the command does the same.
-    """
-    if target_us is not None:
-        margin = 3 * av.time_base // 23 if stream.codec_context.has_b_frames else 0
-        try:
-            container.seek(target_us - margin, backward=True)
-            packets = container.demux(stream)
-            first = next(packets)
-            if first.is_keyframe and first.pts is not None and first.pts * first.time_base * av.time_base <= target_us:
-                yield first
-                yield from packets
-                return
-        except av.error.FFmpegError:
-            pass  # a format that cannot seek
-        container.seek(0, backward=True, unsupported_byte_offset=True)
-    yield from container.demux(stream)
-
-
-def _marked_packets(
-    packets: Iterable[Packet[VideoStream]], stream: VideoStream, settings: DecomposeSettings, origin: int
-) -> Iterator[tuple[Packet[VideoStream], bool]]:
-    """Yields (packet, droppable): droppable when a later frame falls on the same tick of the output clock.
-
-    The fps filter keeps only the last frame of a tick. Whether a droppable frame can in fact be left out is for the
-    decoder to say: it skips only those to which nothing refers.
-    """
-    assert stream.time_base is not None
-    if stream.codec_context.name not in _DROPPABLE_CODECS:
-        for packet in packets:
-            yield packet, False
-        return
-
-    window: deque[tuple[Packet[VideoStream], int | None]] = deque()
-    last_on_tick: dict[int, int] = {}
-    in_order, last_dts = True, None
-    tick_length = Fraction(1, settings.fps)
-
-    def release() -> tuple[Packet[VideoStream], bool]:
-        packet, tick = window.popleft()
-        droppable = in_order and tick is not None and last_on_tick[tick] > packet.pts and not packet.is_keyframe
-        return packet, droppable
-
-    for packet in packets:
-        tick = None
-        if packet.size and (packet.pts is None or packet.dts is None or last_dts is not None and packet.dts <= last_dts):
-            in_order = False  # timestamps that need repair say nothing about what the filter will drop
-        elif packet.size and not packet.is_discard:
-            tick = rescale(packet.pts - origin, stream.time_base, tick_length)
-            last_on_tick[tick] = max(packet.pts, last_on_tick.get(tick, packet.pts))
-        last_dts = packet.dts if packet.size else last_dts
-        window.append((packet, tick))
-        if len(window) > _LOOKAHEAD:
-            yield release()
-        if len(last_on_tick) > 8 * _LOOKAHEAD:
-            for old in sorted(last_on_tick)[: 4 * _LOOKAHEAD]:
-                if all(old != waiting for _, waiting in window):
-                    del last_on_tick[old]
-    while window:
-        yield release()
-
-
 class _FilterGraph:
-    """fps filter, rotation and conversion to what the encoder takes, built from the first picture as the command does."""
+    """fps filter, rotation and conversion to the encoder's format, built from the first picture as the command does."""
 
     def __init__(self, stream: VideoStream, settings: DecomposeSettings) -> None:
         self._stream = stream
@@ -261,6 +201,7 @@ class _FilterGraph:
                 picture = self._graph.vpull()
             except (av.error.BlockingIOError, av.error.EOFError):
                 return
+            assert picture.pts is not None
             yield picture.pts, picture
 
     def _build(self, picture: VideoFrame) -> Graph:
@@ -350,7 +291,7 @@ class _StreamReader:
 
     def _image(self, packet: Packet[Any]) -> NDArray[np.uint8]:
         (frame,) = self._pixels.decode(packet)
-        return self._rgb.reformat(frame, format="rgb24").to_ndarray()  # type: ignore[no-any-return]
+        return np.asarray(self._rgb.reformat(frame, format="rgb24").to_ndarray(), np.uint8)
 
 
 def _mpeg4_decoder(options: dict[str, str]) -> Any:

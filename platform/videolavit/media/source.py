@@ -4,6 +4,7 @@ Only the bytes of the given source are read. The container must be on the allow 
 demuxer, and a request to open anything else fails, so that a playlist cannot reach another file or address.
 """
 
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -61,6 +62,16 @@ ALLOWED_FORMATS = (
 off, which is libavformat's default for mov."""
 
 _READ_SIZE = 1 << 18
+_LARGEST_OFFSET = 1 << 43
+"""Of a seek, in bytes; file systems and object stores refuse more at various points."""
+
+_HEAD_SIZE = 256
+_SEGMENT = b"\x18\x53\x80\x67"
+"""Element id of the Matroska segment, which holds everything behind a short header."""
+
+_EBML = b"\x1a\x45\xdf\xa3"
+_SIGNATURES = ((4, b"ftyp"), (4, b"moov"), (0, _EBML), (8, b"AVI "))
+"""Of allowed containers whose header may be unreadable: offset and bytes."""
 
 av.logging.restore_default_callback()  # the Python log callback deadlocks with decoder threads (PyAV #2394)
 av.logging.set_libav_level(av.logging.PANIC)
@@ -108,12 +119,15 @@ def probe(source: Source, settings: DecomposeSettings | None = None) -> VideoInf
 def _declared_seconds(container: InputContainer, stream: VideoStream) -> float | None:
     if container.format.name in _WITHOUT_LENGTH:
         return None
-    ends = []
+    first = (container.start_time or 0) / av.time_base
     if stream.duration and stream.time_base:
-        ends.append(float(stream.duration * stream.time_base))
-    if container.duration:
-        ends.append(container.duration / av.time_base)
-    return ends[0] if ends else None
+        late = 0.0 if stream.start_time is None else float(stream.start_time * stream.time_base) - first
+        return float(stream.duration * stream.time_base) + max(late, 0.0)
+    if not container.duration:
+        return None
+    seconds = container.duration / av.time_base
+    # Matroska's is in effect the time of the end, counted from zero.
+    return seconds - first if container.format.name.startswith("matroska") and first < seconds else seconds
 
 
 _WITHOUT_LENGTH = ("h264", "hevc", "m4v", "mpegvideo", "obu")
@@ -128,7 +142,8 @@ def _scan_seconds(container: InputContainer, stream: VideoStream) -> float | Non
             count += 1
             if packet.pts is not None and packet.time_base is not None:
                 last = max(last or 0.0, float(packet.pts * packet.time_base) - first / av.time_base)
-    rate = float(stream.guessed_rate or 25)
+    # Without timestamps the guess may be twice the rate that frames are shown at, which the codec's header knows.
+    rate = float(stream.codec_context.framerate or stream.guessed_rate or 25)
     return last if last else count / rate or None
 
 
@@ -140,15 +155,20 @@ def open_video(source: Source, settings: DecomposeSettings) -> Iterator[tuple[In
         MediaError: the typed reason.
     """
     with _reader(source) as file, _naming_faults():
-        if not file.read(1):
-            raise SourceEmpty("the file is empty")
         file.seek(0)
-        with _open_container(file) as container:
+        head = file.read(_HEAD_SIZE)
+        if not head:
+            raise SourceEmpty("the file is empty")
+        file.seek(0, os.SEEK_END)
+        _check_length(file.tell(), _declared_end(head))
+        file.seek(0)
+        with _open_container(file, head) as container:
             stream = _best_video_stream(container)
             for other in container.streams:
                 if other is not stream:
                     other.discard = av.stream.Discard.all
             _check_stream(stream, settings)
+            _check_length(container.size, _indexed_end(container, stream))
             yield container, stream
 
 
@@ -191,21 +211,44 @@ def _naming_faults() -> Iterator[None]:
         raise SourceUnreadable(f"reading failed: {error}") from error
 
 
-def _open_container(file: BinaryIO) -> InputContainer:
+class _LibavFile:
+    """What libavformat reads through.
+
+    Damaged bytes make it seek to impossible offsets. It must learn of that by a status, as from the operating system,
+    and go on as it does in the command; an exception of the file object would end the reading.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._seek, self.read, self.tell, self.seekable = file.seek, file.read, file.tell, file.seekable
+        name = getattr(file, "name", None)
+        self.name = name if isinstance(name, str) else ""  # its extension counts when the format is guessed
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_SET and not 0 <= offset < _LARGEST_OFFSET:
+            return -errno.EINVAL
+        return self._seek(offset, whence)
+
+
+def _open_container(file: BinaryIO, head: bytes) -> InputContainer:
     try:
         return av.open(
-            file,
+            _LibavFile(file),
             mode="r",
-            options={"format_whitelist": ",".join(ALLOWED_FORMATS), "protocol_whitelist": "none"},
+            options={
+                "format_whitelist": ",".join(ALLOWED_FORMATS),
+                "protocol_whitelist": "none",
+                "fflags": "-genpts",  # PyAV asks for invented timestamps, the command does not
+            },
             metadata_errors="replace",
             buffer_size=_READ_SIZE,
             io_open=_refuse_nested_open,
         )
-    except av.error.ArgumentError:
-        # libavformat answers "invalid argument" when the format it recognised is not on the list.
-        raise ForbiddenFormat("not an allowed video container (a playlist, a script, a picture or sound)") from None
-    except av.error.InvalidDataError:
-        # Told apart by whether any allowed signature was recognised: probing alone succeeds on a cut file.
+    except (av.error.ArgumentError, av.error.InvalidDataError) as error:
+        if any(head[offset:].startswith(signature) for offset, signature in _SIGNATURES):
+            raise CorruptVideo("a video container without a readable index: damaged or cut short") from None
+        if isinstance(error, av.error.ArgumentError):
+            # libavformat answers "invalid argument" when the format it recognised is not on the list.
+            raise ForbiddenFormat("not an allowed video container (a playlist, a script, a picture or sound)") from None
         raise UnknownFormat("not a readable video file: unknown format, or damaged in its first bytes") from None
 
 
@@ -214,16 +257,15 @@ def _refuse_nested_open(url: str, flags: int, options: dict[str, Any]) -> Any:
 
 
 def _best_video_stream(container: InputContainer) -> VideoStream:
-    """The stream that the `ffmpeg` command would pick: largest picture, a default-flagged one first, covers last."""
+    """The stream that the `ffmpeg` command would pick: largest picture, a default-flagged one first; no covers."""
 
     def score(stream: VideoStream) -> int:
-        if stream.disposition & av.stream.Disposition.attached_pic:
-            return 1
         default = bool(stream.disposition & av.stream.Disposition.default)
         context = stream.codec_context
         return (context.width * context.height if context else 0) + 5_000_000 * default
 
-    streams = [stream for stream in container.streams.video if score(stream) > 1]
+    covers = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & covers]
     if not streams:
         raise NoVideoStream(f"no video stream among {len(container.streams)} streams")
     return max(streams, key=score)  # the first of equals, as the command does
@@ -241,6 +283,42 @@ def _check_stream(stream: VideoStream, settings: DecomposeSettings) -> None:
         raise CorruptVideo("the stream header has no picture size or pixel format")
     if not stream.guessed_rate:
         raise UnknownFrameRate("the stream declares no frame rate (0/0)")
+
+
+def _check_length(size: int, declared: int) -> None:
+    """Refuses a file that ends before it says itself: libavformat reads some of these to an early, silent end."""
+    if 0 < size < declared:
+        raise CorruptVideo(f"cut short: {size} bytes of at least {declared}")
+
+
+def _indexed_end(container: InputContainer, stream: VideoStream) -> int:
+    """Where the last frame of an mp4's index ends, in bytes; 0 for formats whose index is built while reading."""
+    if not container.format.name.startswith("mov") or not len(stream.index_entries):
+        return 0
+    last = stream.index_entries[-1]
+    return last.pos + last.size
+
+
+def _declared_end(head: bytes) -> int:
+    """Where a file must reach at least by its first bytes: the Matroska segment's, or an mp4 box's end; else 0."""
+    if head.startswith(_EBML):
+        start = head.find(_SEGMENT) + len(_SEGMENT)
+        return _segment_end(head, start) if len(_SEGMENT) <= start < len(head) else 0
+    end = 0
+    while head[4:8] == b"ftyp" and end + 16 <= len(head):
+        size = int.from_bytes(head[end : end + 4])
+        size = int.from_bytes(head[end + 8 : end + 16]) if size == 1 else size  # 1: a long size follows the name
+        if size < 8:
+            break  # 0: to the end of the file
+        end += size
+    return end
+
+
+def _segment_end(head: bytes, start: int) -> int:
+    width = 9 - head[start].bit_length()
+    unknown = (1 << 7 * width) - 1  # a live recording
+    size = int.from_bytes(head[start : start + width]) & unknown
+    return 0 if size == unknown else start + width + size
 
 
 def seconds_to_units(seconds: Fraction | float, time_base: Fraction) -> int:

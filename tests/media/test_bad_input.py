@@ -1,0 +1,557 @@
+"""Bad input: every fault becomes its own typed error, and no fault outlives the process that it may kill."""
+
+import hashlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.media.videos import consume, ffmpeg, make, moving, outline
+from videolavit.isolation import IsolatedFunction, ProcessDied, TimeLimitExceeded
+from videolavit.media import DecomposeSettings, MediaError, errors, iter_frames, probe
+from videolavit.media import source as source_module
+
+X264 = ("-c:v", "libx264", "-preset", "veryfast", "-threads", "1")
+Isolate = Callable[[str], IsolatedFunction]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds small good files of several containers."""
+    folder = tmp_path_factory.mktemp("bad")
+    source = make(folder / "source.mp4", (*moving(seconds=2, rate="24"), *X264, "-g", "12"))
+    for name, options in {
+        "index_last.mp4": (),
+        "index_first.mp4": ("-movflags", "+faststart"),
+        "fragmented.mp4": ("-movflags", "frag_keyframe+empty_moov"),
+        "good.mkv": (),
+        "good.ts": (),
+        "good.flv": (),
+        "good.nut": (),
+    }.items():
+        ffmpeg("-i", source, "-c", "copy", *options, folder / name)
+    for name, codec in {
+        "good.avi": "mpeg4",
+        "good.webm": "libvpx",
+        "good.mpg": "mpeg2video",
+        "good.asf": "wmv2",
+    }.items():
+        ffmpeg("-i", source, "-c:v", codec, "-b:v", "500k", folder / name)
+    ffmpeg("-f", "lavfi", "-i", "sine=duration=1", folder / "sound.m4a")
+    ffmpeg("-i", folder / "sound.m4a", "-c", "copy", folder / "sound.mp4")
+    ffmpeg("-i", folder / "sound.m4a", folder / "sound.mkv")
+    ffmpeg("-i", folder / "sound.m4a", folder / "sound.wav")
+    ffmpeg("-i", folder / "sound.m4a", "-c:a", "libmp3lame", folder / "sound.mp3")
+    for picture in ("picture.png", "picture.jpg", "picture.bmp", "picture.webp"):
+        ffmpeg("-i", source, "-frames:v", "1", folder / picture)
+    ffmpeg("-i", source, "-t", "0.5", folder / "moving.gif")
+    return folder
+
+
+@pytest.fixture
+def isolate() -> Iterator[Isolate]:
+    """Makes isolated functions of tests.media.videos and ends their processes."""
+    made: list[IsolatedFunction] = []
+
+    def isolate(name: str) -> IsolatedFunction:
+        made.append(IsolatedFunction(f"tests.media.videos:{name}"))
+        return made[-1]
+
+    yield isolate
+    for function in made:
+        function.close()
+
+
+def assert_rejected(
+    source: Any,
+    kind: type[MediaError],
+    message: str | None = None,
+    settings: DecomposeSettings | None = None,
+    *,
+    header: bool = True,
+) -> None:
+    """Both entry points raise exactly this class, with a readable message; `probe` where the header tells."""
+    with pytest.raises(MediaError, match=message) as caught:
+        consume(iter_frames(source, settings))
+    assert type(caught.value) is kind
+    assert_readable(caught.value)
+    if header:
+        with pytest.raises(MediaError) as probed:
+            probe(source, settings)
+        assert type(probed.value) is kind
+        assert_readable(probed.value)
+
+
+def assert_readable(error: MediaError) -> None:
+    text = str(error)
+    assert 8 <= len(text) <= 300
+    assert text.isprintable()
+    assert not re.search(r"0x[0-9a-f]{6}|Errno -?\d{5,}|Traceback|<.* object", text)
+
+
+# ---- A. files ----------------------------------------------------------------------------------------------------
+
+
+def test_good_files_are_good(folder: Path) -> None:
+    """What the other tests damage decodes as it is."""
+    for path in [*folder.glob("good.*"), *folder.glob("*.mp4")]:
+        if path.stem != "sound":
+            assert consume(iter_frames(path)) >= 11, path.name
+            assert probe(path).seconds == pytest.approx(2, abs=0.2), path.name
+
+
+def test_missing(tmp_path: Path) -> None:
+    assert_rejected(tmp_path / "nothing.mp4", errors.SourceMissing, "nothing.mp4")
+    assert_rejected(str(tmp_path / "no_folder" / "nothing.mp4"), errors.SourceMissing)
+
+
+def test_a_folder_is_unreadable(tmp_path: Path) -> None:
+    assert_rejected(tmp_path, errors.SourceUnreadable)
+
+
+def test_no_permission(folder: Path, isolate: Isolate) -> None:
+    """In a process without the superuser's rights; the same file is read there while its mode allows it."""
+    with tempfile.TemporaryDirectory() as public:
+        Path(public).chmod(0o755)
+        path = Path(public) / "video.mp4"
+        path.write_bytes((folder / "source.mp4").read_bytes())
+        path.chmod(0o644)
+        attempt = isolate("outcome_as_nobody")
+        assert attempt(str(path), time_limit=30) == "ok"
+        path.chmod(0)
+        assert attempt(str(path), time_limit=30) == "SourceForbidden"
+
+
+def test_empty(tmp_path: Path) -> None:
+    path = tmp_path / "empty.mp4"
+    path.touch()
+    assert_rejected(path, errors.SourceEmpty, "empty")
+    assert_rejected(b"", errors.SourceEmpty, "empty")
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 5_000, 200_000])
+def test_random_bytes(size: int) -> None:
+    """Large noise may look like sound to libavformat, which is another refusal of the same bytes."""
+    for seed in range(4):
+        noise = random.Random(seed).randbytes(size)
+        for source in (noise, bytes(size), b"\xff" * size):
+            with pytest.raises((errors.UnknownFormat, errors.ForbiddenFormat)) as caught:
+                consume(iter_frames(source))
+            assert_readable(caught.value)
+
+
+@pytest.mark.parametrize("percent", [1, 3, 30, 60, 95, 99])
+@pytest.mark.parametrize("name", ["index_last.mp4", "index_first.mp4", "fragmented.mp4", "good.mkv", "good.webm"])
+def test_cut_file_whose_header_tells(folder: Path, tmp_path: Path, name: str, percent: int) -> None:
+    data = (folder / name).read_bytes()
+    path = tmp_path / name
+    path.write_bytes(data[: len(data) * percent // 100])
+    for source in (path, path.read_bytes()):
+        assert_rejected(source, errors.CorruptVideo, "cut short|no picture size")
+
+
+@pytest.mark.parametrize("percent", [30, 60, 95])
+@pytest.mark.parametrize("name", ["good.avi", "good.flv"])
+def test_cut_in_the_middle_of_a_packet(folder: Path, name: str, percent: int) -> None:
+    data = (folder / name).read_bytes()
+    assert_rejected(data[: len(data) * percent // 100], errors.CorruptVideo, "cut short", header=False)
+
+
+@pytest.mark.parametrize("name", ["index_last.mp4", "index_first.mp4"])
+def test_cut_behind_the_header_of_the_media_box(folder: Path, name: str) -> None:
+    data = (folder / name).read_bytes()
+    assert_rejected(data[: data.index(b"mdat") + 4], errors.CorruptVideo)
+
+
+def test_cut_between_two_frames(folder: Path) -> None:
+    """Without a half packet at the end, libavformat reports an ordinary end."""
+    path = folder / "index_first.mp4"
+    starts = _packet_positions(path)
+    data = path.read_bytes()
+    for start in (starts[len(starts) // 2], starts[-1]):
+        assert_rejected(data[:start], errors.CorruptVideo, "cut short")
+
+
+def _packet_positions(path: Path) -> list[int]:
+    import av
+
+    with av.open(str(path)) as container:
+        return sorted(packet.pos for packet in container.demux(video=0) if packet.size)
+
+
+def test_a_live_recording_declares_no_size(folder: Path, tmp_path: Path) -> None:
+    """A Matroska file of unknown size cannot be called cut."""
+    path = tmp_path / "live.mkv"
+    with path.open("wb") as file:
+        import imageio_ffmpeg
+
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(folder / "good.mkv"), "-c", "copy"]
+        subprocess.run([*command, "-live", "1", "-f", "matroska", "-"], stdout=file, check=True)
+    assert outline(path) == outline(folder / "good.mkv")
+
+
+def test_trailing_bytes_are_no_fault(folder: Path) -> None:
+    for name in ("index_first.mp4", "index_last.mp4", "good.mkv", "good.avi"):
+        data = (folder / name).read_bytes()
+        assert outline(data + bytes(10_000)) == outline(data)
+
+
+@pytest.mark.parametrize("name", ["sound.m4a", "sound.mp4", "sound.mkv"])
+def test_sound_only(folder: Path, name: str) -> None:
+    assert_rejected(folder / name, errors.NoVideoStream, "no video stream")
+
+
+@pytest.mark.parametrize("name", ["sound.wav", "sound.mp3"])
+def test_sound_file(folder: Path, name: str) -> None:
+    assert_rejected(folder / name, errors.ForbiddenFormat)
+
+
+@pytest.mark.parametrize("name", ["picture.png", "picture.jpg", "picture.bmp", "picture.webp", "moving.gif"])
+def test_picture(folder: Path, tmp_path: Path, name: str) -> None:
+    disguised = tmp_path / f"{name}.mp4"
+    disguised.write_bytes((folder / name).read_bytes())
+    for source in (folder / name, disguised, disguised.read_bytes()):
+        assert_rejected(source, errors.ForbiddenFormat, "picture")
+
+
+def test_cover_picture_is_no_video(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cover.m4a"
+    inputs = ("-i", folder / "sound.m4a", "-i", folder / "picture.png", "-map", "0", "-map", "1")
+    ffmpeg(*inputs, "-c", "copy", "-disposition:v:0", "attached_pic", path)
+    assert_rejected(path, errors.NoVideoStream)
+
+
+@pytest.mark.parametrize("text", ["hello world\n" * 100, "<html><body>404 not found</body></html>", "{}", "\n"])
+def test_text_named_as_video(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "page.mp4"
+    path.write_text(text)
+    assert_rejected(path, errors.UnknownFormat)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 4])
+def test_too_few_frames(folder: Path, tmp_path: Path, num_frames: int) -> None:
+    path = tmp_path / "short.mp4"
+    ffmpeg("-i", folder / "source.mp4", "-frames:v", str(num_frames), path)
+    assert_rejected(path, errors.TooFewFrames, "at least 2", header=False)
+    assert probe(path).num_frames == num_frames
+
+
+def test_unknown_codec(folder: Path) -> None:
+    data = (folder / "index_first.mp4").read_bytes()
+    assert_rejected(data.replace(b"avc1", b"xq17"), errors.UnsupportedCodec)
+
+
+def test_size_limit_comes_from_the_settings(folder: Path) -> None:
+    for settings in (DecomposeSettings(max_width=159), DecomposeSettings(max_height=119)):
+        assert_rejected(folder / "source.mp4", errors.FrameTooLarge, "160 x 120", settings)
+    assert consume(iter_frames(folder / "source.mp4", DecomposeSettings(max_width=160, max_height=120))) >= 11
+
+
+@pytest.mark.parametrize("codec", ["ffv1", "rawvideo"])
+@pytest.mark.parametrize(("side", "expected"), [(16_000, "FrameTooLarge"), (20_000, "CorruptVideo")])
+def test_huge_declared_size_is_refused_before_decoding(
+    isolate: Isolate, tmp_path: Path, codec: str, side: int, expected: str
+) -> None:
+    """One such picture is hundreds of megabytes. At 20000 x 20000 libavformat already drops the size as impossible."""
+    path = make(tmp_path / "huge.mkv", (*moving("320x300", seconds=0.3), "-c:v", codec))
+    data = path.read_bytes()
+    width_and_height = b"\xb0\x82" + (320).to_bytes(2, "big") + b"\xba\x82" + (300).to_bytes(2, "big")
+    assert data.count(width_and_height) == 1
+    huge = side.to_bytes(2, "big")
+    path.write_bytes(data.replace(width_and_height, b"\xb0\x82" + huge + b"\xba\x82" + huge))
+    started = time.monotonic()
+    kind, grown = isolate("outcome_and_memory")(str(path), DecomposeSettings(), time_limit=30)
+    assert kind == expected
+    assert grown < 100 << 20
+    assert time.monotonic() - started < 10
+
+
+def test_no_frame_rate() -> None:
+    """libavformat puts some guess into every file that could be made, so the check is handed the answer 0/0."""
+    context = SimpleNamespace(width=160, height=120, pix_fmt="yuv420p")
+    for rate in (None, 0):
+        stream: Any = SimpleNamespace(codec_context=context, guessed_rate=rate)
+        with pytest.raises(errors.UnknownFrameRate, match="0/0"):
+            source_module._check_stream(stream, DecomposeSettings())
+
+
+@pytest.mark.parametrize("name", ["changes.h264", "changes.mpg"])
+def test_picture_size_changes(tmp_path: Path, name: str) -> None:
+    codec = ("-c:v", "mpeg2video", "-q:v", "3") if name.endswith("mpg") else X264
+    first = make(tmp_path / f"first-{name}", (*moving("160x120", seconds=1), *codec))
+    second = make(tmp_path / f"second-{name}", (*moving("176x144", seconds=1), *codec))
+    path = tmp_path / name
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    assert_rejected(path, errors.FrameSizeChanged, "160 x 120 to 176 x 144", header=False)
+
+
+class _Failing:
+    """A remote file whose storage fails after some reads."""
+
+    name = "bucket/key.mp4"
+
+    def __init__(self, data: bytes, error: Exception, good_reads: int) -> None:
+        self._data, self._error, self._left, self._position = data, error, good_reads, 0
+
+    def read(self, size: int = -1) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise self._error
+        end = len(self._data) if size < 0 else self._position + min(size, 2_000)
+        start, self._position = self._position, min(end, len(self._data))
+        return self._data[start : self._position]
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = {0: 0, 1: self._position, 2: len(self._data)}[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def seekable(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("good_reads", [0, 1, 2, 6])
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(5, "Input/output error"), errors.SourceUnreadable),
+        (TimeoutError("timed out"), errors.SourceUnreadable),
+        (FileNotFoundError("the key is gone"), errors.SourceMissing),
+        (PermissionError("Access Denied"), errors.SourceForbidden),
+    ],
+)
+def test_storage_fails_while_reading(folder: Path, error: Exception, kind: type[MediaError], good_reads: int) -> None:
+    data = (folder / "index_first.mp4").read_bytes()
+    assert consume(iter_frames(_Failing(data, error, 10_000))) >= 11  # type: ignore[arg-type]
+    with pytest.raises(MediaError) as caught:
+        consume(iter_frames(_Failing(data, error, good_reads)))  # type: ignore[arg-type]
+    assert type(caught.value) is kind
+    assert_readable(caught.value)
+
+
+def test_files_are_closed(folder: Path) -> None:
+    """Also after an error, and after a consumer that stops early."""
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.exists():
+        pytest.skip("needs /proc")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(5):
+        frames = iter_frames(folder / "source.mp4")
+        next(frames)
+        frames.close()  # type: ignore[attr-defined]
+        assert_rejected(folder / "picture.png", errors.ForbiddenFormat)
+        assert_rejected(folder / "sound.m4a", errors.NoVideoStream)
+    assert len(list(descriptors.iterdir())) == before
+
+
+# ---- B. files that hang or kill their process --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["sleep", "spin_in_native_code"])
+def test_a_hang_ends_at_its_limit(isolate: Isolate, target: str) -> None:
+    function = isolate(target)
+    arguments = (600,) if target == "sleep" else ()
+    warm = isolate("process_id")
+    warm(time_limit=30)
+    started = time.monotonic()
+    with pytest.raises(TimeLimitExceeded, match=r"not finished after 1\.5 s"):
+        function(*arguments, time_limit=1.5)
+    assert 1.4 < time.monotonic() - started < 2.5
+    assert function.pid is None
+
+
+def test_the_call_after_a_hang_works_in_a_new_process(isolate: Isolate) -> None:
+    function = isolate("sleep")
+    assert function(0, time_limit=30) == "awake"
+    first = function.pid
+    assert first is not None
+    with pytest.raises(TimeLimitExceeded):
+        function(600, time_limit=0.3)
+    assert not alive(first)
+    assert function(0, time_limit=30) == "awake"
+    assert function.pid not in (None, first)
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGKILL", "SIGFPE"])
+def test_a_crash_names_its_signal(isolate: Isolate, name: str) -> None:
+    function = isolate("die")
+    with pytest.raises(ProcessDied, match=name):
+        function(getattr(signal, name), time_limit=30)
+    with pytest.raises(ProcessDied, match=name):
+        function(getattr(signal, name), time_limit=30)
+
+
+def test_an_exit_names_its_status(isolate: Isolate) -> None:
+    with pytest.raises(ProcessDied, match="status 7"):
+        isolate("leave")(7, time_limit=30)
+
+
+def test_a_process_that_was_killed_between_two_calls_is_replaced(isolate: Isolate) -> None:
+    function = isolate("process_id")
+    first = function(time_limit=30)
+    os.kill(first, signal.SIGKILL)
+    assert _gone(first)
+    time.sleep(0.2)  # its last thread may outlive its first one
+    assert function(time_limit=30) != first
+
+
+def test_exceptions_come_back_as_themselves(isolate: Isolate) -> None:
+    function = isolate("fail")
+    with pytest.raises(MediaError, match=r"^no such luck$") as caught:
+        function("no such luck", time_limit=30)
+    assert type(caught.value) is MediaError
+    first = function.pid
+    with pytest.raises(MediaError):
+        function("again", time_limit=30)
+    assert function.pid == first, "an exception is no reason for a new process"
+
+
+def test_every_media_error_survives_the_pipe(isolate: Isolate, folder: Path) -> None:
+    function = isolate("outline")
+    for source, kind in ((folder / "picture.png", errors.ForbiddenFormat), (b"", errors.SourceEmpty)):
+        with pytest.raises(kind) as caught:
+            function(source, time_limit=30)
+        assert type(caught.value) is kind
+
+
+def test_printing_does_not_disturb_the_answers(isolate: Isolate, capfd: pytest.CaptureFixture[str]) -> None:
+    function = isolate("shout")
+    for _ in range(3):
+        assert function("noise", time_limit=30) == "NOISE"
+    captured = capfd.readouterr()
+    assert captured.err.count("noise") == 9
+    assert "noise" not in captured.out
+
+
+def test_large_answers_and_arguments(isolate: Isolate) -> None:
+    answer = isolate("many_bytes")(50 << 20, time_limit=60)
+    assert hashlib.sha256(answer).digest() == hashlib.sha256(bytes(range(256)) * (50 << 12)).digest()
+    assert isolate("outcome")(bytes(50 << 20), time_limit=60) in ("UnknownFormat", "ForbiddenFormat")
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_the_child_ends_with_its_parent(tmp_path: Path, busy: bool) -> None:
+    """However the parent ends, and whether or not it waited for an answer."""
+    announcement = tmp_path / "child"
+    call = (
+        f"IsolatedFunction('tests.media.videos:announce_and_sleep')({str(announcement)!r}, time_limit=600)"
+        if busy
+        else "function = IsolatedFunction('tests.media.videos:process_id')\n"
+        f"Path({str(announcement)!r}).write_text(str(function(time_limit=60)))\n"
+        "time.sleep(600)"
+    )
+    script = f"import time\nfrom pathlib import Path\nfrom videolavit.isolation import IsolatedFunction\n{call}"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment) as parent:
+        child = _announced(announcement)
+        assert alive(child)
+        parent.kill()
+        parent.wait()
+    assert _gone(child)
+
+
+def _announced(path: Path) -> int:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if path.exists() and (text := path.read_text()):
+            return int(text)
+        time.sleep(0.02)
+    raise AssertionError("the child did not start")
+
+
+def _gone(pid: int, within: float = 5) -> bool:
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if not alive(pid):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has waited for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return sys.platform != "linux"
+
+
+# ---- E. damaged files --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Good files of a few kilobytes, so that damage hits every part of them."""
+    folder = tmp_path_factory.mktemp("tiny")
+    codecs = {
+        "index_last.mp4": X264,
+        "index_first.mp4": (*X264, "-movflags", "+faststart"),
+        "h264.mkv": X264,
+        "h264.ts": X264,
+        "mpeg4.avi": ("-c:v", "mpeg4"),
+        "mpeg4.nut": ("-c:v", "mpeg4"),
+        "vp9.webm": ("-c:v", "libvpx-vp9", "-cpu-used", "8"),
+        "flv1.flv": ("-c:v", "flv1"),
+    }
+    return {
+        name: make(folder / name, (*moving("96x64", "12", 1.5), *codec)).read_bytes() for name, codec in codecs.items()
+    }
+
+
+def damaged(data: bytes, seed: int) -> bytes:
+    """One of five kinds of damage, the same for the same seed."""
+    choice, mutant = random.Random(seed), bytearray(data)
+    kind = seed % 5
+    start = choice.randrange(len(data))
+    if kind == 0:  # scattered bytes
+        for _ in range(choice.randint(1, 60)):
+            mutant[choice.randrange(len(data))] = choice.randrange(256)
+    elif kind == 1:  # the header
+        for _ in range(choice.randint(1, 12)):
+            mutant[choice.randrange(min(2_000, len(data)))] = choice.randrange(256)
+    elif kind == 2:  # the end, where many indices are
+        for _ in range(choice.randint(1, 12)):
+            mutant[-1 - choice.randrange(min(2_000, len(data)))] = choice.randrange(256)
+    elif kind == 3:  # a piece missing
+        del mutant[start : start + choice.randint(1, 3_000)]
+    else:  # a piece overwritten
+        mutant[start : start + 500] = bytes([choice.choice((0, 255))]) * len(mutant[start : start + 500])
+    return bytes(mutant)
+
+
+NAMES = ("index_last.mp4", "index_first.mp4", "h264.mkv", "h264.ts", "mpeg4.avi", "mpeg4.nut", "vp9.webm", "flv1.flv")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damage_gives_frames_or_a_typed_error(tiny: dict[str, bytes], isolate: Isolate, name: str) -> None:
+    """Any other exception of the child propagates and fails. The range bounds what a wild timestamp can cost."""
+    function = isolate("outcome")
+    outcomes: dict[str, int] = {}
+    for seed in range(60):
+        mutant = damaged(tiny[name], seed)
+        assert mutant != tiny[name]
+        try:
+            kind = function(mutant, 0.6 * (seed % 2), 60.0, time_limit=5)
+        except (ProcessDied, TimeLimitExceeded) as error:
+            kind = type(error).__name__
+        outcomes[kind] = outcomes.get(kind, 0) + 1
+    typed = {"ok", "ProcessDied", "TimeLimitExceeded"} | {kind.__name__ for kind in MediaError.__subclasses__()}
+    assert set(outcomes) <= typed
+    assert outcomes.get("TimeLimitExceeded", 0) + outcomes.get("ProcessDied", 0) <= 2, outcomes
