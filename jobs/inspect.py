@@ -23,6 +23,11 @@ from .common import JobParser, fail, user_errors
 Cells = list[tuple[NDArray[np.uint8], str]]
 Facts = list[tuple[str, str]]
 MOST_ROWS = 20
+_TABLES = {
+    "rejects": ["error_type", "source", "message", "attempts", "seconds"],
+    "plan": ["source", "start_seconds", "end_seconds", "cost", "shard"],
+}
+"""What is shown of the run's other tables."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -89,7 +94,8 @@ def _shard(path: str, storage: StorageSettings) -> tuple[Facts, Cells]:
         shard = pq.ParquetFile(file)
         kind = (shard.schema_arrow.metadata or {}).get(b"videolavit.kind", b"").decode()
         if kind != "clips":
-            return _rows(path, kind or "a foreign table", shard.read().to_pylist()), []
+            columns = _TABLES.get(kind)
+            return _rows(path, kind or "a foreign table", shard.read(columns=columns).to_pylist()), []
         columns = ["source", "text", "start_seconds", "end_seconds", "width", "height", "num_clips"]
         rows = shard.read(columns=columns).to_pylist()
         facts = _rows(path, "clip shard", rows)

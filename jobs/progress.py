@@ -56,9 +56,9 @@ class Tally:
 
     def _log(self) -> None:
         self._logged = time.monotonic()
-        console.print(f"{self._what}: {self.counts['samples']}/{self._total} samples, {self._detail()}")
+        console.print(f"{self._what}: {self.counts['samples']:.0f}/{self._total} samples, {self._detail()}")
 
     def _detail(self) -> str:
         elapsed = max(time.monotonic() - self.started, 1e-9)
         speed = self.counts["video_seconds"] / elapsed
-        return f"{self.counts['clips']} clips, {self.counts['rejects']} rejects, {speed:.1f}x real time"
+        return f"{self.counts['clips']:.0f} clips, {self.counts['rejects']:.0f} rejects, {speed:.1f}x real time"

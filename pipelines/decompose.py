@@ -9,6 +9,7 @@ own checkpointing is not used: it loses rows under fan-out and repeats rejected 
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,9 @@ SOURCES_PER_PLAN = 20_000
 
 SOURCES_PER_TASK = 16
 HEADER_TIME_LIMIT = 60.0
+TELL_EVERY = 1.0
+"""Seconds between the progress records of an actor: each is a block that Ray has to handle."""
+
 WORKER_MEMORY = 400 << 20
 
 _PLANNED = pa.schema([*schema.PLAN, ("pixels", pa.int64())])
@@ -99,7 +103,7 @@ def pending_shards(ledger: Ledger) -> list[pa.Table]:
 def decompose_shards(
     shards: list[pa.Table], folder: Folder, settings: SampleSettings, workers: WorkerSettings
 ) -> Iterator[dict[str, Any]]:
-    """Makes and commits shards; yields a record a sample, and one a shard: committed, or failed with `error`."""
+    """Makes and commits shards; yields progress records, the last of a failed shard with its `error`."""
     dataset = _from_blocks(shards).map_batches(
         _ShardMaker,
         fn_constructor_kwargs={
@@ -150,23 +154,29 @@ class _ShardMaker:
         name = plan["shard"][0].as_py()
         fields = {field.name: field.type for field in extra_fields(plan.schema)}
         rows = plan.to_pylist()
+        counts: Counter[str] = Counter()
+        error = None
+        told = time.monotonic()
         try:
             with ShardWriter(self._folder, name, _shard_fields(rows[0], fields)) as writer:
                 for row in rows:
-                    yield _progress(**self._sample(row, writer))
+                    counts.update(self._sample(row, writer))
+                    if time.monotonic() - told > TELL_EVERY:
+                        yield _progress(counts)
+                        counts.clear()
+                        told = time.monotonic()
                 writer.commit()
-        except Exception as error:
+        except Exception as failure:
             # The shard stays pending, and the driver can say why. Raising would only lose the reason.
-            yield _progress(error=f"{name}: {error!r}")
-        else:
-            yield _progress(shards=1)
+            error = f"{name}: {failure!r}"
+        yield _progress(counts, error)
 
     def _sample(self, row: dict[str, Any], writer: ShardWriter) -> dict[str, Any]:
         started, tries = time.monotonic(), 0
         while True:
             tries += 1
             try:
-                data = self._decompose(row, self._settings, self._storage, time_limit=self._workers.time_limit)
+                table = self._decompose(row, self._settings, self._storage, time_limit=self._workers.time_limit)
             except Exception as error:
                 # Any fault of one sample is that sample's reject. Only a dead process or a failing storage may be
                 # chance, and worth another try.
@@ -174,7 +184,6 @@ class _ShardMaker:
                     continue
                 writer.reject(_reject(row, error, row["attempts"] + tries, time.monotonic() - started))
                 return {"samples": 1, "rejects": 1}
-            table = pa.ipc.open_stream(data).read_all()
             writer.add(table, extra_columns(row))
             return {
                 "samples": 1,
@@ -200,12 +209,11 @@ def _shard_fields(row: dict[str, Any], types: dict[str, pa.DataType]) -> list[pa
     return [pa.field(name, kind) for name, kind in zip(extra_columns(row), types.values(), strict=True)]
 
 
-def _progress(**values: Any) -> pa.Table:
-    names = ("samples", "clips", "rejects", "shards")
-    columns = {name: pa.array([values.get(name, 0)], pa.int64()) for name in names}
-    columns["video_seconds"] = pa.array([float(values.get("video_seconds", 0.0))])
-    columns["error"] = pa.array([values.get("error")], pa.string())
-    return pa.table(columns)
+def _progress(counts: Counter[str], error: str | None = None) -> pa.Table:
+    columns = {
+        name: pa.array([counts[name]], pa.float64()) for name in ("samples", "clips", "rejects", "video_seconds")
+    }
+    return pa.table(columns | {"error": pa.array([error], pa.string())})
 
 
 def _extra_of_sources(sources: pa.Table) -> list[pa.Field]:

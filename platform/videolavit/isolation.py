@@ -15,10 +15,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, BinaryIO
 
 _LENGTH = struct.Struct("<Q")
-_CHUNK = 1 << 20
+
+_CHILD_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",  # parallelism is the caller's; idle BLAS threads only spin
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_TRIM_THRESHOLD_": "1000000",  # large buffers go back to the system when they are freed
+    "MALLOC_MMAP_THRESHOLD_": "1000000",
+}
 
 
 class TimeLimitExceeded(Exception):
@@ -54,7 +62,8 @@ class IsolatedFunction:
         deadline = time.monotonic() + time_limit
         try:
             _send(process.stdin, args)  # type: ignore[arg-type]
-            succeeded, value = _receive(process.stdout, deadline)  # type: ignore[arg-type]
+            descriptor = process.stdout.fileno()  # type: ignore[union-attr]
+            succeeded, value = _receive(partial(_read_until, descriptor, deadline))
         except TimeoutError:
             self.close()
             raise TimeLimitExceeded(f"not finished after {time_limit:g} s") from None
@@ -82,11 +91,12 @@ class IsolatedFunction:
 
     def _running(self) -> "subprocess.Popen[bytes]":
         if self._process is None or self._process.poll() is not None:
+            path = os.pathsep.join(entry for entry in sys.path if entry)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "videolavit.isolation", self._target],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                env=os.environ | _CHILD_ENVIRONMENT | {"PYTHONPATH": path},
             )
         return self._process
 
@@ -98,28 +108,37 @@ def _cause(status: int) -> str:
 
 
 def _send(stream: BinaryIO, value: Any) -> None:
-    data = pickle.dumps(value, protocol=5)
-    stream.write(_LENGTH.pack(len(data)) + data)
+    """Writes a message: the number of its parts, and each part's length and bytes. Large buffers go uncopied."""
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    parts = [memoryview(head), *(buffer.raw() for buffer in buffers)]
+    stream.write(_LENGTH.pack(len(parts)))
+    for part in parts:
+        stream.write(_LENGTH.pack(part.nbytes))
+        stream.write(part)
     stream.flush()
 
 
-def _receive(stream: BinaryIO, deadline: float) -> Any:
-    (length,) = _LENGTH.unpack(_read_exactly(stream, _LENGTH.size, deadline))
-    return pickle.loads(_read_exactly(stream, length, deadline))  # noqa: S301 - written by our own child
+def _receive(read: Callable[[int], bytearray]) -> Any:
+    """Reads a message by means of `read(size)`. Its bytes come from our own parent or child."""
+    (count,) = _LENGTH.unpack(read(_LENGTH.size))
+    head, *buffers = [read(*_LENGTH.unpack(read(_LENGTH.size))) for _ in range(count)]
+    return pickle.loads(head, buffers=buffers)  # noqa: S301
 
 
-def _read_exactly(stream: BinaryIO, size: int, deadline: float) -> bytes:
-    data = bytearray()
-    descriptor = stream.fileno()
-    while len(data) < size:
+def _read_until(descriptor: int, deadline: float, size: int) -> bytearray:
+    """Exactly `size` bytes, or TimeoutError, or EOFError."""
+    data = bytearray(size)
+    filled = 0
+    while filled < size:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([descriptor], [], [], left)[0]:
             raise TimeoutError
-        chunk = os.read(descriptor, min(_CHUNK, size - len(data)))
-        if not chunk:
+        count = os.readv(descriptor, [memoryview(data)[filled:]])
+        if not count:
             raise EOFError
-        data += chunk
-    return bytes(data)
+        filled += count
+    return data
 
 
 def _serve(target: str) -> None:
@@ -140,9 +159,14 @@ def _serve(target: str) -> None:
 
 
 def _read_requests(stream: BinaryIO, requests: "queue.SimpleQueue[Any]") -> None:
-    while header := stream.read(_LENGTH.size):
-        requests.put(pickle.loads(stream.read(_LENGTH.unpack(header)[0])))  # noqa: S301 - written by our own parent
-    os._exit(0)
+    def read(size: int) -> bytearray:
+        data = stream.read(size)
+        if len(data) < size:
+            os._exit(0)
+        return bytearray(data)
+
+    while True:
+        requests.put(_receive(read))
 
 
 if __name__ == "__main__":

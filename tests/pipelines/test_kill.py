@@ -65,13 +65,15 @@ class Started:
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def decoders(self) -> list[psutil.Process]:
-        """Child processes that decode, of whatever actor."""
-        return [process for process in psutil.process_iter() if "decompose_row" in _command_line(process)]
 
-    def actors(self) -> list[psutil.Process]:
-        """Ray's worker processes that hold a shard-making actor."""
-        return [process for process in psutil.process_iter() if "ShardMaker" in _command_line(process)]
+def decoders() -> list[psutil.Process]:
+    """Child processes that decode, of whatever actor."""
+    return [process for process in psutil.process_iter() if "decompose_row" in _command_line(process)]
+
+
+def actors() -> list[psutil.Process]:
+    """Ray's worker processes that hold a shard-making actor."""
+    return [process for process in psutil.process_iter() if "ShardMaker" in _command_line(process)]
 
 
 def _command_line(process: psutil.Process) -> str:
@@ -112,7 +114,7 @@ def test_driver_killed_at_every_stage(start: Callable[..., Started], on_head: Jo
     for commits in (0, 1, 6):
         job = start()
         job.wait_until(
-            lambda: bool(job.decoders()) and len(runs.shards(job.output)) >= commits,  # noqa: B023
+            lambda: bool(decoders()) and len(runs.shards(job.output)) >= commits,  # noqa: B023
             f"never at {commits} commits",
         )
         job.kill()
@@ -141,10 +143,10 @@ def test_driver_killed_with_a_ray_of_its_own(
 def test_workers_killed(start: Callable[..., Started], undisturbed: dict[str, str]) -> None:
     """A decoding child, then a whole actor: the same start goes on and ends complete."""
     job = start()
-    job.wait_until(lambda: len(job.decoders()) == 2, "no decoders")
-    job.decoders()[0].kill()
+    job.wait_until(lambda: len(decoders()) == 2, "no decoders")
+    decoders()[0].kill()
     job.wait_until(lambda: len(runs.shards(job.output)) >= 3, "no progress after a decoder was killed")
-    victims = job.actors()
+    victims = actors()
     assert victims
     victims[0].kill()
     assert job.process.wait(120) == 0

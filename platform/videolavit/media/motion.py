@@ -1,5 +1,6 @@
 """Motion vectors as block grids, and grids as the tensors that the motion tokenizer reads."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -90,9 +91,10 @@ def motion_features(
     clip[FILLED_FRAME] = (clip[FILLED_FRAME - 1] + clip[FILLED_FRAME + 1]) / 2
     rows = _bicubic_weights(blocks[0], size[0], antialias)
     columns = _bicubic_weights(blocks[1], size[1], antialias)
-    return np.asarray(np.einsum("tijc,yi,xj->ctyx", clip, rows, columns, optimize=True), np.float32)
+    return np.asarray(rows @ clip.transpose(3, 0, 1, 2) @ columns.T, np.float32)
 
 
+@functools.cache
 def _bicubic_weights(source: int, target: int, antialias: bool) -> NDArray[np.float64]:
     """Weights [target, source] of a one-dimensional bicubic resize, pixel centres aligned as in PyTorch.
 

@@ -9,6 +9,7 @@ decoded; only I frames are reconstructed in full, since vectors need no pixels; 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -288,6 +289,9 @@ class _StreamReader:
                 image=self._image(packet) if is_key else None,
             )
             self._count += 1
+            if is_key:
+                del frame
+                gc.collect(0)  # a frame whose side data was read is in a reference cycle with it (PyAV 18)
 
     def _image(self, packet: Packet[Any]) -> NDArray[np.uint8]:
         (frame,) = self._pixels.decode(packet)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from videolavit.media import MediaError, VideoInfo, probe
-from videolavit.media.settings import CLIP_FRAMES
+from videolavit.media.settings import BLOCK, CLIP_FRAMES
 
 from . import schema
 from .identity import sample_id
@@ -28,6 +28,10 @@ UNKNOWN_COST = 1.0
 
 CLIP_BYTES_PER_PIXEL = 0.6
 """Size of a clip in a shard: a JPEG of quality 95 and 24 grids."""
+
+SEGMENT_VALUES = 3_000_000
+"""Motion values of a segment: writing them to Parquet takes some 30 bytes each. Pictures above half a megapixel are
+therefore cut shorter than the settings say, to a whole number of clips."""
 
 SHARD_BYTES = 128 << 20
 SHARD_MIN_COST = 1.0
@@ -77,7 +81,10 @@ def _segments(row: dict[str, Any], settings: SampleSettings, storage: StorageSet
             info = probe(file, settings)
     except MediaError:
         return [whole_source(row, settings)]
-    ranges = segment_ranges(info.seconds, settings.segment_seconds, CLIP_FRAMES / settings.fps)
+    clip_seconds = CLIP_FRAMES / settings.fps
+    longest = max(SEGMENT_VALUES * BLOCK**2 / (2 * settings.fps * info.width * info.height), clip_seconds)
+    longest -= longest % clip_seconds
+    ranges = segment_ranges(info.seconds, min(settings.segment_seconds, longest), clip_seconds)
     return [_segment(row, settings, start, end, info.seconds, info) for start, end in ranges]
 
 

@@ -47,14 +47,14 @@ class SampleSettings(DecomposeSettings):
         return asdict(self)
 
 
-def decompose_row(row: dict[str, Any], settings: SampleSettings, storage: StorageSettings) -> bytes:
+def decompose_row(row: dict[str, Any], settings: SampleSettings, storage: StorageSettings) -> pa.Table:
     """Decomposes a planned segment.
 
     Args:
         row: Of a plan (`schema.PLAN`).
 
     Returns:
-        Arrow IPC stream of a one-row table of `schema.CLIPS`.
+        One-row table of `schema.CLIPS`, with the core-seconds it took in the metadata.
 
     Raises:
         MediaError: the typed reason why there is none.
@@ -65,7 +65,7 @@ def decompose_row(row: dict[str, Any], settings: SampleSettings, storage: Storag
         for clip in decompose(file, settings, start_seconds=row["start_seconds"], end_seconds=row["end_seconds"]):
             clips.add(clip)
             _check_length(row, clips, settings)
-    table = pa.table(
+    return pa.table(
         {
             "sample_id": [row["sample_id"]],
             "source": [row["source"]],
@@ -80,10 +80,6 @@ def decompose_row(row: dict[str, Any], settings: SampleSettings, storage: Storag
         },
         schema=schema.CLIPS.with_metadata({"work_seconds": f"{time.process_time() - started:.6f}"}),
     )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
 def _check_length(row: dict[str, Any], clips: "_ClipColumns", settings: SampleSettings) -> None:

@@ -1,0 +1,86 @@
+"""The commands around the main job: what they print, draw and refuse."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import cli, inspect
+from tests.conftest import Job
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def finished(on_head: Job, small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("inspected")
+    (output / "in").mkdir()
+    for video in small_corpus.glob("video[012].mp4"):
+        (output / "in" / video.name).symlink_to(video)
+    (output / "in" / "bad.mp4").write_text("no video")
+    assert on_head("decompose", "--input", output / "in", "--output", output / "run").returncode == 0
+    return output / "run"
+
+
+def test_inspect_a_run(finished: Path, tmp_path: Path, capsys: Captured) -> None:
+    inspect.main([str(finished), "--png", str(tmp_path / "new" / "sheet.png"), "--html", str(tmp_path / "page.html")])
+    printed = capsys.readouterr().out
+    assert "UnknownFormat" in printed
+    assert "complete" in printed
+    sheet = np.asarray(Image.open(tmp_path / "new" / "sheet.png"))
+    assert sheet.shape[1] > 900  # three cells side by side
+    assert sheet.std() > 20
+    assert "data:image/jpeg;base64," in (tmp_path / "page.html").read_text()
+
+
+def test_inspect_a_shard_and_other_tables(finished: Path, capsys: Captured) -> None:
+    inspect.main([str(next((finished / "clips").iterdir()))])
+    assert "clip shard" in capsys.readouterr().out
+    inspect.main([str(finished / "rejects.parquet")])
+    assert "UnknownFormat" in capsys.readouterr().out
+    inspect.main([str(next((finished / "plan").iterdir()))])
+    assert "plan" in capsys.readouterr().out
+
+
+def test_inspect_a_video(small_corpus: Path, tmp_path: Path, capsys: Captured) -> None:
+    inspect.main([str(small_corpus / "video5.mp4"), "--png", str(tmp_path / "sheet.png")])
+    printed = capsys.readouterr().out
+    assert "h264" in printed
+    assert "128 x 96" in printed
+    assert "120" in printed  # frames at 6 fps
+    assert (tmp_path / "sheet.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("what", ["nowhere.mp4", "nowhere.parquet", ".", "README.md"])
+def test_inspect_refuses_by_name(what: str, capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as end:
+        inspect.main([what])
+    assert end.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setattr("sys.argv", ["videolavit"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    assert "decompose" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["videolavit", "decompos"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "no command 'decompos'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("job", ["decompose", "inspect", "synth"])
+def test_help_and_config_files(job: str, run_job: Job, tmp_path: Path) -> None:
+    shown = run_job(job, "--help")
+    assert shown.returncode == 0
+    assert "--config" in shown.stdout
+    assert "_" not in "".join(word for word in shown.stdout.split() if word.startswith("--"))
+    (tmp_path / "config.yaml").write_text("no_such_option: 1\n")
+    refused = run_job(job, "--config", tmp_path / "config.yaml")
+    assert refused.returncode == 2
+    assert "no_such_option" in refused.stderr
+    assert "Traceback" not in refused.stderr
