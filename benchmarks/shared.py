@@ -1,0 +1,87 @@
+"""What the measurements share: plans, a Ray of their own, folders, tables."""
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from videolavit.media import write_mp4
+from videolavit.records.plan import assign_shards, plan_source
+from videolavit.records.samples import SampleSettings
+from videolavit.records.storage import Folder, StorageSettings
+from videolavit.synth import SynthSettings, draw_scene, render
+
+WORKERS = 2
+TIME_LIMIT = 1500.0
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+
+
+def render_once(video: Path, settings: SynthSettings, index: int) -> None:
+    if not video.exists():
+        partial = video.with_suffix(".partial")
+        write_mp4(render(draw_scene(settings, 1, index), settings), partial, settings.fps)
+        partial.rename(video)
+
+
+@contextmanager
+def local_ray() -> Iterator[None]:
+    """A Ray of its own with two cores, as quiet as the jobs' own."""
+    import ray  # here, since the pool's processes import this module too and are not to pay for Ray
+
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray's workers step back for other processes, which on a busy machine would be all that is measured.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    ray.init("local", num_cpus=WORKERS, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def fresh_folder(output: Path, name: str) -> Iterator[str]:
+    """A folder for a run's shards, removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=output) as folder:
+        yield folder
+
+
+def planned(videos: Iterable[Path], settings: SampleSettings, storage: StorageSettings) -> list[dict[str, Any]]:
+    """Plan rows of the videos, in shards, the longest work first."""
+    sources = ({"source": str(video), "url": str(video), "text": None} for video in videos)
+    return assign_shards((row for source in sources for row in plan_source(source, settings, storage)), 0)
+
+
+def through_ray(shards: list[Any], folder: str, settings: SampleSettings, workers: int) -> Iterator[dict[str, Any]]:
+    from pipelines.decompose import WorkerSettings, decompose_shards
+
+    out = Folder(folder, StorageSettings())
+    return decompose_shards(shards, out, settings, WorkerSettings(workers=workers, time_limit=TIME_LIMIT))
+
+
+def process_tree() -> list[psutil.Process]:
+    children: list[psutil.Process] = psutil.Process().children(recursive=True)
+    return children
+
+
+def result_table(title: str, *columns: str) -> Table:
+    table = Table(title=title)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    return table
+
+
+def verdict(what: str, value: float, goal: float, *, at_least: bool) -> None:
+    met = value >= goal if at_least else value <= goal
+    sign = "at least" if at_least else "at most"
+    console.print(
+        f"{what}: {value:.3g}, goal {sign} {goal:g}: [{'green' if met else 'red'}]{'met' if met else 'missed'}[/]"
+    )
