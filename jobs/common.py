@@ -7,12 +7,16 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from dataclasses import fields
+from typing import Any, NoReturn, TypeVar
 
 import ray
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.markup import escape
+
+T = TypeVar("T")
+INTERRUPTED = 130
 
 console = Console(stderr=True, highlight=False)
 """For people: progress and messages. Standard output is for results."""
@@ -31,12 +35,23 @@ class JobParser(ArgumentParser):
         return self.parse_args([re.sub(r"^--[\w-]+", _underscored, word) for word in words])
 
     def format_help(self, *args: Any, **named: Any) -> str:
-        text: str = super().format_help(*args, **named)
-        return re.sub(r"--\w+", lambda match: "--" + match[0][2:].replace("_", "-"), text)
+        return _dashed(super().format_help(*args, **named))
+
+    def format_usage(self) -> str:
+        return _dashed(super().format_usage())
 
 
 def _underscored(option: "re.Match[str]") -> str:
     return "--" + option[0][2:].replace("-", "_")
+
+
+def _dashed(text: str) -> str:
+    return re.sub(r"--\w+", lambda match: "--" + match[0][2:].replace("_", "-"), text)
+
+
+def pick(kind: type[T], options: Any) -> T:
+    """The settings of a type out of a parsed command line."""
+    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def fail(message: object) -> NoReturn:
@@ -66,10 +81,16 @@ def ray_runtime() -> Iterator[None]:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     logging.getLogger("ray").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS", "local")
-    with console.status("starting Ray"), _quiet_core(address == "local"):
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        with console.status("starting Ray"), _quiet_core(address == "local"):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError:
+        fail(f"no Ray cluster answers at RAY_ADDRESS={address}; unset it to start a Ray here")
     try:
         yield
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command continues where it stopped")
+        sys.exit(INTERRUPTED)
     finally:
         ray.shutdown()
 

@@ -9,8 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,31 +26,32 @@ from videolavit.records.samples import SampleSettings
 from videolavit.records.shards import Ledger
 from videolavit.records.storage import Folder, StorageError, StorageSettings
 
-from .common import JobParser, console, fail, ray_runtime, user_errors
+from .common import JobParser, console, fail, pick, ray_runtime, user_errors
 from .planning import Planner
 from .progress import Tally
 
 RUN, REJECTS = "run.json", "rejects.parquet"
-T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the job; exits with 0 when the run is complete, 1 when work is left, 2 on a user's mistake."""
     options = _parser().parse(argv)
     with user_errors(ValueError):
-        settings, workers = _pick(SampleSettings, options), _pick(WorkerSettings, options)
-    storage = _pick(StorageSettings, options)
+        settings, workers = pick(SampleSettings, options), pick(WorkerSettings, options)
+    storage = pick(StorageSettings, options)
     _check_options(options)
     with user_errors(InputError, StorageError, IdentityMismatch):
         ledger = Ledger(Folder(options.output, storage)) if options.output else None
         if ledger is not None:
-            _check_identity(ledger.folder, settings, write=not options.plan)
+            _check_identity(ledger.folder, settings, must_exist=options.retry_rejects)
         planner = Planner(ledger, settings, workers, storage)
-        sources = planner.new(list_sources(options.input, storage, options.text_column)) if options.input else None
+        sources = list_sources(options.input, storage, options.text_column) if options.input else None
         with ray_runtime():
             if ledger is None or options.plan:
-                planner.show(sources)
+                planner.show(planner.new(sources))
             else:
+                ledger.folder.claim(RUN, _json({"identity": settings.identity(), "complete": False}))
+                _check_identity(ledger.folder, settings)
                 sys.exit(_run(ledger, planner, sources, options))
 
 
@@ -74,29 +74,29 @@ def _parser() -> JobParser:
     return parser
 
 
-def _pick(kind: type[T], options: Any) -> T:
-    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})  # type: ignore[arg-type]
-
-
 def _check_options(options: Any) -> None:
     if options.output is None and not options.plan:
         fail("--output is missing: name the folder or s3:// prefix for the run (or use --plan to only look)")
     if options.only and not options.retry_rejects:
         fail("--only goes with --retry-rejects")
+    if options.plan and options.retry_rejects:
+        fail("--plan shows new work only; `videolavit inspect RUN` shows what --retry-rejects would try")
     if not options.input and not options.retry_rejects:
         fail("--input is missing: name the videos")
 
 
-def _check_identity(folder: Folder, settings: SampleSettings, write: bool) -> None:
-    """Refuses a folder that other settings or other codecs made; claims a new one."""
-    ours = json.loads(json.dumps(settings.identity()))
+def _check_identity(folder: Folder, settings: SampleSettings, must_exist: bool = False) -> None:
+    """Refuses a folder that other settings or other codecs made."""
     found = folder.read(RUN)
-    if found is None and write:
-        folder.create_bytes(RUN, _json({"identity": ours}))
-        found = folder.read(RUN)
     if found is None:
+        if must_exist:
+            fail(f"{folder.url} holds no run; --retry-rejects takes the --output of one")
         return
-    changed = differences(json.loads(found)["identity"], ours)
+    try:
+        theirs = json.loads(found)["identity"]
+    except (ValueError, KeyError, TypeError):
+        raise IdentityMismatch(f"{folder.join(RUN)} is not of this project; choose another --output") from None
+    changed = differences(theirs, json.loads(_json(settings.identity())))
     if changed:
         raise IdentityMismatch(
             f"{folder.url} was made by a different run. Choose another --output, or undo what differs (theirs -> ours):"
@@ -108,14 +108,14 @@ def _run(ledger: Ledger, planner: Planner, sources: pa.Table | None, options: An
     started = time.monotonic()
     if options.retry_rejects:
         planner.commit_retries(options.only)
-    else:
-        planner.commit(sources)
+    if sources is not None:
+        planner.commit(planner.new(sources))
     shards = pending_shards(ledger)
     if shards:
         _work(shards, ledger, planner)
     else:
         console.print("nothing new to do")
-    left = len(pending_shards(ledger))
+    left = len(ledger.pending())
     _finish(ledger, planner.settings, left, time.monotonic() - started)
     return 1 if left else 0
 
@@ -132,13 +132,14 @@ def _work(shards: list[pa.Table], ledger: Ledger, planner: Planner) -> None:
 def _finish(ledger: Ledger, settings: SampleSettings, left: int, seconds: float) -> None:
     """Writes what is derived from the shards, and prints the summary."""
     summaries = ledger.summaries()
-    rejects = ledger.rejects(summaries)
+    standing = ledger.standing()
+    rejects = ledger.rejects(summaries, standing)
     folder = ledger.folder
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rejects, schema.versioned(schema.REJECTS, "rejects")), sink)
     folder.replace(REJECTS, sink.getvalue().to_pybytes())
     counts: dict[str, Any] = {
-        "planned": len(ledger.standing()),
+        "planned": len(standing),
         "samples": sum(summary.samples for summary in summaries),
         "clips": sum(summary.clips for summary in summaries),
         "frames": sum(summary.frames for summary in summaries),
@@ -170,7 +171,7 @@ def _print_summary(folder: Folder, counts: dict[str, Any], seconds: float) -> No
     table.add_row("report", folder.join(REPORT) if folder.is_local else f"{folder.url}/{REPORT}")
     Console(highlight=False).print(table)
     if counts["shards_left"]:
-        console.print(f"[yellow]{counts['shards_left']} shards could not be made; start the same command again[/]")
+        console.print(f"[yellow]{counts['shards_left']} shards are not made yet; start the same command again[/]")
 
 
 def _json(value: Any) -> bytes:

@@ -1,12 +1,12 @@
 """Show what is in a video, a clip shard or a run."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
@@ -39,14 +39,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_class_arguments(StorageSettings)
     options = parser.parse(argv)
     storage = StorageSettings(s3_endpoint=options.s3_endpoint)
-    with user_errors(MediaError, StorageError):
+    with user_errors(MediaError, StorageError, pa.ArrowInvalid, OSError):
         facts, cells = _inspect(options.path, storage)
-    if (options.png or options.html) and not cells:
-        fail("there is no clip to draw")
-    if options.png:
-        Image.fromarray(contact_sheet(cells)).save(_new_file(options.png), "PNG")
-    if options.html:
-        _new_file(options.html).write_text(render_page(title=options.path, facts=facts, cells=cells))
+        if (options.png or options.html) and not cells:
+            fail("there is no clip to draw")
+        if options.png:
+            Image.fromarray(contact_sheet(cells)).save(_new_file(options.png), "PNG")
+        if options.html:
+            _new_file(options.html).write_text(render_page(title=options.path, facts=facts, cells=cells))
 
 
 def _inspect(path: str, storage: StorageSettings) -> tuple[Facts, Cells]:
@@ -61,11 +61,21 @@ def _inspect(path: str, storage: StorageSettings) -> tuple[Facts, Cells]:
 
 
 def _video(path: str, storage: StorageSettings) -> tuple[Facts, Cells]:
+    table = Table("clip", "seconds", "frames", "blocks with a vector", "motion, % of diagonal", title=path)
+    frames, number, step = 0, 0, 1
+    cells: Cells = []
     with open_source(path, storage) as file:
         info = probe(file)
         file.seek(0)
-        clips = list(decompose(file, DecomposeSettings()))
-    frames = sum(clip.num_frames for clip in clips)
+        for number, clip in enumerate(decompose(file, DecomposeSettings()), 1):
+            share = clip.num_vectors.sum() / (clip.motion[0, ..., 0].size * max(clip.num_frames - 1, 1))
+            score = f"{clip.motion_score:.3f}"
+            table.add_row(str(number - 1), f"{clip.seconds:.2f}", str(clip.num_frames), f"{share:.0%}", score)
+            frames += clip.num_frames
+            if (number - 1) % step == 0:
+                cells.append(clip_cell(clip.keyframe, clip.motion[: clip.num_frames], f"{clip.seconds:.2f} s"))
+            if len(cells) == 2 * SHEET_CELLS:  # however long the video, few pictures are kept, evenly spread
+                cells, step = cells[::2], 2 * step
     facts = [
         ("container", info.container),
         ("codec", info.codec),
@@ -73,20 +83,11 @@ def _video(path: str, storage: StorageSettings) -> tuple[Facts, Cells]:
         ("seconds", f"{info.seconds:.2f}" if info.seconds else "unknown"),
         ("frames a second", f"{info.frame_rate:.3f}"),
         ("frames at 6 fps", str(frames)),
-        ("clips", str(len(clips))),
+        ("clips", str(number)),
     ]
-    table = Table("clip", "seconds", "frames", "blocks with a vector", "motion, % of diagonal", title=path)
-    for index, clip in enumerate(clips):
-        blocks = clip.motion.shape[1] * clip.motion.shape[2] * max(clip.num_frames - 1, 1)
-        share = clip.num_vectors.sum() / blocks
-        table.add_row(
-            str(index), f"{clip.seconds:.2f}", str(clip.num_frames), f"{share:.0%}", f"{clip.motion_score:.3f}"
-        )
     _print_facts(facts)
     Console().print(table)
-    step = max(1, len(clips) // SHEET_CELLS)
-    chosen = clips[::step][:SHEET_CELLS]
-    return facts, [clip_cell(c.keyframe, c.motion[: c.num_frames], f"{c.seconds:.2f} s") for c in chosen]
+    return facts, cells
 
 
 def _shard(path: str, storage: StorageSettings) -> tuple[Facts, Cells]:
@@ -116,14 +117,12 @@ def _rows(path: str, kind: str, rows: list[dict[str, Any]]) -> Facts:
 
 
 def _run(folder: Folder) -> tuple[Facts, Cells]:
-    run = json.loads(folder.read("run.json") or b"{}")
     ledger = Ledger(folder)
-    summaries = ledger.summaries()
-    rejects = ledger.rejects(summaries)
-    planned = sum(plan.num_rows for plan in ledger.planned(["sample_id"]))
+    left, summaries, standing = len(ledger.pending()), ledger.summaries(), ledger.standing()
+    rejects = ledger.rejects(summaries, standing)
     facts = [
-        ("complete", "yes" if run.get("complete") else "no: start the job again"),
-        ("planned rows", f"{planned:,}"),
+        ("complete", f"no: {left} shards are left; start the job again" if left else "yes"),
+        ("planned", f"{len(standing):,}"),
         ("samples", f"{sum(summary.samples for summary in summaries):,}"),
         ("clips", f"{sum(summary.clips for summary in summaries):,}"),
         ("rejects", f"{len(rejects):,}"),

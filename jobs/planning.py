@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.decompose import SOURCES_PER_PLAN, WorkerSettings, commit_plan, pending_shards, plan_segments
+from videolavit.records.inputs import EXTRA, InputError
+from videolavit.records.plan import extra_fields
 from videolavit.records.samples import SampleSettings
 from videolavit.records.shards import Ledger
 from videolavit.records.storage import StorageSettings
@@ -18,21 +20,39 @@ from .common import console, fail
 _FOUND_BY_PLANNING = {"sample_id", "start_seconds", "end_seconds", "planned_seconds", "cost", "shard", "pixels"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Planner:
-    """Plans sources with the settings of a run. A `ledger` of None is a run that does not exist yet."""
+    """Plans sources with the settings of a run. A `ledger` of None is a run that does not exist yet.
+
+    `generation` counts the plans that were there when it was looked up what is planned already. Publishing under that
+    number fails if another run has published since, so that two runs never plan the same source twice.
+    """
 
     ledger: Ledger | None
     settings: SampleSettings
     workers: WorkerSettings
     storage: StorageSettings
+    generation: int = 0
 
     def new(self, sources: pa.Table) -> pa.Table:
-        """The sources that no plan of the run has."""
-        known: set[str] = set()
-        for plan in self.ledger.planned(["url"]) if self.ledger else ():
-            known.update(plan["url"].to_pylist())
-        return sources.filter(pa.array([url not in known for url in sources["url"].to_pylist()], pa.bool_()))
+        """The sources that no plan of the run has.
+
+        Raises:
+            InputError: a further column of the manifest has another type than in the run's earlier plans.
+        """
+        if self.ledger is None:
+            return sources
+        self.generation = len(self.ledger.plans())
+        urls = sources["url"]
+        known = pa.array([False] * len(urls))
+        for plan in self.ledger.planned():
+            known = pc.or_(known, pc.is_in(urls, plan["url"]))
+            for field in extra_fields(plan.schema):
+                index = sources.schema.get_field_index(field.name)
+                if index >= 0 and sources.schema.field(index).type != field.type:
+                    kinds = f"{field.type} in this run, {sources.schema.field(index).type} in the new manifest"
+                    raise InputError(f"the column `{field.name.removeprefix(EXTRA)}` is {kinds}; use another --output")
+        return sources.filter(pc.invert(known))
 
     def commit(self, sources: pa.Table) -> None:
         """Plans new sources and publishes the plans, a part at a time."""
@@ -42,7 +62,11 @@ class Planner:
     def commit_retries(self, only: str | None) -> None:
         """Plans the standing rejects again: known segments as they were, unreadable sources from their headers on."""
         assert self.ledger is not None
-        rejects = {reject["sample_id"]: reject for reject in self.ledger.rejects(self.ledger.summaries())}
+        self.generation = len(self.ledger.plans())
+        rejects = {
+            reject["sample_id"]: reject
+            for reject in self.ledger.rejects(self.ledger.summaries(), self.ledger.standing())
+        }
         chosen = [key for key, reject in rejects.items() if only in (None, reject["error_type"])]
         if not chosen:
             kinds = Counter(reject["error_type"] for reject in rejects.values())
@@ -102,5 +126,7 @@ class Planner:
 
     def _publish(self, planned: pa.Table) -> None:
         assert self.ledger is not None
-        if planned.num_rows and not commit_plan(self.ledger, planned):
-            fail("another run has just planned into this output; start again to join it")
+        if planned.num_rows:
+            if not commit_plan(self.ledger, planned, self.generation):
+                fail("another run has planned into this output meanwhile; start again to join it")
+            self.generation += 1

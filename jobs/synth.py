@@ -10,7 +10,6 @@ import json
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +20,7 @@ from videolavit.media import write_mp4
 from videolavit.records.storage import Folder, StorageError, StorageSettings
 from videolavit.synth import Scene, SynthSettings, draw_scene, render
 
-from .common import JobParser, console, fail, user_errors
+from .common import JobParser, console, fail, pick, user_errors
 from .progress import LOG_EVERY
 
 MANIFEST = "manifest.jsonl"
@@ -29,13 +28,13 @@ MANIFEST = "manifest.jsonl"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Renders the corpus; exits with 2 on a user's mistake."""
-    options = _parser().parse_args(argv)
+    options = _parser().parse(argv)
     if options.videos < 1:
         fail(f"--videos must be at least 1, not {options.videos}")
     if options.seed < 0:
         fail(f"--seed must be at least 0, not {options.seed}")
     with user_errors(ValueError):
-        settings = SynthSettings(**{field.name: getattr(options, field.name) for field in fields(SynthSettings)})
+        settings = pick(SynthSettings, options)
     started = time.monotonic()
     with user_errors(StorageError, OSError):
         folder = Folder(options.output, StorageSettings(s3_endpoint=options.s3_endpoint))

@@ -10,8 +10,9 @@ own checkpointing is not used: it loses rows under fan-out and repeats rejected 
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -22,8 +23,8 @@ from videolavit.isolation import IsolatedFunction, ProcessDied, TimeLimitExceede
 from videolavit.media import MediaError
 from videolavit.media.errors import SourceUnreadable
 from videolavit.records import schema
-from videolavit.records.inputs import EXTRA
-from videolavit.records.plan import assign_shards, extra_fields, plan_table, whole_source
+from videolavit.records.inputs import TAR_JSON
+from videolavit.records.plan import assign_shards, extra_fields, is_whole_tar, plan_table, whole_source
 from videolavit.records.samples import SampleSettings, extra_columns
 from videolavit.records.shards import Ledger, ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
@@ -33,6 +34,9 @@ SOURCES_PER_PLAN = 20_000
 
 SOURCES_PER_TASK = 16
 HEADER_TIME_LIMIT = 60.0
+RETRY_PAUSE = 2.0
+"""Seconds before a failing storage is tried again, times the attempt."""
+
 TELL_EVERY = 1.0
 """Seconds between the progress records of an actor: each is a block that Ray has to handle."""
 
@@ -43,12 +47,12 @@ _PLANNED = pa.schema([*schema.PLAN, ("pixels", pa.int64())])
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """How work is run. None of it changes a run's clips.
+    """How work is run. None of it changes a clip; a limit may turn a sample into a reject.
 
     Args:
         workers: Decoding actors, one core each; by default as many as the cluster has cores. More than it has lets an
             autoscaling cluster grow.
-        time_limit: Seconds a segment may take; a slower one is rejected.
+        time_limit: Seconds a segment may take, all tries together; a slower one is rejected.
         attempts: Tries of a segment whose process dies or whose storage fails.
     """
 
@@ -73,7 +77,12 @@ def plan_segments(
     blocks = [sources.slice(start, SOURCES_PER_TASK) for start in range(0, sources.num_rows, SOURCES_PER_TASK)]
     dataset = _from_blocks(blocks).map_batches(
         _Planner,
-        fn_constructor_kwargs={"settings": settings, "storage": storage, "extra": _extra_of_sources(sources)},
+        fn_constructor_kwargs={
+            "settings": settings,
+            "storage": storage,
+            "workers": workers,
+            "extra": _extra_of_sources(sources),
+        },
         batch_size=None,
         batch_format="pyarrow",
         **_actor_pool(workers, len(blocks)),
@@ -81,9 +90,12 @@ def plan_segments(
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
-def commit_plan(ledger: Ledger, planned: pa.Table) -> bool:
-    """Assigns shards to planned segments and publishes the plan. False if another run was faster."""
-    generation = len(ledger.plans())
+def commit_plan(ledger: Ledger, planned: pa.Table, generation: int) -> bool:
+    """Assigns shards to planned segments and publishes the plan as the given generation.
+
+    The generation must be the number of plans from which the caller took what is already planned. False if another
+    run has published since: then some of the segments may be planned twice, and nothing is published.
+    """
     rows = assign_shards(planned.drop_columns(["shard"]).to_pylist(), generation)
     return ledger.add_plan(generation, plan_table(rows, extra_fields(planned.schema)))
 
@@ -123,20 +135,36 @@ def decompose_shards(
 class _Planner:
     """Actor: reads headers in a child process, since even a header can crash or hang a demuxer."""
 
-    def __init__(self, settings: SampleSettings, storage: StorageSettings, extra: list[pa.Field]) -> None:
-        self._settings, self._storage = settings, storage
+    def __init__(
+        self, settings: SampleSettings, storage: StorageSettings, workers: WorkerSettings, extra: list[pa.Field]
+    ) -> None:
+        self._settings, self._storage, self._workers = settings, storage, workers
         self._schema = pa.schema([*_PLANNED, *extra])
+        self._members = IsolatedFunction("videolavit.records.inputs:tar_members")
         self._plan = IsolatedFunction("videolavit.records.plan:plan_source")
 
     def __call__(self, sources: pa.Table) -> pa.Table:
-        rows = [segment for row in sources.to_pylist() for segment in self._segments(row)]
+        rows = [segment for row in sources.to_pylist() for one in self._expand(row) for segment in self._segments(one)]
         return pa.Table.from_pylist(rows, schema=self._schema)
 
-    def _segments(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+    def _expand(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """A tar's members; any other source, and a tar without members, as it is."""
+        if not is_whole_tar(row):
+            return [row]
+        call = partial(self._members, row["url"], self._storage)
         try:
-            return self._plan(row, self._settings, self._storage, time_limit=HEADER_TIME_LIMIT)  # type: ignore[no-any-return]
+            members = _tried(call, self._workers.time_limit, self._workers.attempts)
         except Exception:
-            # Whatever ails the source, decomposing it will say; planning loses none.
+            return [row]  # decomposing it will say what ails it
+        return [row | member for member in members] or [row]
+
+    def _segments(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        if is_whole_tar(row):
+            return [whole_source(row, self._settings)]
+        call = partial(self._plan, row, self._settings, self._storage)
+        try:
+            return _tried(call, min(HEADER_TIME_LIMIT, self._workers.time_limit), self._workers.attempts)  # type: ignore[no-any-return]
+        except Exception:
             return [whole_source(row, self._settings)]
 
 
@@ -171,25 +199,50 @@ class _ShardMaker:
             error = f"{name}: {failure!r}"
         yield _progress(counts, error)
 
-    def _sample(self, row: dict[str, Any], writer: ShardWriter) -> dict[str, Any]:
-        started, tries = time.monotonic(), 0
-        while True:
-            tries += 1
-            try:
-                table = self._decompose(row, self._settings, self._storage, time_limit=self._workers.time_limit)
-            except Exception as error:
-                # Any fault of one sample is that sample's reject. Only a dead process or a failing storage may be
-                # chance, and worth another try.
-                if isinstance(error, (ProcessDied, SourceUnreadable)) and tries < self._workers.attempts:
-                    continue
-                writer.reject(_reject(row, error, row["attempts"] + tries, time.monotonic() - started))
-                return {"samples": 1, "rejects": 1}
-            writer.add(table, extra_columns(row))
-            return {
-                "samples": 1,
-                "clips": table["num_clips"][0].as_py(),
-                "video_seconds": table["end_seconds"][0].as_py() - row["start_seconds"],
-            }
+    def _sample(self, row: dict[str, Any], writer: ShardWriter) -> dict[str, float]:
+        started = time.monotonic()
+        call = partial(self._decompose, row, self._settings, self._storage)
+        try:
+            table = _tried(call, self._workers.time_limit, self._workers.attempts)
+        except _Failed as failure:
+            attempts = row["attempts"] + failure.attempts
+            writer.reject(_reject(row, failure.reason, attempts, time.monotonic() - started))
+            return {"samples": 1, "rejects": 1}
+        writer.add(table, extra_columns(row))
+        return {
+            "samples": 1,
+            "clips": table["num_clips"][0].as_py(),
+            "video_seconds": table["end_seconds"][0].as_py() - row["start_seconds"],
+        }
+
+
+class _Failed(Exception):
+    """A call failed for good."""
+
+    def __init__(self, reason: Exception, attempts: int) -> None:
+        super().__init__(str(reason))
+        self.reason, self.attempts = reason, attempts
+
+
+def _tried(call: Callable[..., Any], time_limit: float, attempts: int) -> Any:
+    """Calls with one time limit for all attempts, and returns the result.
+
+    Any fault of a source is its own. Only a dead process or a failing storage may be chance, and worth another try.
+
+    Raises:
+        _Failed: with the reason.
+    """
+    deadline = time.monotonic() + time_limit
+    for attempt in range(1, attempts + 1):
+        try:
+            return call(time_limit=max(deadline - time.monotonic(), 0.01))
+        except Exception as error:
+            chance = isinstance(error, ProcessDied | SourceUnreadable)
+            pause = RETRY_PAUSE * attempt if isinstance(error, SourceUnreadable) else 0.0
+            if not chance or attempt == attempts or time.monotonic() + pause >= deadline:
+                raise _Failed(error, attempt) from error
+            time.sleep(pause)
+    raise AssertionError("a call has at least one attempt")
 
 
 def _reject(row: dict[str, Any], error: Exception, attempts: int, seconds: float) -> dict[str, Any]:
@@ -219,7 +272,7 @@ def _progress(counts: Counter[str], error: str | None = None) -> pa.Table:
 def _extra_of_sources(sources: pa.Table) -> list[pa.Field]:
     fields = extra_fields(sources.schema)
     has_tar = any(url.lower().endswith(".tar") for url in sources["url"].to_pylist())
-    described = pa.field(f"{EXTRA}json", pa.string())
+    described = pa.field(TAR_JSON, pa.string())
     return [*fields, described] if has_tar and described not in fields else fields
 
 
@@ -238,7 +291,7 @@ def _from_blocks(blocks: list[pa.Table]) -> "ray.data.Dataset":
     context.max_errored_blocks = -1  # a shard that fails for good stays pending; the others are made
     context.target_max_block_size = 1  # progress records leave the actor one by one
     context.execution_options.preserve_order = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a failed shard's reason comes as a record
     return ray.data.from_arrow([table.combine_chunks() for table in blocks])
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import requests
+from botocore.exceptions import BotoCoreError
 
 from videolavit.media import write_mp4
 
@@ -182,7 +183,7 @@ def _make_bucket(environment: dict[str, str]) -> None:
     def made() -> bool:
         try:
             s3_filesystem(environment).mkdir("bucket")
-        except OSError:  # the volume server joins a moment after the gateway answers
+        except (OSError, BotoCoreError):  # the volume server joins a moment after the gateway answers
             return False
         return True
 

@@ -8,6 +8,7 @@ import importlib
 import os
 import pickle
 import queue
+import resource
 import select
 import signal
 import struct
@@ -20,6 +21,9 @@ from functools import partial
 from typing import Any, BinaryIO
 
 _LENGTH = struct.Struct("<Q")
+
+MEMORY_LIMIT = 4 << 30
+"""Address space of a child in bytes. An allocation beyond it fails in the child, and nobody else is ended for it."""
 
 _CHILD_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",  # parallelism is the caller's; idle BLAS threads only spin
@@ -143,6 +147,7 @@ def _read_until(descriptor: int, deadline: float, size: int) -> bytearray:
 
 def _serve(target: str) -> None:
     """The child: answers requests until the parent's end of the pipe closes, however the parent ended."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not get between the answers
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()

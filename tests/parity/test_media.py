@@ -4,7 +4,6 @@ Everything that belongs to one pack (videos, cases, sizes, tolerances) is read f
 """
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -138,4 +137,4 @@ def test_results_are_equal_from_run_to_run(pack: Pack) -> None:
         [(frame.type, frame.motion.tobytes()) for frame in iter_frames(pack.video(name))] for _ in range(2)
     )
     assert first == second
-    assert isinstance(pack.video(name), Path)
+    assert len(first) > 1

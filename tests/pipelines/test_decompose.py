@@ -180,7 +180,7 @@ def test_manifests_and_tars(on_head: Job, small_corpus: Path, tmp_path: Path) ->
     done = on_head("decompose", "--input", manifest, tar, "--output", output)
     assert done.returncode == 0, done.stderr
     found = duckdb.sql(
-        "select text, licence, score, json, num_clips "
+        "select text, licence, score, tar_json, num_clips "
         f"from read_parquet('{output}/clips/*.parquet', union_by_name=true) order by 1"
     ).fetchall()
     assert found == [

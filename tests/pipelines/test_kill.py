@@ -154,13 +154,12 @@ def test_workers_killed(start: Callable[..., Started], undisturbed: dict[str, st
 
 
 def test_two_runs_at_once(start: Callable[..., Started], on_head: Job, undisturbed: dict[str, str]) -> None:
-    """A second driver joins the first one's plan, or is told to start again; no sample is doubled."""
-    job = start()
-    job.wait_until(lambda: len(runs.shards(job.output)) >= 1, "no progress")
-    done = on_head(*job.arguments)
-    assert done.returncode == 0, done.stderr
-    assert job.process.wait(120) == 0
-    _check(job.output, undisturbed)
+    """Started together, one may be told to start again, because the other has planned; no sample is doubled."""
+    jobs = [start(), start()]
+    ends = sorted(job.process.wait(120) for job in jobs)
+    assert ends in ([0, 0], [0, 2])
+    assert on_head(*jobs[0].arguments).returncode == 0
+    _check(jobs[0].output, undisturbed)
 
 
 def test_on_s3(

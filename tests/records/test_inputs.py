@@ -1,6 +1,7 @@
 """What may be named as input."""
 
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from videolavit.media.errors import UnknownFormat
 from videolavit.records.inputs import InputError, list_sources, tar_members
-from videolavit.records.storage import StorageSettings
+from videolavit.records.storage import StorageSettings, open_source
 
 STORAGE = StorageSettings()
 
@@ -88,3 +89,55 @@ def test_tar_members(tmp_path: Path) -> None:
     (tmp_path / "zipped.tar").write_bytes(b"\x1f\x8b" + bytes(600))
     with pytest.raises(UnknownFormat, match="tar"):
         tar_members(str(tmp_path / "zipped.tar"), STORAGE)
+
+
+@pytest.mark.parametrize("name", ["a::b.mp4", "100%.mp4", "a#b?.mp4", "a b [c].mp4", "ä.mp4", "-x.mp4"])
+def test_odd_names(tmp_path: Path, name: str) -> None:
+    (tmp_path / ".cache").mkdir()  # what lies below a hidden folder is listed if that is what was named
+    video = tmp_path / ".cache" / name
+    video.write_bytes(b"x")
+    for named in (video.parent, video, video.parent / "*.mp4"):
+        (url,) = list_sources([str(named)], STORAGE)["url"].to_pylist()
+        assert url == str(video)
+        with open_source(url, STORAGE) as file:
+            assert file.read() == b"x"
+
+
+def test_names_that_are_no_utf8_are_kept_to_be_rejected(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.mp4")).write_bytes(b"x")
+    assert list_sources([str(tmp_path)], STORAGE)["url"].to_pylist() == [f"{tmp_path}/\\xff.mp4"]
+
+
+def test_addresses_and_captions_stay_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("video,caption,id\n0001,007,0042\nfile:///x//y/../z.mp4,2020-01-01,1\n")
+    sources = list_sources([str(tmp_path / "m.csv")], STORAGE)
+    assert sources["url"].to_pylist() == [f"{tmp_path}/0001", "/x/z.mp4"]
+    assert sources["text"].to_pylist() == ["007", "2020-01-01"]
+    (tmp_path / "m.jsonl").write_text('{"video": "a", "text": "2020-01-01"}\n' + f'{{"video": "b{"x" * 2_000_000}"}}\n')
+    assert list_sources([str(tmp_path / "m.jsonl")], STORAGE)["text"].to_pylist() == ["2020-01-01", None]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"video": [{"path": "a"}]}, "`video` of .* is struct|holds struct"),
+        ({"video": [b"a"]}, "not addresses"),
+        ({"video": ["a"], "text": [["x"]]}, "cannot read the manifest"),
+        ({"video": ["a"], "source": ["x"], "manifest_source": ["y"]}, "both `source` and `manifest_source`|rename one"),
+        ({"video": ["a"], "d": pa.array([5], pa.duration("s"))}, "`d` of .* is duration"),
+        ({"video": ["a"], "t": pa.array([1 << 60], pa.timestamp("ms"))}, "time out of range"),
+    ],
+)
+def test_manifests_that_cannot_be_used_are_refused(tmp_path: Path, columns: dict, message: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+    with pytest.raises(InputError, match=message):
+        list_sources([str(tmp_path / "m.parquet")], STORAGE)
+
+
+def test_columns_become_plain(tmp_path: Path) -> None:
+    table = pa.table({"video": ["a"], "none": [None], "kind": pa.array(["x"]).dictionary_encode(), "width": [5]})
+    pq.write_table(table, tmp_path / "m.parquet")
+    sources = list_sources([str(tmp_path / "m.parquet")], STORAGE)
+    assert sources.schema.field("extra.none").type == pa.string()
+    assert sources.schema.field("extra.kind").type == pa.string()
+    assert sources["extra.manifest_width"].to_pylist() == [5]

@@ -90,7 +90,7 @@ def contact_sheet(
 
 def _fitting(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
     """The text, cut to a width in pixels."""
-    text = text.encode("latin-1", "replace").decode("latin-1")  # the built-in font has no more
+    text = " ".join(text.split()).encode("latin-1", "replace").decode("latin-1")  # the built-in font has no more
     if pen.textlength(text) <= width:
         return text
     while text and pen.textlength(text + "...") > width:

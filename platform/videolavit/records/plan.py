@@ -4,7 +4,6 @@ A plan is written once and never changed. Shards are fixed in it, so whoever com
 it the same name and the same rows.
 """
 
-import contextlib
 import hashlib
 from collections.abc import Iterable
 from typing import Any
@@ -12,12 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from videolavit.media import MediaError, VideoInfo, probe
+from videolavit.media.errors import SourceUnreadable
 from videolavit.media.settings import BLOCK, CLIP_FRAMES
 
 from . import schema
 from .identity import sample_id
-from .inputs import EXTRA, TAR, tar_members
-from .samples import SampleSettings
+from .inputs import EXTRA, TAR
+from .samples import SEGMENT_VALUES, SampleSettings
 from .storage import StorageSettings, open_source
 
 SECONDS_PER_SOURCE_PIXEL = {"h264": 5e-9, "hevc": 9e-9, "av1": 9e-9, "vp9": 7e-9}
@@ -28,10 +28,6 @@ UNKNOWN_COST = 1.0
 
 CLIP_BYTES_PER_PIXEL = 0.6
 """Size of a clip in a shard: a JPEG of quality 95 and 24 grids."""
-
-SEGMENT_VALUES = 3_000_000
-"""Motion values of a segment: writing them to Parquet takes some 30 bytes each. Pictures above half a megapixel are
-therefore cut shorter than the settings say, to a whole number of clips."""
 
 SHARD_BYTES = 128 << 20
 SHARD_MIN_COST = 1.0
@@ -59,26 +55,18 @@ def estimated_cost(info: VideoInfo, seconds: float, fps: int) -> float:
 
 
 def plan_source(row: dict[str, Any], settings: SampleSettings, storage: StorageSettings) -> list[dict[str, Any]]:
-    """Plans one source: reads its header (a tar: its members'), and returns a plan row a segment, without a shard.
+    """Plans one video by its header: a plan row a segment, without a shard.
 
-    A source whose header cannot be read is planned as one segment; decomposing it gives the reject its reason.
+    A video whose header cannot be read is planned as one segment; decomposing it gives the reject its reason.
+
+    Raises:
+        SourceUnreadable: the storage failed, which may be chance.
     """
-    rows = [row]
-    if row["url"].lower().endswith(TAR) and row.get("offset") is None:
-        with contextlib.suppress(MediaError):  # then the tar itself is the segment that gets rejected
-            rows = [row | member for member in tar_members(row["url"], storage)]
-    return [segment for one in rows for segment in _segments(one, settings, storage)]
-
-
-def whole_source(row: dict[str, Any], settings: SampleSettings) -> dict[str, Any]:
-    """The plan row of a source of unknown length: one segment."""
-    return _segment(row, settings, 0.0, None, None, None)
-
-
-def _segments(row: dict[str, Any], settings: SampleSettings, storage: StorageSettings) -> list[dict[str, Any]]:
     try:
         with open_source(row["url"], storage, row.get("offset") or 0, row.get("length")) as file:
             info = probe(file, settings)
+    except SourceUnreadable:
+        raise
     except MediaError:
         return [whole_source(row, settings)]
     clip_seconds = CLIP_FRAMES / settings.fps
@@ -86,6 +74,16 @@ def _segments(row: dict[str, Any], settings: SampleSettings, storage: StorageSet
     longest -= longest % clip_seconds
     ranges = segment_ranges(info.seconds, min(settings.segment_seconds, longest), clip_seconds)
     return [_segment(row, settings, start, end, info.seconds, info) for start, end in ranges]
+
+
+def is_whole_tar(row: dict[str, Any]) -> bool:
+    """Whether a source or plan row names a tar, not a member of one."""
+    return row["url"].lower().endswith(TAR) and row.get("offset") is None
+
+
+def whole_source(row: dict[str, Any], settings: SampleSettings) -> dict[str, Any]:
+    """The plan row of a source of unknown length: one segment."""
+    return _segment(row, settings, 0.0, None, None, None)
 
 
 def _segment(

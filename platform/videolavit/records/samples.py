@@ -3,7 +3,7 @@
 import io
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from videolavit.media import Clip, DecomposeSettings, decompose
-from videolavit.media.errors import DurationMismatch
+from videolavit.media.errors import DurationMismatch, NoVideoStream, SourceUnreadable
 
 from . import schema
 from .identity import run_identity
-from .inputs import EXTRA
+from .inputs import EXTRA, TAR, tar_members
 from .storage import StorageSettings, open_source
+
+SEGMENT_VALUES = 3_000_000
+"""Motion values of a segment: writing them to Parquet takes some 30 bytes each. Pictures above half a megapixel are
+therefore cut shorter than the settings say, to a whole number of clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,7 @@ class SampleSettings(DecomposeSettings):
 
     def identity(self) -> dict[str, Any]:
         """What a run with these settings depends on."""
-        return run_identity(self)
+        return run_identity(self, segment_values=SEGMENT_VALUES)
 
     def key(self) -> dict[str, Any]:
         """What a sample's name depends on."""
@@ -60,6 +64,8 @@ def decompose_row(row: dict[str, Any], settings: SampleSettings, storage: Storag
         MediaError: the typed reason why there is none.
     """
     started = time.process_time()
+    if row["url"].lower().endswith(TAR) and row["offset"] is None:
+        _explain_tar(row["url"], storage)
     clips = _ClipColumns(settings)
     with open_source(row["url"], storage, row["offset"] or 0, row["length"]) as file:
         for clip in decompose(file, settings, start_seconds=row["start_seconds"], end_seconds=row["end_seconds"]):
@@ -82,11 +88,22 @@ def decompose_row(row: dict[str, Any], settings: SampleSettings, storage: Storag
     )
 
 
+def _explain_tar(url: str, storage: StorageSettings) -> NoReturn:
+    """Raises why a tar was planned as a whole and not member by member."""
+    if tar_members(url, storage):
+        raise SourceUnreadable(f"the members of {url} could not be listed when it was planned; retry it")
+    raise NoVideoStream("a tar without video members")
+
+
 def _check_length(row: dict[str, Any], clips: "_ClipColumns", settings: SampleSettings) -> None:
+    """Keeps a segment that runs to the end from growing without bound."""
     planned = row["planned_seconds"]
     limit = row["start_seconds"] + (planned or 0.0) + settings.segment_seconds
-    if row["end_seconds"] is None and planned is not None and clips.end_seconds > limit:
-        raise DurationMismatch(f"runs beyond {limit:g} s; its header declares {row['start_seconds'] + planned:g} s")
+    if row["end_seconds"] is not None or clips.end_seconds <= limit:
+        return
+    if planned is None:
+        raise DurationMismatch(f"runs beyond {limit:g} s, and its header could not be read before; retry it")
+    raise DurationMismatch(f"runs beyond {limit:g} s; its header declares {row['start_seconds'] + planned:g} s")
 
 
 class _ClipColumns:
@@ -158,7 +175,5 @@ def clip_motion(clip: dict[str, Any]) -> NDArray[np.int16]:
 
 
 def extra_columns(row: dict[str, Any]) -> dict[str, Any]:
-    """A plan row's manifest columns under the names they have in a shard; a name that is taken gets a prefix."""
-    taken = set(schema.CLIPS.names)
-    names = {name: name.removeprefix(EXTRA) for name in row if name.startswith(EXTRA)}
-    return {(f"manifest_{short}" if short in taken else short): row[name] for name, short in names.items()}
+    """A plan row's manifest columns under the names that they have in a shard."""
+    return {name.removeprefix(EXTRA): value for name, value in row.items() if name.startswith(EXTRA)}

@@ -21,6 +21,8 @@ from .storage import Folder
 CLIPS, PLAN = "clips", "plan"
 _FOOTER = b"videolavit.shard"
 _READERS = 16
+_KEYFRAME = "clips.list.element.keyframe"
+"""Path of the pictures in Parquet; they are compressed already."""
 
 
 @dataclass
@@ -52,11 +54,10 @@ class ShardWriter:
         self._schema = schema.versioned(pa.schema([*schema.CLIPS, *extra]), "clips")
         self._scratch = tempfile.TemporaryDirectory(prefix="videolavit-")
         self._file = Path(self._scratch.name) / name
-        binary = [f"clips.list.element.{name}" for name in ("keyframe",)]
         self._writer = pq.ParquetWriter(
             self._file,
             self._schema,
-            compression={path: ("none" if path in binary else "zstd") for path in _leaves(self._schema)},
+            compression={path: "none" if path == _KEYFRAME else "zstd" for path in _leaves(self._schema)},
             use_dictionary=False,
             write_statistics=False,
         )
@@ -153,9 +154,13 @@ class Ledger:
                     unread[row["url"]] = row["sample_id"]
         return shards
 
-    def rejects(self, summaries: list[ShardSummary]) -> list[dict[str, Any]]:
+    def pending(self) -> set[str]:
+        """Names of the planned shards that are not committed."""
+        planned = {name for plan in self.planned(["shard"]) for name in plan["shard"].unique().to_pylist()}
+        return planned - self.committed()
+
+    def rejects(self, summaries: list[ShardSummary], standing: dict[str, str]) -> list[dict[str, Any]]:
         """Rejects that stand: those of samples that no later plan took up again."""
-        standing = self.standing()
         return [
             reject
             for summary in summaries

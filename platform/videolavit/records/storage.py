@@ -6,7 +6,10 @@ pipeline run rests on this.
 """
 
 import contextlib
+import io
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,23 +42,31 @@ class StorageSettings:
     s3_endpoint: str | None = None
 
 
+def protocol_of(url: str) -> str:
+    """`s3` of `s3://...`; `file` of a path. A path may contain `::`, which fsspec alone would read as a chain."""
+    match = re.match(r"([a-zA-Z][\w+.-]+)://", url)
+    return match[1].lower() if match else "file"
+
+
 def filesystem(url: str, settings: StorageSettings) -> tuple[Any, str]:
     """Returns the fsspec filesystem of a URL or local path, and the path inside it.
 
     Raises:
-        StorageError: an unknown protocol, or one whose package is not installed.
+        StorageError: an unknown protocol, one whose package is not installed, or nothing behind the protocol.
     """
-    protocol = fsspec.utils.get_protocol(url)
+    protocol = protocol_of(url)
     options: dict[str, Any] = {}
     if protocol in ("s3", "s3a"):
         endpoint = settings.s3_endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         options = {"endpoint_url": endpoint} if endpoint else {}
-        options["default_cache_type"] = "readahead"
-        options["default_block_size"] = READ_AHEAD
+        options |= {"default_cache_type": "readahead", "default_block_size": READ_AHEAD}
     try:
-        fs, path = fsspec.core.url_to_fs(url, **options)
+        fs = fsspec.filesystem(protocol, **options)
     except (ImportError, ValueError) as error:
         raise StorageError(f"cannot use {url}: {error}") from None
+    path = str(fs._strip_protocol(url))
+    if not path:
+        raise StorageError(f"cannot use {url}: it names no bucket or folder")
     return fs, path
 
 
@@ -75,9 +86,9 @@ def naming_location(url: str) -> Iterator[None]:
 
 
 def absolute_url(url: str) -> str:
-    """The same location however it is written: a local path becomes absolute, a URL stays."""
-    if fsspec.utils.get_protocol(url) == "file":
-        return os.path.abspath(str(fsspec.core.strip_protocol(url)))
+    """The same location however it is written: a local path becomes absolute and plain, a URL stays."""
+    if protocol_of(url) == "file":
+        return os.path.abspath(url.removeprefix("file://"))
     return url
 
 
@@ -86,22 +97,24 @@ def open_source(url: str, settings: StorageSettings, offset: int = 0, length: in
     """Opens a source, or a byte range of one (a member of a tar), as a seekable binary file.
 
     Raises:
-        MediaError: it is missing, forbidden or unreadable.
+        MediaError: it is missing, forbidden or unreadable, be it now or while it is read.
     """
     try:
-        fs, path = filesystem(url, settings)
-        if isinstance(fs, LocalFileSystem):
-            file: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
-        else:
-            file = fs.open(path, "rb")
+        with _opened(url, settings) as file:
+            yield file if length is None else _ByteRange(file, offset, length)  # type: ignore[misc]
     except FileNotFoundError:
         raise SourceMissing(f"no such file or key: {url}") from None
     except PermissionError:
         raise SourceForbidden(f"no permission to read {url}") from None
     except (OSError, BotoCoreError, StorageError) as error:
-        raise SourceUnreadable(f"cannot open {url}: {error}") from None
-    with file:
-        yield file if length is None else _ByteRange(file, offset, length)  # type: ignore[misc]
+        raise SourceUnreadable(f"cannot read {url}: {error}") from None
+
+
+def _opened(url: str, settings: StorageSettings) -> Any:
+    if protocol_of(url) == "file":
+        return Path(absolute_url(url)).open("rb", buffering=0)
+    fs, path = filesystem(url, settings)
+    return fs.open(path, "rb")
 
 
 class _ByteRange:
@@ -207,37 +220,55 @@ class Folder:
             except FileNotFoundError as error:
                 raise StorageError(f"cannot write to {self.url}: {error}; does the bucket exist?") from None
 
+    def claim(self, name: str, data: bytes) -> None:
+        """Creates a file unless it exists, and makes sure that this storage honours the "unless".
+
+        Raises:
+            StorageError: it does not, so that two writers could overwrite each other.
+        """
+        try:
+            if self.create_bytes(name, data) and self.create_bytes(name, data):
+                raise StorageError(f"{self.url} cannot create a file only where none exists; use a disk or S3 that can")
+        except OSError as error:
+            raise StorageError(f"cannot write to {self.url}: {error}") from None
+
     def replace(self, name: str, data: bytes) -> None:
         """Writes a derived file (a summary, a report) in one step over what may be there."""
-        target = self.join(name)
-        if not self.is_local:
-            self.fs.pipe_file(target, data)
-            return
-        path = Path(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        if self.is_local:
+            with _complete_beside(Path(self.join(name)), io.BytesIO(data)) as temporary:
+                temporary.replace(self.join(name))
+        else:
+            self.fs.pipe_file(self.join(name), data)
 
 
 def _create_local(target: Path, local_file: Path) -> bool:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid4().hex}")
-    try:
-        with local_file.open("rb") as source, temporary.open("wb") as copy:
-            while chunk := source.read(1 << 20):
-                copy.write(chunk)
-            copy.flush()
-            os.fsync(copy.fileno())
+    with local_file.open("rb") as source, _complete_beside(target, source) as temporary:
         try:
             os.link(temporary, target)
         except FileExistsError:
             return False
+    return True
+
+
+@contextlib.contextmanager
+def _complete_beside(target: Path, source: BinaryIO) -> Iterator[Path]:
+    """A complete copy under a temporary name on the target's disk, to be renamed or linked in the body.
+
+    Content and names are on the disk before and after: a power failure leaves the old state or the new one.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}")
+    try:
+        with temporary.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    directory = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # without it a power failure may forget the new name
-    finally:
-        os.close(directory)
-    return True
+    for folder in (target.parent, target.parent.parent):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
