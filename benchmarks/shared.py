@@ -40,7 +40,7 @@ def local_ray() -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Ray's workers step back for other processes, which on a busy machine would be all that is measured.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init("local", num_cpus=WORKERS, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:

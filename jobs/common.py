@@ -83,7 +83,9 @@ def ray_runtime() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     try:
         with console.status("starting Ray"), _quiet_core(address == "local"):
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            # A dashboard costs a tenth of a core all the time; a cluster has its own.
+            own = {"include_dashboard": False} if address == "local" else {}
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except ConnectionError:
         fail(f"no Ray cluster answers at RAY_ADDRESS={address}; unset it to start a Ray here")
     try:

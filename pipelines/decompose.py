@@ -299,13 +299,10 @@ def _actor_pool(workers: WorkerSettings, tasks: int) -> dict[str, Any]:
     """Arguments of a pool of one-core actors. Ray restarts a killed one without limit; bad input cannot kill it."""
     cores = max(int(ray.cluster_resources().get("CPU", 1)), 1)
     most = max(min(workers.workers or cores, tasks), 1)
-    fixed = most <= cores
     return {
+        # With a second task in its queue an actor never waits for the driver, and an autoscaling pool sees demand.
         "compute": ray.data.ActorPoolStrategy(
-            min_size=min(most, cores),
-            max_size=most,
-            # One shard at a time keeps the tail short; only a queue makes a pool grow.
-            max_tasks_in_flight_per_actor=1 if fixed else 2,
+            min_size=min(most, cores), max_size=most, max_tasks_in_flight_per_actor=2
         ),
         "num_cpus": 1,
         "memory": WORKER_MEMORY,

@@ -4,6 +4,7 @@ Native decoders crash and hang on hostile input, and neither can be caught in Py
 that imports one function, so that it starts fast and holds nothing but what decoding needs.
 """
 
+import gc
 import importlib
 import os
 import pickle
@@ -154,6 +155,7 @@ def _serve(target: str) -> None:
     threading.Thread(target=_read_requests, args=(sys.stdin.buffer, requests), daemon=True).start()
     module, _, name = target.partition(":")
     function = getattr(importlib.import_module(module), name)
+    gc.freeze()  # what the imports made is not looked at again, which makes collections cheap
     while True:
         args = requests.get()
         try:
@@ -161,6 +163,8 @@ def _serve(target: str) -> None:
         except Exception as error:
             answer = (False, error)
         _send(answers, answer)
+        del args, answer
+        gc.collect()  # a closed decoder and its frames stay in reference cycles, and they are large
 
 
 def _read_requests(stream: BinaryIO, requests: "queue.SimpleQueue[Any]") -> None:

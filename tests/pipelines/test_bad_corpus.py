@@ -1,8 +1,10 @@
 """Bad input in a run: each becomes a typed reject, and the run goes on."""
 
+import gzip
 import shutil
 import signal
 import subprocess
+import tarfile
 import threading
 import time
 from collections.abc import Callable
@@ -30,6 +32,9 @@ def test_each_kind_is_rejected_with_its_reason(on_head: Job, small_corpus: Path,
     write_mp4(moving_texture(1, 96, 128, 0), videos / "single.mp4", 12)
     make(videos / "sound.m4a", ("-f", "lavfi", "-i", "sine=duration=1"))
     make(videos / "picture.png", (*moving(), "-frames:v", "1"))
+    (videos / "packed.tar").write_bytes(gzip.compress(b"x" * 9999))
+    with tarfile.open(videos / "captions.tar", "w") as archive:
+        archive.add(videos / "text.mp4", "a.txt")
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("video\nvideos/nowhere.mp4\n")
 
@@ -46,6 +51,8 @@ def test_each_kind_is_rejected_with_its_reason(on_head: Job, small_corpus: Path,
         "single.mp4": "TooFewFrames",
         "sound.m4a": "NoVideoStream",
         "picture.png": "ForbiddenFormat",
+        "packed.tar": "UnknownFormat",
+        "captions.tar": "NoVideoStream",
         "nowhere.mp4": "SourceMissing",
     }
     assert all(row["message"] and row["attempts"] == 1 for row in runs.rejects(str(output)))

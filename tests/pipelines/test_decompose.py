@@ -160,7 +160,7 @@ def test_manifests_and_tars(on_head: Job, small_corpus: Path, tmp_path: Path) ->
     """Captions and further columns travel to the shards; a tar's members are read where they lie."""
     manifest = tmp_path / "manifest.jsonl"
     rows = [
-        {"video": str(small_corpus / "video0.mp4"), "text": "first", "licence": "CC0", "score": 0.5},
+        {"video": str(small_corpus / "video0.mp4"), "text": "first\nline", "licence": "CC0", "score": 0.5},
         {"video": str(small_corpus / "video0.mp4"), "text": "named twice", "licence": "CC0", "score": 0.5},
         {"video": "missing.mp4", "text": "gone", "licence": "CC0", "score": 0.1},
     ]
@@ -184,7 +184,7 @@ def test_manifests_and_tars(on_head: Job, small_corpus: Path, tmp_path: Path) ->
         f"from read_parquet('{output}/clips/*.parquet', union_by_name=true) order by 1"
     ).fetchall()
     assert found == [
-        ("first", "CC0", 0.5, None, 1),
+        ("first\nline", "CC0", 0.5, None, 1),
         ("from a tar", None, None, None, 1),
         ("from json", None, None, '{"caption": "from json", "id": 7}', 1),
     ]
