@@ -174,6 +174,7 @@ class _ShardMaker:
     def __init__(
         self, output: str, storage: StorageSettings, settings: SampleSettings, workers: WorkerSettings
     ) -> None:
+        pa.set_memory_pool(pa.system_memory_pool())  # gives back what writing a row took; others keep it
         self._folder = Folder(output, storage)
         self._storage, self._settings, self._workers = storage, settings, workers
         self._decompose = IsolatedFunction("videolavit.records.samples:decompose_row")
