@@ -4,6 +4,8 @@ Native decoders crash and hang on hostile input, and neither can be caught in Py
 that imports one function, so that it starts fast and holds nothing but what decoding needs.
 """
 
+import contextlib
+import fcntl
 import gc
 import importlib
 import os
@@ -22,6 +24,8 @@ from functools import partial
 from typing import Any, BinaryIO
 
 _LENGTH = struct.Struct("<Q")
+_PIPE_SIZE = 1 << 20
+"""About an answer's size, in bytes; with the default both sides wake for every 64 KiB."""
 
 MEMORY_LIMIT = 4 << 30
 """Address space of a child in bytes. An allocation beyond it fails in the child, and nobody else is ended for it."""
@@ -103,6 +107,8 @@ class IsolatedFunction:
                 stdout=subprocess.PIPE,
                 env=os.environ | _CHILD_ENVIRONMENT | {"PYTHONPATH": path},
             )
+            with contextlib.suppress(OSError):  # the system grants a user only so many large pipes
+                fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)  # type: ignore[arg-type]
         return self._process
 
 
