@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -319,8 +318,3 @@ def _segment_end(head: bytes, start: int) -> int:
     unknown = (1 << 7 * width) - 1  # a live recording
     size = int.from_bytes(head[start : start + width]) & unknown
     return 0 if size == unknown else start + width + size
-
-
-def seconds_to_units(seconds: Fraction | float, time_base: Fraction) -> int:
-    """Seconds as a count of `time_base`, rounded to nearest."""
-    return round(Fraction(seconds) / time_base)
