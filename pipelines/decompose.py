@@ -23,7 +23,7 @@ from videolavit.isolation import IsolatedFunction, ProcessDied, TimeLimitExceede
 from videolavit.media import MediaError
 from videolavit.media.errors import SourceUnreadable
 from videolavit.records import schema
-from videolavit.records.inputs import TAR_JSON
+from videolavit.records.inputs import EXTRA, TAR_JSON
 from videolavit.records.plan import assign_shards, extra_fields, is_whole_tar, plan_table, whole_source
 from videolavit.records.samples import SampleSettings, extra_columns
 from videolavit.records.shards import Ledger, ShardWriter
@@ -181,13 +181,13 @@ class _ShardMaker:
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
         name = plan["shard"][0].as_py()
-        fields = {field.name: field.type for field in extra_fields(plan.schema)}
+        extra = [field.with_name(field.name.removeprefix(EXTRA)) for field in extra_fields(plan.schema)]
         rows = plan.to_pylist()
         counts: Counter[str] = Counter()
         error = None
         told = time.monotonic()
         try:
-            with ShardWriter(self._folder, name, _shard_fields(rows[0], fields)) as writer:
+            with ShardWriter(self._folder, name, extra) as writer:
                 for row in rows:
                     counts.update(self._sample(row, writer))
                     if time.monotonic() - told > TELL_EVERY:
@@ -257,10 +257,6 @@ def _reject(row: dict[str, Any], error: Exception, attempts: int, seconds: float
         "attempts": attempts,
         "seconds": seconds,
     }
-
-
-def _shard_fields(row: dict[str, Any], types: dict[str, pa.DataType]) -> list[pa.Field]:
-    return [pa.field(name, kind) for name, kind in zip(extra_columns(row), types.values(), strict=True)]
 
 
 def _progress(counts: Counter[str], error: str | None = None) -> pa.Table:
