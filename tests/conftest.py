@@ -93,6 +93,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     wait_for(lambda: head.poll() is not None or _answers(f"{api}/api/version"), "Ray is not up")
     assert head.poll() is None, log.read_text()
     os.environ["RAY_API_SERVER_ADDRESS"] = api
+    os.environ["TESTS_RAY_HEAD"] = str(head.pid)
     yield f"127.0.0.1:{port}"
     for process in [*psutil.Process(head.pid).children(recursive=True), head]:  # an orderly stop takes half a minute
         process.kill()

@@ -67,13 +67,18 @@ class Started:
 
 
 def decoders() -> list[psutil.Process]:
-    """Child processes that decode, of whatever actor."""
-    return [process for process in psutil.process_iter() if "decompose_row" in _command_line(process)]
+    """Child processes that decode, of whatever actor on the tests' Ray head; never another job's."""
+    return _below_head("decompose_row")
 
 
 def actors() -> list[psutil.Process]:
-    """Ray's worker processes that hold a shard-making actor."""
-    return [process for process in psutil.process_iter() if "ShardMaker" in _command_line(process)]
+    """Worker processes of the tests' Ray head that hold a shard-making actor."""
+    return _below_head("ShardMaker")
+
+
+def _below_head(word: str) -> list[psutil.Process]:
+    below = psutil.Process(int(os.environ["TESTS_RAY_HEAD"])).children(recursive=True)
+    return [process for process in below if word in _command_line(process)]
 
 
 def _command_line(process: psutil.Process) -> str:
