@@ -21,10 +21,7 @@ def test_cluster_description_is_valid() -> None:
 
 
 def test_submitted_job(ray_head: str, small_corpus: Path, tmp_path: Path) -> None:
-    """`ray job submit` with a runtime environment from the working directory, on a real head node.
-
-    The job's own copy of the package must be the one that runs, not this machine's installation.
-    """
+    """`ray job submit` with a runtime environment from the working directory, on a real head node."""
     output = tmp_path / "out"
     done = subprocess.run(
         [
