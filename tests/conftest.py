@@ -17,12 +17,14 @@ import pytest
 import requests
 from botocore.exceptions import BotoCoreError
 
+from videolavit.isolation import IsolatedFunction
 from videolavit.media import write_mp4
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 START_LIMIT = 90.0
 
+Isolate = Callable[[str], IsolatedFunction]
 Job = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -209,3 +211,17 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         seconds = 20 if index == 5 else 2 + index
         write_mp4(moving_texture(12 * seconds, 96, 128, index), folder / f"video{index}.mp4", 12)
     return folder
+
+
+@pytest.fixture
+def isolate() -> Iterator[Isolate]:
+    """Makes isolated functions of tests.media.videos and ends their processes."""
+    made: list[IsolatedFunction] = []
+
+    def isolate(name: str) -> IsolatedFunction:
+        made.append(IsolatedFunction(f"tests.media.videos:{name}"))
+        return made[-1]
+
+    yield isolate
+    for function in made:
+        function.close()

@@ -1,0 +1,141 @@
+"""Calls that hang, crash or lose their parent: no fault outlives the process that it may kill."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Isolate
+from videolavit.isolation import ProcessDied, TimeLimitExceeded
+from videolavit.media import MediaError
+
+
+@pytest.mark.parametrize("target", ["sleep", "spin_in_native_code"])
+def test_a_hang_ends_at_its_limit(isolate: Isolate, target: str) -> None:
+    function = isolate(target)
+    arguments = (600,) if target == "sleep" else ()
+    warm = isolate("process_id")
+    warm(time_limit=30)
+    started = time.monotonic()
+    with pytest.raises(TimeLimitExceeded, match=r"not finished after 1\.5 s"):
+        function(*arguments, time_limit=1.5)
+    assert 1.4 < time.monotonic() - started < 2.5
+    assert function.pid is None
+
+
+def test_the_call_after_a_hang_works_in_a_new_process(isolate: Isolate) -> None:
+    function = isolate("sleep")
+    assert function(0, time_limit=30) == "awake"
+    first = function.pid
+    assert first is not None
+    with pytest.raises(TimeLimitExceeded):
+        function(600, time_limit=0.3)
+    assert not alive(first)
+    assert function(0, time_limit=30) == "awake"
+    assert function.pid not in (None, first)
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGKILL", "SIGFPE"])
+def test_a_crash_names_its_signal(isolate: Isolate, name: str) -> None:
+    function = isolate("die")
+    with pytest.raises(ProcessDied, match=name):
+        function(getattr(signal, name), time_limit=30)
+    with pytest.raises(ProcessDied, match=name):
+        function(getattr(signal, name), time_limit=30)
+
+
+def test_an_exit_names_its_status(isolate: Isolate) -> None:
+    with pytest.raises(ProcessDied, match="status 7"):
+        isolate("leave")(7, time_limit=30)
+
+
+def test_a_process_that_was_killed_between_two_calls_is_replaced(isolate: Isolate) -> None:
+    function = isolate("process_id")
+    first = function(time_limit=30)
+    os.kill(first, signal.SIGKILL)
+    assert _gone(first)
+    time.sleep(0.2)  # its last thread may outlive its first one
+    assert function(time_limit=30) != first
+
+
+def test_exceptions_come_back_as_themselves(isolate: Isolate) -> None:
+    function = isolate("fail")
+    with pytest.raises(MediaError, match=r"^no such luck$") as caught:
+        function("no such luck", time_limit=30)
+    assert type(caught.value) is MediaError
+    first = function.pid
+    with pytest.raises(MediaError):
+        function("again", time_limit=30)
+    assert function.pid == first, "an exception is no reason for a new process"
+
+
+def test_printing_does_not_disturb_the_answers(isolate: Isolate, capfd: pytest.CaptureFixture[str]) -> None:
+    function = isolate("shout")
+    for _ in range(3):
+        assert function("noise", time_limit=30) == "NOISE"
+    captured = capfd.readouterr()
+    assert captured.err.count("noise") == 9
+    assert "noise" not in captured.out
+
+
+def test_large_answers_and_arguments(isolate: Isolate) -> None:
+    answer = isolate("many_bytes")(50 << 20, time_limit=60)
+    assert hashlib.sha256(answer).digest() == hashlib.sha256(bytes(range(256)) * (50 << 12)).digest()
+    assert isolate("outcome")(bytes(50 << 20), time_limit=60) in ("UnknownFormat", "ForbiddenFormat")
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_the_child_ends_with_its_parent(tmp_path: Path, busy: bool) -> None:
+    """However the parent ends, and whether or not it waited for an answer."""
+    announcement = tmp_path / "child"
+    call = (
+        f"IsolatedFunction('tests.media.videos:announce_and_sleep')({str(announcement)!r}, time_limit=600)"
+        if busy
+        else "function = IsolatedFunction('tests.media.videos:process_id')\n"
+        f"Path({str(announcement)!r}).write_text(str(function(time_limit=60)))\n"
+        "time.sleep(600)"
+    )
+    script = f"import time\nfrom pathlib import Path\nfrom videolavit.isolation import IsolatedFunction\n{call}"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment) as parent:
+        child = _announced(announcement)
+        assert alive(child)
+        parent.kill()
+        parent.wait()
+    assert _gone(child)
+
+
+def _announced(path: Path) -> int:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if path.exists() and (text := path.read_text()):
+            return int(text)
+        time.sleep(0.02)
+    raise AssertionError("the child did not start")
+
+
+def _gone(pid: int, within: float = 5) -> bool:
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if not alive(pid):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has waited for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return sys.platform != "linux"
