@@ -1,0 +1,130 @@
+"""The layers that the tokenizers and condition networks share. Attribute names are the published weight names."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection.
+
+    Args:
+        dim: Channels.
+        num_heads: Heads, of `dim / num_heads` channels each.
+        key_bias: False keeps the key's bias at zero, as BEiT does: the weights then hold `q_bias` and `v_bias`.
+    """
+
+    def __init__(self, dim: int, num_heads: int, key_bias: bool = True) -> None:
+        super().__init__()
+        _check_heads(dim, num_heads)
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=key_bias)
+        self.q_bias, self.v_bias = (None, None) if key_bias else (_zeros(dim), _zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value [batch, heads, tokens, channels of a head] of [batch, tokens, dim]."""
+        bias = self.qkv.bias
+        if self.q_bias is not None and self.v_bias is not None:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        query, key, value = F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1)
+        return split_heads(query, self.num_heads), split_heads(key, self.num_heads), split_heads(value, self.num_heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, tokens, dim] -> the same."""
+        return self.proj(merge_heads(F.scaled_dot_product_attention(*self.heads(x))))  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from queries to a memory, with separate biased projections."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        _check_heads(dim, num_heads)
+        self.num_heads = num_heads
+        self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
+        self.proj = nn.Linear(dim, dim)
+
+    def heads(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query of `x`, key and value of `memory`, each [batch, heads, tokens, channels of a head]."""
+        return (
+            split_heads(self.query(x), self.num_heads),
+            split_heads(self.key(memory), self.num_heads),
+            split_heads(self.value(memory), self.num_heads),
+        )
+
+    def forward(self, x: Tensor, memory: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[batch, queries, dim] and [batch, tokens, dim] -> [batch, queries, dim].
+
+        Args:
+            bias: Added to the scores; broadcast to [batch, heads, queries, tokens].
+        """
+        attended = F.scaled_dot_product_attention(*self.heads(x, memory), attn_mask=bias)
+        return self.proj(merge_heads(attended))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """Two linear layers around a GELU."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+class SpaceTimeBlock(nn.Module):
+    """Attention within each frame, then over time at each place, then an MLP; pre-norm."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm0, self.norm1, self.norm2 = (nn.LayerNorm(dim) for _ in range(3))
+        self.spatial_attention = Attention(dim, num_heads, key_bias=False)
+        self.temporal_attention = Attention(dim, num_heads, key_bias=False)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, time, places, dim] -> the same."""
+        x = x + self.spatial_attention(self.norm0(x).flatten(0, 1)).view_as(x)
+        series = self.norm1(x).transpose(1, 2)
+        attended = self.temporal_attention(series.flatten(0, 1))
+        x = x + attended.view(series.shape).transpose(1, 2)
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+def projection(inner: int, outer: int, channels: int | None = None) -> nn.Sequential:
+    """Linear, tanh, linear: the published head in front of and behind a codebook."""
+    return nn.Sequential(nn.Linear(inner, channels or inner), nn.Tanh(), nn.Linear(channels or inner, outer))
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """[batch, tokens, dim] -> [batch, heads, tokens, dim / heads]."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """[batch, heads, tokens, channels] -> [batch, tokens, heads * channels]."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Published initialisation: truncated normal of 0.02 for projections, zero biases, unit norms."""
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def table(*shape: int) -> nn.Parameter:
+    """A learned position or query table."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
+
+
+def _zeros(dim: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(dim))
+
+
+def _check_heads(dim: int, num_heads: int) -> None:
+    if dim % num_heads:
+        raise ValueError(f"{dim} channels cannot be split into {num_heads} heads; choose a divisor")

@@ -1,0 +1,103 @@
+"""What every network of the platform has: a frozen config, and a folder of safetensors and JSON to live in."""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+STRICT = ConfigDict(extra="forbid", strict=False)
+"""Settings reject unknown keys."""
+
+C = TypeVar("C")
+
+
+class ModelError(ValueError):
+    """A model cannot be built or loaded as asked; the message names the fix."""
+
+
+class Network(nn.Module, Generic[C]):
+    """A module made from a config.
+
+    Subclasses set `Config` and take one in their constructor. `save` and `load` are exact: the same tensors, bit for
+    bit, in the same dtype.
+    """
+
+    Config: ClassVar[type[Any]]
+    config: C
+
+    def __init__(self, config: C) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Reads a network back, in evaluation mode.
+
+        Raises:
+            ModelError: no such network in the folder, another format, or weights of another shape.
+        """
+        config = parse_config(cls.Config, _read_json(folder / CONFIG), folder / CONFIG)
+        with torch.device("meta"):
+            network = cls(config)
+        try:
+            state = load_file(folder / WEIGHTS)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"cannot read {folder / WEIGHTS}: {error}") from None
+        load_exactly(network, state, str(folder))
+        return network.eval()
+
+    def save(self, folder: Path) -> None:
+        """Writes `config.json` and `model.safetensors`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = TypeAdapter(self.Config).dump_python(self.config, mode="json")
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
+
+
+def parse_config(kind: type[C], values: Any, source: object) -> C:
+    """A typed config from plain values.
+
+    Raises:
+        ModelError: an unknown key, a missing one, or a value of the wrong kind; the message names it and the source.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ModelError(f"{source}: {problems}") from None
+
+
+def load_exactly(module: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    """Gives a module its weights without copying them.
+
+    Raises:
+        ModelError: a key is missing, left over, or of another shape; the message lists them.
+    """
+    wanted = module.state_dict()
+    problems = [f"missing {key}" for key in sorted(wanted.keys() - state.keys())]
+    problems += [f"left over {key}" for key in sorted(state.keys() - wanted.keys())]
+    problems += [
+        f"{key} has shape {list(state[key].shape)}, expected {list(wanted[key].shape)}"
+        for key in sorted(wanted.keys() & state.keys())
+        if wanted[key].shape != state[key].shape
+    ]
+    if problems:
+        shown = "".join(f"\n  {problem}" for problem in problems[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ModelError(f"the weights in {source} do not fit the network:{shown}{more}")
+    module.load_state_dict(state, strict=True, assign=True)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ModelError(f"no network in {path.parent}: {path.name} is missing") from None
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}") from None

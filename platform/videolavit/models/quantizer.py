@@ -1,0 +1,55 @@
+"""Vector quantisation as the published tokenizers look codes up."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class CodeOutOfRange(ValueError):
+    """A code that the codebook does not have."""
+
+
+class Quantizer(nn.Module):
+    """A codebook of `num_codes` vectors.
+
+    The input is normalised, the stored rows are taken as they are: they are unit vectors after initialisation only, so
+    this is not cosine search (reference 2.5).
+    """
+
+    def __init__(self, num_codes: int, code_dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_codes, code_dim)
+        with torch.no_grad():
+            self.embedding.weight.copy_(F.normalize(self.embedding.weight, dim=-1))
+
+    @property
+    def num_codes(self) -> int:
+        return self.embedding.num_embeddings
+
+    def distances(self, z: Tensor) -> Tensor:
+        """Squared distances [..., num_codes] of normalised [..., code_dim] to all codes, in float32."""
+        z = F.normalize(z.float(), dim=-1)
+        codes = self.embedding.weight.float()
+        return z.square().sum(-1, keepdim=True) + codes.square().sum(-1) - 2 * z @ codes.T
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Ids [...] of the nearest codes of [..., code_dim]."""
+        return self.distances(z).argmin(-1)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Code vectors [..., code_dim] of ids [...].
+
+        Raises:
+            CodeOutOfRange: an id is negative or beyond the codebook.
+        """
+        check_codes(ids, self.num_codes)
+        return self.embedding(ids)  # type: ignore[no-any-return]
+
+
+def check_codes(ids: Tensor, num_codes: int) -> None:
+    """Raises CodeOutOfRange for an id outside 0 .. num_codes - 1."""
+    if ids.numel() and not ids.is_meta:
+        low, high = (int(value) for value in torch.aminmax(ids))
+        if low < 0 or high >= num_codes:
+            wrong = low if low < 0 else high
+            raise CodeOutOfRange(f"code {wrong} is out of range: the codebook has codes 0 to {num_codes - 1}")

@@ -1,0 +1,6 @@
+"""A keyframe and motion to the frames of a clip."""
+
+from .motion_condition import MotionConditionEncoder, MotionConditionEncoderConfig
+from .unet import MotionUNet, MotionUNetConfig
+
+__all__ = ["MotionConditionEncoder", "MotionConditionEncoderConfig", "MotionUNet", "MotionUNetConfig"]

@@ -1,0 +1,22 @@
+"""Pictures to what the ViT reads (reference 2.1)."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def resize_image(image: NDArray[np.uint8], size: int = 224) -> NDArray[np.uint8]:
+    """uint8 [height, width, 3] -> [size, size, 3], bicubic; the aspect ratio is not kept, as published."""
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def normalize_images(images: NDArray[np.uint8] | Tensor) -> Tensor:
+    """uint8 [batch, height, width, 3] -> float32 [batch, 3, height, width] with OpenAI CLIP's statistics."""
+    pixels = torch.as_tensor(images).permute(0, 3, 1, 2).float() / 255
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (pixels - mean) / std

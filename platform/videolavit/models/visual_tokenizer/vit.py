@@ -1,0 +1,58 @@
+"""The frozen vision transformer: EVA-CLIP g/14's shape (reference 2.2)."""
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import MLP, Attention, init_weights, table
+from .config import VisualTokenizerConfig
+
+EPS = 1e-6
+
+
+class VisionTransformer(nn.Module):
+    """Images [batch, 3, size, size] -> patch features [batch, patches, width] of the last block.
+
+    The final norm and the head belong to the published weights and are not used.
+    """
+
+    def __init__(self, config: VisualTokenizerConfig) -> None:
+        super().__init__()
+        self.cls_token = table(1, 1, config.width)
+        self.pos_embed = table(1, config.num_patches + 1, config.width)
+        self.patch_embed = PatchEmbedding(config.patch_size, config.width)
+        self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.vit_layers))
+        self.norm = nn.LayerNorm(config.width, EPS)
+        self.head = nn.Linear(config.width, config.vit_head_out)
+        self.apply(init_weights)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patch_embed(images)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return x[:, 1:]
+
+
+class PatchEmbedding(nn.Module):
+    """Images -> one vector a patch, row by row."""
+
+    def __init__(self, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, config: VisualTokenizerConfig) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(config.width, EPS), nn.LayerNorm(config.width, EPS)
+        self.attn = Attention(config.width, config.vit_heads, key_bias=False)
+        self.mlp = MLP(config.width, int(config.width * config.mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
