@@ -46,7 +46,8 @@ class ConditionDecoder(Network[ConditionDecoderConfig]):
     """Ids of a batch of images -> (prompt_embeds [batch, queries, context], pooled [batch, pooled_dim]).
 
     Args:
-        codebook: [num_codes, code_dim], that of the visual tokenizer. It is not a part of the decoder's weights.
+        codebook: [num_codes, code_dim], that of the visual tokenizer. It is not a part of the decoder's weights, and
+            may be set later.
     """
 
     Config = ConditionDecoderConfig
@@ -62,10 +63,8 @@ class ConditionDecoder(Network[ConditionDecoderConfig]):
         self.unet_proj_1, self.unet_proj_2 = (nn.Linear(config.feature_dim, size) for size in config.context_dims)
         self.unet_attnpool = AttentionPool(config)
         self.apply(init_weights)
-        if codebook is None:
-            codebook = torch.zeros(config.num_codes, config.code_dim)
         self.register_buffer("codebook", codebook, persistent=False)
-        self.codebook: Tensor
+        self.codebook: Tensor | None
 
     def forward(self, ids: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Conditions of images.
@@ -74,7 +73,7 @@ class ConditionDecoder(Network[ConditionDecoderConfig]):
             ids: Codes of each image, int64 [n].
 
         Raises:
-            ValueError: an image has too many codes, or one that the codebook does not have.
+                ValueError: too many codes for an image, a code that the codebook does not have, or no codebook.
         """
         features = self.features(ids)
         context = torch.cat([self.unet_proj_1(features), self.unet_proj_2(features)], dim=-1)
@@ -90,6 +89,8 @@ class ConditionDecoder(Network[ConditionDecoderConfig]):
 
     def _embed(self, ids: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Padded codes [batch, longest, dim] and what padding adds to the scores [batch, 1, 1, longest]."""
+        if self.codebook is None:
+            raise ValueError("this decoder has no codebook; give it the visual tokenizer's")
         longest = max(len(one) for one in ids)
         if longest > self.config.max_codes:
             raise ValueError(f"an image has {longest} visual codes; at most {self.config.max_codes} fit")

@@ -1,0 +1,341 @@
+"""A model on disk: one sub-folder a part, safetensors and JSON, nothing pickled.
+
+    visual_tokenizer/  motion_tokenizer/  language_model/
+    keyframe_detokenizer/{conditions,unet,vae,scheduler}/
+    video_detokenizer/{motion_encoder,unet,vae,scheduler}/
+    understanding/{language_model,visual_tokenizer,motion_tokenizer}/
+
+Parts are loaded one by one, so that a command holds only what it uses. A preset's name in place of a folder stands for
+untrained weights, made from a fixed seed.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import diffusers.utils.logging
+import torch
+import transformers.utils.logging
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    UNet2DConditionModel,
+)
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from videolavit.config.model import PRESETS, ModelConfig, Sizes, load_preset
+from videolavit.vocabulary import Vocabulary
+
+from .keyframe_detokenizer import ConditionDecoder, KeyframeDetokenizer, ddim_scheduler
+from .language_model import UnderstandingModel, byte_tokenizer
+from .motion_tokenizer import MotionTokenizer
+from .network import ModelError, Network, parse_config
+from .video_detokenizer import MotionConditionEncoder, MotionUNet, VideoDetokenizer, edm_scheduler
+from .visual_tokenizer import VisualTokenizer
+
+MODEL = "model.json"
+FORMAT = "videolavit-1"
+SEED = 0
+CODEBOOK = "quantize.embedding.weight"
+
+_Build = Callable[[ModelConfig], Any]
+
+
+def _language_model(config: ModelConfig) -> LlamaForCausalLM:
+    return LlamaForCausalLM(config.language_model.llama(config.vocabulary.size))
+
+
+def _plain(config: ModelConfig) -> VisualTokenizer:
+    """The tokenizer that makes codes has no continuous features; understanding has a tokenizer of its own."""
+    return VisualTokenizer(replace(config.visual_tokenizer, features_dim=None))
+
+
+PARTS: dict[str, _Build] = {
+    "visual_tokenizer": _plain,
+    "motion_tokenizer": lambda config: MotionTokenizer(config.motion_tokenizer),
+    "keyframe_detokenizer/conditions": lambda config: ConditionDecoder(config.keyframe_detokenizer.conditions),
+    "keyframe_detokenizer/unet": lambda config: config.keyframe_detokenizer.unet.build(),
+    "keyframe_detokenizer/vae": lambda config: config.keyframe_detokenizer.vae.build(),
+    "keyframe_detokenizer/scheduler": lambda config: ddim_scheduler(),
+    "video_detokenizer/motion_encoder": lambda config: MotionConditionEncoder(config.video_detokenizer.motion_encoder),
+    "video_detokenizer/unet": lambda config: MotionUNet(config.video_detokenizer.unet),
+    "video_detokenizer/vae": lambda config: config.video_detokenizer.vae.build_temporal(),
+    "video_detokenizer/scheduler": lambda config: edm_scheduler(),
+    "language_model": _language_model,
+    "understanding/language_model": _language_model,
+    "understanding/visual_tokenizer": lambda config: VisualTokenizer(config.visual_tokenizer),
+    "understanding/motion_tokenizer": lambda config: MotionTokenizer(config.motion_tokenizer),
+}
+"""Every part of a model, and how it is made from scratch."""
+
+_NETWORKS: dict[str, type[Network[Any]]] = {
+    "visual_tokenizer": VisualTokenizer,
+    "motion_tokenizer": MotionTokenizer,
+    "conditions": ConditionDecoder,
+    "motion_encoder": MotionConditionEncoder,
+    "video_detokenizer/unet": MotionUNet,
+}
+_DIFFUSERS: dict[str, Any] = {
+    "keyframe_detokenizer/unet": UNet2DConditionModel,
+    "keyframe_detokenizer/vae": AutoencoderKL,
+    "video_detokenizer/vae": AutoencoderKLTemporalDecoder,
+}
+_SCHEDULERS: dict[str, Any] = {
+    kind.__name__: kind for kind in (DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler)
+}
+
+
+class ModelFolder:
+    """A model by the path of its folder, or by the name of a preset.
+
+    Args:
+        location: Folder in this project's format, or `tiny`, `small` or `video-lavit-7b`.
+
+    Raises:
+        ModelError: there is no model there.
+    """
+
+    def __init__(self, location: str | os.PathLike[str]) -> None:
+        self.location = os.fspath(location)
+        self.path = Path(self.location)
+        self._preset = load_preset(self.location) if self.location in PRESETS and not self.path.is_dir() else None
+        if self._preset is None and not (self.path / MODEL).is_file():
+            raise ModelError(
+                f"no model in {self.location}: {MODEL} is missing. Name a model folder, one of the presets "
+                f"{', '.join(PRESETS)}, or make a folder with `videolavit import-checkpoint`"
+            )
+        self._digests: dict[str, str] = {}
+
+    @property
+    def is_trained(self) -> bool:
+        """False for weights as they were drawn."""
+        return self._preset is None and bool(self._facts["trained"])
+
+    @property
+    def sizes(self) -> Sizes:
+        """Default sizes of what it makes."""
+        return self._preset.sizes if self._preset else parse_config(Sizes, self._facts["sizes"], self.path / MODEL)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Layout of the language model's ids."""
+        if self._preset:
+            return self._preset.vocabulary
+        visual = self._config("visual_tokenizer")["num_codes"]
+        motion = self._config("motion_tokenizer")["num_codes"]
+        text = self._config("language_model")["vocab_size"] - visual - motion - 4
+        if text < 1:
+            raise ModelError(f"the vocabulary of {self.location}/language_model is smaller than the codebooks")
+        return Vocabulary(text, visual, motion)
+
+    def text_tokenizer(self, part: str = "language_model") -> PreTrainedTokenizerBase:
+        """The tokenizer of a language model.
+
+        Raises:
+            ModelError: there is none.
+        """
+        if self._preset:
+            language_model = self._preset.language_model
+            tokenizer = byte_tokenizer(language_model.max_positions)
+            if len(tokenizer) != language_model.text_size:
+                raise ModelError(f"the preset {self.location} has no text tokenizer; import a checkpoint that has one")
+            return tokenizer
+        try:
+            return AutoTokenizer.from_pretrained(self.path / part, local_files_only=True)  # type: ignore[no-any-return]
+        except (OSError, ValueError) as error:
+            raise ModelError(f"no text tokenizer in {self.path / part}: {error}") from None
+
+    def has(self, part: str) -> bool:
+        return self._preset is not None or (self.path / part).is_dir()
+
+    def load(self, part: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32) -> Any:
+        """A part, in evaluation mode, without gradients.
+
+        Args:
+            part: A key of `PARTS`.
+            dtype: None keeps the stored one.
+
+        Raises:
+            ModelError: the model has no such part, or one that cannot be read.
+        """
+        with _quiet_libraries():
+            module = self._make(part) if self._preset else self._read(part)
+            if isinstance(module, ConditionDecoder):
+                module.codebook = self._codebook()
+            if isinstance(module, nn.Module):
+                module.eval().requires_grad_(False).to(device=device, dtype=dtype)
+        return module
+
+    def digest(self, part: str) -> str:
+        """SHA-256 of a part's config and tensors; the same for a preset and for a folder it was saved to."""
+        if part not in self._digests:
+            module = self.load(part, dtype=None)
+            self._digests[part] = _digest(_config_of(module), module.state_dict())
+        return self._digests[part]
+
+    def save(self, target: Path) -> None:
+        """Writes every part into a folder.
+
+        Raises:
+            ModelError: the folder has something in it.
+        """
+        start_folder(target, self.sizes, trained=self.is_trained)
+        for part in filter(self.has, PARTS):
+            with _quiet_libraries():
+                save_part(self.load(part, dtype=None), target / part)
+            if part.endswith("language_model"):
+                self.text_tokenizer(part).save_pretrained(target / part)
+
+    def keyframe_detokenizer(self, device: torch.device | str, dtype: torch.dtype) -> KeyframeDetokenizer:
+        parts = ("conditions", "unet", "vae", "scheduler")
+        return KeyframeDetokenizer(*(self.load(f"keyframe_detokenizer/{part}", device, dtype) for part in parts))
+
+    def video_detokenizer(self, device: torch.device | str, dtype: torch.dtype) -> VideoDetokenizer:
+        parts = ("motion_encoder", "unet", "vae", "scheduler")
+        return VideoDetokenizer(*(self.load(f"video_detokenizer/{part}", device, dtype) for part in parts))
+
+    def understanding(self, device: torch.device | str, dtype: torch.dtype) -> UnderstandingModel:
+        parts = ("language_model", "visual_tokenizer", "motion_tokenizer")
+        return UnderstandingModel(
+            *(self.load(f"understanding/{part}", device, dtype) for part in parts), vocabulary=self.vocabulary
+        )
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        facts = _read_json(self.path / MODEL)
+        if facts.get("format") != FORMAT:
+            raise ModelError(f"{self.path / MODEL} has format {facts.get('format')!r}, this version reads {FORMAT!r}")
+        return facts
+
+    def _config(self, part: str) -> dict[str, Any]:
+        return _read_json(self.path / part / "config.json")
+
+    def _make(self, part: str) -> Any:
+        """Untrained weights: the same in every process."""
+        assert self._preset is not None
+        _check_part(part)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED ^ zlib.crc32(part.encode()))
+            return PARTS[part](self._preset)
+
+    def _read(self, part: str) -> Any:
+        _check_part(part)
+        folder, name = self.path / part, part.split("/")[-1]
+        if not folder.is_dir():
+            raise ModelError(f"{self.location} has no {part}")
+        if name == "scheduler":
+            return _read_scheduler(folder)
+        if part in _DIFFUSERS:
+            return _reading(folder, lambda: _DIFFUSERS[part].from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+            ))
+        if name == "language_model":
+            return _reading(folder, lambda: AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype="auto", trust_remote_code=False
+            ))
+        return (_NETWORKS.get(part) or _NETWORKS[name]).load(folder)
+
+    def _codebook(self) -> Tensor:
+        """That of the visual tokenizer, without the rest of it."""
+        if self._preset:
+            codebook: Tensor = self._make("visual_tokenizer").quantize.embedding.weight.detach()
+            return codebook
+        for shard in sorted((self.path / "visual_tokenizer").glob("*.safetensors")):
+            with safe_open(shard, "pt") as tensors:
+                if CODEBOOK in tensors.keys():  # noqa: SIM118 - not a dict
+                    return tensors.get_tensor(CODEBOOK)  # type: ignore[no-any-return]
+        raise ModelError(f"{self.location}/visual_tokenizer has no codebook ({CODEBOOK})")
+
+
+def start_folder(target: Path, sizes: Sizes, trained: bool) -> None:
+    """Makes a model folder without parts.
+
+    Raises:
+        ModelError: the folder has something in it.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ModelError(f"{target} is not empty; name a new folder for the model")
+    target.mkdir(parents=True, exist_ok=True)
+    facts = {"format": FORMAT, "trained": trained, "sizes": asdict(sizes)}
+    (target / MODEL).write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def save_part(part: Any, folder: Path) -> None:
+    """Writes a part in its own format: this project's networks, or those of `diffusers` and `transformers`."""
+    if isinstance(part, Network):
+        part.save(folder)
+    else:
+        part.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keeps progress bars and remarks on loading out of a terminal."""
+    restore = [(library, library.get_verbosity()) for library in (diffusers.utils.logging, transformers.utils.logging)]
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    for library, _ in restore:
+        library.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level in restore:
+            library.set_verbosity(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def _check_part(part: str) -> None:
+    if part not in PARTS:
+        raise ModelError(f"a model has no part {part!r}; the parts are {', '.join(PARTS)}")
+
+
+def _reading(folder: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot load {folder}: {error}") from None
+
+
+def _read_scheduler(folder: Path) -> Any:
+    config = _read_json(folder / "scheduler_config.json")
+    kind = _SCHEDULERS.get(config.get("_class_name", ""))
+    if kind is None:
+        raise ModelError(f"{folder} has the scheduler {config.get('_class_name')!r}; known are {', '.join(_SCHEDULERS)}")
+    return kind.from_config(config)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"cannot read {path}: {error}") from None
+
+
+def _config_of(module: Any) -> dict[str, Any]:
+    """What decides the computation besides the tensors; without what libraries write about themselves."""
+    if isinstance(module, Network):
+        return asdict(module.config)
+    config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
+    ignored = ("transformers_version", "dtype", "_name_or_path", "architectures")
+    return {name: value for name, value in config.items() if name not in ignored and not name.startswith("_")}
+
+
+def _digest(config: dict[str, Any], state: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,100 @@
+"""Shapes of the keyframe U-Net and the VAEs, for models made from scratch. Loaded ones bring their own configs."""
+
+from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, DDIMScheduler, UNet2DConditionModel
+from pydantic.dataclasses import dataclass
+
+from ..network import STRICT
+
+TIME_IDS = 6
+"""Original height and width, crop top and left, target height and width."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class KeyframeUNetConfig:
+    """Shape of the keyframe U-Net; the defaults are SDXL's.
+
+    Args:
+        block_out_channels: Channels of each level. The first has no attention.
+        layers_per_block: Residual blocks of a level.
+        num_heads: Attention heads of each level.
+        transformer_layers: Transformer blocks of an attention of each level.
+        cross_attention_dim: Channels of the context.
+        addition_time_embed_dim: Channels of each size id's sinusoid.
+        pooled_dim: Channels of the pooled condition.
+    """
+
+    block_out_channels: tuple[int, ...] = (320, 640, 1280)
+    layers_per_block: int = 2
+    num_heads: tuple[int, ...] = (5, 10, 20)
+    transformer_layers: tuple[int, ...] = (1, 2, 10)
+    cross_attention_dim: int = 2048
+    addition_time_embed_dim: int = 256
+    pooled_dim: int = 1280
+
+    def build(self) -> UNet2DConditionModel:
+        attention = len(self.block_out_channels) - 1
+        return UNet2DConditionModel(
+            block_out_channels=self.block_out_channels,
+            layers_per_block=self.layers_per_block,
+            down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * attention,
+            up_block_types=("CrossAttnUpBlock2D",) * attention + ("UpBlock2D",),
+            attention_head_dim=self.num_heads,  # what the library calls so is the number of heads
+            transformer_layers_per_block=self.transformer_layers,
+            cross_attention_dim=self.cross_attention_dim,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=self.addition_time_embed_dim,
+            projection_class_embeddings_input_dim=TIME_IDS * self.addition_time_embed_dim + self.pooled_dim,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class VAEConfig:
+    """Shape of a VAE; the defaults are those of Stable Diffusion's.
+
+    Args:
+        block_out_channels: Channels of each level; the latent's sides are the picture's divided by 8 with four levels.
+        layers_per_block: Residual blocks of a level.
+        scaling_factor: What a latent is multiplied by.
+        force_upcast: Whether half precision overflows in it.
+    """
+
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    scaling_factor: float = 0.13025
+    force_upcast: bool = True
+
+    def build(self) -> AutoencoderKL:
+        """A VAE of pictures."""
+        levels = len(self.block_out_channels)
+        return AutoencoderKL(
+            block_out_channels=self.block_out_channels,
+            layers_per_block=self.layers_per_block,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            scaling_factor=self.scaling_factor,
+            force_upcast=self.force_upcast,
+        )
+
+    def build_temporal(self) -> AutoencoderKLTemporalDecoder:
+        """A VAE whose decoder looks at neighbouring frames."""
+        return AutoencoderKLTemporalDecoder(
+            block_out_channels=self.block_out_channels,
+            layers_per_block=self.layers_per_block,
+            down_block_types=("DownEncoderBlock2D",) * len(self.block_out_channels),
+            scaling_factor=self.scaling_factor,
+            force_upcast=self.force_upcast,
+        )
+
+
+def ddim_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's DDIM."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )

@@ -1,0 +1,177 @@
+"""Visual codes to pictures: the guided diffusion loop, and the start that keeps long videos together (4.2, 4.7)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMInverseScheduler, DDIMScheduler, UNet2DConditionModel
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..sampling import OnStep, check_size, draw_noise, fresh, guide, to_pixels, to_signed, vae_dtype
+from .conditions import ConditionDecoder
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the U-Net is told of a batch of pictures.
+
+    Args:
+        context: [batch, tokens, channels].
+        pooled: [batch, channels].
+    """
+
+    context: Tensor
+    pooled: Tensor
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a sampling begins.
+
+    Args:
+        latents: [batch, 4, height / 8, width / 8] at the noise level of the first step to run.
+        step: Index of that step in the schedule.
+    """
+
+    latents: Tensor
+    step: int = 0
+
+
+@dataclass
+class KeyframeDetokenizer:
+    """The parts, and what they do together.
+
+    Args:
+        conditions: Codes -> conditions.
+        unet: With SDXL's interface.
+        vae: Of pictures.
+        scheduler: Never stepped itself; each sampling works on a copy.
+    """
+
+    conditions: ConditionDecoder
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    scheduler: Any
+
+    @property
+    def pixel_multiple(self) -> int:
+        """Sides of a picture in pixels must be multiples of this."""
+        return int(self._vae_scale << (len(self.unet.config.block_out_channels) - 1))
+
+    @property
+    def _vae_scale(self) -> int:
+        return 1 << (len(self.vae.config.block_out_channels) - 1)
+
+    def decode_codes(self, ids: list[Tensor]) -> Conditions:
+        """Conditions of images from their codes. Raises ValueError for too many codes or an unknown one."""
+        context, pooled = self.conditions(ids)
+        return Conditions(context.to(self.unet.dtype), pooled.to(self.unet.dtype))
+
+    def noise(self, height: int, width: int, steps: int, generators: list[torch.Generator]) -> Start:
+        """A start from pure noise for pictures of a size, one a generator. Raises ValueError for a bad size."""
+        check_size(height, width, self.pixel_multiple)
+        shape = (4, height // self._vae_scale, width // self._vae_scale)
+        scheduler = fresh(self.scheduler, steps, self.unet.device)
+        noise = draw_noise(shape, generators, torch.empty(0, device=self.unet.device))
+        return Start(noise * scheduler.init_noise_sigma)
+
+    def encode(self, pictures: NDArray[np.uint8], height: int, width: int) -> Tensor:
+        """Scaled latents [batch, 4, height / 8, width / 8] of uint8 pictures, resized first; the mode, not a draw."""
+        resized = [
+            np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.BICUBIC)) for one in pictures
+        ]
+        with vae_dtype(self.vae) as dtype:
+            images = to_signed(np.stack(resized)).to(self.vae.device, dtype)
+            latents = self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor
+        return latents.float()  # type: ignore[no-any-return]
+
+    def noised_start(self, latents: Tensor, noise: Tensor, rate: float, steps: int) -> Start:
+        """The released long-video constraint: the last frame's latents, noised to a late step of the schedule.
+
+        The published code also multiplies by the scheduler's first noise level. That is 1 for DDIM; for
+        EulerAncestral it gives latents of a wrong scale, and is left out here.
+
+        Args:
+            latents: Of the last frame, as `encode` gives them.
+            noise: Like the latents.
+            rate: Share of the schedule that is skipped, 0.85 as published.
+        """
+        scheduler, first = self._late(rate, steps)
+        return Start(scheduler.add_noise(latents, noise, scheduler.timesteps[first : first + 1]), first)
+
+    @torch.no_grad()
+    def inverted_start(self, latents: Tensor, conditions: Conditions, rate: float, steps: int) -> Start:
+        """The paper's long-video constraint (Eq. 4): deterministic DDIM steps from the last frame towards noise.
+
+        Args:
+            latents: Of the last frame, as `encode` gives them.
+            conditions: Of the new keyframe.
+            rate: Share of the schedule that is skipped.
+        """
+        scheduler, first = self._late(rate, steps)
+        inverse = DDIMInverseScheduler.from_config(scheduler.config)
+        inverse.set_timesteps(steps, device=self.unet.device)
+        size = (latents.shape[-2] * self._vae_scale, latents.shape[-1] * self._vae_scale)
+        for timestep in inverse.timesteps[: steps - first]:
+            noise = self._predict(latents, timestep, conditions, size)
+            latents = inverse.step(noise, timestep, latents).prev_sample
+        if not isinstance(scheduler, DDIMScheduler):  # schedulers over sigmas leave the signal at full scale
+            reached = inverse.timesteps[steps - first - 1].long()
+            latents = latents / inverse.alphas_cumprod.to(latents)[reached].sqrt()
+        return Start(latents, first)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        conditions: Conditions,
+        start: Start,
+        steps: int,
+        guidance: float,
+        generators: list[torch.Generator] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Denoises to latents [batch, 4, height / 8, width / 8].
+
+        Args:
+            steps: Of the whole schedule, as the start was made for.
+            guidance: Scale; the unconditional half sees zeros.
+            generators: For a scheduler that draws noise in its steps; one a picture.
+        """
+        scheduler = fresh(self.scheduler, steps, self.unet.device)
+        scheduler.set_begin_index(start.step) if hasattr(scheduler, "set_begin_index") else None
+        latents = start.latents
+        size = (latents.shape[-2] * self._vae_scale, latents.shape[-1] * self._vae_scale)
+        doubled = Conditions(*(torch.cat([torch.zeros_like(one), one]) for one in (conditions.context, conditions.pooled)))
+        draws = {"generator": generators} if "generator" in scheduler.step.__code__.co_varnames else {}
+        timesteps = scheduler.timesteps[start.step :]
+        for index, timestep in enumerate(timesteps):
+            scaled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
+            prediction = guide(self._predict(scaled, timestep, doubled, size), guidance)
+            latents = scheduler.step(prediction, timestep, latents, **draws).prev_sample
+            if on_step is not None:
+                on_step(index + 1, len(timesteps))
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> NDArray[np.uint8]:
+        """uint8 pictures [batch, height, width, 3] of latents, one at a time."""
+        with vae_dtype(self.vae) as dtype:
+            scaled = (latents / self.vae.config.scaling_factor).to(dtype)
+            return np.concatenate([to_pixels(self.vae.decode(one).sample) for one in scaled.split(1)])
+
+    def _predict(self, latents: Tensor, timestep: Tensor, conditions: Conditions, size: tuple[int, int]) -> Tensor:
+        ids = torch.tensor([[*size, 0, 0, *size]], device=self.unet.device, dtype=self.unet.dtype)
+        added = {"text_embeds": conditions.pooled, "time_ids": ids.expand(len(latents), -1)}
+        prediction = self.unet(
+            latents.to(self.unet.dtype), timestep, conditions.context, added_cond_kwargs=added, return_dict=False
+        )[0]
+        return prediction.float()  # type: ignore[no-any-return]
+
+    def _late(self, rate: float, steps: int) -> tuple[Any, int]:
+        """A scheduler, and the first step to run after skipping a share of them."""
+        if not 0 < rate < 1:
+            raise ValueError(f"the rate must be between 0 and 1, not {rate:g}")
+        return fresh(self.scheduler, steps, self.unet.device), int(rate * steps)

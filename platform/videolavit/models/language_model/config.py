@@ -1,0 +1,50 @@
+"""Shape of a new language model."""
+
+from pydantic.dataclasses import dataclass
+from transformers import LlamaConfig
+
+from ..network import STRICT
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LanguageModelConfig:
+    """Shape of a Llama made from scratch; the defaults are the published ones. A loaded model brings its own.
+
+    Args:
+        text_size: Ids of the text tokenizer.
+        hidden_size: Channels.
+        intermediate_size: Channels inside an MLP.
+        num_layers: Blocks.
+        num_heads: Attention heads.
+        num_kv_heads: Heads of keys and values; None for as many as `num_heads`.
+        max_positions: Tokens of context.
+        rms_norm_eps: Of the norms.
+        rope_theta: Base of the rotary positions.
+    """
+
+    text_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_layers: int = 32
+    num_heads: int = 32
+    num_kv_heads: int | None = None
+    max_positions: int = 4096
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+
+    def llama(self, vocabulary_size: int) -> LlamaConfig:
+        """The same in the words of `transformers`, for a vocabulary extended to a size."""
+        return LlamaConfig(
+            vocab_size=vocabulary_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            num_key_value_heads=self.num_kv_heads or self.num_heads,
+            max_position_embeddings=self.max_positions,
+            rms_norm_eps=self.rms_norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
+            tie_word_embeddings=False,
+            bos_token_id=1,
+            eos_token_id=2,
+        )

@@ -1,0 +1,25 @@
+"""Text ids: any tokenizer of `transformers`, or bytes for models made from scratch."""
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+SPECIAL = ("<unk>", "<s>", "</s>")
+BYTES = 256
+
+
+def byte_tokenizer(max_positions: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of three special ids and one id a byte: no vocabulary to learn or to download."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=SPECIAL[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    unknown, begin, end = SPECIAL
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=unknown,
+        bos_token=begin,
+        eos_token=end,
+        pad_token=unknown,
+        model_max_length=max_positions,
+    )

@@ -1,0 +1,187 @@
+"""A keyframe and motion to frames: EDM Euler sampling with guidance that grows over the frames (reference 4.5)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler
+from numpy.typing import NDArray
+from pydantic.dataclasses import dataclass as settings_dataclass
+from torch import Tensor
+
+from ..network import STRICT
+from ..sampling import OnStep, check_size, draw_noise, fresh, guide, to_pixels, to_signed, vae_dtype
+from .motion_condition import MotionConditionEncoder
+from .unet import MotionUNet
+
+
+@settings_dataclass(frozen=True, kw_only=True, config=STRICT)
+class VideoSettings:
+    """How a clip is sampled; the defaults are the published ones.
+
+    Args:
+        video_steps: Denoising steps.
+        min_guidance: Guidance of the first frame.
+        max_guidance: Guidance of the last frame; it grows linearly between.
+        fps: Told to the network as it is; SVD would tell one less.
+        motion_bucket: SVD's measure of motion, told to the network.
+        noise_strength: Noise that is added to the keyframe's pixels.
+        condition_on_reference: False gives the unconditional half the keyframe too.
+        decode_chunk: Frames that the VAE decodes at a time; they see each other, so it changes the result.
+    """
+
+    video_steps: int = 25
+    min_guidance: float = 1.0
+    max_guidance: float = 4.0
+    fps: int = 6
+    motion_bucket: int = 127
+    noise_strength: float = 0.02
+    condition_on_reference: bool = True
+    decode_chunk: int = 8
+
+
+@dataclass
+class VideoDetokenizer:
+    """The parts, and what they do together.
+
+    Args:
+        motion_encoder: Motion -> context.
+        unet: The video U-Net.
+        vae: With a temporal decoder.
+        scheduler: Never stepped itself; each sampling works on a copy.
+    """
+
+    motion_encoder: MotionConditionEncoder
+    unet: MotionUNet
+    vae: AutoencoderKLTemporalDecoder
+    scheduler: Any
+
+    @property
+    def _vae_scale(self) -> int:
+        return 1 << (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.unet.unet.dtype  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.unet.device  # type: ignore[no-any-return]
+
+    @property
+    def pixel_multiple(self) -> int:
+        """Sides of a video in pixels must be multiples of this."""
+        return self._vae_scale << (len(self.unet.config.block_out_channels) - 1)
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size of the latents, and of the motion, of a video. Raises ValueError for a size that does not fit."""
+        check_size(height, width, self.pixel_multiple)
+        return height // self._vae_scale, width // self._vae_scale
+
+    @torch.no_grad()
+    def encode_keyframes(self, keyframes: NDArray[np.uint8], noise: Tensor, strength: float) -> Tensor:
+        """Reference latents [batch, 4, height / 8, width / 8], without the scaling factor, as SVD has them.
+
+        Args:
+            keyframes: uint8 [batch, height, width, 3].
+            noise: [batch, 3, height, width], times the strength added to the pixels.
+        """
+        with vae_dtype(self.vae) as dtype:
+            images = to_signed(keyframes).to(self.device) + strength * noise.to(self.device)
+            return self.vae.encode(images.to(dtype)).latent_dist.mode().float()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        motion: Tensor,
+        reference: Tensor,
+        noise: Tensor,
+        settings: VideoSettings,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Denoises to latents [batch, time, 4, height / 8, width / 8].
+
+        Args:
+            motion: [batch, 2, time, height / 8, width / 8] at U-Net scale.
+            reference: Latents of the keyframes, as `encode_keyframes` gives them.
+            noise: Standard normal, [batch, time, 4, height / 8, width / 8].
+        """
+        scheduler = fresh(self.scheduler, settings.video_steps, self.device)
+        constant, context, added = self._conditions(motion, reference, settings)
+        weights = torch.linspace(settings.min_guidance, settings.max_guidance, motion.shape[2], device=self.device)
+        weights = weights[:, None, None, None]
+        latents = noise * scheduler.init_noise_sigma
+        for index, timestep in enumerate(scheduler.timesteps):
+            scaled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
+            sample = torch.cat([scaled.to(self._dtype), constant], dim=2)
+            prediction = guide(self.unet(sample, timestep, context, added).float(), weights)
+            latents = scheduler.step(prediction, timestep, latents).prev_sample
+            if on_step is not None:
+                on_step(index + 1, settings.video_steps)
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, chunk: int) -> NDArray[np.uint8]:
+        """uint8 frames [batch, time, height, width, 3] of latents, so many frames at a time."""
+        with vae_dtype(self.vae) as dtype:
+            videos = [
+                np.concatenate(
+                    [
+                        to_pixels(self.vae.decode(part, num_frames=len(part)).sample)
+                        for part in (video / self.vae.config.scaling_factor).to(dtype).split(chunk)
+                    ]
+                )
+                for video in latents
+            ]
+        return np.stack(videos)
+
+    def generate(
+        self,
+        keyframes: NDArray[np.uint8],
+        motion: Tensor,
+        generators: list[torch.Generator],
+        settings: VideoSettings,
+        on_step: OnStep | None = None,
+    ) -> NDArray[np.uint8]:
+        """Frames uint8 [batch, time, height, width, 3] of keyframes [batch, height, width, 3] and their motion.
+
+        Args:
+            motion: [batch, 2, time, height / 8, width / 8] at U-Net scale.
+            generators: One a clip, for the noise of its keyframe and of its latents.
+        """
+        height, width = self.latent_size(*keyframes.shape[1:3])
+        like = torch.empty(0, device=self.device)
+        noise_image = draw_noise((3, *keyframes.shape[1:3]), generators, like)
+        reference = self.encode_keyframes(keyframes, noise_image, settings.noise_strength)
+        noise = draw_noise((motion.shape[2], 4, height, width), generators, like)
+        return self.decode(self.sample(motion.to(self.device), reference, noise, settings, on_step), settings.decode_chunk)
+
+    def _conditions(self, motion: Tensor, reference: Tensor, settings: VideoSettings) -> tuple[Tensor, Tensor, Tensor]:
+        """Constant channels, motion context and added ids of the doubled batch, the unconditional half first."""
+        motion = motion.to(self._dtype)
+        context = self.motion_encoder(motion)
+        frames = reference.to(self._dtype)[:, None].expand(-1, motion.shape[2], -1, -1, -1)
+        moving = motion.transpose(1, 2)
+        still = torch.zeros_like(frames) if settings.condition_on_reference else frames
+        unconditional = torch.cat([still, torch.zeros_like(moving)], dim=2)
+        constant = torch.cat([unconditional, torch.cat([frames, moving], dim=2)])
+        told = torch.tensor([settings.fps, settings.motion_bucket, settings.noise_strength])
+        added = told.to(self.device, self._dtype).expand(len(constant), -1)
+        return constant, torch.cat([torch.zeros_like(context), context]), added
+
+
+def edm_scheduler() -> EulerDiscreteScheduler:
+    """Stable Video Diffusion's: EDM's Euler steps over Karras sigmas from 700 to 0.002."""
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_type="continuous",
+        timestep_spacing="leading",
+        steps_offset=1,
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+    )
