@@ -153,7 +153,7 @@ class ModelFolder:
                 raise ModelError(f"the preset {self.location} has no text tokenizer; import a checkpoint that has one")
             return tokenizer
         try:
-            return AutoTokenizer.from_pretrained(self.path / part, local_files_only=True)  # type: ignore[no-any-return]
+            return AutoTokenizer.from_pretrained(self.path / part, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ModelError(f"no text tokenizer in {self.path / part}: {error}") from None
 
@@ -238,13 +238,19 @@ class ModelFolder:
         if name == "scheduler":
             return _read_scheduler(folder)
         if part in _DIFFUSERS:
-            return _reading(folder, lambda: _DIFFUSERS[part].from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
-            ))
+            return _reading(
+                folder,
+                lambda: _DIFFUSERS[part].from_pretrained(
+                    folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+                ),
+            )
         if name == "language_model":
-            return _reading(folder, lambda: AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype="auto", trust_remote_code=False
-            ))
+            return _reading(
+                folder,
+                lambda: AutoModelForCausalLM.from_pretrained(
+                    folder, local_files_only=True, use_safetensors=True, dtype="auto", trust_remote_code=False
+                ),
+            )
         return (_NETWORKS.get(part) or _NETWORKS[name]).load(folder)
 
     def _codebook(self) -> Tensor:
@@ -255,7 +261,7 @@ class ModelFolder:
         for shard in sorted((self.path / "visual_tokenizer").glob("*.safetensors")):
             with safe_open(shard, "pt") as tensors:
                 if CODEBOOK in tensors.keys():  # noqa: SIM118 - not a dict
-                    return tensors.get_tensor(CODEBOOK)  # type: ignore[no-any-return]
+                    return tensors.get_tensor(CODEBOOK)
         raise ModelError(f"{self.location}/visual_tokenizer has no codebook ({CODEBOOK})")
 
 
@@ -313,7 +319,9 @@ def _read_scheduler(folder: Path) -> Any:
     config = _read_json(folder / "scheduler_config.json")
     kind = _SCHEDULERS.get(config.get("_class_name", ""))
     if kind is None:
-        raise ModelError(f"{folder} has the scheduler {config.get('_class_name')!r}; known are {', '.join(_SCHEDULERS)}")
+        raise ModelError(
+            f"{folder} has the scheduler {config.get('_class_name')!r}; known are {', '.join(_SCHEDULERS)}"
+        )
     return kind.from_config(config)
 
 

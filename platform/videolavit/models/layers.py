@@ -19,12 +19,13 @@ class Attention(nn.Module):
         _check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=key_bias)
-        self.q_bias, self.v_bias = (None, None) if key_bias else (_zeros(dim), _zeros(dim))
+        self.q_bias: nn.Parameter | None = None if key_bias else _zeros(dim)
+        self.v_bias: nn.Parameter | None = None if key_bias else _zeros(dim)
         self.proj = nn.Linear(dim, dim)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value [batch, heads, tokens, channels of a head] of [batch, tokens, dim]."""
-        bias = self.qkv.bias
+        bias: Tensor | None = self.qkv.bias
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         query, key, value = F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1)
@@ -32,7 +33,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, tokens, dim] -> the same."""
-        return self.proj(merge_heads(F.scaled_dot_product_attention(*self.heads(x))))  # type: ignore[no-any-return]
+        return self.proj(merge_heads(F.scaled_dot_product_attention(*self.heads(x))))
 
 
 class CrossAttention(nn.Module):
@@ -60,7 +61,7 @@ class CrossAttention(nn.Module):
             bias: Added to the scores; broadcast to [batch, heads, queries, tokens].
         """
         attended = F.scaled_dot_product_attention(*self.heads(x, memory), attn_mask=bias)
-        return self.proj(merge_heads(attended))  # type: ignore[no-any-return]
+        return self.proj(merge_heads(attended))
 
 
 class MLP(nn.Module):
@@ -71,7 +72,7 @@ class MLP(nn.Module):
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class SpaceTimeBlock(nn.Module):
@@ -90,7 +91,7 @@ class SpaceTimeBlock(nn.Module):
         series = self.norm1(x).transpose(1, 2)
         attended = self.temporal_attention(series.flatten(0, 1))
         x = x + attended.view(series.shape).transpose(1, 2)
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.norm2(x))
 
 
 def projection(inner: int, outer: int, channels: int | None = None) -> nn.Sequential:
@@ -100,7 +101,8 @@ def projection(inner: int, outer: int, channels: int | None = None) -> nn.Sequen
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """[batch, tokens, dim] -> [batch, heads, tokens, dim / heads]."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    heads: Tensor = x.unflatten(-1, (num_heads, -1))
+    return heads.transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:

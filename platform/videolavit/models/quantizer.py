@@ -43,7 +43,7 @@ class Quantizer(nn.Module):
             CodeOutOfRange: an id is negative or beyond the codebook.
         """
         check_codes(ids, self.num_codes)
-        return self.embedding(ids)  # type: ignore[no-any-return]
+        return self.embedding(ids)
 
 
 def check_codes(ids: Tensor, num_codes: int) -> None:

@@ -17,9 +17,9 @@ OnStep = Callable[[int, int], None]
 def fresh(scheduler: S, num_steps: int, device: torch.device) -> S:
     """A copy of a scheduler set up for one sampling: schedulers count their steps, so none is shared."""
     kind: Any = type(scheduler)
-    copy = kind.from_config(scheduler.config)  # type: ignore[attr-defined]
+    copy = kind.from_config(scheduler.config)
     copy.set_timesteps(num_steps, device=device)
-    return copy  # type: ignore[no-any-return]
+    return copy
 
 
 def guide(prediction: Tensor, scale: Tensor | float) -> Tensor:

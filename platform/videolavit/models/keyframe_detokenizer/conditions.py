@@ -85,7 +85,7 @@ class ConditionDecoder(Network[ConditionDecoderConfig]):
         x = self.query_embed.expand(len(ids), -1, -1)
         for block in self.blocks:
             x = block(x, codes, padding)
-        return self.decode_task_layer(self.norm(x))  # type: ignore[no-any-return]
+        return self.decode_task_layer(self.norm(x))
 
     def _embed(self, ids: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Padded codes [batch, longest, dim] and what padding adds to the scores [batch, 1, 1, longest]."""
@@ -116,7 +116,7 @@ class ConditionBlock(nn.Module):
     def forward(self, x: Tensor, codes: Tensor, padding: Tensor) -> Tensor:
         x = x + self.self_attn(self.norm0(x))
         x = x + self.cross_attn(self.norm1(x), codes, padding)
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.norm2(x))
 
 
 class AttentionPool(nn.Module):
@@ -138,4 +138,4 @@ class AttentionPool(nn.Module):
             for project, x in ((self.q_proj, tokens[:, :1]), (self.k_proj, tokens), (self.v_proj, tokens))
         )
         attended = nn.functional.scaled_dot_product_attention(query, key, value)
-        return self.c_proj(merge_heads(attended)).squeeze(1)  # type: ignore[no-any-return]
+        return self.c_proj(merge_heads(attended)).squeeze(1)

@@ -86,7 +86,7 @@ class KeyframeDetokenizer:
         with vae_dtype(self.vae) as dtype:
             images = to_signed(np.stack(resized)).to(self.vae.device, dtype)
             latents = self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor
-        return latents.float()  # type: ignore[no-any-return]
+        return latents.float()
 
     def noised_start(self, latents: Tensor, noise: Tensor, rate: float, steps: int) -> Start:
         """The released long-video constraint: the last frame's latents, noised to a late step of the schedule.
@@ -144,7 +144,9 @@ class KeyframeDetokenizer:
         scheduler.set_begin_index(start.step) if hasattr(scheduler, "set_begin_index") else None
         latents = start.latents
         size = (latents.shape[-2] * self._vae_scale, latents.shape[-1] * self._vae_scale)
-        doubled = Conditions(*(torch.cat([torch.zeros_like(one), one]) for one in (conditions.context, conditions.pooled)))
+        doubled = Conditions(
+            *(torch.cat([torch.zeros_like(one), one]) for one in (conditions.context, conditions.pooled))
+        )
         draws = {"generator": generators} if "generator" in scheduler.step.__code__.co_varnames else {}
         timesteps = scheduler.timesteps[start.step :]
         for index, timestep in enumerate(timesteps):
@@ -168,7 +170,7 @@ class KeyframeDetokenizer:
         prediction = self.unet(
             latents.to(self.unet.dtype), timestep, conditions.context, added_cond_kwargs=added, return_dict=False
         )[0]
-        return prediction.float()  # type: ignore[no-any-return]
+        return prediction.float()
 
     def _late(self, rate: float, steps: int) -> tuple[Any, int]:
         """A scheduler, and the first step to run after skipping a share of them."""

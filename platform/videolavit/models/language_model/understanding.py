@@ -58,7 +58,7 @@ class UnderstandingModel(nn.Module):
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         """[..., hidden] of token ids."""
-        return self.language_model.get_input_embeddings()(ids)  # type: ignore[no-any-return]
+        return self.language_model.get_input_embeddings()(ids)
 
     def embed_images(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
         """[IMG] features [/IMG] of each image, [n + 2, hidden].

@@ -83,11 +83,11 @@ class MotionTokenizer(Network[MotionTokenizerConfig]):
         expected = (2, self.config.num_frames, self.config.grid_height, self.config.grid_width)
         if motion.shape[1:] != expected:
             raise ValueError(f"motion must be [batch, {', '.join(map(str, expected))}], not {list(motion.shape)}")
-        return self.quantize(self.to_codebook(motion)).flatten(1)  # type: ignore[no-any-return]
+        return self.quantize(self.to_codebook(motion)).flatten(1)
 
     def to_codebook(self, motion: Tensor) -> Tensor:
         """[batch, t, h, w, code_dim] in front of the codebook."""
-        return self.encode_task_layer(self.encoder(motion))  # type: ignore[no-any-return]
+        return self.encode_task_layer(self.encoder(motion))
 
     def decode(self, ids: Tensor) -> Tensor:
         """Motion [batch, 2, time, height, width] at tokenizer scale.
@@ -104,7 +104,7 @@ class MotionTokenizer(Network[MotionTokenizerConfig]):
 
     def from_codebook(self, codes: Tensor) -> Tensor:
         """Motion [batch, 2, time, height, width] of code vectors [batch, t, h, w, code_dim]."""
-        return self.decode_task_layer(self.decoder(codes)).movedim(-1, 1)  # type: ignore[no-any-return]
+        return self.decode_task_layer(self.decoder(codes)).movedim(-1, 1)
 
     def decode_to(self, ids: Tensor, height: int, width: int) -> Tensor:
         """Motion [batch, 2, time, height, width] at the video U-Net's scale and size."""
@@ -128,7 +128,7 @@ class MotionEncoder(nn.Module):
         x = x + self.pos_embed.view(1, 1, *x.shape[2:]) + self.temp_pos[:, :, None, None]
         for stage, downsample in enumerate(self.down_sample_layers):
             x = downsample(_run_stage(self.blocks, stage, x))
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.norm(x)
 
 
 class MotionDecoder(nn.Module):
@@ -145,7 +145,7 @@ class MotionDecoder(nn.Module):
         x = self.in_proj(codes)
         for stage, upsample in enumerate(self.up_sample_layers):
             x = _run_stage(self.blocks, stage, upsample(x))
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.norm(x)
 
 
 class Downsample(nn.Module):
@@ -159,7 +159,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, time, height, width, dim] -> the same with the strided axes halved."""
-        return self.conv(F.pad(x.movedim(-1, 1), self.padding)).movedim(1, -1)  # type: ignore[no-any-return]
+        return self.conv(F.pad(x.movedim(-1, 1), self.padding)).movedim(1, -1)
 
 
 class Upsample(nn.Module):
@@ -175,7 +175,7 @@ class Upsample(nn.Module):
         x = x.movedim(-1, 1)
         for axis, times in enumerate(self.factor, start=2):
             x = x.repeat_interleave(times, dim=axis) if times > 1 else x
-        return self.conv(x).movedim(1, -1)  # type: ignore[no-any-return]
+        return self.conv(x).movedim(1, -1)
 
 
 def resize_frames(motion: Tensor, height: int, width: int) -> Tensor:

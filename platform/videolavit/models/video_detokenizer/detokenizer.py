@@ -63,11 +63,11 @@ class VideoDetokenizer:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.unet.unet.dtype  # type: ignore[no-any-return]
+        return self.unet.unet.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.unet.unet.device  # type: ignore[no-any-return]
+        return self.unet.unet.device
 
     @property
     def pixel_multiple(self) -> int:
@@ -89,7 +89,7 @@ class VideoDetokenizer:
         """
         with vae_dtype(self.vae) as dtype:
             images = to_signed(keyframes).to(self.device) + strength * noise.to(self.device)
-            return self.vae.encode(images.to(dtype)).latent_dist.mode().float()  # type: ignore[no-any-return]
+            return self.vae.encode(images.to(dtype)).latent_dist.mode().float()
 
     @torch.no_grad()
     def sample(
@@ -155,7 +155,9 @@ class VideoDetokenizer:
         noise_image = draw_noise((3, *keyframes.shape[1:3]), generators, like)
         reference = self.encode_keyframes(keyframes, noise_image, settings.noise_strength)
         noise = draw_noise((motion.shape[2], 4, height, width), generators, like)
-        return self.decode(self.sample(motion.to(self.device), reference, noise, settings, on_step), settings.decode_chunk)
+        return self.decode(
+            self.sample(motion.to(self.device), reference, noise, settings, on_step), settings.decode_chunk
+        )
 
     def _conditions(self, motion: Tensor, reference: Tensor, settings: VideoSettings) -> tuple[Tensor, Tensor, Tensor]:
         """Constant channels, motion context and added ids of the doubled batch, the unconditional half first."""

@@ -58,4 +58,4 @@ class MotionConditionEncoder(Network[MotionConditionEncoderConfig]):
             x = x + self.temp_pos[:, : x.shape[1], None]
         for block in self.blocks:
             x = block(x)
-        return self.out_proj(self.norm(x))  # type: ignore[no-any-return]
+        return self.out_proj(self.norm(x))

@@ -74,13 +74,12 @@ class MotionUNet(Network[MotionUNetConfig]):
         )
         self._context = MotionContext()
         self.unet.set_attn_processor(
-            {
-                name: _processor(name, stock, self._context)
-                for name, stock in self.unet.attn_processors.items()
-            }
+            {name: _processor(name, stock, self._context) for name, stock in self.unet.attn_processors.items()}
         )
 
-    def forward(self, sample: Tensor, timestep: Tensor | float, motion_context: Tensor, added_time_ids: Tensor) -> Tensor:
+    def forward(
+        self, sample: Tensor, timestep: Tensor | float, motion_context: Tensor, added_time_ids: Tensor
+    ) -> Tensor:
         """The network's prediction [batch, time, 4, height, width].
 
         Args:
@@ -96,8 +95,10 @@ class MotionUNet(Network[MotionUNetConfig]):
         if motion_context.shape != expected:
             raise ValueError(f"motion_context must be {list(expected)}, not {list(motion_context.shape)}")
         unused = sample.new_zeros(len(sample), 1, 1)
-        with self._context.use(motion_context, sample.shape[-2:], len(self.config.block_out_channels)):
-            return self.unet(sample, timestep, unused, added_time_ids, return_dict=False)[0]  # type: ignore[no-any-return]
+        with self._context.use(
+            motion_context, (sample.shape[-2], sample.shape[-1]), len(self.config.block_out_channels)
+        ):
+            return self.unet(sample, timestep, unused, added_time_ids, return_dict=False)[0]
 
 
 class MotionContext:
@@ -138,7 +139,7 @@ class SpatialMotionAttention(AttnProcessor2_0):
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
         """[batch * time, places, channels] -> the same."""
-        return super().__call__(attn, hidden_states, self._context.tokens.flatten(0, 1))  # type: ignore[no-any-return]
+        return super().__call__(attn, hidden_states, self._context.tokens.flatten(0, 1))
 
 
 class TemporalMotionAttention:
@@ -161,7 +162,7 @@ class TemporalMotionAttention:
         )
         query = split_heads(attn.to_q(hidden_states), attn.heads)
         attended = merge_heads(F.scaled_dot_product_attention(query, key, value))
-        return attn.to_out[1](attn.to_out[0](attended))  # type: ignore[no-any-return]
+        return attn.to_out[1](attn.to_out[0](attended))
 
 
 def _processor(name: str, stock: Any, context: MotionContext) -> Any:

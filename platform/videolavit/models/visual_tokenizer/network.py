@@ -45,11 +45,11 @@ class VisualTokenizer(Network[VisualTokenizerConfig]):
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(f"images must be [batch, 3, {size}, {size}], not {list(images.shape)}")
-        return self.encoder(images)  # type: ignore[no-any-return]
+        return self.encoder(images)
 
     def keep_log_probs(self, features: Tensor) -> Tensor:
         """Log-probabilities [batch, patches, 2] of keeping (class 0) and dropping a patch."""
-        return self.token_predictor(features)  # type: ignore[no-any-return]
+        return self.token_predictor(features)
 
     def choose(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The selector's mask `keep` [batch, patches]: by threshold, or drawn with the generator."""
@@ -60,7 +60,7 @@ class VisualTokenizer(Network[VisualTokenizerConfig]):
 
     def merge(self, features: Tensor, keep: Tensor) -> Tensor:
         """Merged features [batch, patches, width]; those of dropped patches mean nothing."""
-        return self.causal_encoder(features, keep.bool())  # type: ignore[no-any-return]
+        return self.causal_encoder(features, keep.bool())
 
     def encode(
         self, images: Tensor, keep: Tensor | None = None, generator: torch.Generator | None = None
@@ -83,9 +83,7 @@ class VisualTokenizer(Network[VisualTokenizerConfig]):
         merged, keep = self._merged(images, keep, generator)
         return list(self.vit_proj(merged[keep]).split(keep.sum(1).tolist()))
 
-    def _merged(
-        self, images: Tensor, keep: Tensor | None, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
+    def _merged(self, images: Tensor, keep: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         features = self.patch_features(images)
         if keep is None:
             keep = self.choose(features, generator)
@@ -109,7 +107,7 @@ class Selector(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         local, context = self.in_conv(features).chunk(2, dim=-1)
         context = context.mean(dim=1, keepdim=True).expand_as(local)
-        return self.out_conv(torch.cat([local, context], dim=-1)).log_softmax(-1)  # type: ignore[no-any-return]
+        return self.out_conv(torch.cat([local, context], dim=-1)).log_softmax(-1)
 
 
 class Merger(nn.Module):
@@ -135,7 +133,7 @@ class Merger(nn.Module):
         x = features
         for block in self.blocks:
             x = block(x, memory, causal, dropped)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.norm(x)
 
 
 class MergerBlock(nn.Module):
@@ -151,21 +149,21 @@ class MergerBlock(nn.Module):
     def forward(self, x: Tensor, memory: Tensor, causal: Tensor, dropped: Tensor) -> Tensor:
         x = x + self.token_causal_attn(self.norm0(x), causal)
         x = x + self.token_cross_attn(self.norm1(x), memory, dropped)
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.norm2(x))
 
 
 class MaskedAttention(Attention):
     """Self-attention under the smoothed softmax."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
-        return self.proj(merge_heads(smoothed_attention(*self.heads(x), mask)))  # type: ignore[no-any-return]
+        return self.proj(merge_heads(smoothed_attention(*self.heads(x), mask)))
 
 
 class MaskedCrossAttention(CrossAttention):
     """Attention to a memory under the smoothed softmax."""
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
-        return self.proj(merge_heads(smoothed_attention(*self.heads(x, memory), mask)))  # type: ignore[no-any-return]
+        return self.proj(merge_heads(smoothed_attention(*self.heads(x, memory), mask)))
 
 
 def smoothed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:

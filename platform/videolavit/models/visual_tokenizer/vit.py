@@ -41,7 +41,7 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(3, width, patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+        return self.proj(images).flatten(2).transpose(1, 2)
 
 
 class ViTBlock(nn.Module):
@@ -55,4 +55,4 @@ class ViTBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.norm2(x))
