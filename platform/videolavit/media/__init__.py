@@ -4,10 +4,10 @@ from .clips import Clip, corpus_groups, decompose, select_eval_clips
 from .draw import contact_sheet, draw_motion
 from .errors import MediaError
 from .motion import motion_features, motion_grid, motion_score, normalize_motion
-from .reencode import DecomposedFrame, iter_frames
+from .reencode import DecomposedFrame, iter_frames, iter_pictures
 from .settings import BLOCK, CLIP_FRAMES, GOP_FRAMES, DecomposeSettings
 from .source import Source, VideoInfo, probe
-from .write import write_mp4
+from .write import Mp4Writer, write_mp4
 
 __all__ = [
     "BLOCK",
@@ -17,6 +17,7 @@ __all__ = [
     "DecomposeSettings",
     "DecomposedFrame",
     "MediaError",
+    "Mp4Writer",
     "Source",
     "VideoInfo",
     "contact_sheet",
@@ -24,6 +25,7 @@ __all__ = [
     "decompose",
     "draw_motion",
     "iter_frames",
+    "iter_pictures",
     "motion_features",
     "motion_grid",
     "motion_score",

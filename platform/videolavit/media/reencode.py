@@ -91,6 +91,28 @@ def iter_frames(
             raise TooFewFrames(f"{count} frame(s) at {settings.fps} fps; motion needs at least 2")
 
 
+def iter_pictures(
+    source: Source,
+    settings: DecomposeSettings | None = None,
+    *,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
+) -> Iterator[NDArray[np.uint8]]:
+    """Yields what `iter_frames` re-encodes: the source's pictures at the settings' frame rate, one for each frame.
+
+    Returns:
+        uint8 [height, width, 3] RGB, upright.
+
+    Raises:
+        MediaError: as `iter_frames`.
+    """
+    settings = settings or DecomposeSettings()
+    rgb = VideoReformatter()
+    with open_at(source, settings, start_seconds) as (container, stream, packets):
+        for _, picture in _sampled_pictures(container, stream, packets, settings, start_seconds, end_seconds):
+            yield np.asarray(rgb.reformat(picture, format="rgb24").to_ndarray(), np.uint8)
+
+
 # ---- source pictures on the clock of the output -------------------------------------------------------------------
 
 

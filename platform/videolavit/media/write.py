@@ -1,13 +1,86 @@
 """Frames in, mp4 out."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any, BinaryIO
 
 import av
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Mp4Writer:
+    """Writes frames as H.264 in mp4, one at a time; a context manager.
+
+    A file by name has its index in front, so that it plays while it loads.
+
+    Args:
+        path: File to write, or a seekable binary file object.
+        fps: Frames per second.
+        crf: Quality, lower is better; 18 is visually close to lossless.
+        threads: Encoder threads. The bytes depend on it.
+        metadata: Of the container: `title`, `comment` and the other names that mp4 knows.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | BinaryIO,
+        fps: float | Fraction,
+        *,
+        crf: int = 18,
+        threads: int = 1,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        target: Any = path
+        options = {}
+        if isinstance(path, str | os.PathLike):
+            target, options = os.fspath(path), {"movflags": "+faststart"}  # which opens it a second time, by name
+        self._fps, self._crf, self._threads = Fraction(fps).limit_denominator(100_000), crf, threads
+        self._container: Any = av.open(target, "w", format="mp4", options=options)
+        self._container.metadata.update(metadata or {})
+        self._stream: Any = None
+        self._shape: tuple[int, ...] = ()
+        self.count = 0
+
+    def __enter__(self) -> "Mp4Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if self._stream is not None:
+                self._container.mux(self._stream.encode(None))
+            elif kind is None:
+                raise ValueError("no frames to write")
+        finally:
+            self._container.close()
+
+    def add(self, frame: NDArray[np.uint8]) -> None:
+        """Appends a frame.
+
+        Args:
+            frame: uint8 [height, width, 3] RGB. An odd side is extended by repeating its last line, since 4:2:0 video
+                has even sides.
+
+        Raises:
+            ValueError: a frame of another size than the first, or not a picture.
+        """
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise ValueError(f"a frame must be uint8 [height, width, 3], not {frame.dtype} {list(frame.shape)}")
+        if self._stream is None:
+            self._start(frame.shape)
+        if frame.shape != self._shape:
+            raise ValueError(f"frame {self.count} is {list(frame.shape)}, the first was {list(self._shape)}")
+        even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        self.count += 1
+
+    def _start(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._stream = self._container.add_stream("libx264", rate=self._fps)
+        self._stream.height, self._stream.width = (side + side % 2 for side in shape[:2])
+        self._stream.pix_fmt, self._stream.options = "yuv420p", {"crf": str(self._crf)}
+        self._stream.codec_context.thread_count = self._threads
 
 
 def write_mp4(
@@ -17,46 +90,14 @@ def write_mp4(
     *,
     crf: int = 18,
     threads: int = 1,
+    metadata: Mapping[str, str] | None = None,
 ) -> int:
-    """Writes frames as H.264 in mp4; a file by name has its index in front, so that it plays while it loads.
-
-    Args:
-        frames: uint8 [height, width, 3] RGB, all of one size. An odd side is extended by repeating its last line,
-            since 4:2:0 video has even sides.
-        path: File to write, or a seekable binary file object.
-        fps: Frames per second.
-        crf: Quality, lower is better; 18 is visually close to lossless.
-        threads: Encoder threads. The bytes depend on it.
-
-    Returns:
-        How many frames were written.
+    """Writes all frames with an `Mp4Writer`, and returns how many there were.
 
     Raises:
         ValueError: no frames, or a frame of another size or type.
     """
-    target: Any = path
-    options = {}
-    if isinstance(path, str | os.PathLike):
-        target, options = os.fspath(path), {"movflags": "+faststart"}  # which opens the file a second time, by name
-    shape = None
-    count = 0
-    with av.open(target, "w", format="mp4", options=options) as container:
-        stream: Any = None
+    with Mp4Writer(path, fps, crf=crf, threads=threads, metadata=metadata) as writer:
         for frame in frames:
-            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-                raise ValueError(f"a frame must be uint8 [height, width, 3], not {frame.dtype} {list(frame.shape)}")
-            if shape is None:
-                shape = frame.shape
-                stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(100_000))
-                stream.height, stream.width = (side + side % 2 for side in shape[:2])
-                stream.pix_fmt, stream.options = "yuv420p", {"crf": str(crf)}
-                stream.codec_context.thread_count = threads
-            if frame.shape != shape:
-                raise ValueError(f"frame {count} is {list(frame.shape)}, the first was {list(shape)}")
-            even = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
-            count += 1
-        if stream is None:
-            raise ValueError("no frames to write")
-        container.mux(stream.encode(None))
-    return count
+            writer.add(frame)
+    return writer.count

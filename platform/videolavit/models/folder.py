@@ -40,7 +40,7 @@ from videolavit.vocabulary import Vocabulary
 
 from .keyframe_detokenizer import ConditionDecoder, KeyframeDetokenizer, ddim_scheduler
 from .language_model import UnderstandingModel, byte_tokenizer
-from .motion_tokenizer import MotionTokenizer
+from .motion_tokenizer import MotionTokenizer, MotionTokenizerConfig
 from .network import ModelError, Network, parse_config
 from .video_detokenizer import MotionConditionEncoder, MotionUNet, VideoDetokenizer, edm_scheduler
 from .visual_tokenizer import VisualTokenizer
@@ -87,14 +87,17 @@ _NETWORKS: dict[str, type[Network[Any]]] = {
     "motion_encoder": MotionConditionEncoder,
     "video_detokenizer/unet": MotionUNet,
 }
-_DIFFUSERS: dict[str, Any] = {
+DIFFUSERS: dict[str, Any] = {
     "keyframe_detokenizer/unet": UNet2DConditionModel,
     "keyframe_detokenizer/vae": AutoencoderKL,
     "video_detokenizer/vae": AutoencoderKLTemporalDecoder,
 }
-_SCHEDULERS: dict[str, Any] = {
+"""Parts that are stock networks of `diffusers`."""
+
+SCHEDULERS: dict[str, Any] = {
     kind.__name__: kind for kind in (DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler)
 }
+"""Schedulers that a model may have."""
 
 
 class ModelFolder:
@@ -139,6 +142,14 @@ class ModelFolder:
         if text < 1:
             raise ModelError(f"the vocabulary of {self.location}/language_model is smaller than the codebooks")
         return Vocabulary(text, visual, motion)
+
+    @property
+    def motion_tokens(self) -> int:
+        """Codes of a clip's motion, 135 as published."""
+        if self._preset:
+            return self._preset.motion_tokenizer.num_tokens
+        config = self._config("motion_tokenizer")
+        return parse_config(MotionTokenizerConfig, config, self.path / "motion_tokenizer").num_tokens
 
     def text_tokenizer(self, part: str = "language_model") -> PreTrainedTokenizerBase:
         """The tokenizer of a language model.
@@ -237,10 +248,10 @@ class ModelFolder:
             raise ModelError(f"{self.location} has no {part}")
         if name == "scheduler":
             return _read_scheduler(folder)
-        if part in _DIFFUSERS:
+        if part in DIFFUSERS:
             return _reading(
                 folder,
-                lambda: _DIFFUSERS[part].from_pretrained(
+                lambda: DIFFUSERS[part].from_pretrained(
                     folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
                 ),
             )
@@ -317,10 +328,10 @@ def _reading(folder: Path, read: Callable[[], Any]) -> Any:
 
 def _read_scheduler(folder: Path) -> Any:
     config = _read_json(folder / "scheduler_config.json")
-    kind = _SCHEDULERS.get(config.get("_class_name", ""))
+    kind = SCHEDULERS.get(config.get("_class_name", ""))
     if kind is None:
         raise ModelError(
-            f"{folder} has the scheduler {config.get('_class_name')!r}; known are {', '.join(_SCHEDULERS)}"
+            f"{folder} has the scheduler {config.get('_class_name')!r}; known are {', '.join(SCHEDULERS)}"
         )
     return kind.from_config(config)
 

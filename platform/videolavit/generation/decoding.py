@@ -1,0 +1,227 @@
+"""Token by token out of a language model: guided, constrained, in batches, with a key-value cache."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from pydantic.dataclasses import dataclass as settings_dataclass
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from videolavit.models.network import STRICT
+
+OnToken = Callable[[int], None]
+"""Called with the number of steps made; it may raise to stop."""
+
+
+@dataclass(frozen=True)
+class TokenPolicy:
+    """Which ids may come, and how many.
+
+    Args:
+        allowed: Ranges of ids.
+        end: Ends a row; allowed from `min_new` on, never part of the result.
+        min_new: Fewest ids.
+        max_new: Most ids.
+    """
+
+    allowed: tuple[range, ...]
+    end: int
+    min_new: int
+    max_new: int
+
+    def ids(self, device: torch.device) -> Tensor:
+        """All ids that can be chosen, the end last; [n]."""
+        ranges = [torch.arange(ids.start, ids.stop, device=device) for ids in self.allowed]
+        ids = torch.cat(ranges)
+        return torch.cat([ids[ids != self.end], ids.new_tensor([self.end])])
+
+
+@settings_dataclass(frozen=True, kw_only=True, config=STRICT)
+class Sampling:
+    """How an id is chosen from its scores.
+
+    Args:
+        temperature: Scores are divided by it; 0 takes the best id always.
+        top_k: Only so many of the best ids; None for all.
+        top_p: Only the fewest ids that have this share of the probability together.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = 200
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or (self.top_k is not None and self.top_k < 1):
+            raise ValueError("temperature must be at least 0, top_p above 0 and at most 1, top_k at least 1")
+
+
+GREEDY = Sampling(temperature=0.0, top_k=None)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as embeddings, padded on the left.
+
+    Args:
+        embeds: [batch, length, hidden].
+        attention_mask: bool [batch, length].
+    """
+
+    embeds: Tensor
+    attention_mask: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One id of every row.
+
+    Args:
+        ids: The id of each row, None for one that has ended.
+        scores: Log-probabilities of all ids, after guidance and before the policy, float32 [batch, vocabulary].
+    """
+
+    ids: list[int | None]
+    scores: Tensor = field(repr=False)
+
+
+def embed_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Prompts:
+    """Prompts of token ids."""
+    rows = [torch.tensor(prompt, device=model.device) for prompt in prompts]
+    ids = pad_sequence(rows, batch_first=True, padding_side="left")
+    lengths = torch.tensor([len(row) for row in rows], device=model.device)
+    mask = torch.arange(ids.shape[1], device=model.device) >= ids.shape[1] - lengths[:, None]
+    return Prompts(model.get_input_embeddings()(ids), mask)
+
+
+@torch.inference_mode()
+def steps(
+    model: PreTrainedModel,
+    prompts: Prompts,
+    policy: TokenPolicy,
+    sampling: Sequence[Sampling],
+    generators: Sequence[torch.Generator],
+    guidance: float | None = None,
+) -> Iterator[Step]:
+    """Yields one id a row at a time, until all rows have ended.
+
+    A row's ids depend on its own prompt and generator only. With guidance the batch is doubled: the unconditional half
+    starts from the last prompt token alone, as published, and both halves are fed what is chosen. The guided score is
+    g (conditional - unconditional) + unconditional, on log-probabilities.
+
+    Args:
+        sampling: Of each row.
+        generators: Of each row.
+        guidance: Scale g; None for none.
+    """
+    rows = len(prompts.embeds)
+    reader = _Reader(model, prompts if guidance is None else _with_unconditional(prompts))
+    choosers = [_Chooser(one, generator) for one, generator in zip(sampling, generators, strict=True)]
+    ids = policy.ids(model.device)
+    ended = [False] * rows
+    for step in range(policy.max_new):
+        scores = F.log_softmax(reader.logits.float(), dim=-1)
+        if guidance is not None:
+            conditional, unconditional = scores.chunk(2)
+            scores = guidance * (conditional - unconditional) + unconditional
+        options = len(ids) if step >= policy.min_new else len(ids) - 1
+        chosen = [
+            policy.end if done else int(ids[choose(row[ids[:options]])])
+            for done, choose, row in zip(ended, choosers, scores, strict=True)
+        ]
+        ended = [done or token == policy.end for done, token in zip(ended, chosen, strict=True)]
+        yield Step([None if done else token for done, token in zip(ended, chosen, strict=True)], scores)
+        if all(ended) or step + 1 == policy.max_new:
+            return
+        reader.feed(chosen if guidance is None else chosen * 2)
+
+
+def decode(
+    model: PreTrainedModel,
+    prompts: Prompts,
+    policy: TokenPolicy,
+    sampling: Sequence[Sampling],
+    generators: Sequence[torch.Generator],
+    guidance: float | None = None,
+    on_token: OnToken | None = None,
+) -> list[list[int]]:
+    """All ids of every row; see `steps`."""
+    rows: list[list[int]] = [[] for _ in prompts.embeds]
+    for number, step in enumerate(steps(model, prompts, policy, sampling, generators, guidance), 1):
+        for row, token in zip(rows, step.ids, strict=True):
+            if token is not None:
+                row.append(token)
+        if on_token is not None:
+            on_token(number)
+    return rows
+
+
+class _Reader:
+    """The language model, its cache, and its logits [rows, vocabulary] for the next id."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Prompts) -> None:
+        self._model = model
+        self._cache = DynamicCache(config=model.config)
+        self._mask = prompts.attention_mask
+        self._position = prompts.attention_mask.sum(1, keepdim=True)
+        positions = (prompts.attention_mask.cumsum(1) - 1).clamp(min=0)
+        self.logits = self._run(inputs_embeds=prompts.embeds, position_ids=positions)
+
+    def feed(self, tokens: list[int]) -> None:
+        """Appends one id to every row."""
+        ids = torch.tensor(tokens, device=self._model.device)[:, None]
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(ids), 1)], dim=1)
+        self.logits = self._run(input_ids=ids, position_ids=self._position)
+        self._position = self._position + 1
+
+    def _run(self, **inputs: Tensor) -> Tensor:
+        whole = bool(self._mask.all())
+        output = self._model(
+            **inputs,
+            attention_mask=None if whole else self._mask,  # without padding the attention kernels need no mask
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+
+class _Chooser:
+    """Draws an index from scores with a row's own settings and generator."""
+
+    def __init__(self, sampling: Sampling, generator: torch.Generator) -> None:
+        self._sampling, self._generator = sampling, generator
+        self._warpers = LogitsProcessorList()
+        if sampling.temperature not in (0.0, 1.0):
+            self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_k is not None:
+            self._warpers.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1:
+            self._warpers.append(TopPLogitsWarper(sampling.top_p))
+
+    def __call__(self, scores: Tensor) -> int:
+        """Index into scores [n]."""
+        if self._sampling.temperature == 0:
+            return int(scores.argmax())
+        warped = self._warpers(None, scores[None])[0].cpu()
+        # Gumbel's trick: the largest of noisy scores is a draw from their softmax, and takes one row of noise only
+        noise = torch.empty_like(warped).exponential_(generator=self._generator)
+        return int((warped - noise.log()).argmax())
+
+
+def _with_unconditional(prompts: Prompts) -> Prompts:
+    """The prompts, and behind them as many rows of the last token alone."""
+    alone = torch.zeros_like(prompts.attention_mask)
+    alone[:, -1] = True
+    return Prompts(
+        torch.cat([prompts.embeds, prompts.embeds]), torch.cat([prompts.attention_mask, alone])
+    )

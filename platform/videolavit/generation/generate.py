@@ -1,0 +1,279 @@
+"""Pictures and videos from prompts: the language model writes codes, the detokenizers turn them into pixels."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from videolavit.models.keyframe_detokenizer import Conditions, KeyframeDetokenizer, Start
+from videolavit.models.sampling import draw_noise
+from videolavit.models.video_detokenizer import VideoDetokenizer
+
+from .prompts import Picture, Prompt, encode_pictures, prompt_ids
+from .runtime import Runtime
+from .settings import GenerateSettings, generator
+from .writing import Script, Writer
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, steps done and steps in all; it may raise to stop."""
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """A generated video.
+
+    Args:
+        frames: uint8 [time, height, width, 3].
+        keyframes: The picture that each clip started from.
+        visual: Visual codes of each written keyframe.
+        motion: Motion codes of each clip.
+    """
+
+    frames: Picture
+    keyframes: list[Picture]
+    visual: list[list[int]]
+    motion: list[list[int]]
+
+
+def generate_images(
+    runtime: Runtime,
+    prompts: Sequence[Prompt],
+    settings: GenerateSettings | None = None,
+    on_progress: Progress | None = None,
+) -> list[Picture]:
+    """A picture for each prompt.
+
+    Args:
+        prompts: Texts, or texts and pictures mixed.
+
+    Raises:
+        ValueError: a prompt or a size that the model cannot do.
+        ModelError: the model lacks a part.
+    """
+    settings = settings or GenerateSettings()
+    tell = on_progress or _silent
+    height, width = _keyframe_size(runtime, settings)
+    scripts, writer_settings = _scripts(runtime, prompts, markers=False), settings
+    with runtime.use("language_model") as model:
+        writer = Writer(model, runtime.model.vocabulary, runtime.model.motion_tokens, writer_settings)
+        writer.check_length(scripts, pictures=1, motions=0)
+        for mixed in (False, True):  # the guidance differs
+            group = [s for s, prompt in zip(scripts, prompts, strict=True) if bool(prompt.pictures) == mixed]
+            if group:
+                guidance = settings.mixed_guidance if mixed else settings.visual_guidance
+                writer.write_pictures(group, guidance, lambda n: tell("picture tokens", n, settings.max_visual))
+    with runtime.use("keyframe_detokenizer") as detokenizer:
+        conditions = detokenizer.decode_codes(_tensors([script.visual[0] for script in scripts]))
+        start = detokenizer.noise(height, width, settings.keyframe_steps, _generators(prompts, "keyframe 0"))
+        return list(_paint(detokenizer, conditions, start, prompts, settings, tell, 0))
+
+
+def generate_videos(
+    runtime: Runtime,
+    prompts: Sequence[Prompt],
+    clips: int = 1,
+    settings: GenerateSettings | None = None,
+    on_progress: Progress | None = None,
+) -> list[Video]:
+    """A video for each prompt.
+
+    The last picture of a prompt, if it has one, is the first keyframe; the model then writes only motion for that clip.
+    Of later clips the first frame is left out, which repeats the one before.
+
+    Args:
+        prompts: All with a picture, or all without.
+        clips: Of 24 frames each.
+
+    Raises:
+        ValueError: a prompt, a size or a number of clips that the model cannot do.
+        ModelError: the model lacks a part.
+    """
+    settings = settings or GenerateSettings()
+    tell = on_progress or _silent
+    if clips < 1:
+        raise ValueError(f"a video has at least one clip, not {clips}")
+    sizes = _keyframe_size(runtime, settings), _video_size(runtime, settings)
+    scripts = _scripts(runtime, prompts, markers=True)
+    _write_clips(runtime, scripts, prompts, clips, settings, tell)
+    parts: list[list[Picture]] = [[] for _ in prompts]
+    keyframes: list[list[Picture]] = [[] for _ in prompts]
+    for clip in range(clips):
+        painted = _keyframes(runtime, scripts, prompts, clip, parts, sizes[0], settings, tell)
+        frames = _animate(runtime, scripts, prompts, clip, painted, sizes[1], settings, tell)
+        for row, (keyframe, video) in enumerate(zip(painted, frames, strict=True)):
+            keyframes[row].append(keyframe)
+            parts[row].append(video if clip == 0 else video[1:])
+    return [
+        Video(np.concatenate(part), pictures, script.visual, script.motion)
+        for part, pictures, script in zip(parts, keyframes, scripts, strict=True)
+    ]
+
+
+def _scripts(runtime: Runtime, prompts: Sequence[Prompt], markers: bool) -> list[Script]:
+    if not prompts:
+        raise ValueError("there is no prompt")
+    pictures = [picture for prompt in prompts for picture in prompt.pictures]
+    codes: list[list[int]] = []
+    if pictures:
+        with runtime.use("visual_tokenizer") as tokenizer:
+            codes = encode_pictures(pictures, tokenizer)
+    text = runtime.model.text_tokenizer()
+    scripts = []
+    for prompt in prompts:
+        own, codes = codes[: len(prompt.pictures)], codes[len(prompt.pictures) :]
+        ids = prompt_ids(prompt, own, text, runtime.model.vocabulary, markers)
+        scripts.append(Script(ids, generator(prompt.seed, "tokens")))
+    return scripts
+
+
+def _write_clips(
+    runtime: Runtime,
+    scripts: Sequence[Script],
+    prompts: Sequence[Prompt],
+    clips: int,
+    settings: GenerateSettings,
+    tell: Progress,
+) -> None:
+    """Has the language model write all clips of all scripts."""
+    with runtime.use("language_model") as model:
+        writer = Writer(model, runtime.model.vocabulary, runtime.model.motion_tokens, settings)
+        writer.check_length(scripts, pictures=clips, motions=clips)
+        for clip in range(clips):
+            given = [clip == 0 and bool(prompt.pictures) for prompt in prompts]
+            unwritten = [script for script, has in zip(scripts, given, strict=True) if not has]
+            if unwritten:
+                name = f"clip {clip + 1} picture tokens"
+                writer.write_pictures(
+                    unwritten, settings.visual_guidance, lambda n, name=name: tell(name, n, settings.max_visual)
+                )
+            name = f"clip {clip + 1} motion tokens"
+            writer.write_motion(scripts, given, lambda n, name=name: tell(name, n, writer.motion_tokens))
+
+
+def _keyframes(
+    runtime: Runtime,
+    scripts: Sequence[Script],
+    prompts: Sequence[Prompt],
+    clip: int,
+    before: Sequence[Sequence[Picture]],
+    size: tuple[int, int],
+    settings: GenerateSettings,
+    tell: Progress,
+) -> list[Picture]:
+    """The keyframe of a clip for each prompt: the given picture, or one painted from its codes."""
+    pictures: list[Picture | None] = [
+        prompt.pictures[-1] if clip == 0 and prompt.pictures else None for prompt in prompts
+    ]
+    rows = [row for row, picture in enumerate(pictures) if picture is None]
+    if rows:
+        chosen = [prompts[row] for row in rows]
+        codes = _tensors([scripts[row].visual[clip - bool(prompts[row].pictures)] for row in rows])
+        with runtime.use("keyframe_detokenizer") as detokenizer:
+            conditions = detokenizer.decode_codes(codes)
+            last = [before[row][-1][-1] for row in rows] if clip else []
+            start = _start(detokenizer, conditions, chosen, clip, last, size, settings)
+            painted = _paint(detokenizer, conditions, start, chosen, settings, tell, clip)
+        for row, picture in zip(rows, painted, strict=True):
+            pictures[row] = picture
+    return [picture for picture in pictures if picture is not None]
+
+
+def _start(
+    detokenizer: KeyframeDetokenizer,
+    conditions: Conditions,
+    prompts: Sequence[Prompt],
+    clip: int,
+    last: Sequence[Picture],
+    size: tuple[int, int],
+    settings: GenerateSettings,
+) -> Start:
+    """Where the keyframes of a clip start: at noise, or near the last frame of the clip before."""
+    steps, rate = settings.keyframe_steps, settings.constraint_rate
+    generators = _generators(prompts, f"keyframe {clip}")
+    if not last or settings.constraint == "none":
+        return detokenizer.noise(*size, steps, generators)
+    latents = detokenizer.encode(np.stack(last), *size)
+    if settings.constraint == "inversion":
+        return detokenizer.inverted_start(latents, conditions, rate, steps)
+    noise = draw_noise(tuple(latents.shape[1:]), generators, latents)
+    return detokenizer.noised_start(latents, noise, rate, steps)
+
+
+def _paint(
+    detokenizer: KeyframeDetokenizer,
+    conditions: Conditions,
+    start: Start,
+    prompts: Sequence[Prompt],
+    settings: GenerateSettings,
+    tell: Progress,
+    clip: int,
+) -> Picture:
+    """Pictures [batch, height, width, 3]."""
+    latents = detokenizer.sample(
+        conditions,
+        start,
+        settings.keyframe_steps,
+        settings.keyframe_guidance,
+        _generators(prompts, f"keyframe steps {clip}"),
+        lambda done, total: tell(f"clip {clip + 1} keyframe", done, total),
+    )
+    return detokenizer.decode(latents)
+
+
+def _animate(
+    runtime: Runtime,
+    scripts: Sequence[Script],
+    prompts: Sequence[Prompt],
+    clip: int,
+    keyframes: Sequence[Picture],
+    size: tuple[int, int],
+    settings: GenerateSettings,
+    tell: Progress,
+) -> Picture:
+    """Frames [batch, time, height, width, 3] of a clip."""
+    detokenizer: VideoDetokenizer
+    with runtime.use("video_detokenizer") as detokenizer:
+        latent_size = detokenizer.latent_size(*size)
+    with runtime.use("motion_tokenizer") as tokenizer, torch.inference_mode():
+        codes = torch.tensor([script.motion[clip] for script in scripts], device=runtime.device)
+        motion = tokenizer.decode_to(codes, *latent_size)
+    pictures = np.stack([resize_picture(keyframe, *size) for keyframe in keyframes])
+    with runtime.use("video_detokenizer") as detokenizer:
+        return detokenizer.generate(
+            pictures,
+            motion,
+            _generators(prompts, f"video {clip}"),
+            settings,
+            lambda done, total: tell(f"clip {clip + 1} frames", done, total),
+        )
+
+
+def resize_picture(picture: Picture, height: int, width: int) -> Picture:
+    """Bicubic; the aspect ratio is not kept."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _keyframe_size(runtime: Runtime, settings: GenerateSettings) -> tuple[int, int]:
+    sizes = runtime.model.sizes
+    return settings.height or sizes.keyframe_height, settings.width or sizes.keyframe_width
+
+
+def _video_size(runtime: Runtime, settings: GenerateSettings) -> tuple[int, int]:
+    sizes = runtime.model.sizes
+    return settings.video_height or sizes.video_height, settings.video_width or sizes.video_width
+
+
+def _generators(prompts: Sequence[Prompt], purpose: str) -> list[torch.Generator]:
+    return [generator(prompt.seed, purpose) for prompt in prompts]
+
+
+def _tensors(codes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    return [torch.tensor(one, dtype=torch.long) for one in codes]
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass

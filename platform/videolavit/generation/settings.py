@@ -1,0 +1,74 @@
+"""How things are generated; the defaults are the published ones."""
+
+import hashlib
+from typing import Literal
+
+import torch
+from pydantic.dataclasses import dataclass
+
+from videolavit.models.network import STRICT
+from videolavit.models.video_detokenizer import VideoSettings
+
+from .decoding import GREEDY, Sampling
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GenerateSettings(VideoSettings):
+    """How pictures and videos come out of prompts.
+
+    Args:
+        temperature, top_k, top_p: Of the choice of ids; see `Sampling`. Motion is greedy, except for the first clip of
+            a given picture.
+        visual_guidance: Guidance of the language model for pictures.
+        mixed_guidance: The same where the prompt of a picture has pictures in it.
+        motion_guidance: The same for motion.
+        min_visual, max_visual: Fewest and most visual codes of a picture.
+        keyframe_steps: Denoising steps of a picture.
+        keyframe_guidance: Guidance of the keyframe U-Net.
+        constraint: What ties a clip of a long video to the one before: `noise` starts its keyframe from the last
+            frame with noise added, as released; `inversion` from the last frame's DDIM inversion, as in the paper;
+            `none` from noise.
+        constraint_rate: Share of the keyframe's schedule that the constraint skips.
+        width, height: Of pictures and keyframes in pixels; None for the model's own.
+        video_width, video_height: Of videos; None for the model's own.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = 200
+    top_p: float = 1.0
+    visual_guidance: float = 4.0
+    mixed_guidance: float = 5.0
+    motion_guidance: float = 7.0
+    min_visual: int = 20
+    max_visual: int = 256
+    keyframe_steps: int = 50
+    keyframe_guidance: float = 3.0
+    constraint: Literal["noise", "inversion", "none"] = "noise"
+    constraint_rate: float = 0.85
+    width: int | None = None
+    height: int | None = None
+    video_width: int | None = None
+    video_height: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_visual <= self.max_visual:
+            raise ValueError("min_visual must be at least 1 and at most max_visual")
+        for name in ("keyframe_steps", "video_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.constraint_rate < 1:
+            raise ValueError(f"constraint_rate must be between 0 and 1, not {self.constraint_rate:g}")
+        self.sampling()
+
+    def sampling(self) -> Sampling:
+        return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+    def motion_sampling(self, from_picture: bool) -> Sampling:
+        """As published: drawn behind a given picture, greedy else."""
+        return self.sampling() if from_picture else GREEDY
+
+
+def generator(seed: int, purpose: str) -> torch.Generator:
+    """Random numbers of a request for one purpose: they depend on nothing else, whatever it is batched with."""
+    digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

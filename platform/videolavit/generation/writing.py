@@ -1,0 +1,109 @@
+"""Codes of pictures and motion, written by the language model behind prompts (reference 5.2, 5.3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+
+from videolavit.vocabulary import Vocabulary
+
+from .decoding import OnToken, Sampling, TokenPolicy, decode, embed_prompts
+from .settings import GenerateSettings
+
+
+class PromptTooLong(ValueError):
+    """A prompt, with what is to be written behind it, exceeds the language model's context."""
+
+
+@dataclass
+class Script:
+    """A prompt's ids as they grow.
+
+    Args:
+        ids: All so far.
+        generator: For the choice of ids.
+        visual: Codes of each picture that was written.
+        motion: Codes of each clip's motion that was written.
+    """
+
+    ids: list[int]
+    generator: torch.Generator
+    visual: list[list[int]] = field(default_factory=list)
+    motion: list[list[int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A language model with the grammar of pictures and motion.
+
+    A picture is at least one and at most `settings.max_visual` visual codes, motion is exactly `motion_tokens` motion
+    codes, and nothing else comes inside.
+
+    Args:
+        model: The language model.
+        vocabulary: Its ids.
+        motion_tokens: Codes of a clip's motion, 135 as published.
+    """
+
+    model: PreTrainedModel
+    vocabulary: Vocabulary
+    motion_tokens: int
+    settings: GenerateSettings
+
+    def check_length(self, scripts: Sequence[Script], pictures: int, motions: int) -> None:
+        """Raises PromptTooLong if a prompt and so many pictures and clips of motion may exceed the context."""
+        context = self.model.config.max_position_embeddings
+        longest = max(len(script.ids) for script in scripts)
+        picture, motion = self.settings.max_visual + 2, self.motion_tokens + 2
+        if longest + pictures * picture + motions * motion <= context:
+            return
+        clip = picture + motion
+        fitting = max(context - longest, 0) // clip
+        if motions and fitting:
+            raise PromptTooLong(
+                f"{motions} clips do not fit: after a prompt of {longest} tokens the context of {context} holds {fitting} "
+                f"of {clip} tokens each"
+            )
+        raise PromptTooLong(f"the prompt has {longest} tokens, too many for a context of {context}; shorten it")
+
+    def write_pictures(self, scripts: Sequence[Script], guidance: float, on_token: OnToken | None = None) -> None:
+        """Appends [IMG] codes [/IMG] to each script."""
+        ids, settings = self.vocabulary, self.settings
+        policy = TokenPolicy((ids.visual_range,), ids.image_end, settings.min_visual, settings.max_visual)
+        rows = self._write(scripts, ids.image_start, policy, [settings.sampling()] * len(scripts), guidance, on_token)
+        for script, row in zip(scripts, rows, strict=True):
+            script.visual.append([token - ids.visual_range.start for token in row])
+
+    def write_motion(
+        self, scripts: Sequence[Script], from_picture: Sequence[bool], on_token: OnToken | None = None
+    ) -> None:
+        """Appends [MOV] codes [/MOV] to each script.
+
+        Args:
+            from_picture: Of each script, whether the motion is the first behind a given picture.
+        """
+        ids = self.vocabulary
+        policy = TokenPolicy((ids.motion_range,), ids.motion_end, self.motion_tokens, self.motion_tokens)
+        sampling = [self.settings.motion_sampling(given) for given in from_picture]
+        rows = self._write(scripts, ids.motion_start, policy, sampling, self.settings.motion_guidance, on_token)
+        for script, row in zip(scripts, rows, strict=True):
+            script.motion.append([token - ids.motion_range.start for token in row])
+
+    def _write(
+        self,
+        scripts: Sequence[Script],
+        start: int,
+        policy: TokenPolicy,
+        sampling: Sequence[Sampling],
+        guidance: float,
+        on_token: OnToken | None,
+    ) -> list[list[int]]:
+        for script in scripts:
+            script.ids.append(start)
+        prompts = embed_prompts(self.model, [script.ids for script in scripts])
+        generators = [script.generator for script in scripts]
+        rows = decode(self.model, prompts, policy, sampling, generators, guidance, on_token)
+        for script, row in zip(scripts, rows, strict=True):
+            script.ids += [*row, policy.end]
+        return rows
