@@ -222,6 +222,4 @@ def _with_unconditional(prompts: Prompts) -> Prompts:
     """The prompts, and behind them as many rows of the last token alone."""
     alone = torch.zeros_like(prompts.attention_mask)
     alone[:, -1] = True
-    return Prompts(
-        torch.cat([prompts.embeds, prompts.embeds]), torch.cat([prompts.attention_mask, alone])
-    )
+    return Prompts(torch.cat([prompts.embeds, prompts.embeds]), torch.cat([prompts.attention_mask, alone]))

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 
+from videolavit.media.resize import resize_picture
 from videolavit.models.keyframe_detokenizer import Conditions, KeyframeDetokenizer, Start
 from videolavit.models.sampling import draw_noise
 from videolavit.models.video_detokenizer import VideoDetokenizer
@@ -55,9 +55,9 @@ def generate_images(
     settings = settings or GenerateSettings()
     tell = on_progress or _silent
     height, width = _keyframe_size(runtime, settings)
-    scripts, writer_settings = _scripts(runtime, prompts, markers=False), settings
+    scripts = _scripts(runtime, prompts, markers=False)
     with runtime.use("language_model") as model:
-        writer = Writer(model, runtime.model.vocabulary, runtime.model.motion_tokens, writer_settings)
+        writer = Writer(model, runtime.model.vocabulary, runtime.model.motion_tokens, settings)
         writer.check_length(scripts, pictures=1, motions=0)
         for mixed in (False, True):  # the guidance differs
             group = [s for s, prompt in zip(scripts, prompts, strict=True) if bool(prompt.pictures) == mixed]
@@ -248,13 +248,6 @@ def _animate(
             settings,
             lambda done, total: tell(f"clip {clip + 1} frames", done, total),
         )
-
-
-def resize_picture(picture: Picture, height: int, width: int) -> Picture:
-    """Bicubic; the aspect ratio is not kept."""
-    if picture.shape[:2] == (height, width):
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _keyframe_size(runtime: Runtime, settings: GenerateSettings) -> tuple[int, int]:

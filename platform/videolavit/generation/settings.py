@@ -17,20 +17,25 @@ class GenerateSettings(VideoSettings):
     """How pictures and videos come out of prompts.
 
     Args:
-        temperature, top_k, top_p: Of the choice of ids; see `Sampling`. Motion is greedy, except for the first clip of
-            a given picture.
+        temperature: Scores are divided by it; 0 takes the best id always. Motion is greedy, except for the first clip
+            of a given picture.
+        top_k: Only so many of the best ids; None for all.
+        top_p: Only the fewest ids that have this share of the probability together.
         visual_guidance: Guidance of the language model for pictures.
         mixed_guidance: The same where the prompt of a picture has pictures in it.
         motion_guidance: The same for motion.
-        min_visual, max_visual: Fewest and most visual codes of a picture.
+        min_visual: Fewest visual codes of a picture.
+        max_visual: Most visual codes of a picture.
         keyframe_steps: Denoising steps of a picture.
         keyframe_guidance: Guidance of the keyframe U-Net.
         constraint: What ties a clip of a long video to the one before: `noise` starts its keyframe from the last
             frame with noise added, as released; `inversion` from the last frame's DDIM inversion, as in the paper;
             `none` from noise.
         constraint_rate: Share of the keyframe's schedule that the constraint skips.
-        width, height: Of pictures and keyframes in pixels; None for the model's own.
-        video_width, video_height: Of videos; None for the model's own.
+        width: Of pictures and keyframes in pixels; None for the model's own.
+        height: Of pictures and keyframes in pixels; None for the model's own.
+        video_width: Of videos in pixels; None for the model's own.
+        video_height: Of videos in pixels; None for the model's own.
     """
 
     temperature: float = 1.0

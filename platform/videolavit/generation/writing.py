@@ -62,8 +62,8 @@ class Writer:
         fitting = max(context - longest, 0) // clip
         if motions and fitting:
             raise PromptTooLong(
-                f"{motions} clips do not fit: after a prompt of {longest} tokens the context of {context} holds {fitting} "
-                f"of {clip} tokens each"
+                f"{motions} clips do not fit: after a prompt of {longest} tokens the context of {context} holds "
+                f"{fitting} of {clip} tokens each"
             )
         raise PromptTooLong(f"the prompt has {longest} tokens, too many for a context of {context}; shorten it")
 

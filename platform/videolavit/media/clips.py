@@ -46,9 +46,9 @@ class Clip:
         """See `videolavit.media.motion.motion_score`."""
         return motion_score(self.motion, self.num_vectors, self.width, self.height)
 
-    def features(self, size: tuple[int, int] = (20, 36)) -> NDArray[np.float32]:
-        """What the motion tokenizer reads: float32 [2, 24, *size]."""
-        return motion_features(self.motion, self.width, self.height, size)
+    def features(self, size: tuple[int, int] = (20, 36), rescale: bool = True) -> NDArray[np.float32]:
+        """What the motion tokenizer reads, or with `rescale=False` the video U-Net: float32 [2, 24, *size]."""
+        return motion_features(self.motion, self.width, self.height, size, rescale=rescale)
 
 
 def decompose(

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ from diffusers import (
 )
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from videolavit.config.model import PRESETS, ModelConfig, Sizes, load_preset
 from videolavit.vocabulary import Vocabulary
@@ -49,6 +49,9 @@ MODEL = "model.json"
 FORMAT = "videolavit-1"
 SEED = 0
 CODEBOOK = "quantize.embedding.weight"
+
+_SAYINGS = ("transformers_version", "dtype", "architectures")
+"""What libraries write into a config about themselves."""
 
 _Build = Callable[[ModelConfig], Any]
 
@@ -181,7 +184,7 @@ class ModelFolder:
         Raises:
             ModelError: the model has no such part, or one that cannot be read.
         """
-        with _quiet_libraries():
+        with quiet_libraries():
             module = self._make(part) if self._preset else self._read(part)
             if isinstance(module, ConditionDecoder):
                 module.codebook = self._codebook()
@@ -192,8 +195,13 @@ class ModelFolder:
     def digest(self, part: str) -> str:
         """SHA-256 of a part's config and tensors; the same for a preset and for a folder it was saved to."""
         if part not in self._digests:
-            module = self.load(part, dtype=None)
-            self._digests[part] = _digest(_config_of(module), module.state_dict())
+            if self._preset:
+                module = self.load(part, dtype=None)
+                state = module.state_dict()
+                self._digests[part] = _digest(_config_of(module), sorted(state), state.__getitem__)
+            else:
+                with open_tensors(self.path / part) as (names, tensor):
+                    self._digests[part] = _digest(self._config(part), names, tensor)
         return self._digests[part]
 
     def save(self, target: Path) -> None:
@@ -204,7 +212,7 @@ class ModelFolder:
         """
         start_folder(target, self.sizes, trained=self.is_trained)
         for part in filter(self.has, PARTS):
-            with _quiet_libraries():
+            with quiet_libraries():
                 save_part(self.load(part, dtype=None), target / part)
             if part.endswith("language_model"):
                 self.text_tokenizer(part).save_pretrained(target / part)
@@ -218,10 +226,9 @@ class ModelFolder:
         return VideoDetokenizer(*(self.load(f"video_detokenizer/{part}", device, dtype) for part in parts))
 
     def understanding(self, device: torch.device | str, dtype: torch.dtype) -> UnderstandingModel:
-        parts = ("language_model", "visual_tokenizer", "motion_tokenizer")
-        return UnderstandingModel(
-            *(self.load(f"understanding/{part}", device, dtype) for part in parts), vocabulary=self.vocabulary
-        )
+        names = ("language_model", "visual_tokenizer", "motion_tokenizer")
+        language_model, visual, motion = (self.load(f"understanding/{name}", device, dtype) for name in names)
+        return UnderstandingModel(language_model, visual, motion, self.vocabulary)
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
@@ -249,10 +256,12 @@ class ModelFolder:
         if name == "scheduler":
             return _read_scheduler(folder)
         if part in DIFFUSERS:
+            with open_tensors(folder) as (names, tensor):
+                stored = tensor(names[0]).dtype  # the library would make it float32
             return _reading(
                 folder,
                 lambda: DIFFUSERS[part].from_pretrained(
-                    folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+                    folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=stored
                 ),
             )
         if name == "language_model":
@@ -269,10 +278,9 @@ class ModelFolder:
         if self._preset:
             codebook: Tensor = self._make("visual_tokenizer").quantize.embedding.weight.detach()
             return codebook
-        for shard in sorted((self.path / "visual_tokenizer").glob("*.safetensors")):
-            with safe_open(shard, "pt") as tensors:
-                if CODEBOOK in tensors.keys():  # noqa: SIM118 - not a dict
-                    return tensors.get_tensor(CODEBOOK)
+        with open_tensors(self.path / "visual_tokenizer") as (names, tensor):
+            if CODEBOOK in names:
+                return tensor(CODEBOOK)
         raise ModelError(f"{self.location}/visual_tokenizer has no codebook ({CODEBOOK})")
 
 
@@ -298,7 +306,7 @@ def save_part(part: Any, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Keeps progress bars and remarks on loading out of a terminal."""
     restore = [(library, library.get_verbosity()) for library in (diffusers.utils.logging, transformers.utils.logging)]
     bars = transformers.utils.logging.is_progress_bar_enabled()
@@ -330,9 +338,7 @@ def _read_scheduler(folder: Path) -> Any:
     config = _read_json(folder / "scheduler_config.json")
     kind = SCHEDULERS.get(config.get("_class_name", ""))
     if kind is None:
-        raise ModelError(
-            f"{folder} has the scheduler {config.get('_class_name')!r}; known are {', '.join(SCHEDULERS)}"
-        )
+        raise ModelError(f"{folder} has the scheduler {config.get('_class_name')!r}; known are {', '.join(SCHEDULERS)}")
     return kind.from_config(config)
 
 
@@ -344,17 +350,38 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _config_of(module: Any) -> dict[str, Any]:
-    """What decides the computation besides the tensors; without what libraries write about themselves."""
+    """What a part's `config.json` would say."""
     if isinstance(module, Network):
         return asdict(module.config)
-    config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
-    ignored = ("transformers_version", "dtype", "_name_or_path", "architectures")
-    return {name: value for name, value in config.items() if name not in ignored and not name.startswith("_")}
+    with_json = module.config if isinstance(module, PreTrainedModel) else module
+    return dict(json.loads(with_json.to_json_string()))
 
 
-def _digest(config: dict[str, Any], state: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+def _digest(config: dict[str, Any], names: Sequence[str], tensor: Callable[[str], Tensor]) -> str:
+    ours = {name: value for name, value in config.items() if name[0] != "_" and name not in _SAYINGS}
+    digest = hashlib.sha256(json.dumps(ours, sort_keys=True).encode())
+    for name in names:
+        values = tensor(name).detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {list(values.shape)}".encode())
+        digest.update(memoryview(values.flatten().view(torch.uint8).numpy()))
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def open_tensors(folder: Path) -> Iterator[tuple[list[str], Callable[[str], Tensor]]]:
+    """The sorted names of a part's tensors on disk, and a function that reads one of them.
+
+    Raises:
+        ModelError: there are none, or a file cannot be read.
+    """
+    with contextlib.ExitStack() as stack:
+        where: dict[str, Any] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                file = stack.enter_context(safe_open(path, "pt"))
+            except (OSError, SafetensorError) as error:
+                raise ModelError(f"cannot read {path}: {error}") from None
+            where |= dict.fromkeys(file.keys(), file)
+        if not where:
+            raise ModelError(f"no weights in {folder}")
+        yield sorted(where), lambda name: where[name].get_tensor(name)

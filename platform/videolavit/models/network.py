@@ -45,10 +45,15 @@ class Network(nn.Module, Generic[C]):
         config = parse_config(cls.Config, _read_json(folder / CONFIG), folder / CONFIG)
         with torch.device("meta"):
             network = cls(config)
-        try:
-            state = load_file(folder / WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"cannot read {folder / WEIGHTS}: {error}") from None
+        files = weight_files(folder, WEIGHTS)
+        if not files:
+            raise ModelError(f"no network in {folder}: {WEIGHTS} is missing")
+        state: dict[str, torch.Tensor] = {}
+        for file in files:
+            try:
+                state |= load_file(file)
+            except (OSError, SafetensorError) as error:
+                raise ModelError(f"cannot read {file}: {error}") from None
         load_exactly(network, state, str(folder))
         return network.eval()
 
@@ -58,6 +63,30 @@ class Network(nn.Module, Generic[C]):
         config = TypeAdapter(self.Config).dump_python(self.config, mode="json")
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
+
+
+def weight_files(folder: Path, name: str) -> list[Path]:
+    """The file of that name in a folder, or the shards that `NAME.index.json` lists; empty without either.
+
+    Raises:
+        ModelError: the index cannot be read, lists a file outside the folder, or one that is missing.
+    """
+    if (folder / name).is_file():
+        return [folder / name]
+    index = folder / f"{name}.index.json"
+    if not index.is_file():
+        return []
+    listed = _read_json(index)
+    shards = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
+        raise ModelError(f"{index} is no index of shards: it has no `weight_map` of names")
+    names = sorted(set(shards.values()))
+    for shard in names:
+        if shard != Path(shard).name or shard in ("", ".."):
+            raise ModelError(f"{index} lists {shard!r}; shards lie beside their index, in the same folder")
+        if not (folder / shard).is_file():
+            raise ModelError(f"{folder / shard} is missing; {index.name} lists it")
+    return [folder / shard for shard in names]
 
 
 def parse_config(kind: type[C], values: Any, source: object) -> C:

@@ -2,22 +2,20 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-S = TypeVar("S")
 OnStep = Callable[[int, int], None]
 """Called after each denoising step with (steps done, steps in all); it may raise to stop."""
 
 
-def fresh(scheduler: S, num_steps: int, device: torch.device) -> S:
+def fresh(scheduler: Any, num_steps: int, device: torch.device) -> Any:
     """A copy of a scheduler set up for one sampling: schedulers count their steps, so none is shared."""
-    kind: Any = type(scheduler)
-    copy = kind.from_config(scheduler.config)
+    copy = type(scheduler).from_config(scheduler.config)
     copy.set_timesteps(num_steps, device=device)
     return copy
 
@@ -34,9 +32,9 @@ def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator], like: 
     return torch.stack([row.to(like.device) for row in rows]).to(like.dtype)
 
 
-def to_signed(pictures: NDArray[np.uint8] | Tensor) -> Tensor:
+def to_signed(pictures: NDArray[np.uint8]) -> Tensor:
     """uint8 [batch, height, width, 3] -> float32 [batch, 3, height, width] in -1 .. 1."""
-    return torch.as_tensor(pictures).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+    return torch.tensor(pictures).permute(0, 3, 1, 2).float() / 255 * 2 - 1
 
 
 def to_pixels(signed: Tensor) -> NDArray[np.uint8]:

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMInverseScheduler, DDIMScheduler, UNet2DConditionModel
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
+
+from videolavit.media.resize import resize_picture
 
 from ..sampling import OnStep, check_size, draw_noise, fresh, guide, to_pixels, to_signed, vae_dtype
 from .conditions import ConditionDecoder
@@ -80,9 +81,7 @@ class KeyframeDetokenizer:
 
     def encode(self, pictures: NDArray[np.uint8], height: int, width: int) -> Tensor:
         """Scaled latents [batch, 4, height / 8, width / 8] of uint8 pictures, resized first; the mode, not a draw."""
-        resized = [
-            np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.BICUBIC)) for one in pictures
-        ]
+        resized = [resize_picture(one, height, width) for one in pictures]
         with vae_dtype(self.vae) as dtype:
             images = to_signed(np.stack(resized)).to(self.vae.device, dtype)
             latents = self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor

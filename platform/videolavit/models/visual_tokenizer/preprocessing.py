@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
+
+from videolavit.media.resize import resize_picture
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -12,7 +13,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 def resize_image(image: NDArray[np.uint8], size: int = 224) -> NDArray[np.uint8]:
     """uint8 [height, width, 3] -> [size, size, 3], bicubic; the aspect ratio is not kept, as published."""
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    return resize_picture(image, size, size)
 
 
 def normalize_images(images: NDArray[np.uint8] | Tensor) -> Tensor:
