@@ -4,33 +4,24 @@ The output folder is the run: `clips/` (shards), `plan/`, `rejects.parquet`, `ru
 same command again continues an interrupted run, and does the new part of a grown input.
 """
 
-import json
-import sys
-import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from pipelines.decompose import WorkerSettings, decompose_shards, pending_shards
-from videolavit.records import schema
-from videolavit.records.identity import IdentityMismatch, differences
+from pipelines.common import WorkerSettings
+from pipelines.decompose import commit_plan, decompose_shards, plan_segments
+from videolavit.records.identity import IdentityMismatch
 from videolavit.records.inputs import InputError, list_sources
-from videolavit.records.report import REPORT, write_report
+from videolavit.records.report import write_clip_report
 from videolavit.records.samples import SampleSettings
 from videolavit.records.shards import Ledger
 from videolavit.records.storage import Folder, StorageError, StorageSettings
 
-from .common import JobParser, console, fail, pick, ray_runtime, user_errors
-from .planning import Planner
-from .progress import Tally
-
-RUN, REJECTS = "run.json", "rejects.parquet"
+from .common import JobParser, pick, ray_runtime, user_errors
+from .planning import Planner, Rows
+from .run import Run, add_run_options, check_run_options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,34 +30,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors(ValueError):
         settings, workers = pick(SampleSettings, options), pick(WorkerSettings, options)
     storage = pick(StorageSettings, options)
-    _check_options(options)
+    check_run_options(options, "videos")
     with user_errors(InputError, StorageError, IdentityMismatch):
         ledger = Ledger(Folder(options.output, storage)) if options.output else None
-        if ledger is not None:
-            _check_identity(ledger.folder, settings, must_exist=options.retry_rejects)
-        planner = Planner(ledger, settings, workers, storage)
+        run = DecomposeRun(ledger, ClipPlanner(ledger, settings, workers, storage))
+        run.check_identity(must_exist=options.retry_rejects)
         sources = list_sources(options.input, storage, options.text_column) if options.input else None
         with ray_runtime():
-            if ledger is None or options.plan:
-                planner.show(planner.new(sources))
-            else:
-                ledger.folder.claim(RUN, _json({"identity": settings.identity(), "complete": False}))
-                _check_identity(ledger.folder, settings)
-                sys.exit(_run(ledger, planner, sources, options))
+            run.start(sources, options)
 
 
 def _parser() -> JobParser:
     parser = JobParser("decompose", __doc__)
-    parser.add_argument(
-        "--input",
-        type=str,
-        nargs="+",
-        help="folder, glob, manifest (.parquet, .jsonl, .csv with a `video` column), .tar, or video; local or s3://",
+    add_run_options(
+        parser,
+        "folder, glob, manifest (.parquet, .jsonl, .csv with a `video` column), .tar, or video; local or s3://",
     )
-    parser.add_argument("--output", type=str | None, help="folder or s3:// prefix of the run")
-    parser.add_argument("--plan", default=False, action="store_true", help="show work and cost, write nothing")
-    parser.add_argument("--retry_rejects", default=False, action="store_true", help="try the run's rejects again")
-    parser.add_argument("--only", type=str | None, help="with --retry-rejects: only this error type")
     parser.add_argument("--text_column", type=str | None, help="caption column of a manifest (default: text)")
     parser.add_class_arguments(SampleSettings)
     parser.add_class_arguments(WorkerSettings)
@@ -74,108 +53,54 @@ def _parser() -> JobParser:
     return parser
 
 
-def _check_options(options: Any) -> None:
-    if options.output is None and not options.plan:
-        fail("--output is missing: name the folder or s3:// prefix for the run (or use --plan to only look)")
-    if options.only and not options.retry_rejects:
-        fail("--only goes with --retry-rejects")
-    if options.plan and options.retry_rejects:
-        fail("--plan shows new work only; `videolavit inspect RUN` shows what --retry-rejects would try")
-    if not options.input and not options.retry_rejects:
-        fail("--input is missing: name the videos")
+class ClipPlanner(Planner[SampleSettings]):
+    """Plans videos as segments."""
+
+    def read(self, sources: pa.Table) -> Iterable[pa.Table]:
+        return plan_segments(sources, self.settings, self.storage, self.workers)
+
+    def publish(self, planned: pa.Table) -> bool:
+        assert self.ledger is not None
+        return commit_plan(self.ledger, planned, self.generation)
+
+    def figures(self, rows: Rows) -> dict[str, str]:
+        seconds = [row["planned_seconds"] or 0.0 for row in rows]
+        return {
+            "hours": f"{sum(seconds) / 3600:.2f}",
+            "clips": f"~{sum(-(-int(length * self.settings.fps) // 24) for length in seconds):,}",
+            "core-hours": f"~{sum(row['cost'] for row in rows) / 3600:.2g}",
+        }
 
 
-def _check_identity(folder: Folder, settings: SampleSettings, must_exist: bool = False) -> None:
-    """Refuses a folder that other settings or other codecs made."""
-    found = folder.read(RUN)
-    if found is None:
-        if must_exist:
-            fail(f"{folder.url} holds no run; --retry-rejects takes the --output of one")
-        return
-    try:
-        theirs = json.loads(found)["identity"]
-    except (ValueError, KeyError, TypeError):
-        raise IdentityMismatch(f"{folder.join(RUN)} is not of this project; choose another --output") from None
-    changed = differences(theirs, json.loads(_json(settings.identity())))
-    if changed:
-        raise IdentityMismatch(
-            f"{folder.url} was made by a different run. Choose another --output, or undo what differs (theirs -> ours):"
-            + "".join(f"\n  {line}" for line in changed)
-        )
+class DecomposeRun(Run):
+    """A run of decomposition."""
 
+    name = "decompose"
+    planner: ClipPlanner
 
-def _run(ledger: Ledger, planner: Planner, sources: pa.Table | None, options: Any) -> int:
-    started = time.monotonic()
-    if options.retry_rejects:
-        planner.commit_retries(options.only)
-    if sources is not None:
-        planner.commit(planner.new(sources))
-    shards = pending_shards(ledger)
-    if shards:
-        _work(shards, ledger, planner)
-    else:
-        console.print("nothing new to do")
-    left = len(ledger.pending())
-    _finish(ledger, planner.settings, left, time.monotonic() - started)
-    return 1 if left else 0
+    def identity(self) -> dict[str, Any]:
+        return self.planner.settings.identity()
 
+    def work(self, shards: list[pa.Table], folder: Folder) -> Iterator[dict[str, Any]]:
+        return decompose_shards(shards, folder, self.planner.settings, self.planner.workers)
 
-def _work(shards: list[pa.Table], ledger: Ledger, planner: Planner) -> None:
-    with Tally("decompose", sum(shard.num_rows for shard in shards)) as tally:
-        for record in decompose_shards(shards, ledger.folder, planner.settings, planner.workers):
-            error = record.pop("error")
-            if error:
-                console.print(f"[red]shard failed:[/] {escape(error)}", soft_wrap=True)
-            tally.add(record)
+    def progress(self, counts: Mapping[str, float], seconds: float) -> str:
+        speed = counts["video_seconds"] / seconds
+        return f"{counts['clips']:.0f} clips, {counts['rejects']:.0f} rejects, {speed:.1f}x real time"
 
+    def counts(self, totals: Counter[str]) -> dict[str, Any]:
+        return {"clips": totals["clips"], "frames": totals["frames"]}
 
-def _finish(ledger: Ledger, settings: SampleSettings, left: int, seconds: float) -> None:
-    """Writes what is derived from the shards, and prints the summary."""
-    summaries = ledger.summaries()
-    standing = ledger.standing()
-    rejects = ledger.rejects(summaries, standing)
-    folder = ledger.folder
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rejects, schema.versioned(schema.REJECTS, "rejects")), sink)
-    folder.replace(REJECTS, sink.getvalue().to_pybytes())
-    counts: dict[str, Any] = {
-        "planned": len(standing),
-        "samples": sum(summary.samples for summary in summaries),
-        "clips": sum(summary.clips for summary in summaries),
-        "frames": sum(summary.frames for summary in summaries),
-        "rejects": len(rejects),
-        "rejects_by_type": dict(Counter(reject["error_type"] for reject in rejects).most_common()),
-        "shards": len(summaries),
-        "shards_left": left,
-        "video_hours": sum(summary.video_seconds for summary in summaries) / 3600,
-        "core_hours": sum(summary.work_seconds for summary in summaries) / 3600,
-    }
-    if not left and counts["samples"] + counts["rejects"] != counts["planned"]:
-        raise AssertionError(f"{counts['planned']} samples were planned, the shards account for others: {counts}")
-    run = {"identity": settings.identity(), "complete": not left, "counts": counts, "last_start_seconds": seconds}
-    folder.replace(RUN, _json(run))
-    write_report(folder, run, rejects)
-    _print_summary(folder, counts, seconds)
+    def summary(self, counts: dict[str, Any]) -> list[tuple[str, str]]:
+        speed = counts["video_hours"] / counts["core_hours"] if counts["core_hours"] else 0.0
+        return [
+            ("clips", f"{counts['clips']:,}"),
+            ("video", f"{counts['video_hours']:.3f} h"),
+            ("speed", f"{speed:.1f} video hours a core hour"),
+        ]
 
-
-def _print_summary(folder: Folder, counts: dict[str, Any], seconds: float) -> None:
-    table = Table(title=f"run {folder.url}", show_header=False)
-    for name in ("planned", "samples", "clips", "rejects", "shards"):
-        table.add_row(name, f"{counts[name]:,}")
-    for kind, number in counts["rejects_by_type"].items():
-        table.add_row(f"  {kind}", f"{number:,}")
-    table.add_row("video", f"{counts['video_hours']:.3f} h")
-    speed = counts["video_hours"] / counts["core_hours"] if counts["core_hours"] else 0.0
-    table.add_row("speed", f"{speed:.1f} video hours a core hour")
-    table.add_row("this start", f"{seconds:.1f} s")
-    table.add_row("report", folder.join(REPORT) if folder.is_local else f"{folder.url}/{REPORT}")
-    Console(highlight=False).print(table)
-    if counts["shards_left"]:
-        console.print(f"[yellow]{counts['shards_left']} shards are not made yet; start the same command again[/]")
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
+    def write_report(self, folder: Folder, run: dict[str, Any], rejects: list[dict[str, Any]]) -> None:
+        write_clip_report(folder, run, rejects)
 
 
 if __name__ == "__main__":

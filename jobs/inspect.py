@@ -1,4 +1,4 @@
-"""Show what is in a video, a clip shard or a run."""
+"""Show what is in a video, a shard of clips or tokens, or a run."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
@@ -15,13 +16,15 @@ from rich.table import Table
 
 from videolavit.media import DecomposeSettings, MediaError, contact_sheet, decompose, probe
 from videolavit.records.report import SHEET_CELLS, clip_cell, render_page, shard_cells, stored_cells
-from videolavit.records.shards import Ledger
+from videolavit.records.schema import kind_of
+from videolavit.records.shards import CLIPS, TOKENS, Ledger, ShardKind, total
 from videolavit.records.storage import Folder, StorageError, StorageSettings, open_source
+from videolavit.records.token_report import described, sampled_statistics
+from videolavit.records.usage import Facts, TokenStatistics
 
 from .common import JobParser, fail, user_errors
 
 Cells = list[tuple[NDArray[np.uint8], str]]
-Facts = list[tuple[str, str]]
 MOST_ROWS = 20
 _TABLES = {
     "rejects": ["error_type", "source", "message", "attempts", "seconds"],
@@ -33,7 +36,7 @@ _TABLES = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints tables; writes a contact sheet where asked for one."""
     parser = JobParser("inspect", __doc__)
-    parser.add_argument("path", type=str, help="video, clip shard (.parquet) or run folder; local or s3://")
+    parser.add_argument("path", type=str, help="video, shard (.parquet) or run folder; local or s3://")
     parser.add_argument("--png", type=str | None, help="write a contact sheet of keyframes with motion arrows here")
     parser.add_argument("--html", type=str | None, help="write a page with the sheet and the facts here")
     parser.add_class_arguments(StorageSettings)
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     storage = StorageSettings(s3_endpoint=options.s3_endpoint)
     with user_errors(MediaError, StorageError, pa.ArrowInvalid, OSError):
         facts, cells = _inspect(options.path, storage)
-        if (options.png or options.html) and not cells:
+        if options.png and not cells:
             fail("there is no clip to draw")
         if options.png:
             Image.fromarray(contact_sheet(cells)).save(_new_file(options.png), "PNG")
@@ -51,8 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _inspect(path: str, storage: StorageSettings) -> tuple[Facts, Cells]:
     folder = Folder(path, storage)
-    if folder.read("run.json") is not None:
-        return _run(folder)
+    run = folder.read("run.json")
+    if run is not None:
+        return _run(folder, TOKENS if b'"kind": "tokens"' in run else CLIPS)
     if path.endswith(".parquet"):
         return _shard(path, storage)
     if folder.fs.isdir(folder.path):
@@ -93,7 +97,9 @@ def _video(path: str, storage: StorageSettings) -> tuple[Facts, Cells]:
 def _shard(path: str, storage: StorageSettings) -> tuple[Facts, Cells]:
     with open_source(path, storage) as file:
         shard = pq.ParquetFile(file)
-        kind = (shard.schema_arrow.metadata or {}).get(b"videolavit.kind", b"").decode()
+        kind = kind_of(shard.schema_arrow)
+        if kind == "tokens":
+            return _token_shard(path, shard), []
         if kind != "clips":
             columns = _TABLES.get(kind)
             return _rows(path, kind or "a foreign table", shard.read(columns=columns).to_pylist()), []
@@ -101,6 +107,16 @@ def _shard(path: str, storage: StorageSettings) -> tuple[Facts, Cells]:
         rows = shard.read(columns=columns).to_pylist()
         facts = _rows(path, "clip shard", rows)
         return facts, shard_cells(shard, SHEET_CELLS)
+
+
+def _token_shard(path: str, shard: pq.ParquetFile) -> Facts:
+    table = shard.read(columns=["modality", "source", "text", "start_seconds", "clips", "num_tokens"])
+    clips = pc.list_value_length(table["clips"])
+    facts = _rows(path, "token shard", table.set_column(4, "clips", clips).to_pylist())
+    statistics = TokenStatistics()
+    statistics.add(shard)
+    _print_facts(statistics.facts())
+    return [*facts, *statistics.facts()]
 
 
 def _rows(path: str, kind: str, rows: list[dict[str, Any]]) -> Facts:
@@ -116,27 +132,31 @@ def _rows(path: str, kind: str, rows: list[dict[str, Any]]) -> Facts:
     return facts
 
 
-def _run(folder: Folder) -> tuple[Facts, Cells]:
-    ledger = Ledger(folder)
+def _run(folder: Folder, kind: ShardKind) -> tuple[Facts, Cells]:
+    ledger = Ledger(folder, kind)
     left, summaries, standing = len(ledger.pending()), ledger.summaries(), ledger.standing()
-    rejects = ledger.rejects(summaries, standing)
+    rejects, totals = ledger.rejects(summaries, standing), total(summaries)
+    names = sorted(ledger.committed())
     facts = [
         ("complete", f"no: {left} shards are left; start the job again" if left else "yes"),
         ("planned", f"{len(standing):,}"),
-        ("samples", f"{sum(summary.samples for summary in summaries):,}"),
-        ("clips", f"{sum(summary.clips for summary in summaries):,}"),
+        ("samples", f"{totals['samples']:,}"),
+        ("clips", f"{totals['clips']:,}"),
         ("rejects", f"{len(rejects):,}"),
         ("shards", f"{len(summaries):,}"),
-        ("hours", f"{sum(summary.video_seconds for summary in summaries) / 3600:.3f}"),
+        ("hours", f"{totals['video_seconds'] / 3600:.3f}"),
     ]
+    if kind is TOKENS:
+        statistics, chosen = sampled_statistics(folder, names)
+        facts += described(statistics, len(chosen), len(names))
     _print_facts(facts)
     if rejects:
         table = Table("reason", "number", "for example", title="rejects")
-        for kind, number in Counter(reject["error_type"] for reject in rejects).most_common():
-            example = next(reject for reject in rejects if reject["error_type"] == kind)
-            table.add_row(kind, str(number), f"{example['source']}: {example['message']}")
+        for reason, number in Counter(reject["error_type"] for reject in rejects).most_common():
+            example = next(reject for reject in rejects if reject["error_type"] == reason)
+            table.add_row(reason, str(number), f"{example['source']}: {example['message']}")
         Console().print(table)
-    return facts, stored_cells(folder, sorted(ledger.committed()))
+    return facts, stored_cells(folder, names) if kind is CLIPS else []
 
 
 def _print_facts(facts: Facts) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -19,12 +19,13 @@ class Tally:
     Args:
         what: Name of the work.
         total: Samples to be done.
+        detail: Says what there is so far, from the counts and the seconds that they took.
     """
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, what: str, total: int, detail: Callable[[Mapping[str, float], float], str]) -> None:
         self.counts: Counter[str] = Counter()
         self.started = time.monotonic()
-        self._what, self._total, self._logged = what, total, time.monotonic()
+        self._what, self._total, self._describe, self._logged = what, total, detail, time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -59,6 +60,4 @@ class Tally:
         console.print(f"{self._what}: {self.counts['samples']:.0f}/{self._total} samples, {self._detail()}")
 
     def _detail(self) -> str:
-        elapsed = max(time.monotonic() - self.started, 1e-9)
-        speed = self.counts["video_seconds"] / elapsed
-        return f"{self.counts['clips']:.0f} clips, {self.counts['rejects']:.0f} rejects, {speed:.1f}x real time"
+        return self._describe(self.counts, max(time.monotonic() - self.started, 1e-9))

@@ -31,6 +31,7 @@ Job = Callable[..., "subprocess.CompletedProcess[str]"]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--parity-pack", type=Path, default=SHARED / "parity", help="folder of reference numbers")
     parser.addoption("--parity-videos", type=Path, default=SHARED / "corpus" / "videos", help="the videos they are of")
+    parser.addoption("--manifests", type=Path, default=SHARED / "reference" / "manifests", help="published tensors")
 
 
 def free_port() -> int:

@@ -10,25 +10,25 @@ import fsspec
 import pyarrow.parquet as pq
 
 
-def shards(url: str, **storage: Any) -> list[str]:
+def shards(url: str, kind: str = "clips", **storage: Any) -> list[str]:
     fs, path = fsspec.core.url_to_fs(url, **storage)
     fs.invalidate_cache()
     try:
-        return sorted(str(name) for name in fs.ls(f"{path}/clips", detail=False) if str(name).endswith(".parquet"))
+        return sorted(str(name) for name in fs.ls(f"{path}/{kind}", detail=False) if str(name).endswith(".parquet"))
     except FileNotFoundError:
         return []
 
 
-def rows(url: str, **storage: Any) -> Iterator[dict[str, Any]]:
+def rows(url: str, kind: str = "clips", **storage: Any) -> Iterator[dict[str, Any]]:
     fs, _ = fsspec.core.url_to_fs(url, **storage)
-    for name in shards(url, **storage):
+    for name in shards(url, kind, **storage):
         yield from pq.read_table(io.BytesIO(fs.cat_file(name))).to_pylist()
 
 
-def samples(url: str, **storage: Any) -> dict[str, str]:
+def samples(url: str, kind: str = "clips", **storage: Any) -> dict[str, str]:
     """Sample id -> digest of the row. Fails if a sample appears twice."""
     found: dict[str, str] = {}
-    for row in rows(url, **storage):
+    for row in rows(url, kind, **storage):
         assert row["sample_id"] not in found, f"{row['source']} is in two shards"
         found[row["sample_id"]] = _digest(row)
     return found

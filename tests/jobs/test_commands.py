@@ -1,5 +1,6 @@
 """The commands around the main job: what they print, draw and refuse."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from jobs import cli, inspect
 from tests.conftest import Job
+from tests.tokens import picture, write_model
 
 Captured = pytest.CaptureFixture[str]
 
@@ -43,6 +45,30 @@ def test_inspect_a_shard_and_other_tables(finished: Path, capsys: Captured) -> N
     assert "plan" in capsys.readouterr().out
 
 
+def test_inspect_tokens(on_head: Job, tmp_path: Path, capsys: Captured) -> None:
+    """A run, its shard, and a run with rejects; usage and lengths are said of both."""
+    model, output = write_model(tmp_path / "model"), tmp_path / "run"
+    (tmp_path / "in").mkdir()
+    for index in range(3):
+        (tmp_path / "in" / f"{index}.jpg").write_bytes(picture(index))
+    (tmp_path / "in" / "bad.jpg").write_text("no image")
+    (tmp_path / "texts.jsonl").write_text('{"text": "word"}\n')
+    inputs = (tmp_path / "in", tmp_path / "texts.jsonl")
+    assert on_head("tokenize", "--input", *inputs, "--output", output, "--model", model).returncode == 0
+    inspect.main([str(output), "--html", str(tmp_path / "page.html")])
+    printed = capsys.readouterr().out
+    assert "NotAnImage" in printed
+    inspect.main([str(next((output / "tokens").iterdir()))])
+    for shown in (printed, capsys.readouterr().out):
+        assert re.search(r"image samples +3\b", shown)
+        assert re.search(r"text samples +1\b", shown)
+        assert re.search(r"visual codebook used +\d+ of 64 \(\d+\.\d%\)", shown)
+        assert re.search(r"visual perplexity +\d", shown)
+        assert re.search(r"visual codes of a picture +\d+ to \d+, median", shown)
+        assert re.search(r"characters of a text +4 to 4\b", shown)
+    assert "visual perplexity" in (tmp_path / "page.html").read_text()
+
+
 def test_inspect_a_video(small_corpus: Path, tmp_path: Path, capsys: Captured) -> None:
     inspect.main([str(small_corpus / "video5.mp4"), "--png", str(tmp_path / "sheet.png")])
     printed = capsys.readouterr().out
@@ -73,7 +99,7 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None
     assert "no command 'decompos'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("job", ["decompose", "inspect", "synth"])
+@pytest.mark.parametrize("job", ["decompose", "inspect", "synth", "tokenize"])
 def test_help_and_config_files(job: str, run_job: Job, tmp_path: Path) -> None:
     shown = run_job(job, "--help")
     assert shown.returncode == 0

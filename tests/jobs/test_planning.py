@@ -1,12 +1,14 @@
 """Two runs that plan at the same time: whatever the order of their steps, no source is planned twice."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from jobs.decompose import ClipPlanner
 from jobs.planning import Planner
-from pipelines.decompose import WorkerSettings, commit_plan
+from pipelines.common import WorkerSettings
 from videolavit.records.inputs import InputError, list_sources
 from videolavit.records.plan import whole_source
 from videolavit.records.samples import SampleSettings
@@ -14,11 +16,12 @@ from videolavit.records.shards import Ledger, ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
 
 
-class WithoutRay(Planner):
+class WithoutRay(ClipPlanner):
     """Plans every source as one segment, without looking at it."""
 
-    def segments(self, sources: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([{"shard": None} | whole_source(row, self.settings) for row in sources.to_pylist()])
+    def read(self, sources: pa.Table) -> Iterable[pa.Table]:
+        rows = [{"shard": None} | whole_source(row, self.settings) for row in sources.to_pylist()]
+        return [pa.Table.from_pylist(rows)]
 
 
 def _planner(folder: Path) -> WithoutRay:
@@ -59,10 +62,10 @@ def test_of_two_retries_the_first_wins(tmp_path: Path) -> None:
     first, second = _planner(tmp_path / "out"), _planner(tmp_path / "out")
     assert first.ledger is not None
     assert second.ledger is not None
-    ready = second.segments(_sources(tmp_path, "a.mp4"))
-    generation = len(second.ledger.plans())  # as commit_retries takes it, before it looks at the rejects
+    ready = second.planned(_sources(tmp_path, "a.mp4"))
+    second.generation = len(second.ledger.plans())  # as commit_retries takes it, before it looks at the rejects
     first.commit_retries(None)
-    assert not commit_plan(second.ledger, ready, generation)
+    assert not second.publish(ready)
     assert _planned(first) == ["a.mp4", "a.mp4"]
     second.commit_retries(None)  # the reject is no longer a standing one
     assert _planned(first) == ["a.mp4", "a.mp4"]

@@ -37,7 +37,7 @@ VECTOR_FIELDS = (
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a video or case of the pack."""
-    pack = Pack(metafunc.config)
+    pack = Pack.given(metafunc.config)
     for fixture, ids in {
         "video": case_ids(pack, "decomposition.json", "videos"),
         "vector_case": case_ids(pack, "modules.json", "modules", "motion_vectors", "config", "cases"),

@@ -68,15 +68,16 @@ class Started:
 
 def decoders() -> list[psutil.Process]:
     """Child processes that decode, of whatever actor on the tests' Ray head; never another job's."""
-    return _below_head("decompose_row")
+    return below_head("decompose_row")
 
 
 def actors() -> list[psutil.Process]:
     """Worker processes of the tests' Ray head that hold a shard-making actor."""
-    return _below_head("ShardMaker")
+    return below_head("ShardMaker")
 
 
-def _below_head(word: str) -> list[psutil.Process]:
+def below_head(word: str) -> list[psutil.Process]:
+    """Processes of the tests' Ray head whose command line has a word."""
     below = psutil.Process(int(os.environ["TESTS_RAY_HEAD"])).children(recursive=True)
     return [process for process in below if word in _command_line(process)]
 

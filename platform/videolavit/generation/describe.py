@@ -113,13 +113,14 @@ def _prompts(
     visuals: list[torch.Tensor | None] = []
     for question in questions:
         about = question.about
-        kind = None if about is None else "image" if isinstance(about, np.ndarray) else "video"
-        ids.append(understanding_prompt(tokenizer, question.text, kind))
         if about is None:
+            ids.append(understanding_prompt(tokenizer, question.text, None))
             visuals.append(None)
         elif isinstance(about, np.ndarray):
+            ids.append(understanding_prompt(tokenizer, question.text, "image"))
             visuals.append(model.embed_images(read_pictures([about], model.visual_tokenizer))[0])
         else:
+            ids.append(understanding_prompt(tokenizer, question.text, "video"))
             visuals.append(_embed_clips(model, about))
     batch = model.assemble(ids, visuals)
     context = model.language_model.config.max_position_embeddings

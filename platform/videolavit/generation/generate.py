@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def generate_images(
             group = [s for s, prompt in zip(scripts, prompts, strict=True) if bool(prompt.pictures) == mixed]
             if group:
                 guidance = settings.mixed_guidance if mixed else settings.visual_guidance
-                writer.write_pictures(group, guidance, lambda n: tell("picture tokens", n, settings.max_visual))
+                writer.write_pictures(group, guidance, partial(_count, tell, "picture tokens", settings.max_visual))
     with runtime.use("keyframe_detokenizer") as detokenizer:
         conditions = detokenizer.decode_codes(_tensors([script.visual[0] for script in scripts]))
         start = detokenizer.noise(height, width, settings.keyframe_steps, _generators(prompts, "keyframe 0"))
@@ -145,11 +146,10 @@ def _write_clips(
             unwritten = [script for script, has in zip(scripts, given, strict=True) if not has]
             if unwritten:
                 name = f"clip {clip + 1} picture tokens"
-                writer.write_pictures(
-                    unwritten, settings.visual_guidance, lambda n, name=name: tell(name, n, settings.max_visual)
-                )
+                counted = partial(_count, tell, name, settings.max_visual)
+                writer.write_pictures(unwritten, settings.visual_guidance, counted)
             name = f"clip {clip + 1} motion tokens"
-            writer.write_motion(scripts, given, lambda n, name=name: tell(name, n, writer.motion_tokens))
+            writer.write_motion(scripts, given, partial(_count, tell, name, writer.motion_tokens))
 
 
 def _keyframes(
@@ -217,7 +217,7 @@ def _paint(
         settings.keyframe_steps,
         settings.keyframe_guidance,
         _generators(prompts, f"keyframe steps {clip}"),
-        lambda done, total: tell(f"clip {clip + 1} keyframe", done, total),
+        partial(tell, f"clip {clip + 1} keyframe"),
     )
     return detokenizer.decode(latents)
 
@@ -246,7 +246,7 @@ def _animate(
             motion,
             _generators(prompts, f"video {clip}"),
             settings,
-            lambda done, total: tell(f"clip {clip + 1} frames", done, total),
+            partial(tell, f"clip {clip + 1} frames"),
         )
 
 
@@ -266,6 +266,10 @@ def _generators(prompts: Sequence[Prompt], purpose: str) -> list[torch.Generator
 
 def _tensors(codes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     return [torch.tensor(one, dtype=torch.long) for one in codes]
+
+
+def _count(tell: Progress, stage: str, total: int, done: int) -> None:
+    tell(stage, done, total)
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -96,9 +97,10 @@ class Runtime:
             "understanding": self.model.understanding,
         }
         start = torch.device("cpu") if self.settings.offload else self.device
-        loaded = grouped[unit](start, self.dtype) if unit in grouped else self.model.load(unit, start, self.dtype)
+        load: Any = grouped.get(unit) or partial(self.model.load, unit)
+        loaded = load(start, self.dtype)
         if self.settings.compile and unit.endswith("detokenizer"):
-            getattr(loaded.unet, "unet", loaded.unet).compile()
+            loaded.unet.compile()
         return loaded
 
 

@@ -363,7 +363,7 @@ def _digest(config: dict[str, Any], names: Sequence[str], tensor: Callable[[str]
     for name in names:
         values = tensor(name).detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {list(values.shape)}".encode())
-        digest.update(memoryview(values.flatten().view(torch.uint8).numpy()))
+        digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

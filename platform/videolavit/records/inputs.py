@@ -6,8 +6,9 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -81,87 +82,135 @@ def list_sources(inputs: Iterable[str], storage: StorageSettings, text_column: s
         raise InputError(f"the manifests do not fit together: {error}") from None
     if table.num_rows == 0:
         raise InputError(f"no video found in {', '.join(inputs) or 'the input'}; name a folder, glob, manifest or tar")
+    return without_repeats(table, "url")
+
+
+def without_repeats(table: pa.Table, column: str) -> pa.Table:
+    """The first row of each value."""
     first: dict[str, int] = {}
-    for index, url in enumerate(table["url"].to_pylist()):
-        first.setdefault(url, index)
+    for index, value in enumerate(table[column].to_pylist()):
+        first.setdefault(value, index)
     return table.take(list(first.values()))
 
 
 def _list_one(url: str, storage: StorageSettings, text_column: str | None) -> pa.Table:
-    fs, path = filesystem(absolute_url(url), storage)
-    prefix = "" if protocol_of(url) == "file" else f"{protocol_of(url)}://"
-    wildcard = re.search(r"[*?\[]", path)
-    with naming_location(url):
-        if wildcard and not fs.exists(path):
-            base = path[: wildcard.start()].rpartition("/")[0]
-            found, wanted = fs.glob(path, detail=True), _is_input_or_manifest
-        elif fs.isdir(path):
-            base = path
-            found, wanted = fs.find(path, detail=True), _is_input
-        elif fs.isfile(path):
-            base = ""
-            found, wanted = {path: fs.info(path)}, _is_anything
-        else:
-            raise InputError(f"no such file, folder or key: {url}")
-    # What an object store lists as `name/` is a folder's marker. A name that is no UTF-8 cannot be opened by name; it
-    # is kept in a readable form and will be rejected.
+    listing = list_files(url, storage)
     files = [
-        name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        for name, info in sorted(found.items())
-        if info["type"] != "directory" and not name.endswith("/") and wanted(name.removeprefix(base))
+        address
+        for name, address in listing.files
+        if listing.named == "file" or is_media(name) or (listing.named == "glob" and is_table(name))
     ]
-    manifests = [file for file in files if _suffix(file) in MANIFESTS]
-    plain = [prefix + file for file in files if _suffix(file) not in MANIFESTS]
+    plain = [file for file in files if not is_table(file)]
     videos = pa.table({"source": plain, "url": plain, "text": pa.nulls(len(plain), pa.string())}, schema=SOURCES)
-    tables = [_read_manifest(prefix + file, storage, text_column) for file in manifests]
+    tables = [_read_manifest(file, storage, text_column) for file in files if is_table(file)]
+    return together([*tables, videos], url)
+
+
+def together(tables: list[pa.Table], url: str) -> pa.Table:
+    """The sources of one input as one table."""
     try:
-        return pa.concat_tables([*tables, videos], promote_options="permissive")
+        return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise InputError(f"the manifests in {url} do not fit together: {error}") from None
 
 
-def _suffix(path: str) -> str:
+@dataclass(frozen=True)
+class Listing:
+    """Files that an input names.
+
+    Attributes:
+        named: How they are named.
+        files: Names below what was named, and addresses, in the order of names.
+    """
+
+    named: Literal["file", "folder", "glob"]
+    files: list[tuple[str, str]]
+
+
+def list_files(url: str, storage: StorageSettings) -> Listing:
+    """Finds what an input names; nothing is opened.
+
+    Raises:
+        InputError: nothing is there.
+        StorageError: the location cannot be used.
+    """
+    fs, path = filesystem(absolute_url(url), storage)
+    prefix = "" if protocol_of(url) == "file" else f"{protocol_of(url)}://"
+    wildcard = re.search(r"[*?\[]", path)
+    named: Literal["file", "folder", "glob"]
+    with naming_location(url):
+        if wildcard and not fs.exists(path):
+            base = path[: wildcard.start()].rpartition("/")[0]
+            found, named = fs.glob(path, detail=True), "glob"
+        elif fs.isdir(path):
+            base = path
+            found, named = fs.find(path, detail=True), "folder"
+        elif fs.isfile(path):
+            base = path.rpartition("/")[0]
+            found, named = {path: fs.info(path)}, "file"
+        else:
+            raise InputError(f"no such file, folder or key: {url}")
+    # What an object store lists as `name/` is a folder's marker. A name that is no UTF-8 cannot be opened by name; it
+    # is kept in a readable form and will be rejected.
+    names = [
+        name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        for name, info in sorted(found.items())
+        if info["type"] != "directory" and not name.endswith("/")
+    ]
+    return Listing(named, [(name.removeprefix(base), prefix + name) for name in names])
+
+
+def suffix_of(path: str) -> str:
+    """The suffix of a file's name in lower case, with its dot."""
     return os.path.splitext(path)[1].lower()
 
 
-def _is_input(name: str) -> bool:
+def is_media(name: str) -> bool:
     """Whether a file in a named folder is tried; nothing below a hidden name is."""
-    return _suffix(name) not in SIDECARS and not any(part.startswith(".") for part in name.split("/"))
+    return suffix_of(name) not in SIDECARS and not is_hidden(name)
 
 
-def _is_input_or_manifest(name: str) -> bool:
-    return _is_input(name) or _suffix(name) in MANIFESTS
+def is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
-def _is_anything(name: str) -> bool:
-    return True
+def is_table(name: str) -> bool:
+    """Whether a file is a manifest by its name."""
+    return suffix_of(name) in MANIFESTS
 
 
 # ---- manifests ----------------------------------------------------------------------------------------------------
 
 
-_TEXTS = {"video", "text", "caption"}
+AS_WRITTEN = frozenset({"video", "image", "text", "caption"})
+"""Columns that are taken as they are written, not as numbers or dates."""
 
 
 def _read_manifest(url: str, storage: StorageSettings, text_column: str | None) -> pa.Table:
+    with naming_table(url), open_source(url, storage) as file:
+        table = parse_table(file.read(), suffix_of(url))
+        return addressed_sources(table, url, "video", text_column, schema.CLIPS.names)
+
+
+@contextlib.contextmanager
+def naming_table(url: str) -> Iterator[None]:
+    """Turns what goes wrong with a table into an InputError that names it."""
     try:
-        with open_source(url, storage) as file:
-            data = file.read()
-        return _sources_of(_parse_manifest(data, _suffix(url)), url, text_column)
+        yield
     except (MediaError, pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the manifest {url}: {error}") from None
 
 
-def _parse_manifest(data: bytes, suffix: str) -> pa.Table:
-    """Reads a table; addresses and captions are taken as they are written, not as numbers or dates."""
+def parse_table(data: bytes, suffix: str) -> pa.Table:
+    """Reads a manifest of any of the formats."""
     source = io.BytesIO(data)
     if suffix == ".parquet":
         return pq.read_table(source)
     if suffix == ".csv":
-        as_written = pa.csv.ConvertOptions(column_types=dict.fromkeys(_TEXTS, pa.string()))
+        as_written = pa.csv.ConvertOptions(column_types=dict.fromkeys(AS_WRITTEN, pa.string()))
         return pa.csv.read_csv(source, convert_options=as_written)
     present = set(re.findall(r'"([^"\\]+)"\s*:', data.decode()))
-    as_text = pa.schema([(name, pa.string()) for name in sorted(_TEXTS & present)])
+    as_text = pa.schema([(name, pa.string()) for name in sorted(AS_WRITTEN & present)])
     return pa.json.read_json(
         source,
         read_options=pa.json.ReadOptions(block_size=max(len(data), 1 << 20)),  # a line must fit into a block
@@ -169,41 +218,55 @@ def _parse_manifest(data: bytes, suffix: str) -> pa.Table:
     )
 
 
-def _sources_of(table: pa.Table, url: str, text_column: str | None) -> pa.Table:
+def addressed_sources(
+    table: pa.Table, url: str, column: str, text_column: str | None, reserved: Sequence[str]
+) -> pa.Table:
+    """The sources of a table whose `column` holds addresses; relative ones start at the table's folder.
+
+    Args:
+        url: Of the table.
+        reserved: Columns of the shards, which further columns must not have.
+    """
+    text, extra = described_by(table, url, column, text_column, reserved)
+    addresses = plain_column(table[column], column, url)
+    if not pa.types.is_string(addresses.type):
+        raise InputError(f"the column `{column}` of {url} holds {addresses.type}, not addresses")
+    base = url.rsplit("/", 1)[0]
+    resolved = [
+        resolve(address, base) if address else f"{url}#row{row}"  # kept, to be rejected
+        for row, address in enumerate(addresses.to_pylist())
+    ]
+    sources = pa.array(resolved, pa.string())
+    return pa.table({"source": sources, "url": sources, "text": text, **extra})
+
+
+def described_by(
+    table: pa.Table, url: str, column: str | None, text_column: str | None, reserved: Sequence[str]
+) -> tuple[pa.Array | pa.ChunkedArray, dict[str, pa.ChunkedArray]]:
+    """The captions of a table's rows, and its further columns under the names that they have in a plan."""
     names = table.column_names
     if len(set(names)) < len(names):
         raise InputError(f"the manifest {url} has a column twice: {', '.join(names)}")
-    for needed in ("video", text_column):
+    for needed in (column, text_column):
         if needed is not None and needed not in names:
             raise InputError(f"the manifest {url} has no column `{needed}`; it has {', '.join(names)}")
     text = text_column or next((name for name in ("text", "caption") if name in names), None)
-    if not pa.types.is_string(_plain(table["video"], "video", url).type):
-        raise InputError(f"the column `video` of {url} holds {table['video'].type}, not addresses")
-    base = url.rsplit("/", 1)[0]
-    videos = [
-        _resolve(video, base) if video else f"{url}#row{row}"  # kept, to be rejected
-        for row, video in enumerate(_plain(table["video"], "video", url).to_pylist())
-    ]
-    columns: dict[str, Any] = {
-        "source": pa.array(videos, pa.string()),
-        "url": pa.array(videos, pa.string()),
-        "text": table[text].cast(pa.string()) if text else pa.nulls(table.num_rows, pa.string()),
-    }
+    extra: dict[str, pa.ChunkedArray] = {}
     for name in names:
-        if name in ("video", text):
+        if name in (column, text):
             continue
-        shard_name = f"manifest_{name}" if name in schema.CLIPS.names else name
-        if EXTRA + shard_name in columns:
+        shard_name = f"manifest_{name}" if name in reserved else name
+        if EXTRA + shard_name in extra:
             raise InputError(f"the manifest {url} has both `{name}` and `{shard_name}`; rename one")
-        columns[EXTRA + shard_name] = _plain(table[name], name, url)
-    return pa.table(columns)
+        extra[EXTRA + shard_name] = plain_column(table[name], name, url)
+    return table[text].cast(pa.string()) if text else pa.nulls(table.num_rows, pa.string()), extra
 
 
-def _plain(column: pa.ChunkedArray, name: str, url: str) -> pa.ChunkedArray:
+def plain_column(column: pa.ChunkedArray, name: str, url: str) -> pa.ChunkedArray:
     """The column in a plain type that every reader of Parquet knows."""
     kind = column.type
     if pa.types.is_dictionary(kind):
-        return _plain(column.cast(kind.value_type), name, url)
+        return plain_column(column.cast(kind.value_type), name, url)
     if pa.types.is_null(kind) or pa.types.is_large_string(kind):
         return column.cast(pa.string())
     if not _is_plain(kind):
@@ -234,22 +297,25 @@ def _is_plain(kind: pa.DataType) -> bool:
     return any(check(kind) for check in checks)
 
 
-def _resolve(video: str, base: str) -> str:
+def resolve(address: str, base: str) -> str:
     """A manifest's address as a source: relative ones start at the manifest's folder."""
-    if protocol_of(video) == "file":
-        path = video.removeprefix("file://")
+    if protocol_of(address) == "file":
+        path = address.removeprefix("file://")
         if os.path.isabs(path):
             return os.path.normpath(path)
         relative = path.removeprefix("./")
         return os.path.normpath(f"{base}/{relative}") if protocol_of(base) == "file" else f"{base}/{relative}"
-    return video
+    return address
 
 
 # ---- tars ---------------------------------------------------------------------------------------------------------
 
 
-def tar_members(url: str, storage: StorageSettings) -> list[dict[str, Any]]:
-    """The video samples of a WebDataset tar: byte ranges of the videos, captions from `.txt` or `.json` neighbours.
+def tar_members(url: str, storage: StorageSettings, suffixes: frozenset[str] = VIDEO_MEMBERS) -> list[dict[str, Any]]:
+    """The samples of a WebDataset tar: byte ranges of members, captions from `.txt` or `.json` neighbours.
+
+    Args:
+        suffixes: Of the members that are samples.
 
     Returns:
         Rows with `source` (`TAR/MEMBER`), `url`, `offset`, `length`, `text`, and the `.json` as it is.
@@ -257,15 +323,15 @@ def tar_members(url: str, storage: StorageSettings) -> list[dict[str, Any]]:
     Raises:
         MediaError: it is missing, or no uncompressed tar.
     """
-    videos: list[tuple[str, tarfile.TarInfo]] = []
+    found: list[tuple[str, tarfile.TarInfo]] = []
     neighbours: dict[tuple[str, str], str] = {}
     with open_source(url, storage) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
                     key, suffix = _webdataset_key(member.name)
-                    if member.isfile() and suffix in VIDEO_MEMBERS:
-                        videos.append((key, member))
+                    if member.isfile() and suffix in suffixes:
+                        found.append((key, member))
                     elif member.isfile() and suffix in (".txt", ".json") and (content := archive.extractfile(member)):
                         neighbours[key, suffix] = content.read().decode("utf-8", "replace")
         except tarfile.TarError as error:
@@ -279,13 +345,13 @@ def tar_members(url: str, storage: StorageSettings) -> list[dict[str, Any]]:
             "text": _caption(neighbours.get((key, ".txt")), neighbours.get((key, ".json"))),
             TAR_JSON: neighbours.get((key, ".json")),
         }
-        for key, member in videos
+        for key, member in found
     ]
 
 
 def _webdataset_key(name: str) -> tuple[str, str]:
     folder, _, file = name.rpartition("/")
-    return f"{folder}/{file.partition('.')[0]}", _suffix(file)
+    return f"{folder}/{file.partition('.')[0]}", suffix_of(file)
 
 
 def _caption(text: str | None, described: str | None) -> str | None:

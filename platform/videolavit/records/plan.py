@@ -16,7 +16,7 @@ from videolavit.media.settings import BLOCK, CLIP_FRAMES
 
 from . import schema
 from .identity import sample_id
-from .inputs import EXTRA, TAR
+from .inputs import EXTRA, TAR, TAR_JSON
 from .samples import SEGMENT_VALUES, SampleSettings
 from .storage import StorageSettings, open_source
 
@@ -110,21 +110,26 @@ def _segment(
 
 
 def assign_shards(rows: Iterable[dict[str, Any]], generation: int) -> list[dict[str, Any]]:
-    """Groups plan rows into shards, the longest work first, and names the shards.
-
-    Names carry the generation and a digest of their samples, so they never meet those of another plan.
-    """
+    """Groups plan rows into shards, the longest work first, and names the shards."""
     ordered = sorted(rows, key=lambda row: (-row["cost"], row["sample_id"]))
     limit = max(sum(row["cost"] for row in ordered) / SHARDS_PER_PLAN, SHARD_MIN_COST)
     groups: list[list[dict[str, Any]]] = []
     cost = size = 0.0
     for row in ordered:
-        row_bytes = (row["planned_seconds"] or 0) / 4 * row.pop("pixels", 0) * CLIP_BYTES_PER_PIXEL
+        row_bytes = (row["planned_seconds"] or 0) / 4 * (row.pop("pixels", 0) or 0) * CLIP_BYTES_PER_PIXEL
         if not groups or cost + row["cost"] > limit or size + row_bytes > SHARD_BYTES:
             groups.append([])
             cost = size = 0.0
         groups[-1].append(row)
         cost, size = cost + row["cost"], size + row_bytes
+    return named_shards(groups, generation)
+
+
+def named_shards(groups: list[list[dict[str, Any]]], generation: int) -> list[dict[str, Any]]:
+    """The rows of the groups, each with its group's shard.
+
+    Names carry the generation and a digest of their samples, so they never meet those of another plan.
+    """
     for index, group in enumerate(groups):
         digest = hashlib.sha256("".join(row["sample_id"] for row in group).encode()).hexdigest()[:8]
         for row in group:
@@ -132,10 +137,20 @@ def assign_shards(rows: Iterable[dict[str, Any]], generation: int) -> list[dict[
     return [row for group in groups for row in group]
 
 
-def plan_table(rows: list[dict[str, Any]], extra_fields: Iterable[pa.Field]) -> pa.Table:
-    """Plan rows as a table of `schema.PLAN` and the extra columns."""
-    fields = [*schema.PLAN, *extra_fields]
+def plan_table(
+    rows: list[dict[str, Any]], extra_fields: Iterable[pa.Field], columns: pa.Schema = schema.PLAN
+) -> pa.Table:
+    """Plan rows as a table of the columns and the extra columns."""
+    fields = [*columns, *extra_fields]
     return pa.Table.from_pylist(rows, schema=schema.versioned(pa.schema(fields), "plan"))
+
+
+def planned_extra(sources: pa.Table) -> list[pa.Field]:
+    """Further columns that plan rows of these sources have: theirs, and the one that comes out of tars."""
+    fields = extra_fields(sources.schema)
+    has_tar = any(url.lower().endswith(TAR) for url in sources["url"].to_pylist())
+    described = pa.field(TAR_JSON, pa.string())
+    return [*fields, described] if has_tar and described not in fields else fields
 
 
 def extra_fields(table: pa.Schema) -> list[pa.Field]:

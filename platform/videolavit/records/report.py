@@ -1,4 +1,4 @@
-"""The dataset card of a run, and contact sheets of stored clips."""
+"""The dataset card of a run of clips, contact sheets of stored clips, and the page that all cards are."""
 
 import base64
 import io
@@ -36,21 +36,20 @@ _NUMBERS = {
 }
 
 
-def write_report(folder: Folder, run: dict[str, Any], rejects: list[dict[str, Any]]) -> None:
+def write_clip_report(folder: Folder, run: dict[str, Any], rejects: list[dict[str, Any]]) -> None:
     """Writes `report.html` from a run's shards and counts."""
     counts = run["counts"]
-    names = _spread(sorted(Ledger(folder).committed()), SAMPLED_SHARDS)
+    names = spread(sorted(Ledger(folder).committed()), SAMPLED_SHARDS)
     tables = [_read_numbers(folder, name) for name in names] or [dict.fromkeys(_NUMBERS.values(), np.zeros(0))]
     facts = [(name, f"{counts[name]:,}") for name in ("planned", "samples", "clips", "frames", "rejects", "shards")]
     facts += [("hours of video", f"{counts['video_hours']:.2f}"), ("core-hours", f"{counts['core_hours']:.2g}")]
-    plots = [_histogram(title, np.concatenate([table[name] for table in tables])) for title, name in _NUMBERS.items()]
-    kinds = sorted({str(reject["error_type"]) for reject in rejects})
+    plots = [histogram(title, np.concatenate([table[name] for table in tables])) for title, name in _NUMBERS.items()]
     page = render_page(
         title=f"Clips in {folder.url}",
         facts=facts,
         cells=stored_cells(folder, names),
         plots=plots,
-        rejects=[(kind, [reject for reject in rejects if reject["error_type"] == kind]) for kind in kinds],
+        rejects=rejects,
         details=json.dumps(run["identity"], indent=2),
     )
     folder.replace(REPORT, page.encode())
@@ -62,10 +61,20 @@ def render_page(
     facts: Sequence[tuple[str, str]],
     cells: Sequence[tuple[NDArray[np.uint8], str]],
     plots: Sequence[dict[str, Any]] = (),
-    rejects: Sequence[tuple[str, list[dict[str, Any]]]] = (),
+    rejects: Sequence[dict[str, Any]] = (),
     details: str = "",
 ) -> str:
-    """A self-contained HTML page with a contact sheet; everything from the data is escaped."""
+    """A self-contained HTML page with a contact sheet; everything from the data is escaped.
+
+    Args:
+        facts: Names and values.
+        cells: Pictures and captions of the contact sheet.
+        plots: As `histogram` makes them.
+        rejects: Rows of `schema.REJECTS`.
+        details: Shown as it is.
+    """
+    kinds = sorted({str(reject["error_type"]) for reject in rejects})
+    groups = [(kind, [reject for reject in rejects if reject["error_type"] == kind]) for kind in kinds]
     template = resources.files("videolavit.records").joinpath("report.html.j2").read_text()
     sheet = ""
     if cells:
@@ -74,7 +83,7 @@ def render_page(
         sheet = base64.b64encode(sink.getvalue()).decode()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(template).render(
-        title=title, facts=facts, sheet=sheet, plots=plots, rejects=rejects, details=details
+        title=title, facts=facts, sheet=sheet, plots=plots, rejects=groups, details=details
     )
 
 
@@ -94,11 +103,11 @@ def clip_cell(keyframe: NDArray[np.uint8], motion: NDArray[np.int16], caption: s
 
 def stored_cells(folder: Folder, names: Sequence[str], limit: int = SHEET_CELLS) -> list[tuple[NDArray[np.uint8], str]]:
     """Cells of clips taken evenly from shards."""
-    chosen = _spread(names, limit)
+    chosen = spread(names, limit)
     cells: list[tuple[NDArray[np.uint8], str]] = []
     for position, name in enumerate(chosen):
         share = -(-(limit - len(cells)) // (len(chosen) - position))
-        with folder.open(f"{CLIPS}/{name}") as file:
+        with folder.open(f"{CLIPS.folder}/{name}") as file:
             cells += shard_cells(pq.ParquetFile(file), share)
     return cells
 
@@ -106,7 +115,7 @@ def stored_cells(folder: Folder, names: Sequence[str], limit: int = SHEET_CELLS)
 def shard_cells(shard: pq.ParquetFile, limit: int) -> list[tuple[NDArray[np.uint8], str]]:
     """One cell each of up to `limit` samples of a shard: the middle clip."""
     cells = []
-    for index in _spread(range(shard.num_row_groups), limit):
+    for index in spread(range(shard.num_row_groups), limit):
         (row,) = shard.read_row_group(index, columns=["source", "text", "clips"]).to_pylist()
         if row["clips"]:
             clip = row["clips"][len(row["clips"]) // 2]
@@ -115,7 +124,8 @@ def shard_cells(shard: pq.ParquetFile, limit: int) -> list[tuple[NDArray[np.uint
     return cells
 
 
-def _spread(items: Sequence[T], limit: int) -> list[T]:
+def spread(items: Sequence[T], limit: int) -> list[T]:
+    """Up to `limit` of the items, evenly taken."""
     if len(items) <= limit:
         return list(items)
     return [items[int(index)] for index in np.linspace(0, len(items) - 1, limit)]
@@ -124,7 +134,7 @@ def _spread(items: Sequence[T], limit: int) -> list[T]:
 def _read_numbers(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
     nested = {field: f"clips.list.element.{field}" for field in ("motion_score", "num_frames")}
     flat = ["start_seconds", "end_seconds", "num_clips", "width"]
-    with folder.open(f"{CLIPS}/{name}") as file:
+    with folder.open(f"{CLIPS.folder}/{name}") as file:
         table = pq.ParquetFile(file).read(columns=[*flat, *nested.values()])
     clips = table["clips"].combine_chunks().flatten()
     numbers = {column: table[column].to_numpy() for column in flat}
@@ -132,7 +142,8 @@ def _read_numbers(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
     return numbers | {field: clips.field(field).to_numpy(zero_copy_only=False) for field in nested}
 
 
-def _histogram(title: str, values: NDArray[Any]) -> dict[str, Any]:
+def histogram(title: str, values: NDArray[Any]) -> dict[str, Any]:
+    """A plot of how numbers are distributed, for `render_page`."""
     values = values.astype(float)
     if not len(values):
         return {"title": f"{title}: none", "bars": [], "low": "", "high": ""}

@@ -2,6 +2,7 @@
 
 import io
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NoReturn
 
@@ -84,7 +85,7 @@ def decompose_row(row: dict[str, Any], settings: SampleSettings, storage: Storag
             "num_clips": [len(clips)],
             "clips": clips.array(),
         },
-        schema=schema.CLIPS.with_metadata({"work_seconds": f"{time.process_time() - started:.6f}"}),
+        schema=schema.CLIPS.with_metadata({schema.WORK_SECONDS: f"{time.process_time() - started:.6f}"}),
     )
 
 
@@ -166,6 +167,16 @@ def decode_picture(data: bytes) -> NDArray[np.uint8]:
     """The uint8 [height, width, 3] of a stored keyframe."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def stored_clips(clips: pa.ListArray) -> Iterator[tuple[bytes, NDArray[np.int16]]]:
+    """The keyframe files and motion grids (as `clip_motion`) of a shard's `clips`, without a Python object a value."""
+    structs = clips.flatten()
+    motion = structs.field("motion")
+    for index in range(len(structs)):
+        shape = (*(structs.field(name)[index].as_py() for name in ("num_frames", "blocks_high", "blocks_wide")), 2)
+        values = motion[index].values.to_numpy()
+        yield structs.field("keyframe")[index].as_py(), values.reshape(shape)
 
 
 def clip_motion(clip: dict[str, Any]) -> NDArray[np.int16]:

@@ -1,8 +1,13 @@
 """The tables on disk. This module is the contract: plain Arrow types, and a version in the Parquet metadata."""
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 
 VERSION = "1"
+KIND = b"videolavit.kind"
+WORK_SECONDS = b"work_seconds"
+"""Metadata of a table in memory: the core-seconds that its rows took."""
 
 CLIP = pa.struct(
     [
@@ -32,6 +37,28 @@ CLIPS = pa.schema(
     ]
 )
 """A row is a sample: a video, or a segment of a long one. Columns of the input's manifest follow behind."""
+
+TOKEN_CLIP = pa.struct(
+    [
+        ("visual_tokens", pa.list_(pa.int32())),  # codes of the keyframe or image, as many as the tokenizer kept
+        ("motion_tokens", pa.list_(pa.int32())),  # codes of the motion; none for an image
+    ]
+)
+"""Codes are 0-based in the codebook of their kind; a language model's vocabulary adds its offsets later."""
+
+TOKENS = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("modality", pa.string(), nullable=False),  # video, image, text
+        pa.field("source", pa.string(), nullable=False),
+        ("text", pa.string()),  # kept as text: its token ids depend on a language model
+        ("start_seconds", pa.float64()),  # of a video's segment; null otherwise
+        ("end_seconds", pa.float64()),
+        ("clips", pa.list_(TOKEN_CLIP)),  # an image is one clip without motion, a text has no clip
+        ("num_tokens", pa.int32()),  # visual and motion codes of the sample
+    ]
+)
+"""A row is a sample. Columns of the input's manifest follow behind."""
 
 REJECTS = pa.schema(
     [
@@ -63,7 +90,24 @@ PLAN = pa.schema(
     ]
 )
 
+TOKEN_PLAN = pa.schema(
+    [
+        *PLAN,
+        ("kind", pa.string()),  # video, clips, image, text; tar: one whose members are not known
+        ("row", pa.int64()),  # of the table `url`: a clip sample, a picture, a text
+        ("column", pa.string()),  # of that table: where a picture's file is
+        ("text_url", pa.string()),  # of a file that holds the text
+        ("num_clips", pa.int32()),  # expected
+    ]
+)
 
-def versioned(schema: pa.Schema, kind: str) -> pa.Schema:
-    """The schema with its kind and version in the metadata."""
-    return schema.with_metadata({"videolavit.kind": kind, "videolavit.version": VERSION})
+
+def versioned(schema: pa.Schema, kind: str, further: Mapping[str, str] | None = None) -> pa.Schema:
+    """The schema with its kind and version in the metadata, and what further the metadata is to hold."""
+    metadata = {KIND.decode(): kind, "videolavit.version": VERSION}
+    return schema.with_metadata(metadata | dict(further or {}))
+
+
+def kind_of(schema: pa.Schema) -> str:
+    """The kind that `versioned` wrote; empty for a foreign table."""
+    return str((schema.metadata or {}).get(KIND, b"").decode())

@@ -1,4 +1,4 @@
-"""Clip shards: written row by row, committed whole together with their rejects, and read back as the run's ledger.
+"""Shards of clips or tokens: written to disk, committed whole together with their rejects, read back as the ledger.
 
 What is done is what is committed: a shard holds the rows of its samples, and in its footer the rejects of the others,
 so that both appear in the same atomic step. There is no second record that could disagree.
@@ -6,58 +6,127 @@ so that both appear in the same atomic step. There is no second record that coul
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from . import schema
+from .schema import WORK_SECONDS
 from .storage import Folder
 
-CLIPS, PLAN = "clips", "plan"
+PLAN = "plan"
 _FOOTER = b"videolavit.shard"
 _READERS = 16
-_KEYFRAME = "clips.list.element.keyframe"
-"""Path of the pictures in Parquet; they are compressed already."""
+
+
+@dataclass(frozen=True)
+class ShardKind:
+    """What a run makes.
+
+    Attributes:
+        folder: Of the shards in the run's folder; also the kind in their metadata.
+        schema: Of the rows.
+        count: What a shard's footer says of rows, as numbers to be added up; `samples` among them.
+        stored: Paths in Parquet of columns that are compressed already.
+    """
+
+    folder: str
+    schema: pa.Schema
+    count: Callable[[pa.Table], dict[str, float]]
+    stored: frozenset[str] = frozenset()
+
+
+def _count_clips(rows: pa.Table) -> dict[str, float]:
+    return {
+        "samples": rows.num_rows,
+        "clips": pc.sum(rows["num_clips"]).as_py(),
+        "frames": pc.sum(rows["clips"].combine_chunks().flatten().field("num_frames")).as_py(),
+        **_times(rows),
+    }
+
+
+def _count_tokens(rows: pa.Table) -> dict[str, float]:
+    counts: dict[str, float] = {"samples": rows.num_rows}
+    for modality in ("video", "image", "text"):
+        counts[f"{modality}s"] = pc.sum(pc.equal(rows["modality"], modality)).as_py() or 0
+    clips = rows["clips"].combine_chunks().flatten()
+    counts["clips"] = len(clips) - counts["images"]
+    for kind in ("visual_tokens", "motion_tokens"):
+        counts[kind] = pc.sum(pc.list_value_length(clips.field(kind))).as_py() or 0
+    return counts | _times(rows)
+
+
+def _times(rows: pa.Table) -> dict[str, float]:
+    return {
+        "video_seconds": pc.sum(pc.subtract(rows["end_seconds"], rows["start_seconds"])).as_py() or 0.0,
+        "work_seconds": float((rows.schema.metadata or {}).get(WORK_SECONDS, b"0")),
+    }
+
+
+CLIPS = ShardKind("clips", schema.CLIPS, _count_clips, frozenset({"clips.list.element.keyframe"}))
+TOKENS = ShardKind("tokens", schema.TOKENS, _count_tokens)
 
 
 @dataclass
 class ShardSummary:
     """What a shard's footer says about it."""
 
-    name: str = ""
-    samples: int = 0
-    clips: int = 0
-    frames: int = 0
-    video_seconds: float = 0.0
-    work_seconds: float = 0.0
+    name: str
+    counts: Counter[str] = field(default_factory=Counter)
     rejects: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        return json.dumps({"name": self.name, **self.counts, "rejects": self.rejects})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "ShardSummary":
+        values = json.loads(text)
+        return cls(values.pop("name"), rejects=values.pop("rejects"), counts=Counter(values))
+
+
+def total(summaries: Iterable[ShardSummary]) -> Counter[str]:
+    """The counts of several shards together."""
+    counts: Counter[str] = Counter()
+    for summary in summaries:
+        counts.update(summary.counts)
+    return counts
 
 
 class ShardWriter:
     """Writes a shard to a local file and publishes it under its name.
 
-    Rows go to disk as they come, so memory holds one sample at a time.
+    Rows go to disk as they come: each `add` makes a row group.
 
     Args:
         folder: Output of the run.
         name: Of the shard.
         extra: Fields of the manifest's further columns.
+        metadata: Further Parquet metadata of the shard.
     """
 
-    def __init__(self, folder: Folder, name: str, extra: list[pa.Field]) -> None:
-        self._folder, self._summary = folder, ShardSummary(name=name)
-        self._schema = schema.versioned(pa.schema([*schema.CLIPS, *extra]), "clips")
+    def __init__(
+        self,
+        folder: Folder,
+        name: str,
+        extra: list[pa.Field],
+        kind: ShardKind = CLIPS,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._folder, self._kind, self._summary = folder, kind, ShardSummary(name)
+        self._schema = schema.versioned(pa.schema([*kind.schema, *extra]), kind.folder, metadata)
         self._scratch = tempfile.TemporaryDirectory(prefix="videolavit-")
         self._file = Path(self._scratch.name) / name
         self._writer = pq.ParquetWriter(
             self._file,
             self._schema,
-            compression={path: "none" if path == _KEYFRAME else "zstd" for path in _leaves(self._schema)},
+            compression={path: "none" if path in kind.stored else "zstd" for path in _leaves(self._schema)},
             use_dictionary=False,
             write_statistics=False,
         )
@@ -69,28 +138,29 @@ class ShardWriter:
         self._writer.close()
         self._scratch.cleanup()
 
-    def add(self, row: pa.Table, extra: dict[str, Any]) -> None:
-        """Adds a one-row table of `schema.CLIPS`, with the values of the further columns."""
-        work = float((row.schema.metadata or {}).get(b"work_seconds", b"0"))
-        for name, value in extra.items():
-            row = row.append_column(self._schema.field(name), pa.array([value], self._schema.field(name).type))
-        self._writer.write_table(row.cast(self._schema), row_group_size=1)
-        summary = self._summary
-        summary.samples += 1
-        summary.clips += row["num_clips"][0].as_py()
-        summary.frames += pa.compute.sum(row["clips"].combine_chunks().flatten().field("num_frames")).as_py()
-        summary.video_seconds += row["end_seconds"][0].as_py() - row["start_seconds"][0].as_py()
-        summary.work_seconds += work
+    def add(self, rows: pa.Table, extra: Mapping[str, Any] | None = None) -> None:
+        """Adds rows of the kind's schema. `extra` has values of further columns, the same for all of them."""
+        counts = self._kind.count(rows)
+        for name, value in (extra or {}).items():
+            kind = self._schema.field(name)
+            rows = rows.append_column(kind, pa.array([value] * rows.num_rows, kind.type))
+        self._writer.write_table(rows.select(self._schema.names).cast(self._schema), row_group_size=rows.num_rows)
+        self._summary.counts.update(counts)
 
     def reject(self, row: dict[str, Any]) -> None:
         """Adds a row of `schema.REJECTS`."""
         self._summary.rejects.append(row)
 
+    @property
+    def counts(self) -> Counter[str]:
+        """What was counted of the rows so far."""
+        return self._summary.counts
+
     def commit(self) -> bool:
         """Publishes the shard. Returns False if another worker had already published it; that one stays."""
-        self._writer.add_key_value_metadata({_FOOTER.decode(): json.dumps(asdict(self._summary))})
+        self._writer.add_key_value_metadata({_FOOTER.decode(): self._summary.to_json()})
         self._writer.close()
-        return self._folder.create(f"{CLIPS}/{self._summary.name}", self._file)
+        return self._folder.create(f"{self._kind.folder}/{self._summary.name}", self._file)
 
 
 def _leaves(of: pa.Schema) -> list[str]:
@@ -104,8 +174,8 @@ def _leaves(of: pa.Schema) -> list[str]:
 class Ledger:
     """What a run's folder says has been planned and committed."""
 
-    def __init__(self, folder: Folder) -> None:
-        self.folder = folder
+    def __init__(self, folder: Folder, kind: ShardKind = CLIPS) -> None:
+        self.folder, self.kind = folder, kind
 
     def plans(self) -> list[str]:
         return self.folder.names(PLAN, ".parquet")
@@ -124,7 +194,7 @@ class Ledger:
 
     def committed(self) -> set[str]:
         """Names of the committed shards."""
-        return set(self.folder.names(CLIPS, ".parquet"))
+        return set(self.folder.names(self.kind.folder, ".parquet"))
 
     def summaries(self) -> list[ShardSummary]:
         """The footers of all committed shards, the oldest plan first."""
@@ -132,9 +202,9 @@ class Ledger:
             return list(readers.map(self._summary, sorted(self.committed())))
 
     def _summary(self, name: str) -> ShardSummary:
-        with self.folder.open(f"{CLIPS}/{name}") as file:
+        with self.folder.open(f"{self.kind.folder}/{name}") as file:
             metadata = pq.read_metadata(file).metadata or {}
-        return ShardSummary(**json.loads(metadata[_FOOTER]))
+        return ShardSummary.from_json(metadata[_FOOTER])
 
     def standing(self) -> dict[str, str]:
         """The shard that answers for each planned sample: the latest plan's that has it.

@@ -112,13 +112,14 @@ class VideoDetokenizer:
         weights = torch.linspace(settings.min_guidance, settings.max_guidance, motion.shape[2], device=self.device)
         weights = weights[:, None, None, None]
         latents = noise * scheduler.init_noise_sigma
-        for index, timestep in enumerate(scheduler.timesteps):
-            scaled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
-            sample = torch.cat([scaled.to(self._dtype), constant], dim=2)
-            prediction = guide(self.unet(sample, timestep, context, added).float(), weights)
-            latents = scheduler.step(prediction, timestep, latents).prev_sample
-            if on_step is not None:
-                on_step(index + 1, settings.video_steps)
+        with self.unet.sampling():
+            for index, timestep in enumerate(scheduler.timesteps):
+                scaled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
+                sample = torch.cat([scaled.to(self._dtype), constant], dim=2)
+                prediction = guide(self.unet(sample, timestep, context, added).float(), weights)
+                latents = scheduler.step(prediction, timestep, latents).prev_sample
+                if on_step is not None:
+                    on_step(index + 1, settings.video_steps)
         return latents
 
     @torch.no_grad()
@@ -160,7 +161,7 @@ class VideoDetokenizer:
         )
 
     def _conditions(self, motion: Tensor, reference: Tensor, settings: VideoSettings) -> tuple[Tensor, Tensor, Tensor]:
-        """Constant channels, motion context and added ids of the doubled batch, the unconditional half first."""
+        """Constant channels of the doubled batch, unconditional half first; context of the other half; added ids."""
         motion = motion.to(self._dtype)
         context = self.motion_encoder(motion)
         frames = reference.to(self._dtype)[:, None].expand(-1, motion.shape[2], -1, -1, -1)
@@ -170,7 +171,7 @@ class VideoDetokenizer:
         constant = torch.cat([unconditional, torch.cat([frames, moving], dim=2)])
         told = torch.tensor([settings.fps, settings.motion_bucket, settings.noise_strength])
         added = told.to(self.device, self._dtype).expand(len(constant), -1)
-        return constant, torch.cat([torch.zeros_like(context), context]), added
+        return constant, context, added
 
 
 def edm_scheduler() -> EulerDiscreteScheduler:

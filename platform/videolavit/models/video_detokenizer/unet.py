@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import UNetSpatioTemporalConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -85,41 +85,68 @@ class MotionUNet(Network[MotionUNetConfig]):
         Args:
             sample: [batch, time, 10, height, width]: noisy latent, reference latent, motion at latent size.
             timestep: Noise level as the scheduler gives it.
-            motion_context: [batch, time, 256, channels] of the motion condition encoder.
+            motion_context: [batch, time, 256, channels] of the motion condition encoder. With fewer rows it belongs to
+                the last ones of the batch, and the others are unconditional: their context counts as zeros.
             added_time_ids: [batch, 3]: frames a second, motion bucket, noise strength.
 
         Raises:
-            ValueError: the context is not of this batch, these frames or 256 tokens.
+            ValueError: the context has other frames, not 256 tokens, or more rows than the batch.
         """
-        expected = (*sample.shape[:2], GRID * GRID, self.config.cross_attention_dim)
-        if motion_context.shape != expected:
-            raise ValueError(f"motion_context must be {list(expected)}, not {list(motion_context.shape)}")
+        expected = (sample.shape[1], GRID * GRID, self.config.cross_attention_dim)
+        if motion_context.shape[1:] != expected or not 0 < len(motion_context) <= len(sample):
+            shape = f"[1 to {len(sample)}, {', '.join(map(str, expected))}]"
+            raise ValueError(f"motion_context must be {shape}, not {list(motion_context.shape)}")
         unused = sample.new_zeros(len(sample), 1, 1)
-        with self._context.use(
-            motion_context, (sample.shape[-2], sample.shape[-1]), len(self.config.block_out_channels)
-        ):
+        sizes = _level_sizes(sample.shape[-2], sample.shape[-1], len(self.config.block_out_channels))
+        with self._context.use(motion_context, len(sample), sizes):
             return self.unet(sample, timestep, unused, added_time_ids, return_dict=False)[0]
+
+    def sampling(self) -> contextlib.AbstractContextManager[None]:
+        """While it lasts, keys and values of the context are kept from call to call: a sampler's steps share them."""
+        return self._context.remember()
 
 
 class MotionContext:
-    """The motion tokens of the call that is running."""
+    """The motion tokens of the call that is running, and their keys and values."""
 
     def __init__(self) -> None:
-        self.tokens: Tensor = torch.empty(0)
+        self.tokens = torch.empty(0)
+        self.batch = 0
         self._sizes: dict[int, tuple[int, int]] = {}
+        self._remembered: dict[Attention, tuple[Tensor, Tensor]] | None = None
 
     @contextlib.contextmanager
-    def use(self, tokens: Tensor, latent_size: tuple[int, int], levels: int) -> Iterator[None]:
-        """Sets the tokens [batch, time, 256, channels] for a call on latents of that size."""
-        self.tokens, self._sizes = tokens, {}
-        height, width = latent_size
-        for _ in range(levels):
-            self._sizes[height * width] = (height, width)
-            height, width = -(-height // 2), -(-width // 2)
+    def use(self, tokens: Tensor, batch: int, sizes: dict[int, tuple[int, int]]) -> Iterator[None]:
+        """Sets the tokens [rows, time, 256, channels] for a call on a batch.
+
+        Args:
+            sizes: (height, width) of each feature map by its number of places.
+        """
+        if self._remembered is not None and tokens is not self.tokens:
+            self._remembered.clear()
+        self.tokens, self.batch, self._sizes = tokens, batch, sizes
         try:
             yield
         finally:
-            self.tokens = torch.empty(0)
+            if self._remembered is None:
+                self.tokens = torch.empty(0)
+
+    @contextlib.contextmanager
+    def remember(self) -> Iterator[None]:
+        """Keeps keys and values for as long as the same tokens come."""
+        self._remembered = {}
+        try:
+            yield
+        finally:
+            self._remembered, self.tokens = None, torch.empty(0)
+
+    def keys_and_values(self, attn: Attention) -> tuple[Tensor, Tensor]:
+        """Each [rows, time, 256, channels], as a layer projects the tokens."""
+        if self._remembered is None:
+            return attn.to_k(self.tokens), attn.to_v(self.tokens)
+        if attn not in self._remembered:
+            self._remembered[attn] = attn.to_k(self.tokens), attn.to_v(self.tokens)
+        return self._remembered[attn]
 
     def token_of_place(self, places: int) -> Tensor:
         """Which of the 256 tokens each place of a feature map looks at: the nearest, [places]."""
@@ -130,23 +157,23 @@ class MotionContext:
         return index.flatten().long()
 
 
-class SpatialMotionAttention(AttnProcessor2_0):
-    """Cross-attention of a frame to its own motion tokens."""
+class SpatialMotionAttention:
+    """Attention processor: the cross-attention of a frame to its own motion tokens."""
 
     def __init__(self, context: MotionContext) -> None:
-        super().__init__()
         self._context = context
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
         """[batch * time, places, channels] -> the same."""
-        return super().__call__(attn, hidden_states, self._context.tokens.flatten(0, 1))
+        key, value = (part.flatten(0, 1) for part in self._context.keys_and_values(attn))
+        return _attend(attn, hidden_states, key, value)
 
 
 class TemporalMotionAttention:
-    """Cross-attention of a place to its motion tokens over time.
+    """Attention processor: the cross-attention of a place to its motion tokens over time.
 
-    Keys and values are projected once for each of the 256 tokens and then spread over the places, which is what
-    spreading first would give, with the work of 256 places at any size.
+    Keys and values are projected once for each of the 256 tokens and then spread over the places. That is what
+    spreading the tokens first would give, with the work of 256 places at any size.
     """
 
     def __init__(self, context: MotionContext) -> None:
@@ -154,15 +181,21 @@ class TemporalMotionAttention:
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
         """[batch * places, time, channels] -> the same."""
-        tokens = self._context.tokens
-        place = self._context.token_of_place(len(hidden_states) // len(tokens))
-        key, value = (
-            split_heads(project(tokens).transpose(1, 2)[:, place].flatten(0, 1), attn.heads)
-            for project in (attn.to_k, attn.to_v)
-        )
-        query = split_heads(attn.to_q(hidden_states), attn.heads)
-        attended = merge_heads(F.scaled_dot_product_attention(query, key, value))
-        return attn.to_out[1](attn.to_out[0](attended))
+        place = self._context.token_of_place(len(hidden_states) // self._context.batch)
+        key, value = (part.transpose(1, 2)[:, place].flatten(0, 1) for part in self._context.keys_and_values(attn))
+        return _attend(attn, hidden_states, key, value)
+
+
+def _attend(attn: Attention, hidden_states: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Cross-attention of the last rows to keys and values; without them, as to zeros, a row has the bias alone."""
+    rows = len(key)
+    query = split_heads(attn.to_q(hidden_states[-rows:]), attn.heads)
+    attended = F.scaled_dot_product_attention(query, split_heads(key, attn.heads), split_heads(value, attn.heads))
+    projected = attn.to_out[1](attn.to_out[0](merge_heads(attended)))
+    if rows == len(hidden_states):
+        return projected
+    unconditional = attn.to_out[0].bias.expand(len(hidden_states) - rows, *projected.shape[1:])
+    return torch.cat([unconditional.to(projected.dtype), projected])
 
 
 def _processor(name: str, stock: Any, context: MotionContext) -> Any:
@@ -170,3 +203,11 @@ def _processor(name: str, stock: Any, context: MotionContext) -> Any:
         return stock
     temporal = ".temporal_transformer_blocks." in name
     return TemporalMotionAttention(context) if temporal else SpatialMotionAttention(context)
+
+
+def _level_sizes(height: int, width: int, levels: int) -> dict[int, tuple[int, int]]:
+    sizes = {}
+    for _ in range(levels):
+        sizes[height * width] = (height, width)
+        height, width = -(-height // 2), -(-width // 2)
+    return sizes

@@ -1,0 +1,19 @@
+"""Between the published layout of weights and this project's model folders, one file at a time."""
+
+from .exporting import ExportPlan, plan_export
+from .importing import ImportPlan, model_config, plan_import
+from .layout import selected_parts
+from .tensors import CheckpointError
+from .writing import OnWrite, new_folder
+
+__all__ = [
+    "CheckpointError",
+    "ExportPlan",
+    "ImportPlan",
+    "OnWrite",
+    "model_config",
+    "new_folder",
+    "plan_export",
+    "plan_import",
+    "selected_parts",
+]

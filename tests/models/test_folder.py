@@ -1,0 +1,201 @@
+"""Model folders: every part as it was saved, digests of what decides results, and what is missing or refused."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tests.models.test_network import Bomb
+from videolavit.models.folder import MODEL, PARTS, ModelFolder
+from videolavit.models.network import ModelError
+
+WEIGHTS = {"model.safetensors", "diffusion_pytorch_model.safetensors"}
+NETWORKS = [part for part in PARTS if not part.endswith("scheduler")]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ModelFolder:
+    return ModelFolder("tiny")
+
+
+@pytest.fixture(scope="module")
+def saved(tiny: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny.save(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(saved: Path, tmp_path: Path) -> Path:
+    shutil.copytree(saved, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def weights_of(folder: Path) -> Path:
+    (path,) = (path for path in folder.iterdir() if path.name in WEIGHTS)
+    return path
+
+
+@pytest.mark.parametrize("part", NETWORKS)
+def test_a_saved_part_is_the_preset_s(tiny: ModelFolder, saved: Path, part: str) -> None:
+    ours, theirs = tiny.load(part), ModelFolder(saved).load(part)
+    assert isinstance(theirs, nn.Module)
+    assert type(theirs) is type(ours)
+    assert not theirs.training
+    before, after = ours.state_dict(), theirs.state_dict()
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert after[name].equal(tensor), name
+        assert not after[name].requires_grad
+    assert ModelFolder(saved).digest(part) == tiny.digest(part)
+
+
+@pytest.mark.parametrize("part", sorted(PARTS.keys() - set(NETWORKS)))
+def test_a_saved_scheduler_is_the_preset_s(tiny: ModelFolder, saved: Path, part: str) -> None:
+    ours, theirs = tiny.load(part), ModelFolder(saved).load(part)
+    assert type(theirs) is type(ours)
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(7)
+    assert theirs.timesteps.equal(ours.timesteps)
+
+
+def test_facts_of_a_saved_model(tiny: ModelFolder, saved: Path) -> None:
+    model = ModelFolder(saved)
+    assert model.vocabulary == tiny.vocabulary
+    assert model.sizes == tiny.sizes
+    assert model.motion_tokens == tiny.motion_tokens == 135
+    assert not model.is_trained
+    assert not tiny.is_trained
+    assert all(model.has(part) for part in PARTS)
+    words = "Größe, motion and 動き"
+    for part in ("language_model", "understanding/language_model"):
+        ids = model.text_tokenizer(part)(words).input_ids
+        assert ids == tiny.text_tokenizer(part)(words).input_ids
+        assert model.text_tokenizer(part).decode(ids, skip_special_tokens=True) == words
+
+
+def test_untrained_weights_are_the_same_every_time() -> None:
+    torch.manual_seed(1)
+    first = ModelFolder("tiny").load("motion_tokenizer").state_dict()
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.rand(3).equal(drawn), "making a part must not disturb the global generator"
+    second = ModelFolder("tiny").load("motion_tokenizer").state_dict()
+    assert all(second[name].equal(tensor) for name, tensor in first.items())
+    other = ModelFolder("tiny").load("understanding/motion_tokenizer").state_dict()
+    assert not other["quantize.embedding.weight"].equal(first["quantize.embedding.weight"])
+
+
+def test_codes_are_looked_up_in_the_visual_tokenizer_s_codebook(tiny: ModelFolder, saved: Path) -> None:
+    for model in (tiny, ModelFolder(saved)):
+        conditions = model.load("keyframe_detokenizer/conditions")
+        assert conditions.codebook.equal(model.load("visual_tokenizer").quantize.embedding.weight)
+        assert "codebook" not in conditions.state_dict()
+
+
+def test_asked_for_dtype(saved: Path) -> None:
+    model = ModelFolder(saved)
+    for part in ("visual_tokenizer", "keyframe_detokenizer/vae", "language_model", "keyframe_detokenizer/conditions"):
+        assert {tensor.dtype for tensor in model.load(part, dtype=torch.bfloat16).state_dict().values()} == {
+            torch.bfloat16
+        }
+    assert model.load("keyframe_detokenizer/conditions", dtype=torch.bfloat16).codebook.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("part", ["motion_tokenizer", "video_detokenizer/vae", "understanding/language_model"])
+def test_digest_of_one_changed_weight(saved: Path, copied: Path, part: str) -> None:
+    path = weights_of(copied / part)
+    state = load_file(path)
+    name = max(state)
+    state[name].view(-1)[0] += 1e-3
+    save_file(state, path, {"format": "pt"})
+    assert ModelFolder(copied).digest(part) != ModelFolder(saved).digest(part)
+
+
+def test_digest_of_a_changed_config(saved: Path, copied: Path) -> None:
+    """The same tensors with another number of heads give other codes."""
+    path = copied / "motion_tokenizer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_heads": 2}))
+    assert ModelFolder(copied).digest("motion_tokenizer") != ModelFolder(saved).digest("motion_tokenizer")
+
+
+def test_missing_part(copied: Path) -> None:
+    shutil.rmtree(copied / "video_detokenizer" / "unet")
+    model = ModelFolder(copied)
+    assert not model.has("video_detokenizer/unet")
+    with pytest.raises(ModelError, match="has no video_detokenizer/unet"):
+        model.load("video_detokenizer/unet")
+    assert model.load("video_detokenizer/motion_encoder") is not None
+
+
+def test_part_without_a_codebook(copied: Path) -> None:
+    path = weights_of(copied / "visual_tokenizer")
+    state = load_file(path)
+    del state["quantize.embedding.weight"]
+    save_file(state, path)
+    with pytest.raises(ModelError, match="has no codebook"):
+        ModelFolder(copied).load("keyframe_detokenizer/conditions")
+
+
+def test_names_that_are_no_part(tiny: ModelFolder, saved: Path) -> None:
+    for model in (tiny, ModelFolder(saved)):
+        with pytest.raises(ModelError, match=r"no part 'decoder'; the parts are visual_tokenizer, "):
+            model.load("decoder")
+
+
+@pytest.mark.parametrize("location", ["no/such/folder", "", "Tiny"])
+def test_not_a_model(location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"model\.json is missing"):
+        ModelFolder(location)
+
+
+def test_model_of_another_format(copied: Path) -> None:
+    (copied / MODEL).write_text(json.dumps({"format": "videolavit-9", "sizes": {}, "trained": True}))
+    with pytest.raises(ModelError, match="format 'videolavit-9', this version reads"):
+        _ = ModelFolder(copied).sizes
+
+
+def test_unknown_scheduler(copied: Path) -> None:
+    path = copied / "keyframe_detokenizer" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "PNDMScheduler"}))
+    with pytest.raises(ModelError, match="scheduler 'PNDMScheduler'; known are DDIMScheduler"):
+        ModelFolder(copied).load("keyframe_detokenizer/scheduler")
+
+
+def test_saving_over_something(tiny: ModelFolder, saved: Path) -> None:
+    with pytest.raises(ModelError, match="is not empty"):
+        tiny.save(saved)
+
+
+@pytest.mark.parametrize("part", NETWORKS)
+def test_pickled_weights_are_not_read(copied: Path, tmp_path: Path, part: str) -> None:
+    """Whatever a library would take instead of safetensors."""
+    bomb = pickle.dumps(Bomb(tmp_path / "unpickled"))
+    weights_of(copied / part).unlink()
+    for name in ("model.bin", "pytorch_model.bin", "diffusion_pytorch_model.bin"):
+        (copied / part / name).write_bytes(bomb)
+    with pytest.raises(ModelError):
+        ModelFolder(copied).load(part)
+    for name in WEIGHTS:
+        (copied / part / name).write_bytes(bomb)
+    with pytest.raises(ModelError):
+        ModelFolder(copied).load(part)
+    assert not (tmp_path / "unpickled").exists()
+
+
+def test_default_sizes_fit_the_networks(tiny: ModelFolder) -> None:
+    settings: tuple[Any, Any] = ("cpu", torch.float32)
+    sizes = tiny.sizes
+    generator = torch.Generator().manual_seed(0)
+    start = tiny.keyframe_detokenizer(*settings).noise(sizes.keyframe_height, sizes.keyframe_width, 4, [generator])
+    assert start.latents.shape == (1, 4, sizes.keyframe_height // 8, sizes.keyframe_width // 8)
+    latent_size = tiny.video_detokenizer(*settings).latent_size(sizes.video_height, sizes.video_width)
+    assert latent_size == (sizes.video_height // 8, sizes.video_width // 8)
+    assert tiny.understanding(*settings).vocabulary == tiny.vocabulary
