@@ -6,12 +6,13 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
 
 import ray
 from jsonargparse import ArgumentParser
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
@@ -50,8 +51,16 @@ def _dashed(text: str) -> str:
 
 
 def pick(kind: type[T], options: Any) -> T:
-    """The settings of a type out of a parsed command line."""
-    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})  # type: ignore[arg-type]
+    """The settings of a type out of a parsed command line. Raises ValueError, in a line, for a value that cannot be."""
+    try:
+        return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise ValueError("; ".join(map(_problem, error.errors()))) from None
+
+
+def _problem(found: Mapping[str, Any]) -> str:
+    said = str(found["msg"]).removeprefix("Value error, ")
+    return ": ".join(filter(None, (".".join(map(str, found["loc"])), said)))
 
 
 def fail(message: object) -> NoReturn:

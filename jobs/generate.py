@@ -24,6 +24,9 @@ from .models import add_model_options, new_file, read_picture, stages, start_run
 
 MARKER = "<image>"
 SUFFIXES = {"image": ".png", "video": ".mp4"}
+FILES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".m4v", ".webm", ".mov", ".mkv", ".avi")
+"""An --output that ends so is a file, and must be of the kind that is made; anything else is a folder."""
+
 NAME_LENGTH = 40
 
 
@@ -68,13 +71,16 @@ def _parts(text: str, pictures: Sequence[Picture]) -> tuple[str | Picture, ...]:
 
 def _files(options: Any, texts: Sequence[str]) -> list[Path]:
     suffix = SUFFIXES[options.kind]
-    if Path(options.output).suffix.lower() in SUFFIXES.values():
+    folder = Path(options.output)
+    if folder.suffix.lower() in FILES and not folder.is_dir():
         if len(texts) > 1:
             fail(f"{len(texts)} prompts need a folder as --output, not one file")
         return [new_file(options.output, suffix)]
+    if folder.exists() and not folder.is_dir():
+        fail(f"--output {folder} is a file that is there already; name a folder, or a {suffix} file")
     width = len(str(len(texts)))
     return [
-        Path(options.output) / f"{number:0{width}d}-{_slug(text)}-seed{options.seed}{suffix}"
+        folder / f"{number:0{width}d}-{_slug(text)}-seed{options.seed}{suffix}"
         for number, text in enumerate(texts, 1)
     ]
 

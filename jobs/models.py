@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from videolavit.generation.generate import Progress as OnProgress
 from videolavit.generation.prompts import Picture
 from videolavit.generation.runtime import Runtime, RuntimeSettings
+from videolavit.media import MediaError
 from videolavit.models.folder import ModelFolder
 from videolavit.records.pictures import decode_image
 from videolavit.records.storage import StorageSettings, open_source
@@ -35,9 +36,13 @@ def start_runtime(options: Any) -> Runtime:
 
 
 def read_picture(path: str) -> Picture:
-    """A picture from a file or URL. Raises MediaError."""
+    """A picture from a file or URL. Raises MediaError, which names it."""
     with open_source(path, StorageSettings()) as file:
-        return decode_image(file.read())
+        data = file.read()
+    try:
+        return decode_image(data)
+    except MediaError as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
 def new_file(path: str, suffix: str) -> Path:

@@ -80,6 +80,8 @@ def stream_answers(
         PromptTooLong: a question with its clips, and the answer, exceed the context.
         ModelError: the model cannot understand: it lacks a part.
     """
+    if not questions:
+        return
     settings = settings or DescribeSettings()
     tokenizer = runtime.model.text_tokenizer("understanding/language_model")
     ends = [_TextStream(tokenizer) for _ in questions]
@@ -94,7 +96,7 @@ def stream_answers(
                 text = stream.push(token)
                 if text:
                     yield row, text
-            if all(stream.stopped for stream in ends):
+            if all(stream.stopped or token is None for stream, token in zip(ends, step.ids, strict=True)):
                 break
     for row, stream in enumerate(ends):
         text = stream.finish()

@@ -9,7 +9,7 @@ import torch
 
 from videolavit.media.resize import resize_picture
 from videolavit.models.keyframe_detokenizer import Conditions, KeyframeDetokenizer, Start
-from videolavit.models.sampling import draw_noise
+from videolavit.models.sampling import check_size, draw_noise
 from videolavit.models.video_detokenizer import VideoDetokenizer
 
 from .prompts import Picture, Prompt, encode_pictures, prompt_ids
@@ -59,7 +59,7 @@ def generate_images(
     scripts = _scripts(runtime, prompts, markers=False)
     with runtime.use("language_model") as model:
         writer = Writer(model, runtime.model.vocabulary, runtime.model.motion_tokens, settings)
-        writer.check_length(scripts, pictures=1, motions=0)
+        writer.check_length(scripts, [1] * len(scripts), motions=0)
         for mixed in (False, True):  # the guidance differs
             group = [s for s, prompt in zip(scripts, prompts, strict=True) if bool(prompt.pictures) == mixed]
             if group:
@@ -84,7 +84,7 @@ def generate_videos(
     Of later clips the first frame is left out, which repeats the one before.
 
     Args:
-        prompts: All with a picture, or all without.
+        prompts: With pictures or without, also side by side.
         clips: Of 24 frames each.
 
     Raises:
@@ -95,7 +95,8 @@ def generate_videos(
     tell = on_progress or _silent
     if clips < 1:
         raise ValueError(f"a video has at least one clip, not {clips}")
-    sizes = _keyframe_size(runtime, settings), _video_size(runtime, settings)
+    needed = [clips - bool(prompt.pictures) for prompt in prompts]
+    sizes = _keyframe_size(runtime, settings) if any(needed) else (0, 0), _video_size(runtime, settings)
     scripts = _scripts(runtime, prompts, markers=True)
     _write_clips(runtime, scripts, prompts, clips, settings, tell)
     parts: list[list[Picture]] = [[] for _ in prompts]
@@ -140,7 +141,7 @@ def _write_clips(
     """Has the language model write all clips of all scripts."""
     with runtime.use("language_model") as model:
         writer = Writer(model, runtime.model.vocabulary, runtime.model.motion_tokens, settings)
-        writer.check_length(scripts, pictures=clips, motions=clips)
+        writer.check_length(scripts, [clips - bool(prompt.pictures) for prompt in prompts], motions=clips)
         for clip in range(clips):
             given = [clip == 0 and bool(prompt.pictures) for prompt in prompts]
             unwritten = [script for script, has in zip(scripts, given, strict=True) if not has]
@@ -233,13 +234,12 @@ def _animate(
     tell: Progress,
 ) -> Picture:
     """Frames [batch, time, height, width, 3] of a clip."""
-    detokenizer: VideoDetokenizer
-    with runtime.use("video_detokenizer") as detokenizer:
-        latent_size = detokenizer.latent_size(*size)
+    latent_size = runtime.loaded("video_detokenizer").latent_size(*size)
     with runtime.use("motion_tokenizer") as tokenizer, torch.inference_mode():
         codes = torch.tensor([script.motion[clip] for script in scripts], device=runtime.device)
         motion = tokenizer.decode_to(codes, *latent_size)
     pictures = np.stack([resize_picture(keyframe, *size) for keyframe in keyframes])
+    detokenizer: VideoDetokenizer
     with runtime.use("video_detokenizer") as detokenizer:
         return detokenizer.generate(
             pictures,
@@ -251,13 +251,19 @@ def _animate(
 
 
 def _keyframe_size(runtime: Runtime, settings: GenerateSettings) -> tuple[int, int]:
+    """(height, width) in pixels. Raises ValueError, before anything is written, for one that the model cannot do."""
     sizes = runtime.model.sizes
-    return settings.height or sizes.keyframe_height, settings.width or sizes.keyframe_width
+    size = settings.height or sizes.keyframe_height, settings.width or sizes.keyframe_width
+    check_size(*size, runtime.loaded("keyframe_detokenizer").pixel_multiple)
+    return size
 
 
 def _video_size(runtime: Runtime, settings: GenerateSettings) -> tuple[int, int]:
+    """As `_keyframe_size`."""
     sizes = runtime.model.sizes
-    return settings.video_height or sizes.video_height, settings.video_width or sizes.video_width
+    size = settings.video_height or sizes.video_height, settings.video_width or sizes.video_width
+    check_size(*size, runtime.loaded("video_detokenizer").pixel_multiple)
+    return size
 
 
 def _generators(prompts: Sequence[Prompt], purpose: str) -> list[torch.Generator]:

@@ -17,9 +17,9 @@ from .prompts import Picture
 
 
 def model_hash(model: ModelFolder, units: Iterable[str]) -> str:
-    """One SHA-256 over the parts of a model that belong to some units."""
+    """One SHA-256 over the parts of a model that belong to some units, as far as it has them."""
     digest = hashlib.sha256()
-    for part in PARTS:
+    for part in filter(model.has, PARTS):
         if any(part == unit or part.startswith(f"{unit}/") for unit in units) and not part.endswith("scheduler"):
             digest.update(f"{part} {model.digest(part)}".encode())
     return digest.hexdigest()

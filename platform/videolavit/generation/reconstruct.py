@@ -49,7 +49,7 @@ class ReconstructSettings(VideoSettings):
     def __post_init__(self) -> None:
         if (self.video_width is None) != (self.video_height is None):
             raise ValueError("give both video_width and video_height, or neither")
-        for name in ("keyframe_steps", "video_steps", "clips"):
+        for name in ("keyframe_steps", "video_steps", "fps", "decode_chunk", "clips"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
@@ -126,8 +126,7 @@ def _clip(
     keyframe = clip.keyframe
     if settings.keyframes == "tokens":
         keyframe = _paint(runtime, visual, number, settings, tell)
-    with runtime.use("video_detokenizer") as detokenizer:
-        latent_size = detokenizer.latent_size(height, width)
+    latent_size = runtime.loaded("video_detokenizer").latent_size(height, width)
     codes, motion = _motion(runtime, clip, latent_size, settings)
     with runtime.use("video_detokenizer") as detokenizer:
         frames = detokenizer.generate(
@@ -175,8 +174,7 @@ def _size(runtime: Runtime, clip: Clip, settings: ReconstructSettings) -> tuple[
     """(height, width) of the reconstruction in pixels."""
     if settings.video_width is not None and settings.video_height is not None:
         return settings.video_height, settings.video_width
-    with runtime.use("video_detokenizer") as detokenizer:
-        multiple = detokenizer.pixel_multiple
+    multiple = runtime.loaded("video_detokenizer").pixel_multiple
     sizes = runtime.model.sizes
     scale = sqrt(sizes.video_width * sizes.video_height / (clip.width * clip.height))
     height, width = (max(round(side * scale / multiple), 1) * multiple for side in (clip.height, clip.width))

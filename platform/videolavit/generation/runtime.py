@@ -72,6 +72,12 @@ class Runtime:
         self.device, self.dtype = self.settings.torch_device(), self.settings.torch_dtype()
         self._units: dict[str, Any] = {}
 
+    def loaded(self, unit: str) -> Any:
+        """A unit wherever it is, to ask for its sizes and not to run it. Raises ModelError as `use`."""
+        if unit not in self._units:
+            self._units[unit] = self._load(unit)
+        return self._units[unit]
+
     @contextlib.contextmanager
     def use(self, unit: str) -> Iterator[Any]:
         """A unit on the device for as long as the body lasts, and with `offload` no longer.
@@ -79,9 +85,7 @@ class Runtime:
         Raises:
             ModelError: the model has no such unit, or it does not fit.
         """
-        if unit not in self._units:
-            self._units[unit] = self._load(unit)
-        loaded = self._units[unit]
+        loaded = self.loaded(unit)
         _move(loaded, self.device)
         try:
             yield loaded

@@ -11,6 +11,9 @@ from videolavit.models.video_detokenizer import VideoSettings
 
 from .decoding import GREEDY, Sampling
 
+MAX_VISUAL = 256
+"""Codes of a picture of which every patch is kept."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class GenerateSettings(VideoSettings):
@@ -45,7 +48,7 @@ class GenerateSettings(VideoSettings):
     mixed_guidance: float = 5.0
     motion_guidance: float = 7.0
     min_visual: int = 20
-    max_visual: int = 256
+    max_visual: int = MAX_VISUAL
     keyframe_steps: int = 50
     keyframe_guidance: float = 3.0
     constraint: Literal["noise", "inversion", "none"] = "noise"
@@ -56,9 +59,9 @@ class GenerateSettings(VideoSettings):
     video_height: int | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_visual <= self.max_visual:
-            raise ValueError("min_visual must be at least 1 and at most max_visual")
-        for name in ("keyframe_steps", "video_steps"):
+        if not 1 <= self.min_visual <= self.max_visual <= MAX_VISUAL:
+            raise ValueError(f"min_visual must be at least 1 and at most max_visual, and that at most {MAX_VISUAL}")
+        for name in ("keyframe_steps", "video_steps", "fps", "decode_chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.constraint_rate < 1:

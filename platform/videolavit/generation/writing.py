@@ -51,21 +51,27 @@ class Writer:
     motion_tokens: int
     settings: GenerateSettings
 
-    def check_length(self, scripts: Sequence[Script], pictures: int, motions: int) -> None:
-        """Raises PromptTooLong if a prompt and so many pictures and clips of motion may exceed the context."""
+    def check_length(self, scripts: Sequence[Script], pictures: Sequence[int], motions: int) -> None:
+        """Raises PromptTooLong if a prompt and what is written behind it may exceed the context.
+
+        Args:
+            pictures: Of each script, how many pictures.
+            motions: Clips of motion.
+        """
         context = self.model.config.max_position_embeddings
-        longest = max(len(script.ids) for script in scripts)
         picture, motion = self.settings.max_visual + 2, self.motion_tokens + 2
-        if longest + pictures * picture + motions * motion <= context:
-            return
-        clip = picture + motion
-        fitting = max(context - longest, 0) // clip
-        if motions and fitting:
-            raise PromptTooLong(
-                f"{motions} clips do not fit: after a prompt of {longest} tokens the context of {context} holds "
-                f"{fitting} of {clip} tokens each"
-            )
-        raise PromptTooLong(f"the prompt has {longest} tokens, too many for a context of {context}; shorten it")
+        for script, count in zip(scripts, pictures, strict=True):
+            length = len(script.ids)
+            if length + count * picture + motions * motion <= context:
+                continue
+            given = motions - count if motions else 0
+            fitting = max(context - length + given * picture, 0) // (picture + motion)
+            if fitting and motions:
+                raise PromptTooLong(
+                    f"{motions} clips do not fit: after a prompt of {length} tokens the context of {context} holds "
+                    f"{fitting} of up to {picture + motion} tokens each"
+                )
+            raise PromptTooLong(f"the prompt has {length} tokens, too many for a context of {context}; shorten it")
 
     def write_pictures(self, scripts: Sequence[Script], guidance: float, on_token: OnToken | None = None) -> None:
         """Appends [IMG] codes [/IMG] to each script."""

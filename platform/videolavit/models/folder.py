@@ -9,6 +9,8 @@ Parts are loaded one by one, so that a command holds only what it uses. A preset
 untrained weights, made from a fixed seed.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json
@@ -18,22 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import diffusers.utils.logging
 import torch
-import transformers.utils.logging
-from diffusers import (
-    AutoencoderKL,
-    AutoencoderKLTemporalDecoder,
-    DDIMScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    UNet2DConditionModel,
-)
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from videolavit.config.model import PRESETS, ModelConfig, Sizes, load_preset
 from videolavit.vocabulary import Vocabulary
@@ -44,6 +35,9 @@ from .motion_tokenizer import MotionTokenizer, MotionTokenizerConfig
 from .network import ModelError, Network, parse_config
 from .video_detokenizer import MotionConditionEncoder, MotionUNet, VideoDetokenizer, edm_scheduler
 from .visual_tokenizer import VisualTokenizer
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 MODEL = "model.json"
 FORMAT = "videolavit-1"
@@ -57,6 +51,8 @@ _Build = Callable[[ModelConfig], Any]
 
 
 def _language_model(config: ModelConfig) -> LlamaForCausalLM:
+    from transformers import LlamaForCausalLM
+
     return LlamaForCausalLM(config.language_model.llama(config.vocabulary.size))
 
 
@@ -90,17 +86,15 @@ _NETWORKS: dict[str, type[Network[Any]]] = {
     "motion_encoder": MotionConditionEncoder,
     "video_detokenizer/unet": MotionUNet,
 }
-DIFFUSERS: dict[str, Any] = {
-    "keyframe_detokenizer/unet": UNet2DConditionModel,
-    "keyframe_detokenizer/vae": AutoencoderKL,
-    "video_detokenizer/vae": AutoencoderKLTemporalDecoder,
+DIFFUSERS = {
+    "keyframe_detokenizer/unet": "UNet2DConditionModel",
+    "keyframe_detokenizer/vae": "AutoencoderKL",
+    "video_detokenizer/vae": "AutoencoderKLTemporalDecoder",
 }
 """Parts that are stock networks of `diffusers`."""
 
-SCHEDULERS: dict[str, Any] = {
-    kind.__name__: kind for kind in (DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler)
-}
-"""Schedulers that a model may have."""
+SCHEDULERS = ("DDIMScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler")
+"""Schedulers of `diffusers` that a model may have."""
 
 
 class ModelFolder:
@@ -146,13 +140,19 @@ class ModelFolder:
             raise ModelError(f"the vocabulary of {self.location}/language_model is smaller than the codebooks")
         return Vocabulary(text, visual, motion)
 
+    def config(self, part: str) -> Any:
+        """The config of one of this project's networks, without its weights. Raises ModelError."""
+        kind = _NETWORKS.get(part) or _NETWORKS[part.split("/")[-1]]
+        if self._preset:
+            with torch.device("meta"):
+                return PARTS[part](self._preset).config
+        return parse_config(kind.Config, self._config(part), self.path / part)
+
     @property
     def motion_tokens(self) -> int:
         """Codes of a clip's motion, 135 as published."""
-        if self._preset:
-            return self._preset.motion_tokenizer.num_tokens
-        config = self._config("motion_tokenizer")
-        return parse_config(MotionTokenizerConfig, config, self.path / "motion_tokenizer").num_tokens
+        config: MotionTokenizerConfig = self.config("motion_tokenizer")
+        return config.num_tokens
 
     def text_tokenizer(self, part: str = "language_model") -> PreTrainedTokenizerBase:
         """The tokenizer of a language model.
@@ -166,6 +166,8 @@ class ModelFolder:
             if len(tokenizer) != language_model.text_size:
                 raise ModelError(f"the preset {self.location} has no text tokenizer; import a checkpoint that has one")
             return tokenizer
+        from transformers import AutoTokenizer
+
         try:
             return AutoTokenizer.from_pretrained(self.path / part, local_files_only=True)
         except (OSError, ValueError) as error:
@@ -184,7 +186,8 @@ class ModelFolder:
         Raises:
             ModelError: the model has no such part, or one that cannot be read.
         """
-        with quiet_libraries():
+        own = part in _NETWORKS or part.split("/")[-1] in _NETWORKS
+        with contextlib.nullcontext() if own else quiet_libraries():
             module = self._make(part) if self._preset else self._read(part)
             if isinstance(module, ConditionDecoder):
                 module.codebook = self._codebook()
@@ -256,21 +259,9 @@ class ModelFolder:
         if name == "scheduler":
             return _read_scheduler(folder)
         if part in DIFFUSERS:
-            with open_tensors(folder) as (names, tensor):
-                stored = tensor(names[0]).dtype  # the library would make it float32
-            return _reading(
-                folder,
-                lambda: DIFFUSERS[part].from_pretrained(
-                    folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=stored
-                ),
-            )
+            return _read_diffusers(folder, DIFFUSERS[part])
         if name == "language_model":
-            return _reading(
-                folder,
-                lambda: AutoModelForCausalLM.from_pretrained(
-                    folder, local_files_only=True, use_safetensors=True, dtype="auto", trust_remote_code=False
-                ),
-            )
+            return _read_language_model(folder)
         return (_NETWORKS.get(part) or _NETWORKS[name]).load(folder)
 
     def _codebook(self) -> Tensor:
@@ -308,6 +299,9 @@ def save_part(part: Any, folder: Path) -> None:
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Keeps progress bars and remarks on loading out of a terminal."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
     restore = [(library, library.get_verbosity()) for library in (diffusers.utils.logging, transformers.utils.logging)]
     bars = transformers.utils.logging.is_progress_bar_enabled()
     for library, _ in restore:
@@ -327,19 +321,43 @@ def _check_part(part: str) -> None:
         raise ModelError(f"a model has no part {part!r}; the parts are {', '.join(PARTS)}")
 
 
-def _reading(folder: Path, read: Callable[[], Any]) -> Any:
+def _read_diffusers(folder: Path, kind: str) -> Any:
+    import diffusers
+
+    with open_tensors(folder) as (names, tensor):
+        stored = tensor(names[0]).dtype  # the library would make it float32
+    with _naming(folder):
+        return getattr(diffusers, kind).from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=stored
+        )
+
+
+def _read_language_model(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with _naming(folder):
+        return AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype="auto", trust_remote_code=False
+        )
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Turns what the libraries raise over a folder into a ModelError that names it."""
     try:
-        return read()
+        yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot load {folder}: {error}") from None
 
 
 def _read_scheduler(folder: Path) -> Any:
+    import diffusers
+
     config = _read_json(folder / "scheduler_config.json")
-    kind = SCHEDULERS.get(config.get("_class_name", ""))
-    if kind is None:
-        raise ModelError(f"{folder} has the scheduler {config.get('_class_name')!r}; known are {', '.join(SCHEDULERS)}")
-    return kind.from_config(config)
+    name = config.get("_class_name")
+    if name not in SCHEDULERS:
+        raise ModelError(f"{folder} has the scheduler {name!r}; known are {', '.join(SCHEDULERS)}")
+    return getattr(diffusers, name).from_config(config)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -353,8 +371,8 @@ def _config_of(module: Any) -> dict[str, Any]:
     """What a part's `config.json` would say."""
     if isinstance(module, Network):
         return asdict(module.config)
-    with_json = module.config if isinstance(module, PreTrainedModel) else module
-    return dict(json.loads(with_json.to_json_string()))
+    library = module if hasattr(module, "to_json_string") else module.config  # diffusers, transformers
+    return dict(json.loads(library.to_json_string()))
 
 
 def _digest(config: dict[str, Any], names: Sequence[str], tensor: Callable[[str], Tensor]) -> str:

@@ -27,7 +27,7 @@ def read_tokenizers(model: str) -> Tokenizers:
         ModelError: there is no model, or it has no tokenizers.
     """
     folder = ModelFolder(model)
-    visual, motion = (folder.load(part).config for part in PARTS)
+    visual, motion = (folder.config(part) for part in PARTS)
     return Tokenizers(
         digests={part: folder.digest(part) for part in PARTS},
         num_codes={"visual": visual.num_codes, "motion": motion.num_codes},

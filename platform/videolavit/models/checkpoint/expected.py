@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from pydantic import TypeAdapter
 from torch import Size, nn
@@ -92,10 +93,10 @@ def _network(name: str, config: ModelConfig, values: dict[str, Any], found: Mapp
 
 def _diffusers_part(name: str, values: dict[str, Any]) -> Part:
     kind = DIFFUSERS[name]
-    written = values.get("_class_name", kind.__name__)
-    if written != kind.__name__:
-        raise ValueError(f"it is of a {written}, expected {kind.__name__}")
-    network = kind.from_config(values)
+    written = values.get("_class_name", kind)
+    if written != kind:
+        raise ValueError(f"it is of a {written}, expected {kind}")
+    network = getattr(diffusers, kind).from_config(values)
     renamed = {
         f"{path}.{old}.{end}": f"{path}.{new}.{end}"
         for path, module in network.named_modules()

@@ -73,7 +73,7 @@ class ConditionDecoder(Network[ConditionDecoderConfig]):
             ids: Codes of each image, int64 [n].
 
         Raises:
-                ValueError: too many codes for an image, a code that the codebook does not have, or no codebook.
+            ValueError: too many codes for an image, a code that the codebook does not have, or no codebook.
         """
         features = self.features(ids)
         context = torch.cat([self.unet_proj_1(features), self.unet_proj_2(features)], dim=-1)
@@ -91,10 +91,11 @@ class ConditionDecoder(Network[ConditionDecoderConfig]):
         """Padded codes [batch, longest, dim] and what padding adds to the scores [batch, 1, 1, longest]."""
         if self.codebook is None:
             raise ValueError("this decoder has no codebook; give it the visual tokenizer's")
-        longest = max(len(one) for one in ids)
+        longest = max(1, *(len(one) for one in ids))
         if longest > self.config.max_codes:
             raise ValueError(f"an image has {longest} visual codes; at most {self.config.max_codes} fit")
-        padded = pad_sequence([one.to(self.codebook.device) for one in ids], batch_first=True)
+        rows = [one.to(self.codebook.device) for one in ids]
+        padded = pad_sequence([*rows, rows[0].new_zeros(longest)], batch_first=True)[:-1]
         check_codes(padded, self.config.num_codes)
         counts = torch.tensor([len(one) for one in ids], device=padded.device)
         real = torch.arange(longest, device=padded.device) < counts[:, None]
@@ -115,7 +116,9 @@ class ConditionBlock(nn.Module):
 
     def forward(self, x: Tensor, codes: Tensor, padding: Tensor) -> Tensor:
         x = x + self.self_attn(self.norm0(x))
-        x = x + self.cross_attn(self.norm1(x), codes, padding)
+        # an image without codes looks at nothing, rather than at what happens to pad it
+        has_codes = (padding == 0).any(-1).to(x.dtype)
+        x = x + self.cross_attn(self.norm1(x), codes, padding) * has_codes
         return x + self.mlp(self.norm2(x))
 
 

@@ -1,9 +1,15 @@
 """Shapes of the keyframe U-Net and the VAEs, for models made from scratch. Loaded ones bring their own configs."""
 
-from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, DDIMScheduler, UNet2DConditionModel
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from pydantic.dataclasses import dataclass
 
 from ..network import STRICT
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, DDIMScheduler, UNet2DConditionModel
 
 TIME_IDS = 6
 """Original height and width, crop top and left, target height and width."""
@@ -32,6 +38,8 @@ class KeyframeUNetConfig:
     pooled_dim: int = 1280
 
     def build(self) -> UNet2DConditionModel:
+        from diffusers import UNet2DConditionModel
+
         attention = len(self.block_out_channels) - 1
         return UNet2DConditionModel(
             block_out_channels=self.block_out_channels,
@@ -66,6 +74,8 @@ class VAEConfig:
 
     def build(self) -> AutoencoderKL:
         """A VAE of pictures."""
+        from diffusers import AutoencoderKL
+
         levels = len(self.block_out_channels)
         return AutoencoderKL(
             block_out_channels=self.block_out_channels,
@@ -78,6 +88,8 @@ class VAEConfig:
 
     def build_temporal(self) -> AutoencoderKLTemporalDecoder:
         """A VAE whose decoder looks at neighbouring frames."""
+        from diffusers import AutoencoderKLTemporalDecoder
+
         return AutoencoderKLTemporalDecoder(
             block_out_channels=self.block_out_channels,
             layers_per_block=self.layers_per_block,
@@ -89,6 +101,8 @@ class VAEConfig:
 
 def ddim_scheduler() -> DDIMScheduler:
     """Stable Diffusion's DDIM."""
+    from diffusers import DDIMScheduler
+
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

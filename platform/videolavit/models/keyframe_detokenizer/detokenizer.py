@@ -1,11 +1,12 @@
 """Visual codes to pictures: the guided diffusion loop, and the start that keeps long videos together (4.2, 4.7)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMInverseScheduler, DDIMScheduler, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -13,6 +14,9 @@ from videolavit.media.resize import resize_picture
 
 from ..sampling import OnStep, check_size, draw_noise, fresh, guide, to_pixels, to_signed, vae_dtype
 from .conditions import ConditionDecoder
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,8 @@ class KeyframeDetokenizer:
             conditions: Of the new keyframe.
             rate: Share of the schedule that is skipped.
         """
+        from diffusers import DDIMInverseScheduler, DDIMScheduler
+
         scheduler, first = self._late(rate, steps)
         inverse = DDIMInverseScheduler.from_config(scheduler.config)
         inverse.set_timesteps(steps, device=self.unet.device)

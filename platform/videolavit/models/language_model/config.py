@@ -1,9 +1,15 @@
 """Shape of a new language model."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from pydantic.dataclasses import dataclass
-from transformers import LlamaConfig
 
 from ..network import STRICT
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -34,6 +40,8 @@ class LanguageModelConfig:
 
     def llama(self, vocabulary_size: int) -> LlamaConfig:
         """The same in the words of `transformers`, for a vocabulary extended to a size."""
+        from transformers import LlamaConfig
+
         return LlamaConfig(
             vocab_size=vocabulary_size,
             hidden_size=self.hidden_size,

@@ -1,7 +1,11 @@
 """Text ids: any tokenizer of `transformers`, or bytes for models made from scratch."""
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 BYTES = 256
@@ -9,6 +13,9 @@ BYTES = 256
 
 def byte_tokenizer(max_positions: int) -> PreTrainedTokenizerFast:
     """A tokenizer of three special ids and one id a byte: no vocabulary to learn or to download."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=SPECIAL[0]))

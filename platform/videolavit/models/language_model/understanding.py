@@ -1,16 +1,21 @@
 """The language model with both tokenizers inside: questions about images and videos (reference 5.2, 5.4)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
 
 from videolavit.vocabulary import IMAGE, VIDEO, Vocabulary
 
 from ..motion_tokenizer import MotionTokenizer
 from ..visual_tokenizer import VisualTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NO_LABEL = -100
 """Positions without a target, as `transformers` marks them."""

@@ -1,11 +1,12 @@
 """A keyframe and motion to frames: EDM Euler sampling with guidance that grows over the frames (reference 4.5)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass as settings_dataclass
 from torch import Tensor
@@ -14,6 +15,9 @@ from ..network import STRICT
 from ..sampling import OnStep, check_size, draw_noise, fresh, guide, to_pixels, to_signed, vae_dtype
 from .motion_condition import MotionConditionEncoder
 from .unet import MotionUNet
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler
 
 
 @settings_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -176,6 +180,8 @@ class VideoDetokenizer:
 
 def edm_scheduler() -> EulerDiscreteScheduler:
     """Stable Video Diffusion's: EDM's Euler steps over Karras sigmas from 700 to 0.002."""
+    from diffusers import EulerDiscreteScheduler
+
     return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,

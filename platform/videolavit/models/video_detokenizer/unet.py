@@ -1,19 +1,22 @@
 """Stable Video Diffusion's U-Net with motion as its cross-attention context (reference 4.4)."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNetSpatioTemporalConditionModel
-from diffusers.models.attention_processor import Attention
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ..layers import merge_heads, split_heads
 from ..network import STRICT, Network
 from .motion_condition import GRID
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -34,11 +37,6 @@ class MotionUNetConfig:
     cross_attention_dim: int = 1024
     addition_time_embed_dim: int = 256
 
-    @property
-    def pixel_multiple(self) -> int:
-        """Sides of a video in pixels must be multiples of this: the VAE divides by 8, each level but the last by 2."""
-        return 8 << (len(self.block_out_channels) - 1)
-
 
 ADDED_IDS = 3
 """Frames a second, motion bucket, noise strength."""
@@ -58,6 +56,8 @@ class MotionUNet(Network[MotionUNetConfig]):
     Config = MotionUNetConfig
 
     def __init__(self, config: MotionUNetConfig) -> None:
+        from diffusers import UNetSpatioTemporalConditionModel
+
         super().__init__(config)
         attention = len(config.block_out_channels) - 1
         self.unet = UNetSpatioTemporalConditionModel(

@@ -1,0 +1,96 @@
+"""A whole model that is quick on two cores, and things to ask it about."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import moving_texture
+from videolavit.config import load_preset
+from videolavit.generation.prompts import Picture
+from videolavit.generation.runtime import Runtime
+from videolavit.generation.settings import GenerateSettings
+from videolavit.media import write_mp4
+from videolavit.models.folder import PARTS, ModelFolder, save_part, start_folder
+from videolavit.models.motion_tokenizer import MotionTokenizerConfig
+
+FAST = GenerateSettings(keyframe_steps=2, video_steps=1, max_visual=24, video_width=32, video_height=32)
+"""Sampling that is over in a second; the small square video leaves the model's own size to the tests that look at it."""
+
+SHARPER = {"language_model": 4, "understanding/language_model": 4, "keyframe_detokenizer/conditions": 6}
+"""How much larger matrices are than drawn; as they are, no part hears much of what another one says."""
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from more, and lose much on a machine that has other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model like the preset `tiny`, with a narrower motion tokenizer and smaller pictures."""
+    folder = tmp_path_factory.mktemp("model") / "model"
+    preset = load_preset("tiny")
+    narrow = MotionTokenizerConfig(dim=8, num_heads=1, mlp_ratio=1.0, num_codes=128, code_dim=4)
+    sizes = replace(preset.sizes, keyframe_width=48, keyframe_height=32, video_width=64, video_height=32)
+    start_folder(folder, sizes, trained=False)
+    for index, (part, build) in enumerate(PARTS.items()):
+        torch.manual_seed(index)
+        network = build(replace(preset, motion_tokenizer=narrow))
+        _sharpen(network, SHARPER.get(part, 1))
+        save_part(network, folder / part)
+        if part.endswith("language_model"):
+            ModelFolder("tiny").text_tokenizer().save_pretrained(folder / part)
+    return folder
+
+
+def _sharpen(network: Any, factor: float) -> None:
+    for weight in network.parameters() if factor != 1 else ():
+        if weight.ndim == 2:
+            weight.data.mul_(factor)
+
+
+@pytest.fixture(scope="session")
+def model(model_path: Path) -> ModelFolder:
+    return ModelFolder(model_path)
+
+
+@pytest.fixture(scope="session")
+def runtime(model: ModelFolder) -> Runtime:
+    return Runtime(model)
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[Picture]:
+    """Two pictures of different sizes."""
+    return [next(moving_texture(1, height, width, seed)) for seed, (height, width) in enumerate([(48, 64), (80, 40)])]
+
+
+@pytest.fixture(scope="session")
+def picture_file(pictures: list[Picture], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    Image.fromarray(pictures[0]).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def video_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty frames at 6 fps, 64 x 48: a whole clip and a short one."""
+    path = tmp_path_factory.mktemp("videos") / "video.mp4"
+    write_mp4(moving_texture(30, 48, 64, 5), path, 6)
+    return path
+
+
+def apart(ours: Picture, theirs: Picture) -> int:
+    """The largest difference of two pictures or videos, in levels."""
+    assert ours.shape == theirs.shape
+    return int(np.abs(ours.astype(np.int16) - theirs).max())

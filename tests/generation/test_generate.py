@@ -1,0 +1,227 @@
+"""Pictures and videos from prompts, in batches and alone."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from tests.generation.conftest import FAST, apart
+from videolavit.generation.generate import Video, generate_images, generate_videos
+from videolavit.generation.prompts import Picture, Prompt
+from videolavit.generation.runtime import Runtime
+from videolavit.generation.writing import PromptTooLong
+
+LEVELS = 2
+"""By which pixels may differ between a batch and each alone: sums come in another order."""
+
+
+def _same(ours: Video, theirs: Video) -> bool:
+    ids = (ours.visual, ours.motion) == (theirs.visual, theirs.motion)
+    keyframes = [apart(*pair) for pair in zip(ours.keyframes, theirs.keyframes, strict=True)]
+    return ids and max(keyframes) <= LEVELS and apart(ours.frames, theirs.frames) <= LEVELS
+
+
+def test_pictures_in_a_batch_are_those_of_each_alone(runtime: Runtime, pictures: list[Picture]) -> None:
+    prompts = [
+        Prompt(("a red ball",), seed=1),
+        Prompt((pictures[0], "in blue"), seed=2),
+        Prompt(("a much longer text about a ball, with details",), seed=3),
+        Prompt((pictures[1], " and ", pictures[0]), seed=1),
+    ]
+    together = generate_images(runtime, prompts, FAST)
+    assert [picture.shape for picture in together] == [(32, 48, 3)] * 4
+    assert {picture.dtype for picture in together} == {np.dtype(np.uint8)}
+    alone = [generate_images(runtime, [prompt], FAST)[0] for prompt in prompts]
+    assert max(apart(*pair) for pair in zip(together, alone, strict=True)) <= LEVELS
+    assert min(apart(together[0], other) for other in together[1:]) > 20
+
+
+def test_a_picture_follows_its_seed_its_text_and_its_size(runtime: Runtime) -> None:
+    settings = replace(FAST, width=32, height=16)
+    first, again, seed, text = (
+        generate_images(runtime, [Prompt((words,), number)], settings)[0]
+        for words, number in [("a ball", 1), ("a ball", 1), ("a ball", 2), ("a cube", 1)]
+    )
+    assert first.shape == (16, 32, 3)
+    assert first.tobytes() == again.tobytes()
+    assert apart(first, seed) > 20
+    assert apart(first, text) > 0
+
+
+def test_pictures_in_a_prompt_bring_guidance_of_their_own(runtime: Runtime, pictures: list[Picture]) -> None:
+    def made(prompt: Prompt, **changed: float) -> bytes:
+        return generate_images(runtime, [prompt], replace(FAST, **changed))[0].tobytes()
+
+    plain, mixed = Prompt(("a ball",)), Prompt((pictures[0], "a ball"))
+    assert made(plain) == made(plain, mixed_guidance=50.0)
+    assert made(plain) != made(plain, visual_guidance=50.0)
+    assert made(mixed) == made(mixed, visual_guidance=50.0)
+    assert made(mixed) != made(mixed, mixed_guidance=50.0)
+
+
+def test_a_black_picture_has_no_codes_and_still_is_a_prompt(runtime: Runtime) -> None:
+    black = np.zeros((32, 32, 3), np.uint8)
+    (picture,) = generate_images(runtime, [Prompt((black,))], FAST)
+    assert picture.std() > 1
+
+
+@pytest.fixture(scope="module")
+def text_video(runtime: Runtime) -> Video:
+    return generate_videos(runtime, [Prompt(("a red ball",), seed=1)], 1, FAST)[0]
+
+
+def test_a_text_becomes_a_clip(text_video: Video) -> None:
+    assert text_video.frames.shape == (24, 32, 32, 3)
+    assert text_video.frames.dtype == np.uint8
+    assert [keyframe.shape for keyframe in text_video.keyframes] == [(32, 48, 3)]
+    assert [len(codes) for codes in text_video.motion] == [135]
+    assert [20 <= len(codes) <= 24 for codes in text_video.visual] == [True]
+    assert apart(text_video.frames[0], text_video.frames[-1]) > 0
+
+
+def test_a_seed_decides_a_video(runtime: Runtime, text_video: Video) -> None:
+    again, other = (generate_videos(runtime, [Prompt(("a red ball",), seed)], 1, FAST)[0] for seed in (1, 2))
+    assert again.frames.tobytes() == text_video.frames.tobytes()
+    assert other.visual != text_video.visual
+    assert apart(other.frames, text_video.frames) > 20
+
+
+def test_videos_of_all_kinds_in_a_batch_are_those_of_each_alone(
+    runtime: Runtime, pictures: list[Picture], text_video: Video
+) -> None:
+    prompts = [
+        Prompt(("a red ball",), seed=1),
+        Prompt((pictures[0],), seed=2),
+        Prompt((pictures[1], "it rolls away", pictures[0], "to the left"), seed=3),
+    ]
+    together = generate_videos(runtime, prompts, 1, FAST)
+    assert _same(together[0], text_video)
+    assert [len(video.visual) for video in together] == [1, 0, 0]
+    for video, prompt in zip(together[1:], prompts[1:], strict=True):
+        assert np.array_equal(video.keyframes[0], pictures[0])  # the last picture, as it was given
+        assert _same(video, generate_videos(runtime, [prompt], 1, FAST)[0])
+    assert together[1].motion != together[2].motion
+
+
+def test_a_picture_and_a_seed_decide_the_motion(runtime: Runtime, pictures: list[Picture]) -> None:
+    prompts = [Prompt((picture, "go"), seed) for picture, seed in [(pictures[0], 1), (pictures[1], 1), (pictures[0], 2)]]
+    first, other_picture, other_seed = generate_videos(runtime, prompts, 1, FAST)
+    assert first.motion != other_picture.motion
+    assert first.motion != other_seed.motion
+
+
+@pytest.fixture(scope="module")
+def long_videos(runtime: Runtime) -> dict[str, list[Video]]:
+    """Two clips under each constraint."""
+    constraints: tuple[Literal["none", "noise", "inversion"], ...] = ("none", "noise", "inversion")
+    settings = replace(FAST, keyframe_steps=4, constraint_rate=0.5)
+    return {
+        name: generate_videos(runtime, [Prompt(("a red ball",), seed=1)], 2, replace(settings, constraint=name))
+        for name in constraints
+    }
+
+
+def test_long_videos_under_each_constraint(long_videos: dict[str, list[Video]]) -> None:
+    for (video,) in long_videos.values():
+        assert video.frames.shape == (24 + 23, 32, 32, 3)
+        assert [keyframe.shape for keyframe in video.keyframes] == [(32, 48, 3)] * 2
+        assert [len(codes) for codes in video.motion] == [135, 135]
+        assert len(video.visual) == 2
+    (none,), (noise,), (inversion,) = long_videos.values()
+    for other in (noise, inversion):
+        assert np.array_equal(none.frames[:24], other.frames[:24])  # a constraint begins with the second clip
+        assert none.visual == other.visual
+        assert apart(none.keyframes[1], other.keyframes[1]) > 20
+    assert apart(noise.keyframes[1], inversion.keyframes[1]) > 20
+
+
+def test_three_clips_behind_a_text_and_behind_a_picture(runtime: Runtime, pictures: list[Picture]) -> None:
+    text, picture = generate_videos(runtime, [Prompt(("a ball",), 1), Prompt((pictures[0], "a ball"), 2)], 3, FAST)
+    assert text.frames.shape == picture.frames.shape == (24 + 2 * 23, 32, 32, 3)
+    assert [len(video.visual) for video in (text, picture)] == [3, 2]
+    assert [len(video.motion) for video in (text, picture)] == [3, 3]
+    assert np.array_equal(picture.keyframes[0], pictures[0])
+    (alone,) = generate_videos(runtime, [Prompt((pictures[0], "a ball"), 2)], 3, FAST)
+    assert _same(picture, alone)
+
+
+def test_progress_names_every_stage_and_counts_to_the_end(runtime: Runtime) -> None:
+    told: list[tuple[str, int, int]] = []
+    settings = replace(FAST, keyframe_steps=3, video_steps=2, max_visual=20, constraint="none")
+    generate_videos(runtime, [Prompt(("a",)), Prompt(("b",))], 2, settings, lambda *step: told.append(step))
+    stages = [
+        (f"clip {clip} {stage}", total)
+        for clip in (1, 2)
+        for stage, total in [("picture tokens", 20), ("motion tokens", 135), ("keyframe", 3), ("frames", 2)]
+    ]
+    assert Counter(stage for stage, _, _ in told) == dict(stages)
+    for stage, total in stages:
+        assert [(done, of) for name, done, of in told if name == stage] == [(n, total) for n in range(1, total + 1)]
+
+
+@pytest.mark.parametrize("stage", ["picture tokens", "keyframe", "frames"])
+def test_progress_may_stop_a_run_anywhere(runtime: Runtime, stage: str, text_video: Video) -> None:
+    told: list[str] = []
+
+    def stop(name: str, done: int, total: int) -> None:
+        told.append(name)
+        if name == f"clip 1 {stage}":
+            raise InterruptedError(name)
+
+    with pytest.raises(InterruptedError, match=stage):
+        generate_videos(runtime, [Prompt(("a red ball",), seed=1)], 1, FAST, stop)
+    assert told.count(f"clip 1 {stage}") == 1
+    assert told[-1] == f"clip 1 {stage}"
+
+
+def test_after_a_stop_the_runtime_works_as_before(runtime: Runtime, text_video: Video) -> None:
+    def stop(name: str, done: int, total: int) -> None:
+        if name == "clip 1 frames":
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        generate_videos(runtime, [Prompt(("something else",), seed=7)], 1, FAST, stop)
+    (again,) = generate_videos(runtime, [Prompt(("a red ball",), seed=1)], 1, FAST)
+    assert again.frames.tobytes() == text_video.frames.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"width": 100}, "multiples of 16, not 100 x 32"),
+        ({"height": -16}, "multiples of 16, not 48 x -16"),
+        ({"video_width": 40}, "multiples of 16, not 40 x 32"),
+        ({"video_height": 24}, "multiples of 16, not 32 x 24"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_before_anything_is_made(
+    runtime: Runtime, wrong: dict[str, int], message: str
+) -> None:
+    told: list[str] = []
+    settings = replace(FAST, **wrong)
+    with pytest.raises(ValueError, match=message):
+        generate_videos(runtime, [Prompt(("a",))], 1, settings, lambda stage, *_: told.append(stage))
+    assert told == []
+
+
+def test_a_given_first_keyframe_needs_no_size_of_pictures(runtime: Runtime, pictures: list[Picture]) -> None:
+    settings = replace(FAST, width=100)
+    assert len(generate_videos(runtime, [Prompt((pictures[0],))], 1, settings)) == 1
+    with pytest.raises(ValueError, match="not 100 x 32"):
+        generate_videos(runtime, [Prompt((pictures[0],))], 2, settings)
+
+
+def test_numbers_that_cannot_be(runtime: Runtime) -> None:
+    prompt = Prompt(("a",))
+    with pytest.raises(ValueError, match="at least one clip, not 0"):
+        generate_videos(runtime, [prompt], 0, FAST)
+    with pytest.raises(ValueError, match="there is no prompt"):
+        generate_videos(runtime, [], 1, FAST)
+    with pytest.raises(ValueError, match="there is no prompt"):
+        generate_images(runtime, [], FAST)
+    with pytest.raises(PromptTooLong, match="99 clips do not fit: after a prompt of 1 tokens .* holds 25 of"):
+        generate_videos(runtime, [prompt], 99, FAST)
+    with pytest.raises(PromptTooLong, match="the prompt has 5000 tokens"):
+        generate_images(runtime, [prompt, Prompt(("a" * 5000,))], FAST)
