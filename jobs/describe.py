@@ -15,7 +15,7 @@ from videolavit.records.pictures import NotAnImage
 from videolavit.records.storage import StorageSettings, open_source
 
 from .common import JobParser, pick, user_errors
-from .models import add_model_options, read_picture, start_runtime
+from .models import add_model_options, naming, read_picture, start_runtime
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,7 +51,7 @@ def _read(path: str, max_clips: int) -> Picture | list[Clip]:
     try:
         return read_picture(path)
     except NotAnImage:
-        with open_source(path, StorageSettings()) as file:
+        with naming(path), open_source(path, StorageSettings()) as file:
             return list(decompose(file, DecomposeSettings(policy="eval", max_clips=max_clips)))
 
 

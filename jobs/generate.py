@@ -33,7 +33,7 @@ NAME_LENGTH = 40
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes a file for each prompt; exits with 2 on a user's mistake."""
     options = _parser().parse(argv)
-    with user_errors(ValueError, MediaError, ModelError):
+    with user_errors(ValueError, MediaError, ModelError, OSError):
         settings = pick(GenerateSettings, options)
         pictures = [read_picture(path) for path in options.image]
         texts = options.prompt or [""]
@@ -80,8 +80,7 @@ def _files(options: Any, texts: Sequence[str]) -> list[Path]:
         fail(f"--output {folder} is a file that is there already; name a folder, or a {suffix} file")
     width = len(str(len(texts)))
     return [
-        folder / f"{number:0{width}d}-{_slug(text)}-seed{options.seed}{suffix}"
-        for number, text in enumerate(texts, 1)
+        folder / f"{number:0{width}d}-{_slug(text)}-seed{options.seed}{suffix}" for number, text in enumerate(texts, 1)
     ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from videolavit.generation.generate import Progress as OnProgress
@@ -31,18 +32,24 @@ def start_runtime(options: Any) -> Runtime:
     """The runtime that the options ask for; says so where the weights are untrained. Raises ModelError."""
     model = ModelFolder(options.model)
     if not model.is_trained:
-        console.print(f"[yellow]the weights of {options.model} are untrained: what comes out means nothing[/]")
+        remark = f"[yellow]the weights of {escape(options.model)} are untrained: what comes out means nothing[/]"
+        console.print(remark, soft_wrap=True)
     return Runtime(model, pick(RuntimeSettings, options))
 
 
 def read_picture(path: str) -> Picture:
-    """A picture from a file or URL. Raises MediaError, which names it."""
-    with open_source(path, StorageSettings()) as file:
-        data = file.read()
+    """A picture from a file or URL. Raises MediaError."""
+    with naming(path), open_source(path, StorageSettings()) as file:
+        return decode_image(file.read())
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Puts the name of a file in front of what is wrong with it."""
     try:
-        return decode_image(data)
+        yield
     except MediaError as error:
-        raise type(error)(f"{path}: {error}") from None
+        raise error if path in str(error) else type(error)(f"{path}: {error}") from None
 
 
 def new_file(path: str, suffix: str) -> Path:

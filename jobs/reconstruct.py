@@ -18,7 +18,7 @@ from videolavit.media import MediaError, Mp4Writer
 from videolavit.models.network import ModelError
 
 from .common import JobParser, pick, user_errors
-from .models import add_model_options, new_file, stages, start_runtime
+from .models import add_model_options, naming, new_file, stages, start_runtime
 
 UNITS = ("visual_tokenizer", "motion_tokenizer", "keyframe_detokenizer", "video_detokenizer")
 
@@ -26,12 +26,16 @@ UNITS = ("visual_tokenizer", "motion_tokenizer", "keyframe_detokenizer", "video_
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes two videos; exits with 2 on a user's mistake."""
     options = _parser().parse(argv)
-    with user_errors(ValueError, MediaError, ModelError):
+    with user_errors(ValueError, MediaError, ModelError, OSError):
         settings = pick(ReconstructSettings, options)
         file = new_file(options.output or f"{Path(options.video).stem}-reconstructed.mp4", ".mp4")
         beside = file.with_name(f"{file.stem}-side-by-side.mp4")
         runtime = start_runtime(options)
-        with _writers(runtime, [file, beside], options.video, settings) as (ours, both), stages() as tell:
+        with (
+            naming(options.video),
+            _writers(runtime, [file, beside], options.video, settings) as (ours, both),
+            stages() as tell,
+        ):
             clips = []
             for clip in reconstruct(runtime, options.video, settings, tell):
                 for frame, original in zip(clip.frames, clip.original, strict=True):
@@ -72,7 +76,7 @@ def _writers(
 
 
 def _print(clips: list[tuple[float, float, int, int, int]], video: str) -> None:
-    table = Table("clip", "frames", "visual tokens", "motion tokens", "PSNR, dB", "SSIM", title=video)
+    table = Table("clip", "frames", "visual tokens", "motion tokens", "PSNR, dB", "SSIM", title=Path(video).name)
     for number, (psnr, ssim, frames, visual, motion) in enumerate(clips, 1):
         table.add_row(str(number), str(frames), str(visual), str(motion), f"{psnr:.2f}", f"{ssim:.3f}")
     weights = [frames for _, _, frames, _, _ in clips]

@@ -143,7 +143,9 @@ def test_impossible_settings_are_refused(wrong: dict[str, object], message: str)
 
 def test_random_numbers_belong_to_a_seed_and_a_purpose() -> None:
     draws = {
-        (seed, purpose): generator(seed, purpose).initial_seed() for seed in (0, 1, -1) for purpose in ("tokens", "video 0")
+        (seed, purpose): generator(seed, purpose).initial_seed()
+        for seed in (0, 1, -1)
+        for purpose in ("tokens", "video 0")
     }
     assert len(set(draws.values())) == 6
     assert generator(1, "tokens").initial_seed() == draws[1, "tokens"]

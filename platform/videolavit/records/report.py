@@ -63,6 +63,8 @@ def render_page(
     plots: Sequence[dict[str, Any]] = (),
     rejects: Sequence[dict[str, Any]] = (),
     details: str = "",
+    note: str = "",
+    videos: Sequence[tuple[bytes, str]] = (),
 ) -> str:
     """A self-contained HTML page with a contact sheet; everything from the data is escaped.
 
@@ -72,6 +74,8 @@ def render_page(
         plots: As `histogram` makes them.
         rejects: Rows of `schema.REJECTS`.
         details: Shown as it is.
+        note: What a reader must know first.
+        videos: mp4 files and their captions.
     """
     kinds = sorted({str(reject["error_type"]) for reject in rejects})
     groups = [(kind, [reject for reject in rejects if reject["error_type"] == kind]) for kind in kinds]
@@ -83,7 +87,14 @@ def render_page(
         sheet = base64.b64encode(sink.getvalue()).decode()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(template).render(
-        title=title, facts=facts, sheet=sheet, plots=plots, rejects=groups, details=details
+        title=title,
+        facts=facts,
+        sheet=sheet,
+        plots=plots,
+        rejects=groups,
+        details=details,
+        note=note,
+        videos=[(base64.b64encode(video).decode(), caption) for video, caption in videos],
     )
 
 

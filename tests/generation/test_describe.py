@@ -1,0 +1,173 @@
+"""Questions about pictures and videos: batches, streaming, and where an answer ends."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from videolavit.generation.describe import DescribeSettings, Question, answer, stream_answers
+from videolavit.generation.prompts import Picture
+from videolavit.generation.runtime import Runtime
+from videolavit.generation.writing import PromptTooLong
+from videolavit.media import Clip, DecomposeSettings, decompose
+from videolavit.models.folder import ModelFolder, save_part
+from videolavit.models.language_model import LanguageModelConfig
+
+SHORT = DescribeSettings(max_tokens=24)
+PART = "understanding/language_model"
+
+
+@pytest.fixture(scope="module")
+def clips(video_file: Path) -> list[Clip]:
+    return list(decompose(video_file, DecomposeSettings(policy="eval", max_clips=2)))
+
+
+@pytest.fixture(scope="module")
+def questions(pictures: list[Picture], clips: list[Clip]) -> list[Question]:
+    return [
+        Question("What is it?", pictures[0]),
+        Question("What moves, and where does it move to?", clips),
+        Question("Who are you?"),
+        Question("What is it?", pictures[1]),
+        Question("What is it?", clips * 2),
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_in_a_batch_are_those_of_each_alone(
+    runtime: Runtime, questions: list[Question], temperature: float
+) -> None:
+    settings = DescribeSettings(max_tokens=24, temperature=temperature, seed=3)
+    together = answer(runtime, questions, settings)
+    assert together == [answer(runtime, [question], settings)[0] for question in questions]
+    assert len(set(together)) == len(questions)
+    assert all(together)
+
+
+def test_a_seed_decides_what_is_drawn(runtime: Runtime) -> None:
+    one, again, other = (
+        answer(runtime, [Question("Who are you?")], DescribeSettings(max_tokens=24, temperature=1.0, seed=seed))
+        for seed in (1, 1, 2)
+    )
+    assert one == again
+    assert one != other
+
+
+def test_pieces_of_all_answers_come_as_they_are_written(runtime: Runtime, questions: list[Question]) -> None:
+    pieces = list(stream_answers(runtime, questions, SHORT))
+    written = ["".join(piece for row, piece in pieces if row == number) for number in range(len(questions))]
+    assert [text.strip() for text in written] == answer(runtime, questions, SHORT)
+    assert all(piece for _, piece in pieces)
+    rows = [row for row, _ in pieces]
+    assert rows != sorted(rows)  # side by side, not one answer after the other
+
+
+def test_the_fewest_and_the_most_tokens(runtime: Runtime) -> None:
+    lengths = [
+        len("".join(piece for _, piece in stream_answers(runtime, [Question("?")], DescribeSettings(**counts))))
+        for counts in ({"max_tokens": 8}, {"min_tokens": 40, "max_tokens": 40})
+    ]
+    assert 0 < lengths[0] <= 8
+    assert 8 < lengths[1] <= 40
+
+
+Speaker = Callable[[bytes], Runtime]
+
+
+@pytest.fixture(scope="module")
+def speaker(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Speaker:
+    """Makes a model that answers every question with the same bytes.
+
+    Its one layer adds nothing, so the id behind an id depends on that id only: each of the bytes is followed by the
+    next, the last by itself, and zero by the end of the answer. A prompt ends with a colon.
+    """
+
+    def make(said: bytes) -> Runtime:
+        folder = tmp_path_factory.mktemp("speaker") / "model"
+        shutil.copytree(model_path, folder)
+        model = ModelFolder(folder)
+        text, words = model.text_tokenizer(PART), model.vocabulary
+        ids = [text(":").input_ids[0], *(_byte_id(text, value) for value in said)]
+        assert len(set(ids)) == len(ids)
+        config = LanguageModelConfig(
+            text_size=words.text_size, hidden_size=128, intermediate_size=8, num_layers=1, num_heads=4
+        )
+        speaking = LlamaForCausalLM(config.llama(words.size)).requires_grad_(False)
+        layer = speaking.model.layers[0]
+        for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight, speaking.lm_head.weight):
+            weight.zero_()
+        speaking.model.embed_tokens.weight[ids] = torch.eye(128)[: len(ids)]
+        end = text.eos_token_id
+        for place, (_, following) in enumerate(pairwise([*ids, end if said[-1] == 0 else ids[-1]])):
+            speaking.lm_head.weight[following, place] = 1
+        shutil.rmtree(folder / PART)
+        save_part(speaking, folder / PART)
+        text.save_pretrained(folder / PART)
+        return Runtime(ModelFolder(folder))
+
+    return make
+
+
+def _byte_id(tokenizer: object, value: int) -> int:
+    """The ids of a byte tokenizer follow the sorted alphabet of the bytes."""
+    from tokenizers import pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letter = chr(value) if value in shown else chr(256 + [n for n in range(256) if n not in shown].index(value))
+    return 3 + alphabet.index(letter)
+
+
+@pytest.mark.parametrize(
+    ("said", "most", "pieces"),
+    [
+        ("xé 中🙂!\\nz".encode(), 100, ["x", "é", " ", "中", "🙂", "!"]),  # whole characters, up to the stop string
+        (b"ab\\cd\0", 100, ["a", "b", "\\", "c", "d", "\0"]),  # a backslash alone is text; the end of the answer
+        (b"ab\\", 3, ["a", "b", "\\"]),  # what was held back comes at the end
+        ("é中".encode(), 4, ["é\ufffd"]),  # cut within a character
+    ],
+)
+def test_text_is_streamed_as_soon_as_it_is_certain(
+    speaker: Speaker, said: bytes, most: int, pieces: Sequence[str]
+) -> None:
+    settings = DescribeSettings(min_tokens=0, max_tokens=most)
+    runtime = speaker(said)
+    assert [piece for _, piece in stream_answers(runtime, [Question("?")], settings)] == list(pieces)
+    assert answer(runtime, [Question("?"), Question("Why?")], settings) == ["".join(pieces).strip()] * 2
+
+
+def test_pictures_without_features_still_have_answers(
+    blind: Runtime, pictures: list[Picture], clips: list[Clip]
+) -> None:
+    one, other, video = answer(blind, [Question("?", about) for about in (*pictures, clips)], SHORT)
+    assert one == other
+    assert one != video  # whose motion is seen
+
+
+def test_no_questions_have_no_answers(runtime: Runtime) -> None:
+    assert answer(runtime, []) == []
+
+
+def test_too_many_clips_are_refused(runtime: Runtime, clips: list[Clip]) -> None:
+    with pytest.raises(PromptTooLong, match=r"with 16 clips has \d+ tokens; .* context of 4096; ask with fewer clips"):
+        answer(runtime, [Question("?", clips[:1] * 16)], DescribeSettings(max_tokens=3000))
+
+
+def test_a_question_too_long_is_refused(runtime: Runtime, pictures: list[Picture]) -> None:
+    with pytest.raises(PromptTooLong, match=r"the question has \d+ tokens; with 512 .* shorten it"):
+        answer(runtime, [Question("a" * 4000, pictures[0])])
+
+
+def test_a_video_without_clips_is_refused(runtime: Runtime) -> None:
+    with pytest.raises(ValueError, match="no clip"):
+        answer(runtime, [Question("?", [])])
+
+
+@pytest.mark.parametrize("wrong", [{"max_tokens": 0, "min_tokens": 0}, {"max_tokens": 4}, {"min_tokens": -1}])
+def test_impossible_lengths_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="max_tokens must be at least 1"):
+        DescribeSettings(**wrong)  # type: ignore[arg-type]
