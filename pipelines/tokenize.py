@@ -62,7 +62,7 @@ class TokenizerSettings:
     """How tokenizer actors are run.
 
     Args:
-        tokenizers: Actors; by default as many as the GPUs hold, or half of the cores without GPUs.
+        tokenizers: Actors; by default as many as the GPUs hold, or as there are cores without GPUs.
         gpu_fraction: Share of a GPU that each takes; by default a whole one if the cluster has any. 0: the CPU.
     """
 
@@ -157,17 +157,19 @@ def tokenize_shards(
 def _pools(
     workers: WorkerSettings, tokenizers: TokenizerSettings, task: TokenizeTask, shards: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments of the two pools. What starts at once fits the cluster; more of either makes a cluster grow."""
+    """Arguments of the two pools. What starts at once fits the cluster; more of either makes a cluster grow.
+
+    Without GPUs an actor of either pool takes half a core: videos keep the preparers busy, clip shards the tokenizers,
+    and the pool that has less to do leaves its cores to the other.
+    """
     cores, gpus = max(int(cluster_has("CPU")), 1), cluster_has("GPU")
-    fits = int(gpus) * int(1 / task.gpu_fraction) if task.gpu_fraction else cores // 2
+    fits = int(gpus) * int(1 / task.gpu_fraction) if task.gpu_fraction else cores
     encoders = min(tokenizers.tokenizers or max(fits, 1), shards)
-    first = max(min(encoders, fits), 1)
-    taken = 0 if task.gpu_fraction else first
-    decoders = min(workers.workers or max(cores - taken, 1), shards)
-    share = 0.5 if cores < 2 and not task.gpu_fraction else 1  # on a single core both pools must start
+    decoders = min(workers.workers or cores, shards)
+    share = 1 if task.gpu_fraction else 0.5
     preparing = {
         "compute": ray.data.ActorPoolStrategy(
-            min_size=max(min(decoders, cores - taken), 1), max_size=decoders, max_tasks_in_flight_per_actor=2
+            min_size=min(decoders, cores), max_size=decoders, max_tasks_in_flight_per_actor=2
         ),
         "num_cpus": share,
         "memory": PREPARER_MEMORY,
@@ -175,7 +177,7 @@ def _pools(
     encoding = {
         # While one shard is encoded another is committed, and a third waits.
         "compute": ray.data.ActorPoolStrategy(
-            min_size=first,
+            min_size=max(min(encoders, fits), 1),
             max_size=encoders,
             max_tasks_in_flight_per_actor=4,
             max_concurrent_calls_per_actor=2,

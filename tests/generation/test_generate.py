@@ -6,12 +6,15 @@ from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 
 from tests.generation.conftest import FAST, apart
 from videolavit.generation.generate import Video, generate_images, generate_videos
 from videolavit.generation.prompts import Picture, Prompt
 from videolavit.generation.runtime import Runtime
+from videolavit.generation.settings import generator
 from videolavit.generation.writing import PromptTooLong
+from videolavit.models.sampling import draw_noise
 
 LEVELS = 2
 """By which pixels may differ between a batch and each alone: sums come in another order."""
@@ -136,6 +139,17 @@ def test_long_videos_under_each_constraint(long_videos: dict[str, list[Video]]) 
         assert none.visual == other.visual
         assert apart(none.keyframes[1], other.keyframes[1]) > 20
     assert apart(noise.keyframes[1], inversion.keyframes[1]) > 20
+
+
+def test_the_next_keyframe_starts_at_the_last_frame(runtime: Runtime, long_videos: dict[str, list[Video]]) -> None:
+    (video,) = long_videos["noise"]
+    with runtime.use("keyframe_detokenizer") as detokenizer:
+        conditions = detokenizer.decode_codes([torch.tensor(video.visual[1])])
+        latents = detokenizer.encode(video.frames[23][None], 32, 48)
+        noise = draw_noise(tuple(latents.shape[1:]), [generator(1, "keyframe 1")], latents)
+        start = detokenizer.noised_start(latents, noise, 0.5, 4)
+        painted = detokenizer.decode(detokenizer.sample(conditions, start, 4, FAST.keyframe_guidance))
+    assert np.array_equal(painted[0], video.keyframes[1])
 
 
 @pytest.mark.parametrize("constraint", ["noise", "inversion"])

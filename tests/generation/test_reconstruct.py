@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import moving_texture
 from tests.generation.conftest import apart
 from videolavit.generation.reconstruct import ReconstructedClip, ReconstructSettings, reconstruct
 from videolavit.generation.runtime import Runtime
-from videolavit.media import DecomposeSettings, MediaError, iter_pictures, write_mp4
+from videolavit.generation.settings import generator
+from videolavit.media import DecomposeSettings, MediaError, decompose, iter_pictures, write_mp4
 from videolavit.media.resize import resize_picture
 
 FAST = ReconstructSettings(keyframe_steps=2, video_steps=1, video_width=32, video_height=32)
@@ -78,6 +80,19 @@ def test_originals_in_place_of_tokens(runtime: Runtime, video_file: Path, clips:
     assert stages["motion"] == {"clip 1 keyframe", "clip 1 frames"}
     assert stages["keyframes"] == stages["both"] == {"clip 1 frames"}
     assert len({frames.tobytes() for frames in made.values()}) == 4
+
+
+def test_a_short_clip_is_the_start_of_a_whole_one(runtime: Runtime, video_file: Path) -> None:
+    """From its own keyframe and vectors, as the detokenizer animates them."""
+    settings = replace(FAST, keyframes="original", motion="original")
+    *_, source = decompose(video_file)
+    *_, clip = reconstruct(runtime, video_file, settings)
+    motion = torch.from_numpy(source.features((4, 4), rescale=False))[None]
+    with runtime.use("video_detokenizer") as detokenizer:
+        keyframe = resize_picture(source.keyframe, 32, 32)[None]
+        (whole,) = detokenizer.generate(keyframe, motion, [generator(0, "video 1")], settings)
+    assert whole.shape == (24, 32, 32, 3)
+    assert np.array_equal(clip.frames, whole[:6])
 
 
 def test_the_size_follows_the_source(runtime: Runtime, tmp_path: Path) -> None:
