@@ -23,6 +23,8 @@ unit: $(VENV)/dev
 bench: $(VENV)/dev $(VENV)/demo
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python -m benchmarks.decompose
+	$(BIN)/python -m benchmarks.generate
+	$(BIN)/python -m benchmarks.tokenize
 
 $(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'

@@ -5,6 +5,7 @@ spread over the places of a feature map before it is projected, in every step. T
 sequence for every token, or keeps a cache as `transformers` does of itself.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ class Straightforward:
 
     def __init__(self, folder: ModelFolder, cached: bool) -> None:
         self.folder, self.cached = folder, cached
+        self.token_seconds = 0.0
         self.language_model = folder.load("language_model")
         self.keyframes = folder.keyframe_detokenizer("cpu", torch.float32)
         self.motion_tokenizer = folder.load("motion_tokenizer")
@@ -46,6 +48,7 @@ class Straightforward:
     @torch.no_grad()
     def generate_video(self, prompt: Prompt, settings: GenerateSettings) -> Video:
         """A clip for a text, with greedy ids."""
+        started = time.monotonic()
         vocabulary = self.folder.vocabulary
         ids = [*prompt_ids(prompt, [], self.folder.text_tokenizer(), vocabulary), vocabulary.image_start]
         visual = self._write(
@@ -59,6 +62,7 @@ class Straightforward:
         )
         visual = [token - vocabulary.visual_range.start for token in visual]
         motion = [token - vocabulary.motion_range.start for token in motion]
+        self.token_seconds += time.monotonic() - started
         keyframe = self._paint(visual, prompt, settings)
         return Video(self._animate(keyframe, motion, prompt, settings), [keyframe], [visual], [motion])
 

@@ -99,7 +99,7 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None
     assert "no command 'decompos'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("job", ["decompose", "inspect", "synth", "tokenize"])
+@pytest.mark.parametrize("job", [name.replace("-", "_") for name in cli.JOBS])
 def test_help_and_config_files(job: str, run_job: Job, tmp_path: Path) -> None:
     shown = run_job(job, "--help")
     assert shown.returncode == 0

@@ -87,7 +87,7 @@ def stream_answers(
     ends = [_TextStream(tokenizer) for _ in questions]
     with runtime.use("understanding") as model:
         prompts = _prompts(model, tokenizer, questions, settings.max_tokens)
-        end = model.language_model.config.eos_token_id
+        end = _end_id(model.language_model.config.eos_token_id)
         policy = TokenPolicy((range(model.vocabulary.text_size),), end, settings.min_tokens, settings.max_tokens)
         generators = [generator(settings.seed, "answer") for _ in questions]
         sampling = [settings.sampling()] * len(questions)
@@ -136,6 +136,11 @@ def _prompts(
             f"of {context}; {fix}"
         )
     return Prompts(batch.embeds, batch.attention_mask)
+
+
+def _end_id(configured: int | list[int]) -> int:
+    """Some language models have several ids that end a text; the first is the one that they were tuned with."""
+    return configured[0] if isinstance(configured, list) else configured
 
 
 def _embed_clips(model: UnderstandingModel, clips: Sequence[Clip]) -> torch.Tensor:

@@ -64,6 +64,9 @@ class GenerateSettings(VideoSettings):
         for name in ("keyframe_steps", "video_steps", "fps", "decode_chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("width", "height", "video_width", "video_height"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.constraint_rate < 1:
             raise ValueError(f"constraint_rate must be between 0 and 1, not {self.constraint_rate:g}")
         self.sampling()

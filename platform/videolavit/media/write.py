@@ -79,7 +79,9 @@ class Mp4Writer:
         self._shape = shape
         self._stream = self._container.add_stream("libx264", rate=self._fps)
         self._stream.height, self._stream.width = (side + side % 2 for side in shape[:2])
-        self._stream.pix_fmt, self._stream.options = "yuv420p", {"crf": str(self._crf)}
+        # x264's macroblock tree gives other bytes from run to run at most widths; without it they are the same
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.options = {"crf": str(self._crf), "x264-params": "mbtree=0"}
         self._stream.codec_context.thread_count = self._threads
 
 

@@ -49,12 +49,12 @@ def vae_dtype(vae: Any) -> Iterator[torch.dtype]:
     stored = vae.dtype
     upcast = stored == torch.float16 and vae.config.force_upcast
     if upcast:
-        vae.to(torch.float32)
+        torch.nn.Module.to(vae, torch.float32)  # the library's own `to` remarks on it every time
     try:
         yield vae.dtype
     finally:
         if upcast:
-            vae.to(stored)
+            torch.nn.Module.to(vae, stored)
 
 
 def check_size(height: int, width: int, multiple: int) -> None:
