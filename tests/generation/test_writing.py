@@ -131,6 +131,8 @@ def test_a_picture_alone_is_a_prompt() -> None:
         ({"max_visual": 257}, "at most 256"),
         ({"keyframe_steps": 0}, "keyframe_steps must be at least 1, not 0"),
         ({"decode_chunk": 0}, "decode_chunk must be at least 1, not 0"),
+        ({"width": 0}, "width must be at least 1, not 0"),
+        ({"video_height": -16}, "video_height must be at least 1, not -16"),
         ({"constraint_rate": 1}, "constraint_rate must be between 0 and 1"),
         ({"constraint": "tight"}, "constraint"),
         ({"no_such_setting": 1}, "no_such_setting"),
