@@ -172,6 +172,7 @@ class _Reader:
         self._model = model
         self._cache = DynamicCache(config=model.config)
         self._mask = prompts.attention_mask
+        self._is_padded = not bool(prompts.attention_mask.all())
         self._position = prompts.attention_mask.sum(1, keepdim=True)
         positions = (prompts.attention_mask.cumsum(1) - 1).clamp(min=0)
         self.logits = self._run(inputs_embeds=prompts.embeds, position_ids=positions)
@@ -184,10 +185,11 @@ class _Reader:
         self._position = self._position + 1
 
     def _run(self, **inputs: Tensor) -> Tensor:
-        whole = bool(self._mask.all())
         output = self._model(
             **inputs,
-            attention_mask=None if whole else self._mask,  # without padding the attention kernels need no mask
+            attention_mask=self._mask
+            if self._is_padded
+            else None,  # without padding the attention kernels need no mask
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,

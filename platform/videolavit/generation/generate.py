@@ -54,7 +54,7 @@ def generate_images(
         ModelError: the model lacks a part.
     """
     settings = settings or GenerateSettings()
-    tell = on_progress or _silent
+    tell = on_progress or silent
     height, width = _keyframe_size(runtime, settings)
     scripts = _scripts(runtime, prompts, markers=False)
     with runtime.use("language_model") as model:
@@ -92,7 +92,7 @@ def generate_videos(
         ModelError: the model lacks a part.
     """
     settings = settings or GenerateSettings()
-    tell = on_progress or _silent
+    tell = on_progress or silent
     if clips < 1:
         raise ValueError(f"a video has at least one clip, not {clips}")
     needed = [clips - bool(prompt.pictures) for prompt in prompts]
@@ -278,5 +278,5 @@ def _count(tell: Progress, stage: str, total: int, done: int) -> None:
     tell(stage, done, total)
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    pass
+def silent(stage: str, done: int, total: int) -> None:
+    """Progress that nobody listens to."""

@@ -15,7 +15,7 @@ from videolavit.media.resize import resize_picture
 from videolavit.models.network import STRICT
 from videolavit.models.video_detokenizer import VideoSettings
 
-from .generate import Progress
+from .generate import Progress, silent
 from .prompts import Picture, encode_pictures
 from .runtime import Runtime
 from .settings import generator
@@ -109,7 +109,7 @@ def reconstruct(
             return
         size = _size(runtime, clip, settings)
         original = np.stack([resize_picture(next(pictures), *size) for _ in range(clip.num_frames)])
-        yield _clip(runtime, clip, number, original, settings, on_progress or _silent)
+        yield _clip(runtime, clip, number, original, settings, on_progress or silent)
 
 
 def _clip(
@@ -179,7 +179,3 @@ def _size(runtime: Runtime, clip: Clip, settings: ReconstructSettings) -> tuple[
     scale = sqrt(sizes.video_width * sizes.video_height / (clip.width * clip.height))
     height, width = (max(round(side * scale / multiple), 1) * multiple for side in (clip.height, clip.width))
     return height, width
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    pass

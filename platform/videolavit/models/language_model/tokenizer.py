@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<unk>", "<s>", "</s>")
-BYTES = 256
 
 
 def byte_tokenizer(max_positions: int) -> PreTrainedTokenizerFast:
