@@ -24,7 +24,7 @@ from .decompose import machine
 from .shared import console, result_table, verdict
 from .straightforward import Straightforward
 
-VISUAL_TOKENS = 90
+VISUAL_TOKENS = 90 / 256
 """Of a picture on average (paper); both sides write exactly so many."""
 
 Side = Callable[[Sequence[Prompt]], tuple[list[Video], float]]
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure(model: ModelFolder, rounds: int) -> dict[str, Any]:
     """Seconds of each side for one prompt and for a batch, after their results were found equal."""
-    settings = GenerateSettings(temperature=0.0, min_visual=VISUAL_TOKENS, max_visual=VISUAL_TOKENS)
+    codes = round(VISUAL_TOKENS * model.num_patches)
+    settings = GenerateSettings(temperature=0.0, min_visual=codes, max_visual=codes)
     prompts = [Prompt((f"a red ball rolls to the left, number {index}",), index) for index in range(BATCH)]
     sides: dict[str, Side] = {
         "ours": _ours(Runtime(model), settings),

@@ -6,6 +6,7 @@ import sys
 JOBS = {
     "decompose": "videos to Parquet clip shards of keyframes and motion vectors",
     "tokenize": "clip shards, videos, images and texts to Parquet token shards",
+    "train": "tokenizers, detokenizers and the language model, on one machine or many",
     "generate": "pictures and videos from texts and pictures",
     "describe": "answers to questions about images and videos",
     "reconstruct": "a video through its tokens and back, compared",

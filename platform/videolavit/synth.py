@@ -4,11 +4,12 @@ A model trained on them can be asked for "a large red circle moves right fast", 
 the truth. Everything about video number `index` follows from `[seed, index]` and the settings.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import combinations, product
 from math import cos, pi, sin
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,10 @@ class SynthSettings:
         fps: Frames per second.
         seconds: Length of a video.
         speed: Of the fastest shapes, in shorter picture sides per second; medium is two thirds of it, slow a third.
+        max_shapes: Most shapes of a video, 1 or 2.
+        split: `train` leaves out some combinations of colour, shape and direction, and `held-out` has no others: what a
+            model makes of them it has put together by itself. `all` has every combination.
+        held_out_share: Share of the combinations that are held out.
     """
 
     width: int = 320
@@ -69,6 +74,9 @@ class SynthSettings:
     fps: int = 24
     seconds: float = 4.0
     speed: float = 0.15
+    max_shapes: int = 2
+    split: Literal["all", "train", "held-out"] = "all"
+    held_out_share: float = 0.15
 
     def __post_init__(self) -> None:
         for name in ("width", "height"):
@@ -80,6 +88,10 @@ class SynthSettings:
             raise ValueError(f"speed must be above 0, not {self.speed:g}")
         if not self.seconds >= 2 / self.fps:
             raise ValueError(f"seconds must be at least {2 / self.fps:g} (two frames), not {self.seconds:g}")
+        if not 1 <= self.max_shapes <= 2:
+            raise ValueError(f"max_shapes must be 1 or 2, not {self.max_shapes}")
+        if self.split != "all":
+            self._check_split()
         room = self.side * (1 - SIZES["large"][1]) - 2 * _EDGE
         longest = room / (self.speed * self.side)
         if self.seconds > longest:
@@ -87,6 +99,24 @@ class SynthSettings:
                 f"a large shape at speed {self.speed:g} leaves the picture within {self.seconds:g} seconds; "
                 f"use at most {_floor(longest)} seconds, or at most speed {_floor(room / self.side / self.seconds)}"
             )
+
+    def _check_split(self) -> None:
+        """Both splits have videos, and that of training has every colour, shape and direction."""
+        combinations_ = list(product(COLOURS, OUTLINES, DIRECTIONS))
+        train = [names for names in combinations_ if not is_held_out(*names, self.held_out_share)]
+        complete = all(set(seen) == set(names) for seen, names in zip(zip(*train), (COLOURS, OUTLINES, DIRECTIONS)))
+        if not train or not complete or len(train) == len(combinations_):
+            raise ValueError(
+                f"held_out_share {self.held_out_share:g} holds out no combination, or every one with some colour, shape "
+                "or direction; use about 0.15"
+            )
+
+    def has(self, shape: "MovingShape") -> bool:
+        """Whether the split has videos with such a shape."""
+        if self.split == "all":
+            return True
+        held_out = is_held_out(shape.colour, shape.shape, shape.direction, self.held_out_share)
+        return held_out == (self.split == "held-out")
 
     @property
     def side(self) -> int:
@@ -167,16 +197,28 @@ def draw_scene(settings: SynthSettings, seed: int, index: int) -> Scene:
     if seed < 0 or index < 0:
         raise ValueError(f"seed and index must be at least 0, not {seed} and {index}")
     rng = np.random.default_rng([seed, index])
-    shapes = _draw_shapes(rng, settings, int(rng.integers(1, 3)))
+    shapes = _draw_shapes(rng, settings, int(rng.integers(1, settings.max_shapes + 1)))
     return Scene(shapes, int(rng.integers(2**63)))
+
+
+def is_held_out(colour: str, shape: str, direction: str, share: float) -> bool:
+    """Whether a combination belongs to the held-out share: by its names alone, the same for every seed."""
+    digest = hashlib.blake2b(f"{colour}/{shape}/{direction}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
 
 
 def _draw_shapes(rng: np.random.Generator, settings: SynthSettings, count: int) -> tuple[MovingShape, ...]:
     for _ in range(_PLACEMENTS):
-        shapes = tuple(_draw_shape(rng, settings) for _ in range(count))
+        shapes = tuple(_draw_shape_of_split(rng, settings) for _ in range(count))
         if all(_apart(a, b, settings) for a, b in combinations(shapes, 2)):
             return shapes
-    return (_draw_shape(rng, settings),)
+    return (_draw_shape_of_split(rng, settings),)
+
+
+def _draw_shape_of_split(rng: np.random.Generator, settings: SynthSettings) -> MovingShape:
+    while not settings.has(shape := _draw_shape(rng, settings)):
+        pass
+    return shape
 
 
 def _draw_shape(rng: np.random.Generator, settings: SynthSettings) -> MovingShape:

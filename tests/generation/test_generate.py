@@ -161,7 +161,7 @@ def test_long_videos_in_a_batch(runtime: Runtime, long_videos: dict[str, list[Vi
     assert (video.visual, video.motion) == (alone.visual, alone.motion)
     assert apart(video.frames[:24], alone.frames[:24]) <= LEVELS
     # The second clip starts from the last frame, where an untrained VAE makes many levels of one.
-    assert apart(video.keyframes[1], alone.keyframes[1]) <= 10
+    assert np.abs(video.keyframes[1].astype(float) - alone.keyframes[1]).mean() < 5
     assert np.abs(video.frames.astype(float) - alone.frames).mean() < 1
 
 

@@ -34,7 +34,7 @@ def test_every_frame_comes_back(clips: list[ReconstructedClip], video_file: Path
     source = [resize_picture(picture, 32, 32) for picture in iter_pictures(video_file, DecomposeSettings())]
     assert np.array_equal(np.concatenate([clip.original for clip in clips]), np.stack(source))
     assert [len(clip.motion) for clip in clips] == [135, 135]
-    assert [0 < len(clip.visual) <= 256 for clip in clips] == [True, True]
+    assert [0 < len(clip.visual) <= 64 for clip in clips] == [True, True]
     assert clips[0].motion != clips[1].motion
 
 

@@ -17,7 +17,8 @@ TEXT = [10, 20, 30]
 
 def _writer(runtime: Runtime, settings: GenerateSettings = FAST) -> Writer:
     with runtime.use("language_model") as model:
-        return Writer(model, runtime.model.vocabulary, runtime.model.motion_tokens, settings)
+        limits = settings.visual_limits(runtime.model.num_patches)
+        return Writer(model, runtime.model.vocabulary, runtime.model.motion_tokens, limits, settings)
 
 
 def _script(seed: int = 0, length: int = 3) -> Script:
@@ -37,13 +38,13 @@ def test_a_clip_is_a_picture_and_135_codes_of_motion(runtime: Runtime, model: Mo
 
 
 def test_pictures_keep_between_the_fewest_and_the_most(runtime: Runtime, model: ModelFolder) -> None:
-    # Before an untrained model says [/IMG] by itself, hundreds of codes pass; a guidance of 0 is as good as any.
-    writer = _writer(runtime, replace(FAST, min_visual=3, max_visual=256, temperature=1.0, top_k=None))
+    # Before an untrained model says [/IMG] by itself, hundreds of codes may pass; a guidance of 0 is as good as any.
+    writer = _writer(runtime, replace(FAST, min_visual=3, max_visual=64, temperature=1.0, top_k=None))
     scripts = [_script(seed) for seed in range(30)]
     writer.write_pictures(scripts, guidance=1.0)
     lengths = [len(script.visual[0]) for script in scripts]
-    assert 3 <= min(lengths) < 256
-    assert max(lengths) == 256
+    assert 3 <= min(lengths) < 64
+    assert max(lengths) == 64
     one = _writer(runtime, replace(FAST, min_visual=1, max_visual=1))
     one.write_pictures(scripts, guidance=4.0)
     assert {len(script.visual[1]) for script in scripts} == {1}
@@ -68,7 +69,7 @@ def test_what_is_written_follows_what_came_before(runtime: Runtime) -> None:
     assert one.motion != other.motion
 
 
-PICTURE, CLIP, CONTEXT = 256 + 2, 256 + 2 + 135 + 2, 4096
+PICTURE, CLIP, CONTEXT = 64 + 2, 64 + 2 + 135 + 2, 4096
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ PICTURE, CLIP, CONTEXT = 256 + 2, 256 + 2 + 135 + 2, 4096
         (CONTEXT - PICTURE + 1, 1, 0, f"the prompt has {CONTEXT - PICTURE + 1} tokens, too many for a context of 4096"),
         (CONTEXT - CLIP + 1, 1, 1, f"the prompt has {CONTEXT - CLIP + 1} tokens, too many .*; shorten it"),
         (CONTEXT - CLIP + PICTURE + 1, 0, 1, "the prompt has .* too many"),
-        (3, 99, 99, "99 clips do not fit: after a prompt of 3 tokens the context of 4096 holds 10 of up to 395 tokens"),
+        (3, 99, 99, "99 clips do not fit: after a prompt of 3 tokens the context of 4096 holds 20 of up to 203 tokens"),
         (CONTEXT - 3 * CLIP + 1, 3, 3, "3 clips do not fit: .* holds 2 of"),
         (CONTEXT - 3 * CLIP + PICTURE + 1, 2, 3, "3 clips do not fit: .* holds 2 of"),
     ],
@@ -92,8 +93,8 @@ def test_what_does_not_fit_is_refused_by_one_token(
         writer.check_length([_script(), _script(length=length - 1)], [picture_count] * 2, motions)
 
 
-def test_ten_clips_fit_and_can_be_told(runtime: Runtime) -> None:
-    _writer(runtime, GenerateSettings()).check_length([_script()], [10], 10)
+def test_twenty_clips_fit_and_can_be_told(runtime: Runtime) -> None:
+    _writer(runtime, GenerateSettings()).check_length([_script()], [20], 20)
 
 
 def test_prompt_ids_keep_the_order(runtime: Runtime, model: ModelFolder, pictures: list[Picture]) -> None:
@@ -101,7 +102,7 @@ def test_prompt_ids_keep_the_order(runtime: Runtime, model: ModelFolder, picture
     with runtime.use("visual_tokenizer") as tokenizer:
         codes = encode_pictures(pictures, tokenizer)
     assert len(codes) == 2
-    assert all(0 < len(one) <= 256 for one in codes)
+    assert all(0 < len(one) <= 64 for one in codes)
     prompt = Prompt(("a", pictures[0], "bc", pictures[1]))
     a, *bc = (text.convert_tokens_to_ids(letter) for letter in "abc")
     marked = prompt_ids(prompt, codes, text, words)
@@ -127,8 +128,7 @@ def test_a_picture_alone_is_a_prompt() -> None:
     ("wrong", "message"),
     [
         ({"min_visual": 0}, "min_visual must be at least 1"),
-        ({"min_visual": 30, "max_visual": 20}, "at most max_visual"),
-        ({"max_visual": 257}, "at most 256"),
+        ({"max_visual": 0}, "max_visual must be at least 1"),
         ({"keyframe_steps": 0}, "keyframe_steps must be at least 1, not 0"),
         ({"decode_chunk": 0}, "decode_chunk must be at least 1, not 0"),
         ({"width": 0}, "width must be at least 1, not 0"),
@@ -141,6 +141,28 @@ def test_a_picture_alone_is_a_prompt() -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GenerateSettings(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "patches", "limits"),
+    [
+        ({}, 256, (20, 256)),
+        ({}, 64, (5, 64)),
+        ({}, 4, (1, 4)),
+        ({"max_visual": 3}, 256, (3, 3)),
+        ({"min_visual": 30, "max_visual": 40}, 64, (30, 40)),
+    ],
+)
+def test_visual_codes_of_a_picture_follow_its_patches(
+    given: dict[str, int], patches: int, limits: tuple[int, int]
+) -> None:
+    assert GenerateSettings(**given).visual_limits(patches) == limits  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"max_visual": 65}, {"min_visual": 65}, {"min_visual": 30, "max_visual": 20}])
+def test_more_visual_codes_than_patches_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="that at most 64: so many patches has a picture of this model"):
+        GenerateSettings(**wrong).visual_limits(64)  # type: ignore[arg-type]
 
 
 def test_random_numbers_belong_to_a_seed_and_a_purpose() -> None:

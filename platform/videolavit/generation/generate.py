@@ -1,6 +1,7 @@
 """Pictures and videos from prompts: the language model writes codes, the detokenizers turn them into pixels."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,14 +58,13 @@ def generate_images(
     tell = on_progress or silent
     height, width = _keyframe_size(runtime, settings)
     scripts = _scripts(runtime, prompts, markers=False)
-    with runtime.use("language_model") as model:
-        writer = Writer(model, runtime.model.vocabulary, runtime.model.motion_tokens, settings)
+    with _writer(runtime, settings) as writer:
         writer.check_length(scripts, [1] * len(scripts), motions=0)
         for mixed in (False, True):  # the guidance differs
             group = [s for s, prompt in zip(scripts, prompts, strict=True) if bool(prompt.pictures) == mixed]
             if group:
                 guidance = settings.mixed_guidance if mixed else settings.visual_guidance
-                writer.write_pictures(group, guidance, partial(_count, tell, "picture tokens", settings.max_visual))
+                writer.write_pictures(group, guidance, partial(_count, tell, "picture tokens", writer.visual_limits[1]))
     with runtime.use("keyframe_detokenizer") as detokenizer:
         conditions = detokenizer.decode_codes(_tensors([script.visual[0] for script in scripts]))
         start = detokenizer.noise(height, width, settings.keyframe_steps, _generators(prompts, "keyframe 0"))
@@ -130,6 +130,14 @@ def _scripts(runtime: Runtime, prompts: Sequence[Prompt], markers: bool) -> list
     return scripts
 
 
+@contextlib.contextmanager
+def _writer(runtime: Runtime, settings: GenerateSettings) -> Iterator[Writer]:
+    model = runtime.model
+    limits = settings.visual_limits(model.num_patches)
+    with runtime.use("language_model") as language_model:
+        yield Writer(language_model, model.vocabulary, model.motion_tokens, limits, settings)
+
+
 def _write_clips(
     runtime: Runtime,
     scripts: Sequence[Script],
@@ -139,15 +147,14 @@ def _write_clips(
     tell: Progress,
 ) -> None:
     """Has the language model write all clips of all scripts."""
-    with runtime.use("language_model") as model:
-        writer = Writer(model, runtime.model.vocabulary, runtime.model.motion_tokens, settings)
+    with _writer(runtime, settings) as writer:
         writer.check_length(scripts, [clips - bool(prompt.pictures) for prompt in prompts], motions=clips)
         for clip in range(clips):
             given = [clip == 0 and bool(prompt.pictures) for prompt in prompts]
             unwritten = [script for script, has in zip(scripts, given, strict=True) if not has]
             if unwritten:
                 name = f"clip {clip + 1} picture tokens"
-                counted = partial(_count, tell, name, settings.max_visual)
+                counted = partial(_count, tell, name, writer.visual_limits[1])
                 writer.write_pictures(unwritten, settings.visual_guidance, counted)
             name = f"clip {clip + 1} motion tokens"
             writer.write_motion(scripts, given, partial(_count, tell, name, writer.motion_tokens))

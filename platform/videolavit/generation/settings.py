@@ -11,8 +11,8 @@ from videolavit.models.video_detokenizer import VideoSettings
 
 from .decoding import GREEDY, Sampling
 
-MAX_VISUAL = 256
-"""Codes of a picture of which every patch is kept."""
+MIN_VISUAL = 20 / 256
+"""Fewest visual codes of a picture, as published, relative to its patches."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -27,8 +27,9 @@ class GenerateSettings(VideoSettings):
         visual_guidance: Guidance of the language model for pictures.
         mixed_guidance: The same where the prompt of a picture has pictures in it.
         motion_guidance: The same for motion.
-        min_visual: Fewest visual codes of a picture.
-        max_visual: Most visual codes of a picture.
+        min_visual: Fewest visual codes of a picture; None for the published 20 where a picture has 256 patches, and
+            in proportion elsewhere.
+        max_visual: Most visual codes of a picture; None for as many as it has patches.
         keyframe_steps: Denoising steps of a picture.
         keyframe_guidance: Guidance of the keyframe U-Net.
         constraint: What ties a clip of a long video to the one before: `noise` starts its keyframe from the last
@@ -47,8 +48,8 @@ class GenerateSettings(VideoSettings):
     visual_guidance: float = 4.0
     mixed_guidance: float = 5.0
     motion_guidance: float = 7.0
-    min_visual: int = 20
-    max_visual: int = MAX_VISUAL
+    min_visual: int | None = None
+    max_visual: int | None = None
     keyframe_steps: int = 50
     keyframe_guidance: float = 3.0
     constraint: Literal["noise", "inversion", "none"] = "noise"
@@ -59,17 +60,30 @@ class GenerateSettings(VideoSettings):
     video_height: int | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_visual <= self.max_visual <= MAX_VISUAL:
-            raise ValueError(f"min_visual must be at least 1 and at most max_visual, and that at most {MAX_VISUAL}")
         for name in ("keyframe_steps", "video_steps", "fps", "decode_chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("width", "height", "video_width", "video_height"):
+        for name in ("min_visual", "max_visual", "width", "height", "video_width", "video_height"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.constraint_rate < 1:
             raise ValueError(f"constraint_rate must be between 0 and 1, not {self.constraint_rate:g}")
         self.sampling()
+
+    def visual_limits(self, num_patches: int) -> tuple[int, int]:
+        """Fewest and most visual codes of a picture, for a model whose pictures have so many patches.
+
+        Raises:
+            ValueError: the settings leave no number.
+        """
+        most = num_patches if self.max_visual is None else self.max_visual
+        fewest = min(most, round(MIN_VISUAL * num_patches)) if self.min_visual is None else self.min_visual
+        if not fewest <= most <= num_patches:
+            raise ValueError(
+                f"min_visual, {fewest}, must be at most max_visual, {most}, and that at most {num_patches}: so many "
+                "patches has a picture of this model"
+            )
+        return max(fewest, 1), most
 
     def sampling(self) -> Sampling:
         return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)

@@ -37,18 +37,20 @@ class Script:
 class Writer:
     """A language model with the grammar of pictures and motion.
 
-    A picture is at least one and at most `settings.max_visual` visual codes, motion is exactly `motion_tokens` motion
-    codes, and nothing else comes inside.
+    A picture is as many visual codes as `visual_limits` allows, motion is exactly `motion_tokens` motion codes, and
+    nothing else comes inside.
 
     Args:
         model: The language model.
         vocabulary: Its ids.
         motion_tokens: Codes of a clip's motion, 135 as published.
+        visual_limits: Fewest and most visual codes of a picture.
     """
 
     model: PreTrainedModel
     vocabulary: Vocabulary
     motion_tokens: int
+    visual_limits: tuple[int, int]
     settings: GenerateSettings
 
     def check_length(self, scripts: Sequence[Script], pictures: Sequence[int], motions: int) -> None:
@@ -59,7 +61,7 @@ class Writer:
             motions: Clips of motion.
         """
         context = self.model.config.max_position_embeddings
-        picture, motion = self.settings.max_visual + 2, self.motion_tokens + 2
+        picture, motion = self.visual_limits[1] + 2, self.motion_tokens + 2
         for script, count in zip(scripts, pictures, strict=True):
             length = len(script.ids)
             if length + count * picture + motions * motion <= context:
@@ -75,9 +77,9 @@ class Writer:
 
     def write_pictures(self, scripts: Sequence[Script], guidance: float, on_token: OnToken | None = None) -> None:
         """Appends [IMG] codes [/IMG] to each script."""
-        ids, settings = self.vocabulary, self.settings
-        policy = TokenPolicy((ids.visual_range,), ids.image_end, settings.min_visual, settings.max_visual)
-        rows = self._write(scripts, ids.image_start, policy, [settings.sampling()] * len(scripts), guidance, on_token)
+        ids = self.vocabulary
+        policy = TokenPolicy((ids.visual_range,), ids.image_end, *self.visual_limits)
+        rows = self._write(scripts, ids.image_start, policy, [self.settings.sampling()] * len(scripts), guidance, on_token)
         for script, row in zip(scripts, rows, strict=True):
             script.visual.append([token - ids.visual_range.start for token in row])
 

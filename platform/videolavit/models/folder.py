@@ -34,7 +34,7 @@ from .language_model import UnderstandingModel, byte_tokenizer
 from .motion_tokenizer import MotionTokenizer, MotionTokenizerConfig
 from .network import ModelError, Network, parse_config
 from .video_detokenizer import MotionConditionEncoder, MotionUNet, VideoDetokenizer, edm_scheduler
-from .visual_tokenizer import VisualTokenizer
+from .visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
@@ -120,8 +120,16 @@ class ModelFolder:
 
     @property
     def is_trained(self) -> bool:
-        """False for weights as they were drawn."""
-        return self._preset is None and bool(self._facts["trained"])
+        """False if all weights are as they were drawn."""
+        return bool(self.trained_parts)
+
+    @property
+    def trained_parts(self) -> list[str]:
+        """The parts whose weights are not as they were drawn."""
+        trained = self._facts["trained"] if self._preset is None else False
+        if isinstance(trained, list):
+            return [part for part in PARTS if part in trained]
+        return [part for part in PARTS if self.has(part)] if trained else []
 
     @property
     def sizes(self) -> Sizes:
@@ -153,6 +161,12 @@ class ModelFolder:
         """Codes of a clip's motion, 135 as published."""
         config: MotionTokenizerConfig = self.config("motion_tokenizer")
         return config.num_tokens
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of a picture, and so its most visual codes: 256 as published."""
+        config: VisualTokenizerConfig = self.config("visual_tokenizer")
+        return config.num_patches
 
     def text_tokenizer(self, part: str = "language_model") -> PreTrainedTokenizerBase:
         """The tokenizer of a language model.
@@ -213,7 +227,7 @@ class ModelFolder:
         Raises:
             ModelError: the folder has something in it.
         """
-        start_folder(target, self.sizes, trained=self.is_trained)
+        start_folder(target, self.sizes, trained=self.trained_parts)
         for part in filter(self.has, PARTS):
             with quiet_libraries():
                 save_part(self.load(part, dtype=None), target / part)
@@ -275,8 +289,11 @@ class ModelFolder:
         raise ModelError(f"{self.location}/visual_tokenizer has no codebook ({CODEBOOK})")
 
 
-def start_folder(target: Path, sizes: Sizes, trained: bool) -> None:
+def start_folder(target: Path, sizes: Sizes, trained: bool | list[str]) -> None:
     """Makes a model folder without parts.
+
+    Args:
+        trained: Whether its weights are trained, or which parts are.
 
     Raises:
         ModelError: the folder has something in it.

@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from videolavit.media import CLIP_FRAMES, MediaError, motion_features
@@ -19,6 +18,7 @@ from videolavit.media.resize import resize_picture
 from .corpus import CorpusSettings
 from .inputs import resolve
 from .pictures import MAX_FILE_BYTES, ImageTooLarge, decode_image
+from .reading import SourceChanged, TableReader
 from .samples import SampleSettings, decode_picture, decompose_row, stored_clips
 from .schema import WORK_SECONDS
 from .storage import StorageSettings, open_source
@@ -41,14 +41,6 @@ class TextTooLarge(MediaError):
 
 class NothingInside(MediaError):
     """A tar without samples."""
-
-
-class CorruptTable(MediaError):
-    """A Parquet file that cannot be read."""
-
-
-class SourceChanged(MediaError):
-    """It is not what it was when the run was planned."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ def prepare_row(row: dict[str, Any], settings: PrepareSettings, storage: Storage
         return _prepared(_text_of(row, storage), [], [], settings)
     if kind == "image":
         text = _read_text(row["text_url"], storage) if row["text_url"] else row["text"]
-        picture = decode_image(_image_bytes(row, storage), settings.picture_size)
+        picture = decode_image(image_bytes(row, storage, _tables(storage)), settings.picture_size)
         return _prepared(text, [picture], [], settings)
     if kind == "tar" or (kind == "clips" and row["row"] is None):
         _explain(row, settings, storage)
@@ -142,10 +134,11 @@ def _explain(row: dict[str, Any], settings: PrepareSettings, storage: StorageSet
     raise NothingInside("a tar without videos or images")
 
 
-def _image_bytes(row: dict[str, Any], storage: StorageSettings) -> bytes:
+def image_bytes(row: dict[str, Any], storage: StorageSettings, tables: TableReader) -> bytes:
+    """The image file of a listed image (a row of `corpus.SOURCES`). Raises MediaError."""
     if row["row"] is None:
         return _read(row, storage, MAX_FILE_BYTES, ImageTooLarge)
-    value = _table_row(row["url"], row["row"], (row["column"],), storage)[row["column"]][0].as_py()
+    value = tables.row(row["url"], row["row"], [row["column"]])[row["column"]][0].as_py()
     if isinstance(value, dict):
         if value["bytes"] is None and value.get("path"):
             named = row | {"url": resolve(value["path"], row["url"].rsplit("/", 1)[0])}
@@ -190,33 +183,13 @@ def _read(row: dict[str, Any], storage: StorageSettings, limit: int, too_large: 
 def _stored_row(row: dict[str, Any], storage: StorageSettings) -> pa.Table:
     """A row of a clip shard."""
     columns = ("sample_id", "end_seconds", "width", "height", "clips")
-    table = _table_row(row["url"], row["row"], columns, storage)
+    table = _tables(storage).row(row["url"], row["row"], columns)
     if table["sample_id"][0].as_py() != row["sample_id"]:
         raise SourceChanged(f"row {row['row']} of {row['url']} is another sample than when it was planned")
     return table
 
 
-def _table_row(url: str, row: int, columns: tuple[str, ...], storage: StorageSettings) -> pa.Table:
-    """One row of a Parquet file. A plan keeps neighbours together, so that the last row group is kept here."""
-    try:
-        _, starts = _metadata(url, storage)
-        if row >= starts[-1]:
-            raise SourceChanged(f"{url} has no row {row} any more")
-        group = int(np.searchsorted(starts, row, side="right")) - 1
-        return _row_group(url, group, columns, storage).slice(row - int(starts[group]), 1)
-    except pa.ArrowException as error:
-        raise CorruptTable(f"cannot read row {row} of {url}: {error}") from None
-
-
 @functools.lru_cache(maxsize=1)
-def _metadata(url: str, storage: StorageSettings) -> tuple[Any, NDArray[np.int64]]:
-    """The footer of a Parquet file, and the first row of each row group and of what would follow."""
-    with open_source(url, storage) as file:
-        footer = pq.read_metadata(file)
-    return footer, np.cumsum([0, *(footer.row_group(index).num_rows for index in range(footer.num_row_groups))])
-
-
-@functools.lru_cache(maxsize=1)
-def _row_group(url: str, group: int, columns: tuple[str, ...], storage: StorageSettings) -> pa.Table:
-    with open_source(url, storage) as file:
-        return pq.ParquetFile(file, metadata=_metadata(url, storage)[0]).read_row_group(group, columns=list(columns))
+def _tables(storage: StorageSettings) -> TableReader:
+    """A plan keeps neighbours together, so that the last row group is enough."""
+    return TableReader(storage)

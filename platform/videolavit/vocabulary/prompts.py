@@ -1,5 +1,6 @@
 """The prompt of understanding (reference 5.4)."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 IMAGE, VIDEO = -200, -201
@@ -26,6 +27,31 @@ def understanding_prompt(tokenizer: Any, question: str, kind: Literal["image", "
         return start + _ids(tokenizer, f"{SYSTEM} USER: {question} ASSISTANT:")
     marker = IMAGE if kind == "image" else VIDEO
     return [*start, *_ids(tokenizer, f"{SYSTEM} USER: "), marker, *_ids(tokenizer, f"\n{question} ASSISTANT:")]
+
+
+def conversation(
+    tokenizer: Any, turns: Sequence[tuple[str, str]], kind: Literal["image", "video"] | None
+) -> tuple[list[int], list[bool]]:
+    """Token ids of questions and their answers, and which of them a model is to write.
+
+    Every answer ends with a space, the stop string, a space and </s>, as published (reference 5.4).
+    """
+    ids: list[int] = []
+    written: list[bool] = []
+    for number, (question, answer) in enumerate(turns):
+        if number == 0:
+            prompt = understanding_prompt(tokenizer, question, kind)
+        else:
+            prompt = _ids(tokenizer, f"USER: {question} ASSISTANT:")
+        reply = [*_continued(tokenizer, "ASSISTANT:", f" {answer} {STOP} "), tokenizer.eos_token_id]
+        ids += [*prompt, *reply]
+        written += [False] * len(prompt) + [True] * len(reply)
+    return ids, written
+
+
+def _continued(tokenizer: Any, before: str, text: str) -> list[int]:
+    """Ids of a text behind another: some tokenizers put a space before whatever comes first."""
+    return _ids(tokenizer, before + text)[len(_ids(tokenizer, before)) :]
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -75,7 +75,10 @@ class ConditionDecoder(Network[ConditionDecoderConfig]):
         Raises:
             ValueError: too many codes for an image, a code that the codebook does not have, or no codebook.
         """
-        features = self.features(ids)
+        return self.of_features(self.features(ids))
+
+    def of_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The conditions of reconstructed features."""
         context = torch.cat([self.unet_proj_1(features), self.unet_proj_2(features)], dim=-1)
         return context, self.unet_attnpool(features)
 

@@ -80,6 +80,13 @@ class UnderstandingModel(nn.Module):
         """Vocabulary ids [clips, tokens] of motion [clips, 2, time, height, width]."""
         return self.motion_tokenizer.encode(motion) + self.vocabulary.motion_range.start
 
+    def embed_motion(self, motion: Tensor) -> Tensor:
+        """[MOV] motion [/MOV] of each clip, [clips, n + 2, hidden], of [clips, 2, time, height, width]."""
+        ids = self.motion_ids(motion)
+        first = ids.new_full((len(ids), 1), self.vocabulary.motion_start)
+        last = ids.new_full((len(ids), 1), self.vocabulary.motion_end)
+        return self.embed_ids(torch.cat([first, ids, last], dim=1))
+
     def embed_video(self, frames: Tensor, motion: Tensor, keep: Tensor | None = None) -> Tensor:
         """[IMG] features [/IMG] [MOV] motion [/MOV] of each clip in a row, [n, hidden].
 
@@ -88,11 +95,7 @@ class UnderstandingModel(nn.Module):
             motion: [clips, 2, time, height, width] at tokenizer scale.
             keep: bool [clips, patches] instead of the selector's decision.
         """
-        ids = self.motion_ids(motion)
-        first = ids.new_full((len(ids), 1), self.vocabulary.motion_start)
-        last = ids.new_full((len(ids), 1), self.vocabulary.motion_end)
-        moving = self.embed_ids(torch.cat([first, ids, last], dim=1))
-        images = self.embed_images(frames, keep)
+        moving, images = self.embed_motion(motion), self.embed_images(frames, keep)
         return torch.cat([part for clip in zip(images, moving, strict=True) for part in clip])
 
     def assemble(

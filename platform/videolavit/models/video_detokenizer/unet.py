@@ -128,7 +128,8 @@ class MotionContext:
         try:
             yield
         finally:
-            if self._remembered is None:
+            # a backward pass may run parts of the call again
+            if self._remembered is None and not torch.is_grad_enabled():
                 self.tokens = torch.empty(0)
 
     @contextlib.contextmanager

@@ -1,0 +1,173 @@
+"""Training under Ray Train: the same loop on every worker, restarted from its last checkpoint when one is lost."""
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from pydantic.dataclasses import dataclass
+from ray.train import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.metrics import Gauge
+
+from videolavit.models.network import STRICT, ModelError
+from videolavit.training.checkpoint import CheckpointError
+from videolavit.training.data import DataError
+from videolavit.training.parallel import Ranks
+from videolavit.training.run import TrainTask, train
+from videolavit.training.trainer import Diverged
+
+RAY_FILES = "ray"
+"""Folder in that of the run for what Ray Train writes about it."""
+
+USER_MISTAKES = (DataError, ModelError, CheckpointError, Diverged)
+
+
+class TrainingFailed(RuntimeError):
+    """The workers failed more often than allowed, or for a reason that starting again does not change."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ClusterSettings:
+    """Where the workers run.
+
+    Args:
+        workers: Processes under Ray Train, one a GPU where there are any; 0 trains in this process, without Ray.
+        min_workers: With fewer than `workers` the run is elastic: it goes on with as many as there are.
+        cpus_per_worker: Cores that each is given.
+        max_failures: Times that lost workers are replaced.
+        timeout: Seconds after which a collective operation that hangs is an error.
+    """
+
+    workers: int = 0
+    min_workers: int | None = None
+    cpus_per_worker: float = 1.0
+    max_failures: int = 3
+    timeout: int = 1800
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.max_failures < 0:
+            raise ValueError("workers and max_failures must be at least 0")
+        if self.min_workers is not None and not 1 <= self.min_workers <= max(self.workers, 1):
+            raise ValueError(f"min_workers must be 1 to workers ({self.workers}), not {self.min_workers}")
+
+    def scaling(self, use_gpu: bool) -> ScalingConfig:
+        elastic = self.min_workers is not None and self.min_workers < self.workers
+        return ScalingConfig(
+            num_workers=(self.min_workers, self.workers) if elastic else self.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": self.cpus_per_worker},
+        )
+
+
+def train_on_ray(task: TrainTask, cluster: ClusterSettings) -> None:
+    """Trains on the workers of a cluster.
+
+    Raises:
+        TrainingFailed: with the reason of the worker that failed.
+    """
+    use_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"task": task, "token": _mark(Path(task.output))},
+        scaling_config=cluster.scaling(use_gpu),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=cluster.timeout),
+        run_config=RunConfig(
+            name=f"{task.component}-{uuid.uuid4().hex[:8]}",
+            storage_path=os.path.abspath(Path(task.output) / RAY_FILES),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise TrainingFailed(_reason(error)) from None
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What a worker does."""
+    task: TrainTask = config["task"]
+    _check_shared(Path(task.output), config["token"])
+    context = ray.train.get_context()
+    first = context.get_world_rank() == 0
+    torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", "1")), 1))
+    trackers = [RayMetrics(task.component)] if first else []
+    try:
+        train(task, Ranks.here(), trackers=trackers, line=_line(Path(task.output)), on_save=_report)
+    except USER_MISTAKES as error:
+        raise RuntimeError(f"{MISTAKE}{type(error).__name__}: {error}") from None
+
+
+MISTAKE = "not to be tried again: "
+
+
+def _report(checkpoint: Path, metrics: dict[str, float]) -> None:
+    """Tells Ray Train of a checkpoint; it lies on the storage that all share already."""
+    ray.train.report(
+        {**metrics, "checkpoint": str(checkpoint)},
+        checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint.absolute())),
+        checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+    )
+
+
+class RayMetrics:
+    """Gauges on the metrics endpoint of the node, for Prometheus."""
+
+    def __init__(self, component: str) -> None:
+        self._component = component
+        self._gauges: dict[str, Gauge] = {}
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        for name, value in {"step": float(step), **values}.items():
+            key = "videolavit_train_" + "".join(letter if letter.isalnum() else "_" for letter in name)
+            if key not in self._gauges:
+                self._gauges[key] = Gauge(key, f"{name} of the training", tag_keys=("component",))
+            self._gauges[key].set(value, tags={"component": self._component})
+
+    def close(self) -> None:
+        pass
+
+
+# ---- the storage that the workers share ---------------------------------------------------------------------------
+
+
+def _mark(output: Path) -> str:
+    """Writes a word into the run's folder that every worker must find there."""
+    token = uuid.uuid4().hex
+    output.mkdir(parents=True, exist_ok=True)
+    (output / ".shared").write_text(token)
+    return token
+
+
+def _check_shared(output: Path, token: str) -> None:
+    marker = output / ".shared"
+    found = marker.read_text() if marker.is_file() else None
+    if found != token:
+        raise RuntimeError(
+            f"{MISTAKE}{output} on node {ray.util.get_node_ip_address()} is not the folder that the driver sees; "
+            "--output must be on storage that all nodes share"
+        )
+
+
+def _line(output: Path) -> Callable[[str], None]:
+    """Lines for people go through a file: what workers print would come with Ray's own."""
+
+    def write(text: str) -> None:
+        with (output / LOG).open("a") as file:
+            file.write(text + "\n")
+
+    return write
+
+
+LOG = "train.log"
+
+
+def _reason(error: BaseException) -> str:
+    causes = getattr(error, "worker_failures", None) or {0: error}
+    first = next(iter(causes.values()))
+    lines = [line for line in str(first).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else type(first).__name__

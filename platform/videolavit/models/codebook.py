@@ -1,0 +1,205 @@
+"""Learning a codebook beside a network: moving averages, a k-means start, and new places for codes nobody uses.
+
+A codebook has no gradient. Its state is equal on all ranks and lies in buffers, so that a run that stops after any step
+goes on as if it had not.
+"""
+
+import torch
+import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from .network import STRICT
+from .objective import Reduce
+from .quantizer import Quantizer
+
+RECENT_PER_CODE = 4
+"""Vectors kept for k-means and for revived codes, in multiples of the number of codes."""
+
+LLOYD_STEPS = 20
+CHUNK = 4096
+"""Vectors whose distances to all codes are held at a time in k-means."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CodebookSettings:
+    """How a codebook is learned.
+
+    Args:
+        quantize_from: Optimizer steps before vectors are quantized. The codes then start at the k-means centres of what
+            the network makes by that time. 0 quantizes at once with the codes that the network has, to go on with a
+            trained tokenizer. Published is only that there are two stages.
+        decay: Of the moving averages, a step; 0.995 as published.
+        revive_below: A code whose average use falls below this share of the mean use moves to a recent vector.
+            Unpublished. Much higher values keep moving codes that are rare with good reason.
+    """
+
+    quantize_from: int = 2000
+    decay: float = 0.995
+    revive_below: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.quantize_from < 0:
+            raise ValueError(f"quantize_from must be at least 0, not {self.quantize_from}")
+        for name in ("decay", "revive_below"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 0 or more and below 1, not {getattr(self, name):g}")
+
+
+class CodebookLearner(nn.Module):
+    """What a quantizer is learned with. The quantizer itself stays the network's own and is given to every call.
+
+    Vectors are seen in `forward` and learned from in `update`, once a step.
+    """
+
+    recent: Tensor
+    """[4 num_codes, code_dim] normalised vectors of the last steps, zero where there is none yet."""
+
+    def __init__(self, num_codes: int, code_dim: int, settings: CodebookSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("average_uses", torch.ones(num_codes))
+        self.register_buffer("average_sums", torch.zeros(num_codes, code_dim))
+        self.register_buffer("recent", torch.zeros(RECENT_PER_CODE * num_codes, code_dim))
+        self.register_buffer("uses", torch.zeros(num_codes))
+        self.register_buffer("revived", torch.zeros(()))
+        self.steps: Tensor
+        self.started: Tensor
+        self.average_uses: Tensor
+        self.average_sums: Tensor
+        self.uses: Tensor
+        self.revived: Tensor
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def forward(self, quantizer: Quantizer, z: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantizes vectors, with the gradient passed straight through.
+
+        Args:
+            z: [n, code_dim], what the network puts in front of the codebook.
+            keys: Uniform random numbers [n] that belong to the vectors; they choose which are kept as recent ones.
+
+        Returns:
+            [n, code_dim] code vectors, or the normalised vectors before quantizing begins; and the squared distances
+            [n] of the vectors to their codes, float32, for the commitment.
+        """
+        vectors = F.normalize(z.float(), dim=-1)
+        if not self.quantizing:
+            self._see(vectors, keys, keys.new_zeros(0, dtype=torch.int64))
+            return vectors.to(z.dtype), torch.zeros_like(keys)
+        ids = quantizer(vectors.detach())
+        self._see(vectors, keys, ids)
+        codes = quantizer.embedding.weight[ids].detach().float()
+        distances = (vectors - codes).square().sum(-1)
+        return (vectors + (codes - vectors).detach()).to(z.dtype), distances
+
+    @property
+    def quantizing(self) -> bool:
+        return bool(self.started) or self.settings.quantize_from == 0
+
+    def _see(self, vectors: Tensor, keys: Tensor, ids: Tensor) -> None:
+        if self.training and torch.is_grad_enabled():
+            self._seen.append((vectors.detach(), keys, ids))
+
+    @torch.no_grad()
+    def update(self, quantizer: Quantizer, reduce: Reduce) -> None:
+        """Learns from the vectors seen since the last call, those of all ranks."""
+        vectors, keys, ids = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        self._seen.clear()
+        self._keep_recent(vectors, keys, reduce)
+        self.steps += 1
+        codes = quantizer.embedding.weight
+        if self.quantizing:
+            if not self.started:
+                self._start(codes.float())
+            self._average(vectors, ids, reduce)
+            self._revive()
+            codes.copy_(F.normalize(self.average_sums, dim=-1))
+        elif self.steps >= self.settings.quantize_from:
+            codes.copy_(kmeans(self.recent[self.recent.any(-1)], len(codes)))
+            self._start(codes.float())
+
+    def _start(self, codes: Tensor) -> None:
+        self.average_sums.copy_(codes)
+        self.started.fill_(True)
+
+    def _keep_recent(self, vectors: Tensor, keys: Tensor, reduce: Reduce) -> None:
+        """Puts vectors into places that their keys name; where two meet, the place keeps what it has.
+
+        So the kept ones are a fair sample that is the same on any number of ranks.
+        """
+        places = len(self.recent)
+        total = int(reduce(torch.tensor(float(len(vectors)), device=vectors.device)))
+        place = (keys.double() * max(total, places)).long()
+        kept = place < places
+        arrived = self.recent.new_zeros(places, self.recent.shape[1] + 1)
+        arrived.index_add_(0, place[kept], F.pad(vectors[kept], (0, 1), value=1.0))
+        arrived = reduce(arrived)
+        self.recent.copy_(torch.where(arrived[:, -1:] == 1, arrived[:, :-1], self.recent))
+
+    def _average(self, vectors: Tensor, ids: Tensor, reduce: Reduce) -> None:
+        """Moves the averages, which count uses a step in multiples of the mean."""
+        sums = self.average_sums.new_zeros(len(self.average_uses), vectors.shape[1] + 1)
+        sums = reduce(sums.index_add_(0, ids, F.pad(vectors, (0, 1), value=1.0)))
+        uses = sums[:, -1]
+        self.uses += uses
+        mean = uses.mean()
+        if mean > 0:
+            self.average_sums.lerp_(sums[:, :-1] / mean, 1 - self.settings.decay)
+            self.average_uses.lerp_(uses / mean, 1 - self.settings.decay)
+
+    def _revive(self) -> None:
+        """Moves codes that are hardly used to recent vectors, which lie where there is most to tell apart."""
+        recent = self.recent[self.recent.any(-1)]
+        dead = (self.average_uses < self.settings.revive_below).nonzero().flatten()[: len(recent)]
+        if len(dead) == 0:
+            return
+        shuffled = torch.randperm(len(recent), generator=torch.Generator().manual_seed(int(self.steps)))
+        self.average_sums[dead] = recent[shuffled[: len(dead)].to(recent.device)]
+        self.average_uses[dead] = 1.0
+        self.revived += len(dead)
+
+    def statistics(self) -> dict[str, float]:
+        """Use of the codes since the last call; nothing before quantizing begins.
+
+        `codebook_usage` is the share of codes used, `codebook_perplexity` how many equally used codes would say as
+        much, `codebook_revived` how many codes had fallen out of use and were moved.
+        """
+        if not self.uses.any():
+            return {}
+        statistics = use_of_codes(self.uses) | {"codebook_revived": float(self.revived)}
+        self.uses.zero_()
+        self.revived.zero_()
+        return statistics
+
+
+def use_of_codes(uses: Tensor) -> dict[str, float]:
+    """Share of codes used and perplexity, of how often each of [num_codes] was used."""
+    shares = uses.double() / uses.sum()
+    perplexity = torch.special.entr(shares).sum().exp()
+    return {"codebook_usage": float((uses > 0).double().mean()), "codebook_perplexity": float(perplexity)}
+
+
+def kmeans(vectors: Tensor, num_codes: int) -> Tensor:
+    """Lloyd's algorithm on unit vectors [n, dim]: unit centres [num_codes, dim], the same on every rank.
+
+    A centre without vectors moves to one of those that are furthest from their centres. With fewer vectors than codes
+    some of them start more than one centre.
+    """
+    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0)).to(vectors.device)
+    centres = vectors[order.repeat(-(-num_codes // len(order)))[:num_codes]]
+    for _ in range(LLOYD_STEPS):
+        likeness, ids = _nearest(vectors, centres)
+        sums = torch.zeros_like(centres).index_add_(0, ids, vectors)
+        uses = torch.bincount(ids, minlength=num_codes)
+        empty = (uses == 0).nonzero().flatten()[: len(vectors)]
+        sums[empty] = vectors[likeness.argsort()[: len(empty)]]
+        centres = F.normalize(sums, dim=-1)
+    return centres
+
+
+def _nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine [n] of each vector to its nearest centre, and which that is."""
+    found = [(chunk @ centres.T).max(-1) for chunk in vectors.split(CHUNK)]
+    return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])

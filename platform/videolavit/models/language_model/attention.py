@@ -1,0 +1,104 @@
+"""Attention within documents that lie side by side: no mask, and no work for pairs that do not see each other."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..network import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAME = "documents"
+"""Of the implementation, in `transformers`."""
+
+_CAUSAL = (-1, 0)
+
+
+def attend_within_documents(model: PreTrainedModel) -> None:
+    """Makes a model attend by `ends`, a further argument of its forward (see `document_attention`); in place.
+
+    Raises:
+        ModelError: the model's attention cannot be replaced.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, document_attention)
+    model.set_attn_implementation(NAME)
+    if model.config._attn_implementation != NAME:
+        raise ModelError(f"{type(model).__name__} cannot keep packed documents apart; set packing to false")
+
+
+@contextlib.contextmanager
+def ordinary_attention(model: PreTrainedModel) -> Iterator[None]:
+    """A model as it was loaded, for as long as the body lasts: to write, token by token."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def document_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    ends: Tensor,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of each document to itself.
+
+    Args:
+        query: [batch, heads, length, channels].
+        key, value: The same, with as many heads or a divisor of it.
+        ends: int32 [documents + 1]: 0, and where each document ends in the flat batch. None crosses a row, and together
+            they fill the batch.
+
+    Returns:
+        [batch, length, heads, channels], and None for the weights that `transformers` asks for.
+    """
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        half = torch.get_autocast_dtype(device)
+        query, key, value = query.to(half), key.to(half), value.to(half)
+    if device == "cuda" and value.dtype != torch.float32:
+        return _in_one_kernel(query, key, value, ends, scaling), None
+    return _one_by_one(query, key, value, ends.tolist(), scaling), None
+
+
+def _in_one_kernel(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, scaling: float | None) -> Tensor:
+    """Flash attention over documents of different lengths."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    batch, _, length, _ = query.shape
+    q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
+    gqa = query.shape[1] != key.shape[1]
+    # No document is longer than a row. A bound in place of the longest one needs no look at the device.
+    mixed = varlen_attn(q, k, v, ends, ends, length, length, scale=scaling, window_size=_CAUSAL, enable_gqa=gqa)
+    assert isinstance(mixed, Tensor), "no further output was asked for"
+    return mixed.unflatten(0, (batch, length))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _one_by_one(query: Tensor, key: Tensor, value: Tensor, ends: list[int], scaling: float | None) -> Tensor:
+    batch, _, length, _ = query.shape
+    gqa = query.shape[1] != key.shape[1]
+    mixed = []
+    for start, end in pairwise(ends):
+        row = start // length
+        places = slice(start - row * length, end - row * length)
+        q, k, v = (part[row : row + 1, :, places] for part in (query, key, value))
+        mixed.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=gqa))
+    return torch.cat(mixed, dim=2)[0].transpose(0, 1).unflatten(0, (batch, length))

@@ -1,0 +1,166 @@
+"""Next-token prediction over text, images and motion (paper, equation 5), and answers to questions (reference 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from videolavit.vocabulary.sequences import Modality
+
+from ..objective import Draws, Objective
+from .attention import attend_within_documents
+from .lora import merged
+from .understanding import NO_LABEL, UnderstandingModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LOSSES_AT_ONCE = 4096
+"""Positions whose scores are in memory together: 0.8 GB in float32 for the published vocabulary."""
+
+
+class NextToken(Objective):
+    """The language model predicts each next id of its documents.
+
+    Terms: `loss` over all, and for the report `text`, `visual` and `motion`. Inputs are those of
+    `training.packed.RowCollate`.
+
+    Args:
+        packed: Whether several documents share a row.
+        embedding_lr_scale: Learning rate of the embeddings and the head, relative to the others'.
+
+    Raises:
+        ModelError: documents cannot be kept apart in this model.
+    """
+
+    weights = {"loss": 1.0}  # noqa: RUF012
+
+    def __init__(self, model: PreTrainedModel, packed: bool = True, embedding_lr_scale: float = 1.0) -> None:
+        super().__init__()
+        if packed:
+            attend_within_documents(model)
+        self.model = model
+        self._embedding_lr_scale = embedding_lr_scale
+
+    def forward(self, inputs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        packed = {"ends": inputs["ends"]} if "ends" in inputs else {}
+        hidden = self.model.base_model(
+            input_ids=inputs["ids"], position_ids=inputs["positions"], use_cache=False, **packed
+        ).last_hidden_state
+        predicting = hidden.flatten(0, 1).index_select(0, inputs["places"])
+        losses = token_losses(self.model.get_output_embeddings(), predicting, inputs["targets"])
+        told = losses.detach()
+        sums = {one.name.lower(): (told * (inputs["modality"] == one)).sum() for one in Modality}
+        return {"loss": losses.sum(), **sums}
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"language_model": self.model}
+
+    def units(self) -> list[nn.Module]:
+        return list(self.model.base_model.layers)
+
+    def lr_scale(self, name: str) -> float:
+        """Of a parameter's learning rate: rows of new ids are drawn at random, and start far from where they belong."""
+        return self._embedding_lr_scale if "embed_tokens" in name or "lm_head" in name else 1.0
+
+
+class Answering(Objective):
+    """The understanding model answers questions about pictures and videos. Only the answers count.
+
+    Term: `loss`. Inputs: `prompts` [batch, length] with the stand-ins of `vocabulary.prompts`, `labels` [batch, length]
+    and `lengths` [batch]; `frames` [pictures, 3, size, size] and `motion` [clips, 2, time, height, width] of all
+    samples end to end; `pictures` and `clips` [batch], how many of them are a sample's.
+
+    Args:
+        names: Attribute of the model for each part that is saved.
+        visual_lr_scale: Learning rate of the visual tokenizer's merger and projection, relative to the others'.
+        lora_scale: Of the language model's adapters, if it has any.
+    """
+
+    weights = {"loss": 1.0}  # noqa: RUF012
+
+    def __init__(
+        self, model: UnderstandingModel, names: Mapping[str, str], visual_lr_scale: float = 1.0, lora_scale: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._names, self._visual_lr_scale, self._lora_scale = dict(names), visual_lr_scale, lora_scale
+
+    def forward(self, inputs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        language_model = self.model.language_model
+        lengths = inputs["lengths"].tolist()
+        prompts, labels = (
+            [row[:length] for row, length in zip(inputs[name].tolist(), lengths, strict=True)]
+            for name in ("prompts", "labels")
+        )
+        batch = self.model.assemble(prompts, self._visuals(inputs), labels)
+        hidden = language_model.base_model(
+            inputs_embeds=batch.embeds,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        labelled = batch.labels[:, 1:] != NO_LABEL
+        losses = token_losses(
+            language_model.get_output_embeddings(), hidden[:, :-1][labelled], batch.labels[:, 1:][labelled]
+        )
+        return {"loss": losses.sum() + self._idle(inputs)}
+
+    def _visuals(self, inputs: dict[str, Tensor]) -> list[Tensor | None]:
+        """What each sample shows, [n, hidden]."""
+        frames, motion = inputs["frames"], inputs["motion"]
+        pictures = iter(self.model.embed_images(frames)) if len(frames) else iter(())
+        clips = iter(self.model.embed_motion(motion)) if len(motion) else iter(())
+        visuals: list[Tensor | None] = []
+        for shown, moving in zip(inputs["pictures"].tolist(), inputs["clips"].tolist(), strict=True):
+            parts: list[Tensor] = []
+            for index in range(shown):
+                parts.append(next(pictures))
+                if index < moving:
+                    parts.append(next(clips))
+            visuals.append(torch.cat(parts) if parts else None)
+        return visuals
+
+    def _idle(self, inputs: dict[str, Tensor]) -> Tensor | float:
+        """Nothing, but a gradient of zero for what a batch without pictures does not use: ranks must agree on which
+        parameters have one."""
+        if len(inputs["frames"]):
+            return 0.0
+        trained = [value for value in self.model.visual_tokenizer.parameters() if value.requires_grad]
+        return sum((value.sum() for value in trained), torch.zeros((), device=inputs["lengths"].device)) * 0.0
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {part: getattr(self.model, name) for part, name in self._names.items()}
+
+    def units(self) -> list[nn.Module]:
+        return list(self.model.language_model.base_model.layers)
+
+    def fixed(self) -> list[nn.Module]:
+        return [self.model.visual_tokenizer.encoder, self.model.motion_tokenizer]
+
+    def lr_scale(self, name: str) -> float:
+        return self._visual_lr_scale if "visual_tokenizer" in name else 1.0
+
+    def export(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        return {part: merged(tensors, self._lora_scale) for part, tensors in super().export(state).items()}
+
+
+def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in float32 of each position, [n], of [n, width] and ids [n].
+
+    Scores are large. Beyond some thousand positions they are made piece by piece, and once more in the backward pass.
+    """
+
+    def losses(hidden: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(head(hidden).float(), targets, reduction="none")
+
+    if len(hidden) <= LOSSES_AT_ONCE:
+        return losses(hidden, targets)
+    pieces = zip(hidden.split(LOSSES_AT_ONCE), targets.split(LOSSES_AT_ONCE), strict=True)
+    parts = [checkpoint(losses, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+    return torch.cat(parts)

@@ -1,0 +1,54 @@
+"""How the motion tokenizer is trained: to give its input back through the codebook (reference 3.5)."""
+
+from torch import Tensor, nn
+
+from ..codebook import CodebookLearner, CodebookSettings
+from ..objective import Draws, Objective, Reduce
+from .network import MotionTokenizer
+
+
+class MotionTokenizerObjective(Objective):
+    """Squared error of the reconstruction at tokenizer scale, and commitment of the encoder to its codes.
+
+    Inputs: `motion` [batch, 2, time, height, width] as `media.motion_features` makes it, and `num_frames` int64
+    [batch], the real ones among its frames. Terms, as sums: `reconstruction` over the values of real frames,
+    `commitment` over the clip's tokens.
+
+    Args:
+        tokenizer: What is trained.
+        codebook: How its codebook is learned.
+        commitment: Weight of that term.
+    """
+
+    def __init__(self, tokenizer: MotionTokenizer, codebook: CodebookSettings, commitment: float) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer.requires_grad_(True).train()
+        self.tokenizer.quantize.requires_grad_(False)
+        self.codebook = CodebookLearner(tokenizer.config.num_codes, tokenizer.config.code_dim, codebook)
+        self.weights = {"reconstruction": 1.0, "commitment": commitment}
+
+    def forward(self, inputs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        motion, num_frames = inputs["motion"], inputs["num_frames"]
+        z = self.tokenizer.to_codebook(motion)
+        keys = draws.uniform("codebook", self.tokenizer.config.num_tokens)
+        codes, distances = self.codebook(self.tokenizer.quantize, z.flatten(0, 3), keys.flatten())
+        errors = (self.tokenizer.from_codebook(codes.view_as(z)).float() - motion.float()).square()
+        return {"reconstruction": (errors * real_frames(motion, num_frames)).sum(), "commitment": distances.sum()}
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"motion_tokenizer": self.tokenizer}
+
+    def units(self) -> list[nn.Module]:
+        return [*self.tokenizer.encoder.blocks, *self.tokenizer.decoder.blocks]
+
+    def after_step(self, reduce: Reduce) -> None:
+        self.codebook.update(self.tokenizer.quantize, reduce)
+
+    def statistics(self) -> dict[str, float]:
+        return self.codebook.statistics()
+
+
+def real_frames(motion: Tensor, num_frames: Tensor) -> Tensor:
+    """bool [batch, 1, time, 1, 1]: which frames of [batch, 2, time, height, width] are in the clip."""
+    frames = num_frames.new_tensor(range(motion.shape[2]))
+    return (frames < num_frames[:, None])[:, None, :, None, None]

@@ -1,0 +1,76 @@
+"""Trains a VAE of pictures, or of short videos, from nothing.
+
+Stable Diffusion's VAEs also have a perceptual and an adversarial term, which need trained networks. Without them
+pictures are smoother, which is enough where no trained VAE is at hand.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .objective import Draws, Objective, Reduce
+
+
+class VAEObjective(Objective):
+    """Reconstruction of pictures through a noisy bottleneck.
+
+    The terms of a sample are means: `pixels` of the absolute error over its values (-1 .. 1), `edges` the same of the
+    differences of neighbouring pixels, `kl` over its latent's values.
+
+    Args:
+        vae: An AutoencoderKL, or an AutoencoderKLTemporalDecoder, which is given sequences.
+        part: Its name in a model folder.
+        weights: Of the terms.
+        decay: Of the running mean by which the latents' scale is measured.
+    """
+
+    def __init__(self, vae: Any, part: str, weights: dict[str, float], decay: float = 0.99) -> None:
+        super().__init__()
+        self.vae = vae.requires_grad_(True).train()
+        self.part, self.weights, self._decay = part, weights, decay
+        self.register_buffer("moments", torch.zeros(3))  # running sums of 1, x and x squared of the latents' x
+        self.register_buffer("batch_moments", torch.zeros(3), persistent=False)
+        self.moments: Tensor
+        self.batch_moments: Tensor
+
+    def forward(self, inputs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        """Sums over the samples.
+
+        Args:
+            inputs: `pictures`, uint8 [batch, 3, height, width], or [batch, time, 3, height, width] for a temporal VAE.
+        """
+        pictures = inputs["pictures"].float() / 127.5 - 1
+        sequence = pictures.shape[1:-3]
+        frames = pictures.flatten(0, -4)
+        posterior = self.vae.encode(frames).latent_dist
+        noise = draws.normal("posterior", *sequence, *posterior.mean.shape[1:])
+        latents = posterior.mean + posterior.std * noise.view_as(posterior.mean)
+        if self.training:
+            self._measure(latents.detach())
+        decoded = self.vae.decode(latents, **({"num_frames": sequence[0]} if sequence else {})).sample
+        errors = (decoded - frames).float()
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
+        edges = torch.cat([errors.diff(dim=-1).abs().flatten(1), errors.diff(dim=-2).abs().flatten(1)], dim=1)
+        terms = {"pixels": errors.abs().flatten(1), "edges": edges, "kl": kl.float().flatten(1)}
+        per_sample = len(frames) // len(pictures)
+        return {name: term.mean(1).sum() / per_sample for name, term in terms.items()}
+
+    def after_step(self, reduce: Reduce) -> None:
+        self.moments.mul_(self._decay).add_(reduce(self.batch_moments))
+        self.batch_moments.zero_()
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The VAE. Its config is told the factor that gives latents a standard deviation of 1, as far as measured."""
+        if self.moments[0] > 0:
+            mean, square = (self.moments[1:] / self.moments[0]).tolist()
+            self.vae.register_to_config(scaling_factor=(square - mean**2) ** -0.5)
+        return {self.part: self.vae}
+
+    def units(self) -> list[nn.Module]:
+        encoder, decoder = self.vae.encoder, self.vae.decoder
+        return [*encoder.down_blocks, encoder.mid_block, decoder.mid_block, *decoder.up_blocks]
+
+    def _measure(self, latents: Tensor) -> None:
+        number = latents.new_tensor(latents.numel())
+        self.batch_moments += torch.stack([number, latents.sum(), latents.square().sum()]).float()

@@ -1,0 +1,147 @@
+"""Trains the VAE of the keyframe detokenizer or of the video detokenizer, where no pretrained one is at hand."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from videolavit.evaluation.reconstruction import psnr
+from videolavit.generation.output import save_picture, save_video, side_by_side
+from videolavit.media.resize import resize_picture
+from videolavit.models.folder import ModelFolder
+from videolavit.models.network import STRICT
+from videolavit.models.objective import Batch, Objective, generator_of
+from videolavit.models.sampling import to_pixels, to_signed
+from videolavit.models.vae_objective import VAEObjective
+
+from ..component import Component
+from ..data import Item, Source
+from ..frames import FramedClip, frame_sources
+from ..inputs import Inputs
+from ..sources import MappedSource, data_facts, picture_sources, sample_stream, validation_items
+
+KEYFRAME, VIDEO = "keyframe_detokenizer/vae", "video_detokenizer/vae"
+SHOWN_FPS = 6
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Settings:
+    """Training of a VAE. Nothing of it is published: Video-LaVIT took Stable Diffusion's trained ones.
+
+    Args:
+        part: Which of the two VAEs. That of videos sees sequences, because its decoder looks at neighbouring frames.
+        height: Of the pictures in pixels; None for the model's own.
+        width: As the height.
+        sequences: Where the video VAE's sequences come from: `clips` decodes the frames of clip shards again;
+            `pictures` moves a window over keyframes or images.
+        frames: Of a sequence; 8 as many as are decoded together in sampling.
+        edges: Weight of the error of neighbouring pixels' differences, relative to that of pixels: it keeps edges
+            sharp, as a perceptual loss would.
+        kl: Weight of the latents' distance to a standard normal distribution. Small, as Stable Diffusion's: the
+            scaling factor brings the latents to a scale of 1.
+        validation_samples: Held-out samples whose loss is measured.
+        show_samples: Of these, the first that are reconstructed to look at.
+    """
+
+    part: Literal["keyframe_detokenizer/vae", "video_detokenizer/vae"] = KEYFRAME
+    height: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1)
+    sequences: Literal["clips", "pictures"] = "clips"
+    frames: int = Field(default=8, ge=1)
+    edges: float = Field(default=0.5, ge=0)
+    kl: float = Field(default=1e-4, ge=0)
+    validation_samples: int = Field(default=32, ge=1)
+    show_samples: int = Field(default=4, ge=0)
+
+
+def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
+    """The component. Raises DataError and ModelError."""
+    sizes, temporal = model.sizes, settings.part == VIDEO
+    height = settings.height or (sizes.video_height if temporal else sizes.keyframe_height)
+    width = settings.width or (sizes.video_width if temporal else sizes.keyframe_width)
+
+    def sources(named: list[str]) -> list[Source]:
+        if temporal and settings.sequences == "clips":
+            return frame_sources(named, inputs.storage, (height, width))
+        found = picture_sources(named, inputs.storage)
+        if temporal:
+            return found
+        return [MappedSource(source, lambda picture: resize_picture(picture, height, width)) for source in found]
+
+    def collate(items: Sequence[Item], samples: Sequence[Any]) -> Batch:
+        positions = [item.position for item in items]
+        if temporal:
+            size = (settings.frames, height, width)
+            pairs = zip(positions, samples, strict=True)
+            pictures = np.stack([_sequence(one, size, inputs.seed, position) for position, one in pairs])
+        else:
+            pictures = np.stack(samples)
+        counts = dict.fromkeys(("pixels", "edges", "kl"), float(len(items)))
+        return Batch({"pictures": torch.from_numpy(pictures).movedim(-1, -3)}, counts, positions)
+
+    train, held_out = sources(inputs.train), sources(inputs.validation)
+    weights = {"pixels": 1.0, "edges": settings.edges, "kl": settings.kl}
+    validation = validation_items(held_out, settings.validation_samples)
+    shown = validation[: settings.show_samples]
+
+    def show(objective: Objective, folder: Path) -> dict[str, float]:
+        assert isinstance(objective, VAEObjective)
+        batch = collate(shown, [item.load() for item in shown])
+        return _show(objective.vae, batch.inputs["pictures"].movedim(-3, -1).numpy(), folder)
+
+    return Component(
+        objective=VAEObjective(model.load(settings.part), settings.part, weights),
+        stream=sample_stream(train, inputs),
+        collate=collate,
+        validation=validation,
+        show=show if shown else None,
+        facts=data_facts(train) | {"size": [height, width]},
+    )
+
+
+def _sequence(sample: Any, size: tuple[int, int, int], seed: int, position: int) -> NDArray[np.uint8]:
+    """So many frames uint8 [frames, height, width, 3], from somewhere in a clip or across a picture."""
+    place = torch.rand(4, generator=generator_of(seed, "sequence", position)).tolist()
+    if not isinstance(sample, FramedClip):
+        return slide(sample, size, place)
+    frames, count = sample.frames, size[0]
+    first = int(place[0] * max(len(frames) - count + 1, 1))
+    taken = frames[first : first + count]
+    return np.concatenate([taken, np.repeat(taken[-1:], count - len(taken), axis=0)])
+
+
+def slide(picture: NDArray[np.uint8], size: tuple[int, int, int], ends: Sequence[float]) -> NDArray[np.uint8]:
+    """A window of three quarters of a picture's sides that moves evenly over it.
+
+    Args:
+        size: (frames, height, width) of the result.
+        ends: Where it starts and where it ends: (top, left, top, left), relative to its room.
+    """
+    count, height, width = size
+    high, wide = (max(side * 3 // 4, 1) for side in picture.shape[:2])
+    room = np.array([picture.shape[0] - high, picture.shape[1] - wide])
+    places = np.linspace(np.array(ends[:2]) * room, np.array(ends[2:]) * room, count).round().astype(int)
+    return np.stack(
+        [resize_picture(picture[top : top + high, left : left + wide], height, width) for top, left in places]
+    )
+
+
+def _show(vae: Any, pictures: NDArray[np.uint8], folder: Path) -> dict[str, float]:
+    """Pictures or sequences beside what the VAE makes of them."""
+    values = []
+    for number, original in enumerate(pictures):
+        frames = original if original.ndim == 4 else original[None]
+        latents = vae.encode(to_signed(frames).to(vae.device, vae.dtype)).latent_dist.mode()
+        options = {"num_frames": len(frames)} if original.ndim == 4 else {}
+        ours = to_pixels(vae.decode(latents, **options).sample)
+        values.append(psnr(frames, ours))
+        if original.ndim == 4:
+            save_video(side_by_side(frames, ours), folder / f"{number:02d}.mp4", SHOWN_FPS, {})
+        else:
+            save_picture(side_by_side(frames[0], ours[0]), folder / f"{number:02d}.png", {})
+    return {"psnr": float(np.mean(values))}

@@ -1,0 +1,65 @@
+"""Trained networks as a model folder, which every other command reads."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from torch import Tensor, nn
+
+from videolavit.models.folder import PARTS, ModelFolder, quiet_libraries, save_part, start_folder
+from videolavit.models.network import Network
+
+
+def save_model(
+    base: ModelFolder, target: Path, states: dict[str, dict[str, Tensor]], trained: dict[str, nn.Module]
+) -> None:
+    """Writes the base model with some parts replaced, in one step; a model that was there gives way.
+
+    Args:
+        states: Tensors of each part that was trained, on the CPU.
+        trained: The same parts as modules, for what training changed in their configs.
+
+    Raises:
+        ModelError: the tensors do not fit the part.
+    """
+    unfinished = target.with_name(f".{target.name}.{uuid4().hex}")
+    try:
+        start_folder(unfinished, base.sizes, trained=sorted({*base.trained_parts, *states}))
+        for part in filter(base.has, PARTS):
+            if part in states:
+                with quiet_libraries():
+                    save_part(_filled(base, part, states[part], trained[part]), unfinished / part)
+            elif (base.path / part).is_dir():
+                shutil.copytree(base.path / part, unfinished / part, copy_function=_link)
+            else:
+                with quiet_libraries():
+                    save_part(base.load(part, dtype=None), unfinished / part)
+            if part.endswith("language_model"):
+                base.text_tokenizer(part).save_pretrained(unfinished / part)
+        if target.exists():
+            target.rename(target.with_name(f".{target.name}.{uuid4().hex}"))
+        unfinished.rename(target)
+    finally:
+        for left in target.parent.glob(f".{target.name}.*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _filled(base: ModelFolder, part: str, state: dict[str, Tensor], trained: nn.Module) -> Any:
+    """The part as it was, with other weights, in the precision that it was stored in."""
+    module = base.load(part, dtype=None)
+    if not isinstance(module, Network) and hasattr(module, "register_to_config"):  # a network of diffusers
+        changed: Any = trained.config
+        module.register_to_config(**{name: value for name, value in changed.items() if name[0] != "_"})
+    module.load_state_dict(state, strict=True)
+    return module
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under two names where the disk can do that; models are never changed in place."""
+    with contextlib.suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copy2(source, target)

@@ -1,0 +1,221 @@
+"""Clips of decompose runs, and pictures of these and of images, as sources for training."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from videolavit.media import MediaError
+from videolavit.records.corpus import CorpusSettings, list_corpus
+from videolavit.records.pictures import decode_image
+from videolavit.records.prepare import image_bytes
+from videolavit.records.reading import TableReader
+from videolavit.records.samples import stored_clips
+from videolavit.records.storage import StorageSettings, open_source
+from videolavit.records.token_plan import expand_source
+
+from .data import DataError, Item, Mixture, SampleStream, Source
+from .inputs import Inputs
+
+KEPT_GROUPS = 32
+"""Row groups of a source in memory: a sample of a clip shard each, up to some 10 MB."""
+
+IMAGES_PER_SHARD = 256
+"""Images that are neighbours in a listing; a shard of images is nothing on disk."""
+
+_READERS = 16
+_COLUMNS = ("sample_id", "source", "text", "start_seconds", "fps", "width", "height", "clips")
+
+
+@dataclass(frozen=True, eq=False)
+class ClipSample:
+    """A stored clip.
+
+    Attributes:
+        sample_id: Of the video or segment that it belongs to.
+        source: Address of that video.
+        text: Its caption.
+        sample_seconds: Where the segment starts in the video.
+        fps: Frames per second.
+        start_frame: Of the clip in the segment.
+        width, height: Of the frames, in pixels.
+        keyframe: The first frame as an image file; `records.pictures.decode_image` reads it.
+        motion: int16 [num_frames, blocks_high, blocks_wide, 2] in half pixels, x first.
+    """
+
+    sample_id: str
+    source: str
+    text: str | None
+    sample_seconds: float
+    fps: float
+    start_frame: int
+    width: int
+    height: int
+    keyframe: bytes
+    motion: NDArray[np.int16]
+
+    @property
+    def num_frames(self) -> int:
+        """Real frames, up to 24."""
+        return len(self.motion)
+
+    @property
+    def start_seconds(self) -> float:
+        """Where the clip starts in the video."""
+        return self.sample_seconds + self.start_frame / self.fps
+
+
+def clip_sources(named: Sequence[str], storage: StorageSettings) -> list[Source]:
+    """A source of ClipSample for each named run of `videolavit decompose` or clip shard.
+
+    Raises:
+        DataError: something else is named.
+        InputError, StorageError: nothing is there, or it cannot be read.
+    """
+    return [_clip_source(url, storage) for url in named]
+
+
+def picture_sources(named: Sequence[str], storage: StorageSettings) -> list[Source]:
+    """A source of pictures, uint8 [height, width, 3], for each named run (its keyframes) or corpus of images.
+
+    Raises:
+        DataError: something else is named.
+        InputError, StorageError: nothing is there, or it cannot be read.
+    """
+    return [_picture_source(url, storage) for url in named]
+
+
+def sample_stream(sources: Sequence[Source], inputs: Inputs) -> SampleStream:
+    """The sources mixed as the inputs say. Raises DataError."""
+    return SampleStream(Mixture(sources, inputs.weights, seed=inputs.seed, window=inputs.window))
+
+
+def validation_items(sources: Sequence[Source], count: int) -> list[Item]:
+    """A fixed choice of held-out samples, spread evenly over the sources. Their positions are below zero, so that
+    they share no random numbers with training.
+    """
+    places = [
+        (source, shard, row) for source in sources for shard, size in enumerate(source.sizes) for row in range(size)
+    ]
+    chosen = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int)
+    return [_item(-1 - number, *places[index]) for number, index in enumerate(chosen)]
+
+
+def data_facts(sources: Sequence[Source]) -> dict[str, Any]:
+    """What a resumed run must find again."""
+    return {"sources": [{"name": source.name, "samples": int(sum(source.sizes))} for source in sources]}
+
+
+def _item(position: int, source: Source, shard: int, row: int) -> Item:
+    return Item(position, source.name, lambda: source.load(shard, row))
+
+
+class ClipSource:
+    """Clips of shards.
+
+    Args:
+        urls: Of the shards.
+    """
+
+    def __init__(self, name: str, urls: Sequence[str], storage: StorageSettings) -> None:
+        self.name, self._urls = name, list(urls)
+        self._tables = TableReader(storage, KEPT_GROUPS)
+        with ThreadPoolExecutor(_READERS) as readers:
+            clips = list(readers.map(lambda url: _clips_of_rows(url, storage), self._urls))
+        self._ends = [np.cumsum(one) for one in clips]
+        self.sizes: Sequence[int] = [int(one.sum()) for one in clips]
+
+    def load(self, shard: int, row: int) -> ClipSample:
+        ends = self._ends[shard]
+        sample = int(np.searchsorted(ends, row, side="right"))
+        index = row - (int(ends[sample - 1]) if sample else 0)
+        table = self._tables.row(self._urls[shard], sample, _COLUMNS)
+        values = {name: table[name][0].as_py() for name in _COLUMNS if name != "clips"}
+        structs = table["clips"].combine_chunks().flatten().slice(index, 1)
+        keyframe, motion = next(stored_clips(pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), structs)))
+        return ClipSample(
+            sample_seconds=values.pop("start_seconds"),
+            start_frame=structs.field("start_frame")[0].as_py(),
+            keyframe=keyframe,
+            motion=motion,
+            **values,
+        )
+
+
+class MappedSource:
+    """What a function makes of another source's samples."""
+
+    def __init__(self, source: Source, function: Callable[[Any], Any]) -> None:
+        self.name, self.sizes = source.name, source.sizes
+        self._source, self._function = source, function
+
+    def load(self, shard: int, row: int) -> Any:
+        return self._function(self._source.load(shard, row))
+
+
+class ImageSource:
+    """Image files, members of tars, and images in tables.
+
+    Args:
+        rows: Of `corpus.SOURCES`.
+    """
+
+    def __init__(self, name: str, rows: Sequence[dict[str, Any]], storage: StorageSettings) -> None:
+        self.name, self._rows, self._storage = name, list(rows), storage
+        self._tables = TableReader(storage, KEPT_GROUPS)
+        starts = range(0, len(rows), IMAGES_PER_SHARD)
+        self.sizes: Sequence[int] = [min(IMAGES_PER_SHARD, len(rows) - start) for start in starts]
+
+    def load(self, shard: int, row: int) -> NDArray[np.uint8]:
+        listed = self._rows[shard * IMAGES_PER_SHARD + row]
+        return decode_image(image_bytes(listed, self._storage, self._tables))
+
+
+def _clip_source(url: str, storage: StorageSettings) -> ClipSource:
+    listed = _listed(url, storage)
+    other = next((row for row in listed if row["kind"] != "clips"), None)
+    if other is not None:
+        raise DataError(f"{url} holds no clips but {other['source']}; make clips with `videolavit decompose`")
+    return ClipSource(url, [row["url"] for row in listed], storage)
+
+
+def _picture_source(url: str, storage: StorageSettings) -> Source:
+    listed = _listed(url, storage)
+    if all(row["kind"] == "clips" for row in listed):
+        return MappedSource(_clip_source(url, storage), lambda clip: decode_image(clip.keyframe))
+    images = list(itertools.chain.from_iterable(_images(row, storage) for row in listed))
+    return ImageSource(url, images, storage)
+
+
+def _images(row: dict[str, Any], storage: StorageSettings) -> list[dict[str, Any]]:
+    if row["kind"] == "image":
+        return [row | {"offset": None, "length": None}]
+    if row["kind"] == "tar":
+        try:
+            members = expand_source(row, storage, CorpusSettings(modality="image")).to_pylist()
+        except MediaError as error:
+            raise DataError(f"{row['url']} cannot be listed: {error}") from None
+        return [{"row": None, **member} for member in members]
+    hint = "make clips with `videolavit decompose` and name their run" if row["kind"] == "video" else "leave it out"
+    raise DataError(f"{row['source']} is no image ({row['kind']}); {hint}")
+
+
+def _listed(url: str, storage: StorageSettings) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = list_corpus([url], storage, CorpusSettings()).to_pylist()
+    return rows
+
+
+def _clips_of_rows(url: str, storage: StorageSettings) -> NDArray[np.int64]:
+    """Clips of each row of a shard; only that column is read."""
+    try:
+        with open_source(url, storage) as file:
+            column = pq.read_table(file, columns=["num_clips"])["num_clips"]
+    except (MediaError, pa.ArrowException) as error:
+        raise DataError(f"cannot read the clip shard {url}: {error}; remove it or decompose again") from None
+    return np.asarray(column.to_numpy(), np.int64)

@@ -1,0 +1,378 @@
+"""The training loop. The same for every component, in one process or many, under Ray or without."""
+
+import contextlib
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from videolavit.models.objective import Batch, Draws, to_device
+from videolavit.records.identity import differences
+
+from .checkpoint import CheckpointError, Checkpoints, Position
+from .component import Component
+from .data import DataError
+from .loader import Loader, Reject, StepData, fixed_batches
+from .optimizer import AveragedWeights, Optimizer
+from .parallel import Ranks, accumulate, autocast, gathered, parallelize
+from .settings import TrainSettings
+from .telemetry import Telemetry, Tracker, memory_bytes, peak_flops
+
+CHECKPOINTS, SAMPLES, REJECTS, PROFILE = "checkpoints", "samples", "rejects.jsonl", "profile"
+PROFILE_AFTER = 10
+
+OnSave = Callable[[Path, dict[str, float]], None]
+"""Called on every rank when a checkpoint is committed, with the last metrics."""
+
+
+class Diverged(RuntimeError):
+    """The gradient is not finite, step after step."""
+
+
+class Trainer:
+    """Trains a component into a folder, from its newest checkpoint there if it has one.
+
+    Args:
+        component: What is trained; on the CPU, not yet spread over ranks.
+        settings: How.
+        ranks: Of the run.
+        folder: Of the run; all ranks see the same one.
+        trackers: Further trackers than the settings name.
+        line: Prints a line for people; given to the first rank only.
+        on_save: See OnSave.
+
+    Raises:
+        DataError: the batch or the ranks do not divide.
+        CheckpointError: the folder holds a run of something else.
+    """
+
+    def __init__(
+        self,
+        component: Component,
+        settings: TrainSettings,
+        ranks: Ranks,
+        folder: Path,
+        *,
+        trackers: Sequence[Tracker] = (),
+        line: Callable[[str], None] = print,
+        on_save: OnSave | None = None,
+    ) -> None:
+        self.component, self.settings, self.ranks, self.folder = component, settings, ranks, folder
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+        self._line = line if ranks.is_first else _silent
+        self._on_save = on_save
+        self._objective = component.objective.to(ranks.device)
+        parallelize(self._objective, settings.parallel, ranks)
+        self._optimizer = Optimizer(self._objective, settings.optimizer, settings.steps)
+        decay = settings.optimizer.ema
+        self._average = AveragedWeights(self._optimizer.named, decay) if decay else None
+        self._checkpoints = Checkpoints(folder / CHECKPOINTS, ranks, settings.keep, self._line)
+        self._tokens: Counter[str] = Counter()  # of all ranks
+        self._uncounted: Counter[str] = Counter()  # of this one, since they were summed last
+        self._skipped = 0
+        self._batch = _items_a_step(component, settings)
+        self._facts = {**component.facts, "seed": settings.seed, "batch": self._batch}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._resume()
+        named = list(settings.trackers) if ranks.is_first else []
+        self._telemetry = (
+            Telemetry(folder, [*named, *trackers], self._line, asdict(settings) | self._facts, self.step, settings.steps)
+            if ranks.is_first
+            else None
+        )
+
+    # ---- the loop ---------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Trains to the last step; validates, shows and saves on the way and at the end.
+
+        Raises:
+            Diverged: too many steps in a row without a finite gradient.
+        """
+        settings = self.settings
+        loader = Loader(
+            self.component.stream,
+            self.component.collate,
+            self._batch,
+            settings.micro_batch,
+            self.ranks.rank,
+            self.ranks.world,
+            settings.loader_threads,
+            settings.prefetch,
+        )
+        interval = _Interval()
+        data = iter(loader)
+        with contextlib.closing(data), self._profiler() as profiler:
+            while self.step < settings.steps:
+                norm = self._train(next_data := next(data), interval)
+                interval.add(next_data, norm)
+                for batch in next_data.batches:
+                    self._uncounted.update(batch.tokens)
+                self.step += 1
+                self._note_rejects(next_data.rejects)
+                profiler()
+                if self._due(settings.log_every):
+                    self._log(interval, loader)
+                    interval, loader.wait_seconds = _Interval(), 0.0
+                if self._due(settings.validate_every) and self.component.validation:
+                    self._validate()
+                if self._due(settings.show_every) and self.component.show:
+                    self._show()
+                self._save(next_data.state)
+        if self._telemetry is not None:
+            self._telemetry.close()
+
+    def _train(self, data: StepData, interval: "_Interval") -> float:
+        """One optimizer step; returns the norm of its gradient."""
+        objective = self._objective
+        objective.begin_step(self.step)
+        counts = self.ranks.sums(_summed([batch.counts for batch in data.batches]))
+        for number, batch in enumerate(data.batches):
+            accumulate(objective, last=number == len(data.batches) - 1)
+            objective.train(batch.weight > 0)  # a stand-in leaves no trace in what is learned without a gradient
+            with autocast(self.settings.parallel, self.ranks.device):
+                sums = self._forward(batch)
+            terms = [weight * sums[term] / max(counts[term], 1.0) for term, weight in objective.weights.items()]
+            (batch.weight * torch.stack([term.float() for term in terms]).sum()).backward()
+            interval.sums.append({term: value.detach() * batch.weight for term, value in sums.items()})
+        norm = float(self._optimizer.clip())
+        if math.isfinite(norm):
+            self._skipped = 0
+            self._optimizer.step(self.step)
+            if self._average is not None:
+                self._average.update(self.step)
+            objective.after_step(self.ranks.sum)
+        else:
+            self._skip(norm)
+        self._optimizer.zero_grad()
+        return norm
+
+    def _forward(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:
+        draws = Draws(self.settings.seed if seed is None else seed, batch.positions, self.ranks.device)
+        return self._objective(to_device(batch.inputs, self.ranks.device), draws)
+
+    def _skip(self, norm: float) -> None:
+        """Leaves a step out whose gradient is not finite; the norm, and so the decision, is the same on all ranks."""
+        self._skipped += 1
+        self._line(f"step {self.step + 1}: the gradient's norm is {norm}; the step is skipped")
+        if self._skipped > self.settings.optimizer.max_skipped:
+            raise Diverged(
+                f"{self._skipped} steps in a row had no finite gradient. Lower optimizer.lr, or use float32; "
+                "the last checkpoint is from before, if it is older than that"
+            )
+
+    # ---- beside it --------------------------------------------------------------------------------------------
+
+    def _log(self, interval: "_Interval", loader: Loader) -> None:
+        values = interval.reduced(self.ranks)
+        counts, sums, seconds = values["counts"], values["sums"], interval.seconds
+        self._count_tokens()
+        work = values["work"]
+        metrics = {term: sums[term] / max(counts[term], 1.0) for term in sums}
+        loss = {"loss": sum(weight * metrics[term] for term, weight in self._objective.weights.items())}
+        metrics = loss | metrics
+        metrics |= {
+            "lr": self.settings.optimizer.lr * self._optimizer.factor(self.step - 1),
+            "grad_norm": interval.norm,
+            "samples_per_second": work["samples"] / seconds,
+            "tokens_per_second": sum(values["tokens"].values()) / seconds,
+            "step_seconds": seconds / interval.steps,
+            "data_wait": loader.wait_seconds / seconds,
+            "memory_gb": memory_bytes(self.ranks.device) / 1e9,
+        }
+        if work["size"]:
+            metrics["packing"] = sum(values["tokens"].values()) / work["size"]
+        peak = peak_flops(self.ranks.device, self.settings.peak_flops)
+        if peak and work["flops"]:
+            metrics["mfu"] = work["flops"] / seconds / (peak * self.ranks.world)
+        metrics |= {f"tokens/{name}": float(number) for name, number in self._tokens.items()}
+        self._publish(metrics | self._objective.statistics())
+
+    def _count_tokens(self) -> None:
+        merged = _merged(dict(self._uncounted), self.ranks)
+        self._tokens.update({name: int(number) for name, number in merged.items()})
+        self._uncounted.clear()
+
+    def _validate(self) -> None:
+        """The terms over the fixed samples, with fixed random numbers and the averaged weights."""
+        validation = fixed_batches(
+            self.component.validation,
+            self.component.collate,
+            self.settings.micro_batch,
+            self.ranks.rank,
+            self.ranks.world,
+        )
+        with self._as_saved(), torch.no_grad(), autocast(self.settings.parallel, self.ranks.device):
+            sums = _summed([{t: float(v) * b.weight for t, v in self._forward(b, 0).items()} for b in validation])
+        totals = self.ranks.sums(sums)
+        counts = self.ranks.sums(_summed([batch.counts for batch in validation]))
+        metrics = {term: totals[term] / max(counts[term], 1.0) for term in totals}
+        loss = sum(weight * metrics[term] for term, weight in self._objective.weights.items())
+        self._publish({f"validation/{name}": value for name, value in ({"loss": loss} | metrics).items()})
+
+    def _show(self) -> None:
+        assert self.component.show is not None
+        name = f"step-{self.step:08d}" if self.ranks.is_first else f".rank-{self.ranks.rank}"
+        folder = self.folder / SAMPLES / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._as_saved(), gathered(self._objective), torch.no_grad():
+            measured = self.component.show(self._objective, folder)
+        self._publish({f"samples/{name}": value for name, value in measured.items()})
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """The averaged weights in place of the others, if there are any, for as long as the body lasts."""
+        return self._average.in_place() if self._average is not None else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _as_saved(self) -> Iterator[None]:
+        """The objective as it would be saved."""
+        self._objective.eval()
+        with self.averaged():
+            yield
+        self._objective.train()
+
+    def _publish(self, metrics: dict[str, float]) -> None:
+        self.metrics |= metrics
+        if self._telemetry is not None:
+            self._telemetry.log(self.step, metrics)
+
+    def _note_rejects(self, rejects: list[Reject]) -> None:
+        if rejects:
+            self._line(f"{len(rejects)} samples cannot be used; the first: {rejects[0].source}: {rejects[0].message}")
+            with (self.folder / REJECTS).open("a") as file:
+                file.writelines(json.dumps({"step": self.step, **asdict(reject)}) + "\n" for reject in rejects)
+
+    @contextlib.contextmanager
+    def _profiler(self) -> Iterator[Callable[[], None]]:
+        """Traces some steps into a file for a browser's trace viewer; yields what is called after each step."""
+        if not self.settings.profile or not self.ranks.is_first:
+            yield _nothing
+            return
+        target = self.folder / PROFILE
+        schedule = torch.profiler.schedule(wait=PROFILE_AFTER, warmup=1, active=self.settings.profile, repeat=1)
+        handler = torch.profiler.tensorboard_trace_handler(str(target))
+        with torch.profiler.profile(schedule=schedule, on_trace_ready=handler, profile_memory=True) as profile:
+            yield profile.step
+
+    def _due(self, every: int) -> bool:
+        return self.step == self.settings.steps or (every > 0 and self.step % every == 0)
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All state of the run that is tensors, by name."""
+        fixed = {id(value) for network in self._objective.fixed() for value in network.state_dict(keep_vars=True).values()}
+        model = self._objective.state_dict(keep_vars=True)
+        tensors = {f"model.{name}": value.detach() for name, value in model.items() if id(value) not in fixed}
+        tensors |= {f"optimizer.{name}": value for name, value in self._optimizer.state().items()}
+        if self._average is not None:
+            tensors |= {f"average.{name}": value for name, value in self._average.values.items()}
+        return tensors
+
+    def _save(self, stream: dict[str, int]) -> None:
+        """Begins a save where one is due, and commits one that is written."""
+        last = self.step == self.settings.steps
+        if self._due(self.settings.save_every):
+            self._commit(wait=True)
+            self._count_tokens()
+            position = Position(self.step, stream, self._facts, dict(self._tokens), self._skipped)
+            self._checkpoints.save(self.tensors(), position)
+        if self._checkpoints.saving:
+            self._commit(wait=last)
+
+    def _commit(self, wait: bool) -> None:
+        path = self._checkpoints.commit(wait)
+        if path is not None and self._on_save is not None:
+            self._on_save(path, self.metrics)
+
+    def _resume(self) -> None:
+        found = self._checkpoints.newest()
+        if found is None:
+            return
+        path, position = found
+        changed = differences(position.facts, json.loads(json.dumps(self._facts)))
+        if changed:
+            raise CheckpointError(
+                f"{self.folder} holds another training. Choose another --output, or undo what differs (theirs -> ours):"
+                + "".join(f"\n  {one}" for one in changed)
+            )
+        self._checkpoints.load(path, self.tensors())
+        self.component.stream.seek(position.stream)
+        self.step, self._skipped = position.step, position.skipped
+        self._tokens = Counter(position.tokens)
+        self._line(f"continues from {path.name}")
+
+
+@dataclass
+class _Interval:
+    """What is measured between two lines of metrics."""
+
+    started: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+    norm: float = 0.0
+    sums: list[dict[str, Tensor]] = field(default_factory=list)
+    counts: list[dict[str, float]] = field(default_factory=list)
+    tokens: Counter[str] = field(default_factory=Counter)
+    work: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def add(self, data: StepData, norm: float) -> None:
+        self.steps += 1
+        self.norm = norm
+        for batch in data.batches:
+            self.counts.append(batch.counts)
+            self.tokens.update(batch.tokens)
+            samples = len(batch.positions) * batch.weight
+            self.work.update({"samples": samples, "size": batch.size, "flops": batch.flops})  # type: ignore[dict-item]
+
+    def reduced(self, ranks: Ranks) -> dict[str, dict[str, float]]:
+        """Sums over the interval and all ranks."""
+        sums = _summed([{name: float(value) for name, value in one.items()} for one in self.sums])
+        own = {"sums": sums, "counts": _summed(self.counts), "work": dict(self.work)}
+        reduced = {kind: ranks.sums({name: float(value) for name, value in one.items()}) for kind, one in own.items()}
+        return reduced | {"tokens": _merged(dict(self.tokens), ranks)}
+
+
+def _merged(values: dict[str, int], ranks: Ranks) -> dict[str, float]:
+    """Sums over ranks that may name different values."""
+    if ranks.world == 1:
+        return {name: float(value) for name, value in values.items()}
+    gathered_values: list[dict[str, int]] = [{}] * ranks.world
+    torch.distributed.all_gather_object(gathered_values, values)
+    total: Counter[str] = Counter()
+    for one in gathered_values:
+        total.update(one)
+    return {name: float(value) for name, value in sorted(total.items())}
+
+
+def _summed(parts: list[dict[str, float]]) -> dict[str, float]:
+    return {name: math.fsum(part[name] for part in parts) for name in sorted(parts[0])} if parts else {}
+
+
+def _items_a_step(component: Component, settings: TrainSettings) -> int:
+    if settings.batch_tokens is None:
+        return settings.batch
+    if not component.tokens_an_item:
+        raise DataError("batch_tokens is for components with sequences; use batch")
+    if settings.batch_tokens % component.tokens_an_item:
+        raise DataError(f"batch_tokens must be a multiple of the sequence length, {component.tokens_an_item}")
+    return settings.batch_tokens // component.tokens_an_item
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _nothing() -> None:
+    pass

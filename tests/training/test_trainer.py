@@ -1,0 +1,222 @@
+"""The loop on a toy: the same run however it is cut up, and what happens when something goes wrong."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.toys import ToyObjective, toy
+from videolavit.models.objective import Draws
+from videolavit.training.checkpoint import MANIFEST, CheckpointError
+from videolavit.training.component import Component
+from videolavit.training.data import DataError
+from videolavit.training.parallel import Ranks
+from videolavit.training.settings import OptimizerSettings, ParallelSettings, TrainSettings
+from videolavit.training.trainer import Diverged, Trainer
+
+QUICK: dict[str, Any] = {
+    "steps": 20,
+    "batch": 12,
+    "micro_batch": 12,
+    "seed": 5,
+    "log_every": 1,
+    "save_every": 5,
+    "trackers": (),
+    "optimizer": OptimizerSettings(lr=0.01, warmup=3, ema=0.9),
+}
+EXACT = {"rtol": 0, "atol": 0}
+
+
+def settings(**changes: Any) -> TrainSettings:
+    return TrainSettings(**(QUICK | changes))
+
+
+def run(folder: Path, component: Component | None = None, stop: int | None = None, **changes: Any) -> Trainer:
+    """Trains; with `stop`, the process dies there as far as the folder can tell."""
+    lines: list[str] = []
+    trainer = Trainer(component or toy(), settings(**changes), Ranks(), folder, line=lines.append)
+    trainer.lines = lines  # type: ignore[attr-defined]
+    if stop is None:
+        trainer.run()
+    else:
+        _run_until(trainer, stop)
+    return trainer
+
+
+class Killed(Exception):
+    pass
+
+
+def _run_until(trainer: Trainer, stop: int) -> None:
+    train = trainer._train
+
+    def dying(*args: Any) -> float:
+        if trainer.step == stop:
+            raise Killed
+        return train(*args)
+
+    trainer._train = dying  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        trainer.run()
+    trainer._checkpoints._writer.shutdown()  # a process that died writes no more
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[tuple[int, float, float]]:
+    return [(one["step"], one["error"], one["grad_norm"]) for one in metrics(folder) if "error" in one]
+
+
+def same(one: Trainer, other: Trainer, **tolerance: float) -> None:
+    ours, theirs = one.tensors(), other.tensors()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], **(tolerance or EXACT), msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_it_learns_and_writes_what_happened(tmp_path: Path) -> None:
+    trainer = run(tmp_path, steps=60, validate_every=20)
+    found = metrics(tmp_path)
+    steps = [one for one in found if "error" in one]
+    assert steps[-1]["error"] < steps[0]["error"] / 2
+    assert steps[0]["lr"] == pytest.approx(0.01 / 3)
+    assert steps[2]["lr"] == pytest.approx(0.01)
+    assert steps[-1]["lr"] == pytest.approx(0, abs=1e-9)
+    assert [one["step"] for one in found if "validation/loss" in one] == [20, 40, 60]
+    assert steps[-1]["tokens/many"] == 3 * steps[-1]["tokens/few"] == 540
+    assert trainer.metrics["seen"] != 0
+
+
+def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
+    whole, parts = run(tmp_path / "whole"), run(tmp_path / "parts", micro_batch=5)
+    same(whole, parts, rtol=1e-4, atol=1e-6)
+    assert [one[0] for one in losses(tmp_path / "parts")] == list(range(1, 21))
+
+
+@pytest.mark.parametrize("stop", [3, 5, 12])
+def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path, stop: int) -> None:
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "cut", stop=stop)
+    second = run(tmp_path / "cut")
+    same(whole, second)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert second.metrics["tokens/many"] == whole.metrics["tokens/many"]
+
+
+def test_a_broken_checkpoint_is_skipped_and_named(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "cut", stop=16, keep=2)  # the save of step 15 is not committed
+    newest = tmp_path / "cut" / "checkpoints" / "step-00000010"
+    file = next(newest.glob("shard-*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    second = run(tmp_path / "cut", keep=2)
+    assert any("skipped the checkpoint step-00000010" in line and file.name in line for line in second.lines)
+    assert any("continues from step-00000005" in line for line in second.lines)
+    same(whole, second)
+
+
+def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
+    run(tmp_path, steps=5)
+    (tmp_path / "checkpoints" / "step-00000005" / MANIFEST).unlink()
+    second = run(tmp_path, steps=6)
+    assert not any("continues" in line for line in second.lines)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    run(tmp_path, save_every=4, keep=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000016", "step-00000020"]
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, steps=5)
+    with pytest.raises(CheckpointError, match=r"seed: 5 -> 6"):
+        run(tmp_path, seed=6)
+    component = toy()
+    component.objective.head = torch.nn.Linear(4, 4, bias=False)  # type: ignore[assignment]
+    run(tmp_path / "other", steps=5)
+    component.objective.add_module("more", torch.nn.Linear(2, 2))
+    with pytest.raises(CheckpointError, match="another model"):
+        run(tmp_path / "other", component)
+
+
+def test_samples_that_cannot_be_read_are_left_out_and_recorded(tmp_path: Path) -> None:
+    broken = frozenset({1, 2, 30})
+    trainer = run(tmp_path, toy(broken=broken), batch=8, micro_batch=1)
+    rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    assert {one["message"] for one in rejects} == {f"sample {row} is broken" for row in broken}
+    assert {one["error_type"] for one in rejects} == {"Unreadable"}
+    # micro batches of one make stand-ins; larger ones are only smaller by the sample: the same steps
+    same(trainer, run(tmp_path / "larger", toy(broken=broken), batch=8, micro_batch=8), rtol=1e-4, atol=1e-6)
+
+
+def test_a_source_without_a_usable_sample_is_an_error(tmp_path: Path) -> None:
+    component = toy(samples=5, broken=frozenset(range(5)))
+    with pytest.raises(DataError, match="can be used: Unreadable"):
+        run(tmp_path, component, batch=1, micro_batch=1)
+
+
+class Exploding(ToyObjective):
+    """Its loss is not finite in some steps."""
+
+    def __init__(self, steps: set[int]) -> None:
+        super().__init__()
+        self._steps, self._step = steps, 0
+
+    def begin_step(self, step: int) -> None:
+        self._step = step
+
+    def forward(self, inputs: dict[str, torch.Tensor], draws: Draws) -> dict[str, torch.Tensor]:
+        sums = super().forward(inputs, draws)
+        return {**sums, "error": sums["error"] * float("inf")} if self._step in self._steps else sums
+
+
+def test_steps_without_a_finite_gradient_are_skipped(tmp_path: Path) -> None:
+    trainer = run(tmp_path, replace(toy(), objective=Exploding({4, 5})))
+    assert sum("skipped" in line for line in trainer.lines) == 2
+    assert all(bool(value.isfinite().all()) for value in trainer.tensors().values())
+
+
+def test_a_run_that_diverges_ends(tmp_path: Path) -> None:
+    optimizer = replace(QUICK["optimizer"], max_skipped=3)
+    with pytest.raises(Diverged, match=r"4 steps in a row.*optimizer\.lr"):
+        run(tmp_path, replace(toy(), objective=Exploding(set(range(8, 20)))), optimizer=optimizer)
+
+
+@pytest.mark.parametrize("how", ["full", "selective"])
+def test_recomputation_changes_nothing(tmp_path: Path, how: str) -> None:
+    changed = run(tmp_path / how, parallel=ParallelSettings(recompute=how))
+    same(run(tmp_path / "none"), changed)
+
+
+def test_compiled_blocks_agree(tmp_path: Path) -> None:
+    compiled = run(tmp_path / "compiled", steps=3, parallel=ParallelSettings(compile=True))
+    same(run(tmp_path / "eager", steps=3), compiled, rtol=1e-3, atol=1e-5)
+
+
+def test_bfloat16_computes_in_it_and_keeps_float32(tmp_path: Path) -> None:
+    half = run(tmp_path / "half", parallel=ParallelSettings(precision="bfloat16"))
+    full = run(tmp_path / "full")
+    assert {value.dtype for value in half.tensors().values()} == {torch.float32}
+    assert losses(tmp_path / "half")[0][1] != losses(tmp_path / "full")[0][1]
+    assert losses(tmp_path / "half")[-1][1] == pytest.approx(losses(tmp_path / "full")[-1][1], rel=0.1)
+    assert half.step == full.step == 20
+
+
+def test_a_profile_is_written(tmp_path: Path) -> None:
+    run(tmp_path, profile=2)
+    assert list((tmp_path / "profile").glob("*.pt.trace.json"))
+
+
+def test_metrics_reach_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path, trackers=("tensorboard",))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("error")] == list(range(1, 21))
