@@ -3,7 +3,7 @@
 The output folder gets `videos/*.mp4` and `manifest.jsonl`, which `videolavit decompose --input` reads: file, caption
 and the true motion of every shape. Video number i depends on the seed and the settings only, so that starting again
 with a larger number adds videos. The manifest is written last: it lists complete videos of one seed and one set of
-settings.
+settings. With `--questions` there is also `questions.jsonl`: what `videolavit train language-model` reads as chat.
 """
 
 import json
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from videolavit.evaluation.questions import chat_records
 from videolavit.media import write_mp4
 from videolavit.records.storage import Folder, StorageError, StorageSettings
 from videolavit.synth import Scene, SynthSettings, draw_scene, render
@@ -23,7 +24,7 @@ from videolavit.synth import Scene, SynthSettings, draw_scene, render
 from .common import JobParser, console, fail, pick, user_errors
 from .progress import LOG_EVERY
 
-MANIFEST = "manifest.jsonl"
+MANIFEST, QUESTIONS = "manifest.jsonl", "questions.jsonl"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = Folder(options.output, StorageSettings(s3_endpoint=options.s3_endpoint))
         scenes = [draw_scene(settings, options.seed, index) for index in range(options.videos)]
         _write_corpus(folder, scenes, settings)
+        if options.questions:
+            _write_questions(folder, scenes)
     _print_summary(folder, scenes, settings, time.monotonic() - started)
 
 
@@ -48,6 +51,7 @@ def _parser() -> JobParser:
     parser.add_argument("--output", type=str, required=True, help="folder or s3:// prefix for the corpus")
     parser.add_argument("--videos", type=int, required=True, help="how many videos")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other videos")
+    parser.add_argument("--questions", action="store_true", help=f"also write {QUESTIONS}: conversations as LLaVA's")
     parser.add_class_arguments(SynthSettings)
     parser.add_class_arguments(StorageSettings)
     return parser
@@ -62,6 +66,15 @@ def _write_corpus(folder: Folder, scenes: Sequence[Scene], settings: SynthSettin
         {"video": _video_name(index), "text": scene.text, "shapes": scene.truth()} for index, scene in enumerate(scenes)
     ]
     folder.replace(MANIFEST, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _write_questions(folder: Folder, scenes: Sequence[Scene]) -> None:
+    records = (
+        record
+        for index, scene in enumerate(scenes)
+        for record in chat_records(scene, f"{index:06d}", _video_name(index))
+    )
+    folder.replace(QUESTIONS, "".join(json.dumps(record) + "\n" for record in records).encode())
 
 
 def _video_name(index: int) -> str:

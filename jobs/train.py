@@ -16,6 +16,7 @@ from typing import Any
 from jsonargparse import Namespace
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from videolavit.records.storage import StorageError, StorageSettings
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_options(parser, kinds)
     options = parser.parse(_with_recipe(name, words[1:]))
     with user_errors(ValueError):
-        chosen = {group: _settings(kind, options.get(group)) for group, kind in kinds.items() if group == "objective"}
+        objective = _settings(kinds["objective"], options.get("objective"))
         train_settings, cluster = _flat(TrainSettings, options), _flat(ClusterSettings, options)
     for required in ("model", "input", "output"):
         if not options[required]:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         window=options.window,
         storage=pick(StorageSettings, options),
     )
-    task = TrainTask(name, options.model, inputs, chosen["objective"], train_settings, options.output)
+    task = TrainTask(name, options.model, inputs, objective, train_settings, options.output)
     if cluster.workers:
         with user_errors(StorageError), ray_runtime(), _following(Path(task.output)):
             _on_ray(lambda: train_on_ray(task, cluster))
@@ -78,15 +79,14 @@ def _here(task: Any) -> None:
 
 
 def _on_ray(run: Any) -> None:
-    from pipelines.train import MISTAKE, TrainingFailed
+    from pipelines.train import TrainingFailed, UserMistake
 
     try:
-        run()
+        with user_errors(UserMistake):
+            run()
     except TrainingFailed as error:
-        reason = str(error)
-        if MISTAKE in reason:
-            fail(reason.split(MISTAKE, 1)[1])
-        console.print(f"[red]the training failed:[/] {reason}; the same command continues from the last checkpoint")
+        console.print(f"[red]the training failed:[/] {escape(str(error))}", soft_wrap=True)
+        console.print("the same command continues from the last checkpoint")
         sys.exit(1)
 
 
@@ -134,7 +134,9 @@ def _component(words: list[str]) -> str:
     out = sys.stdout if asked else sys.stderr
     if not asked:
         print(f"videolavit train: there is no component {name!r}\n", file=out)
-    print("usage: videolavit train COMPONENT --model M --input RUN --output DIR [--config RECIPE] [options]\n", file=out)
+    print(
+        "usage: videolavit train COMPONENT --model M --input RUN --output DIR [--config RECIPE] [options]\n", file=out
+    )
     for component, purpose in COMPONENTS.items():
         print(f"  {component:<22} {purpose}", file=out)
     print(f"\nrecipes for --config: {', '.join(_recipes())}, or a YAML file of options", file=out)
@@ -167,12 +169,12 @@ def _add_options(parser: JobParser, kinds: dict[str, Any]) -> None:
     parser.add_argument("--model", type=str | None, help=f"what training starts from: {MODEL_HELP}")
     parser.add_argument(
         "--input",
-        type=list[str] | None,
+        type=str,
         nargs="+",
         help="runs of `videolavit decompose` or `tokenize`, or corpora of pictures or chats; each is a source",
     )
-    parser.add_argument("--weights", type=list[float] | None, nargs="+", help="share of each input; default: its size")
-    parser.add_argument("--validation", type=list[str] | None, nargs="+", help="held-out inputs")
+    parser.add_argument("--weights", type=float, nargs="+", help="share of each input; default: its size")
+    parser.add_argument("--validation", type=str, nargs="+", help="held-out inputs")
     parser.add_argument("--window", type=int, default=16, help="shards of an input whose samples are mixed at a time")
     parser.add_argument("--output", type=str | None, help="folder of the run; on a cluster, one that all nodes share")
     parser.add_class_arguments(kinds["objective"], "objective")
@@ -183,16 +185,22 @@ def _add_options(parser: JobParser, kinds: dict[str, Any]) -> None:
 
 def _flat(kind: Any, options: Namespace) -> Any:
     names = TypeAdapter(kind).json_schema()["properties"]
-    return _settings(kind, Namespace(**{name: options[name] for name in names}))
+    return _settings(kind, {name: options[name] for name in names})
 
 
-def _settings(kind: Any, values: Namespace) -> Any:
+def _settings(kind: Any, values: dict[str, Any]) -> Any:
     """Typed settings of parsed values. Raises ValueError in a line."""
     try:
-        return TypeAdapter(kind).validate_python(values.as_dict())
+        return TypeAdapter(kind).validate_python(_plain(values))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         raise ValueError("; ".join(problems)) from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    return {name: _plain(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 if __name__ == "__main__":

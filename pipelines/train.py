@@ -1,6 +1,9 @@
 """Training under Ray Train: the same loop on every worker, restarted from its last checkpoint when one is lost."""
 
+import json
 import os
+import re
+import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +13,7 @@ import ray
 import ray.train
 import torch
 from pydantic.dataclasses import dataclass
-from ray.train import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
 
@@ -28,7 +31,15 @@ USER_MISTAKES = (DataError, ModelError, CheckpointError, Diverged)
 
 
 class TrainingFailed(RuntimeError):
-    """The workers failed more often than allowed, or for a reason that starting again does not change."""
+    """The workers failed more often than allowed."""
+
+
+class StorageNotShared(RuntimeError):
+    """A worker sees another folder under the run's path."""
+
+
+class UserMistake(ValueError):
+    """What a worker found to be wrong with what it was asked; starting again would not help."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -68,50 +79,65 @@ def train_on_ray(task: TrainTask, cluster: ClusterSettings) -> None:
     """Trains on the workers of a cluster.
 
     Raises:
-        TrainingFailed: with the reason of the worker that failed.
+        UserMistake, TrainingFailed: with the reason of the worker that failed.
     """
+    output = Path(task.output)
+    (output / MISTAKE).unlink(missing_ok=True)
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"task": task, "token": _mark(Path(task.output))},
+        train_loop_config={"task": task, "token": _mark(output)},
         scaling_config=cluster.scaling(use_gpu),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=cluster.timeout),
         run_config=RunConfig(
             name=f"{task.component}-{uuid.uuid4().hex[:8]}",
-            storage_path=os.path.abspath(Path(task.output) / RAY_FILES),
+            storage_path=os.path.abspath(output / RAY_FILES),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
     )
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
+        _check_mistake(output)
         raise TrainingFailed(_reason(error)) from None
+    _check_mistake(output)
 
 
 def _work(config: dict[str, Any]) -> None:
     """What a worker does."""
     task: TrainTask = config["task"]
-    _check_shared(Path(task.output), config["token"])
+    output = Path(task.output)
+    _check_shared(output, config["token"])
+    if (output / MISTAKE).exists():
+        return  # Ray started again after it, as it does after all that is raised
     context = ray.train.get_context()
     first = context.get_world_rank() == 0
     torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", "1")), 1))
     trackers = [RayMetrics(task.component)] if first else []
     try:
-        train(task, Ranks.here(), trackers=trackers, line=_line(Path(task.output)), on_save=_report)
+        train(task, Ranks.here(), trackers=trackers, line=_line(output), on_save=_report)
     except USER_MISTAKES as error:
-        raise RuntimeError(f"{MISTAKE}{type(error).__name__}: {error}") from None
+        (output / MISTAKE).write_text(str(error))
+        raise
 
 
-MISTAKE = "not to be tried again: "
+def _check_mistake(output: Path) -> None:
+    if (output / MISTAKE).exists():
+        raise UserMistake((output / MISTAKE).read_text())
+
+
+MISTAKE = ".mistake"
+POINTER = "checkpoint.json"
 
 
 def _report(checkpoint: Path, metrics: dict[str, float]) -> None:
-    """Tells Ray Train of a checkpoint; it lies on the storage that all share already."""
-    ray.train.report(
-        {**metrics, "checkpoint": str(checkpoint)},
-        checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint.absolute())),
-        checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
-    )
+    """Tells Ray Train of a checkpoint by its address: it lies on the storage that all share already."""
+    if ray.train.get_context().get_world_rank():
+        ray.train.report({})
+        return
+    with tempfile.TemporaryDirectory() as pointer:
+        (Path(pointer) / POINTER).write_text(json.dumps({"checkpoint": str(checkpoint.absolute())}))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(pointer))
 
 
 class RayMetrics:
@@ -147,8 +173,8 @@ def _check_shared(output: Path, token: str) -> None:
     marker = output / ".shared"
     found = marker.read_text() if marker.is_file() else None
     if found != token:
-        raise RuntimeError(
-            f"{MISTAKE}{output} on node {ray.util.get_node_ip_address()} is not the folder that the driver sees; "
+        raise StorageNotShared(
+            f"{output} on node {ray.util.get_node_ip_address()} is not the folder that the driver sees; "
             "--output must be on storage that all nodes share"
         )
 
@@ -167,7 +193,8 @@ LOG = "train.log"
 
 
 def _reason(error: BaseException) -> str:
+    """The message of the worker's exception, out of the traceback that Ray gives."""
     causes = getattr(error, "worker_failures", None) or {0: error}
-    first = next(iter(causes.values()))
-    lines = [line for line in str(first).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else type(first).__name__
+    lines = str(next(iter(causes.values()))).strip().splitlines()
+    raised = [index for index, line in enumerate(lines) if re.match(r"[\w.]+: ", line)]
+    return "\n".join(lines[raised[-1] :] if raised else lines[-1:])

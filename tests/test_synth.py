@@ -14,10 +14,13 @@ from PIL import Image, ImageDraw
 
 from jobs.synth import main
 from videolavit.media import BLOCK, iter_frames, write_mp4
-from videolavit.synth import DIRECTIONS, MovingShape, SynthSettings, draw_scene, render
+from videolavit.synth import COLOURS, DIRECTIONS, OUTLINES, MovingShape, SynthSettings, draw_scene, is_held_out, render
 
 FEW_BLOCKS = 8
 """Hardly a block is ever inside a small shape; so few say nothing about a median."""
+
+FIRST = ("a large orange square moves up slowly; a large green triangle moves up fast", 7654355389934507510)
+"""Caption and texture seed of video 0 of seed 3."""
 
 SHORT = ("--width=128", "--height=96", "--seconds=1", "--fps=12")
 
@@ -159,6 +162,50 @@ def test_pyarrow_reads_the_manifest_with_its_nested_truth(tmp_path: Path) -> Non
         assert all(len(shape["velocity"]) == 2 for shape in shapes)
 
 
+# ---- splits and questions -----------------------------------------------------------------------------------------
+
+
+def test_no_training_video_has_a_held_out_combination() -> None:
+    seen: dict[str, set[tuple[str, str, str]]] = {}
+    for split in ("train", "held-out"):
+        settings = SynthSettings(split=split)  # type: ignore[arg-type]
+        shapes = [shape for index in range(150) for shape in draw_scene(settings, 0, index).shapes]
+        seen[split] = {(shape.colour, shape.shape, shape.direction) for shape in shapes}
+        for place, names in enumerate((COLOURS, OUTLINES, DIRECTIONS)):
+            assert {one[place] for one in seen["train"]} == set(names)
+    assert not seen["train"] & seen["held-out"]
+    assert 15 <= len(seen["held-out"]) <= 35  # of 160
+
+
+def test_the_default_has_both_splits_and_is_what_it_was() -> None:
+    shapes = [shape for index in range(200) for shape in draw_scene(SynthSettings(), 0, index).shapes]
+    held_out = [is_held_out(shape.colour, shape.shape, shape.direction, 0.15) for shape in shapes]
+    assert 0.05 < np.mean(held_out) < 0.25
+    first = draw_scene(SynthSettings(), 3, 0)
+    assert (first.text, first.texture_seed) == FIRST
+
+
+def test_videos_of_one_shape_have_one() -> None:
+    settings = SynthSettings(max_shapes=1)
+    assert all(len(draw_scene(settings, 0, index).shapes) == 1 for index in range(30))
+
+
+def test_questions_are_answered_by_the_truth(tmp_path: Path) -> None:
+    files = corpus(tmp_path, 4, 0, "--questions")
+    records = [json.loads(line) for line in files["questions.jsonl"].splitlines()]
+    shapes = {row["video"]: row["shapes"] for row in manifest(files)}
+    assert len(records) == sum(3 if len(of) == 1 else 2 * len(of) for of in shapes.values())
+    assert len({record["id"] for record in records}) == len(records)
+    for record in records:
+        asked, told = record["conversations"]
+        assert (asked["from"], told["from"]) == ("human", "gpt")
+        assert asked["value"].startswith("<video>\n")
+        of = shapes[record["video"]]
+        (one,) = of if len(of) == 1 else [shape for shape in of if shape["colour"] in asked["value"]]
+        topic = record["id"].rsplit("-", 1)[1]
+        assert told["value"].rstrip(".").split()[-1] == one[topic]
+
+
 # ---- mistakes -----------------------------------------------------------------------------------------------------
 
 
@@ -175,6 +222,10 @@ def test_pyarrow_reads_the_manifest_with_its_nested_truth(tmp_path: Path) -> Non
         (["--videos=1", "--seconds=.inf"], "leaves the picture"),
         (["--videos=1", "--seconds=60"], "use at most 4.186 seconds, or at most speed 0.01"),
         (["--videos=1", "--speed=0"], "speed must be above 0"),
+        (["--videos=1", "--max-shapes=3"], "max_shapes must be 1 or 2, not 3"),
+        (["--videos=1", "--split=train", "--held-out-share=0.98"], "every one with some colour, shape or direction"),
+        (["--videos=1", "--split=held-out", "--held-out-share=0"], "holds out no combination"),
+        (["--videos=1", "--split=none"], "split"),
         (["--videos=1", "--sped=1"], "sped"),
         (["--videos=1", "--output=unknown://place"], "unknown"),
     ],

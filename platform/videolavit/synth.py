@@ -102,13 +102,13 @@ class SynthSettings:
 
     def _check_split(self) -> None:
         """Both splits have videos, and that of training has every colour, shape and direction."""
-        combinations_ = list(product(COLOURS, OUTLINES, DIRECTIONS))
-        train = [names for names in combinations_ if not is_held_out(*names, self.held_out_share)]
-        complete = all(set(seen) == set(names) for seen, names in zip(zip(*train), (COLOURS, OUTLINES, DIRECTIONS)))
-        if not train or not complete or len(train) == len(combinations_):
+        every = list(product(COLOURS, OUTLINES, DIRECTIONS))
+        train = [names for names in every if not is_held_out(*names, self.held_out_share)]
+        complete = len({name for names in train for name in names}) == len({name for names in every for name in names})
+        if not complete or len(train) == len(every):
             raise ValueError(
-                f"held_out_share {self.held_out_share:g} holds out no combination, or every one with some colour, shape "
-                "or direction; use about 0.15"
+                f"held_out_share {self.held_out_share:g} holds out no combination, or every one with some colour, "
+                "shape or direction; use about 0.15"
             )
 
     def has(self, shape: "MovingShape") -> bool:

@@ -158,7 +158,7 @@ def test_a_batch_says_what_is_useful_in_it() -> None:
 
 
 def test_flops_are_those_of_the_matrix_products() -> None:
-    """Against the operations that torch counts in a forward and backward pass. The head is in it, the look-up is not."""
+    """Against what torch counts, forward and backward: the head is in it, the look-up of embeddings is not."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = ModelFolder("tiny").load("language_model").requires_grad_(True)

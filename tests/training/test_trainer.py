@@ -76,7 +76,9 @@ def same(one: Trainer, other: Trainer, **tolerance: float) -> None:
     ours, theirs = one.tensors(), other.tensors()
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], **(tolerance or EXACT), msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            value, theirs[name], **(tolerance or EXACT), msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_it_learns_and_writes_what_happened(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from videolavit.records.storage import Folder, StorageSettings
 Clip = tuple[Sequence[int], Sequence[int]]
 
 
-def write_run(folder: Path, model: ModelFolder, rows: Sequence[tuple[str | None, Sequence[Clip]]], shards: int = 1) -> Path:
+def write_run(
+    folder: Path, model: ModelFolder, rows: Sequence[tuple[str | None, Sequence[Clip]]], shards: int = 1
+) -> Path:
     """A token run of (text, clips of visual and motion codes), dealt out to shards."""
     metadata = read_tokenizers(model.location).metadata()
     for shard in range(shards):

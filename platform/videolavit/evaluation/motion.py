@@ -10,7 +10,7 @@ from videolavit.media import Clip, DecomposeSettings, decompose, write_mp4
 
 from .foreground import difference
 
-SHORTER_SIDE = 256
+SHORTER_SIDE = 128
 """Pixels to which a video is enlarged at least before it is decomposed, so that blocks are small beside its shape."""
 
 SHAPE = 0.5

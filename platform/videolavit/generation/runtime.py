@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -64,13 +64,16 @@ class Runtime:
     Args:
         model: Where they come from.
         settings: Where they go.
+        units: Some that are there already, in place of the model's.
     """
 
-    def __init__(self, model: ModelFolder, settings: RuntimeSettings | None = None) -> None:
+    def __init__(
+        self, model: ModelFolder, settings: RuntimeSettings | None = None, units: Mapping[str, Any] | None = None
+    ) -> None:
         self.model = model
         self.settings = settings or RuntimeSettings()
         self.device, self.dtype = self.settings.torch_device(), self.settings.torch_dtype()
-        self._units: dict[str, Any] = {}
+        self._units: dict[str, Any] = dict(units or {})
 
     def loaded(self, unit: str) -> Any:
         """A unit wherever it is, to ask for its sizes and not to run it. Raises ModelError as `use`."""

@@ -84,6 +84,10 @@ class CodebookLearner(nn.Module):
             [n, code_dim] code vectors, or the normalised vectors before quantizing begins; and the squared distances
             [n] of the vectors to their codes, float32, for the commitment.
         """
+        with torch.autocast(z.device.type, enabled=False):
+            return self._quantized(quantizer, z, keys)
+
+    def _quantized(self, quantizer: Quantizer, z: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         vectors = F.normalize(z.float(), dim=-1)
         if not self.quantizing:
             self._see(vectors, keys, keys.new_zeros(0, dtype=torch.int64))
@@ -97,6 +101,10 @@ class CodebookLearner(nn.Module):
     @property
     def quantizing(self) -> bool:
         return bool(self.started) or self.settings.quantize_from == 0
+
+    def before_quantizing(self) -> Tensor:
+        """How much of the time before quantizing is left: from 1 to 0."""
+        return (1 - self.steps / max(self.settings.quantize_from, 1)).clamp(min=0) * (not self.quantizing)
 
     def _see(self, vectors: Tensor, keys: Tensor, ids: Tensor) -> None:
         if self.training and torch.is_grad_enabled():

@@ -8,11 +8,12 @@ numbers of valid positions beforehand.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks; the identity in a single process."""
 
@@ -137,7 +138,7 @@ class Objective(nn.Module):
         return {}
 
 
-def frozen(module: nn.Module) -> nn.Module:
+def frozen(module: M) -> M:
     """The module in evaluation mode and without gradients."""
     return module.eval().requires_grad_(False)
 

@@ -15,8 +15,8 @@ from .objective import Draws, Objective, Reduce
 class VAEObjective(Objective):
     """Reconstruction of pictures through a noisy bottleneck.
 
-    The terms of a sample are means: `pixels` of the absolute error over its values (-1 .. 1), `edges` the same of the
-    differences of neighbouring pixels, `kl` over its latent's values.
+    The terms of a sample are means: `pixels` of the squared error over its values (-1 .. 1), `edges` of the absolute
+    error of neighbouring pixels' differences, `kl` over its latent's values.
 
     Args:
         vae: An AutoencoderKL, or an AutoencoderKLTemporalDecoder, which is given sequences.
@@ -52,7 +52,7 @@ class VAEObjective(Objective):
         errors = (decoded - frames).float()
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
         edges = torch.cat([errors.diff(dim=-1).abs().flatten(1), errors.diff(dim=-2).abs().flatten(1)], dim=1)
-        terms = {"pixels": errors.abs().flatten(1), "edges": edges, "kl": kl.float().flatten(1)}
+        terms = {"pixels": errors.square().flatten(1), "edges": edges, "kl": kl.float().flatten(1)}
         per_sample = len(frames) // len(pictures)
         return {name: term.mean(1).sum() / per_sample for name, term in terms.items()}
 

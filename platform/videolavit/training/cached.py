@@ -36,6 +36,7 @@ class CachedSource:
             return self._function(self._source.load(shard, row))
         name = f"{self._key}/{shard:05d}/{row:06d}.safetensors"
         if (stored := self._folder.read(name)) is None:
-            stored = save(self._function(self._source.load(shard, row)))
+            made = self._function(self._source.load(shard, row))
+            stored = save({key: value.cpu().contiguous() for key, value in made.items()})
             self._folder.create_bytes(name, stored)
         return load(stored)

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from videolavit.records.storage import Folder, StorageSettings
 
@@ -94,9 +96,7 @@ class Checkpoints:
             target.mkdir(parents=True)
         self._ranks.wait()
         writer = HuggingFaceStorageWriter(str(target), save_distributed=True)
-        written = dcp.async_save(
-            tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None
-        )
+        written = async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         self._pending = position, self._writer.submit(self._sign, target, written)
 
     def _sign(self, target: Path, written: Any) -> None:
@@ -163,8 +163,8 @@ class Checkpoints:
         """
         try:
             reader = HuggingFaceStorageReader(str(path))
-            dcp.load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
-        except (dcp.api.CheckpointException, RuntimeError, ValueError, KeyError) as error:
+            load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
+        except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
             first = str(error).strip().splitlines()
             raise CheckpointError(
                 f"{path} holds another model: {first[-1] if first else type(error).__name__}; "

@@ -58,6 +58,14 @@ class Item:
     load: Callable[[], Any]
 
 
+class Order(Protocol):
+    """A sample for every position."""
+
+    def item(self, position: int) -> Item:
+        """The sample at a position, before it is loaded."""
+        ...
+
+
 class Stream(Protocol):
     """Items in order, without end."""
 
@@ -171,15 +179,15 @@ class Mixture:
 
 
 class SampleStream:
-    """The samples of a mixture one by one."""
+    """The samples of an order one by one."""
 
-    def __init__(self, mixture: Mixture) -> None:
-        self._mixture = mixture
+    def __init__(self, order: Order) -> None:
+        self._order = order
         self._position = 0
 
     def take(self, count: int) -> list[Item]:
         first, self._position = self._position, self._position + count
-        return [self._mixture.item(position) for position in range(first, self._position)]
+        return [self._order.item(position) for position in range(first, self._position)]
 
     def state(self) -> dict[str, int]:
         return {"position": self._position}

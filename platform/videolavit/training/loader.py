@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -75,7 +75,7 @@ class Loader:
         self._stand_in: Batch | None = None
         self.wait_seconds = 0.0
 
-    def __iter__(self) -> Iterator[StepData]:
+    def __iter__(self) -> Generator[StepData, None, None]:
         if self._threads == 0:
             while True:
                 started = time.perf_counter()
@@ -85,7 +85,7 @@ class Loader:
         else:
             yield from self._ahead()
 
-    def _ahead(self) -> Iterator[StepData]:
+    def _ahead(self) -> Generator[StepData, None, None]:
         ready: queue.Queue[StepData | BaseException] = queue.Queue(self._prefetch)
         stop = threading.Event()
         thread = threading.Thread(target=self._produce, args=(ready, stop), daemon=True, name="loader")

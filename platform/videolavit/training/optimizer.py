@@ -45,7 +45,9 @@ class Optimizer:
     def state(self) -> dict[str, Tensor]:
         """The moments by parameter."""
         return {
-            f"{name}.{moment}": self.adamw.state[value][moment] for name, value in self.named.items() for moment in MOMENTS
+            f"{name}.{moment}": self.adamw.state[value][moment]
+            for name, value in self.named.items()
+            for moment in MOMENTS
         }
 
     def clip(self) -> Tensor:

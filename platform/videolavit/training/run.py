@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from videolavit.models.folder import ModelFolder
 
 from .component import Component
+from .curves import draw_curves
 from .inputs import Inputs
 from .parallel import Ranks
 from .saving import save_model
@@ -80,10 +81,11 @@ def train(
     trainer.run()
     target = Path(task.output) / MODEL
     with trainer.averaged():
-        state = get_model_state_dict(
+        state: dict[str, Any] = get_model_state_dict(
             component.objective, options=StateDictOptions(full_state_dict=True, cpu_offload=ranks.world > 1)
         )
         if ranks.is_first:
+            draw_curves(Path(task.output))
             save_model(base, target, component.objective.export(state), component.objective.parts())
     ranks.wait()
     return target

@@ -128,7 +128,9 @@ def _tracker(name: str, folder: Path, facts: Record, step: int) -> Tracker:
     try:
         return kinds[name](folder, facts, step)
     except ImportError:
-        raise DataError(f"the tracker {name} is not installed: pip install {name}, or leave it out of --trackers") from None
+        raise DataError(
+            f"the tracker {name} is not installed: pip install {name}, or leave it out of --trackers"
+        ) from None
 
 
 class TensorBoard:

@@ -84,7 +84,9 @@ class Trainer:
         self._resume()
         named = list(settings.trackers) if ranks.is_first else []
         self._telemetry = (
-            Telemetry(folder, [*named, *trackers], self._line, asdict(settings) | self._facts, self.step, settings.steps)
+            Telemetry(
+                folder, [*named, *trackers], self._line, asdict(settings) | self._facts, self.step, settings.steps
+            )
             if ranks.is_first
             else None
         )
@@ -157,7 +159,8 @@ class Trainer:
 
     def _forward(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:
         draws = Draws(self.settings.seed if seed is None else seed, batch.positions, self.ranks.device)
-        return self._objective(to_device(batch.inputs, self.ranks.device), draws)
+        sums: dict[str, Tensor] = self._objective(to_device(batch.inputs, self.ranks.device), draws)
+        return sums
 
     def _skip(self, norm: float) -> None:
         """Leaves a step out whose gradient is not finite; the norm, and so the decision, is the same on all ranks."""
@@ -183,11 +186,12 @@ class Trainer:
             "lr": self.settings.optimizer.lr * self._optimizer.factor(self.step - 1),
             "grad_norm": interval.norm,
             "samples_per_second": work["samples"] / seconds,
-            "tokens_per_second": sum(values["tokens"].values()) / seconds,
             "step_seconds": seconds / interval.steps,
             "data_wait": loader.wait_seconds / seconds,
             "memory_gb": memory_bytes(self.ranks.device) / 1e9,
         }
+        if self.component.tokens_an_item:
+            metrics["tokens_per_second"] = sum(values["tokens"].values()) / seconds
         if work["size"]:
             metrics["packing"] = sum(values["tokens"].values()) / work["size"]
         peak = peak_flops(self.ranks.device, self.settings.peak_flops)
@@ -269,7 +273,9 @@ class Trainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """All state of the run that is tensors, by name."""
-        fixed = {id(value) for network in self._objective.fixed() for value in network.state_dict(keep_vars=True).values()}
+        fixed = {
+            id(value) for network in self._objective.fixed() for value in network.state_dict(keep_vars=True).values()
+        }
         model = self._objective.state_dict(keep_vars=True)
         tensors = {f"model.{name}": value.detach() for name, value in model.items() if id(value) not in fixed}
         tensors |= {f"optimizer.{name}": value for name, value in self._optimizer.state().items()}
@@ -321,7 +327,7 @@ class _Interval:
     sums: list[dict[str, Tensor]] = field(default_factory=list)
     counts: list[dict[str, float]] = field(default_factory=list)
     tokens: Counter[str] = field(default_factory=Counter)
-    work: Counter[str] = field(default_factory=Counter)
+    work: dict[str, float] = field(default_factory=lambda: {"samples": 0.0, "size": 0.0, "flops": 0.0})
 
     @property
     def seconds(self) -> float:
@@ -333,15 +339,15 @@ class _Interval:
         for batch in data.batches:
             self.counts.append(batch.counts)
             self.tokens.update(batch.tokens)
-            samples = len(batch.positions) * batch.weight
-            self.work.update({"samples": samples, "size": batch.size, "flops": batch.flops})  # type: ignore[dict-item]
+            work = {"samples": len(batch.positions) * batch.weight, "size": batch.size, "flops": batch.flops}
+            for name, value in work.items():
+                self.work[name] += value
 
     def reduced(self, ranks: Ranks) -> dict[str, dict[str, float]]:
         """Sums over the interval and all ranks."""
         sums = _summed([{name: float(value) for name, value in one.items()} for one in self.sums])
-        own = {"sums": sums, "counts": _summed(self.counts), "work": dict(self.work)}
-        reduced = {kind: ranks.sums({name: float(value) for name, value in one.items()}) for kind, one in own.items()}
-        return reduced | {"tokens": _merged(dict(self.tokens), ranks)}
+        own = {"sums": sums, "counts": _summed(self.counts), "work": self.work}
+        return {kind: ranks.sums(one) for kind, one in own.items()} | {"tokens": _merged(dict(self.tokens), ranks)}
 
 
 def _merged(values: dict[str, int], ranks: Ranks) -> dict[str, float]:

@@ -84,14 +84,25 @@ class ConditionDecoder(Network[ConditionDecoderConfig]):
 
     def features(self, ids: list[Tensor]) -> Tensor:
         """Reconstructed ViT features [batch, queries, feature_dim]."""
-        codes, padding = self._embed(ids)
-        x = self.query_embed.expand(len(ids), -1, -1)
+        return self.reconstruct(*self._lookup(ids))
+
+    def reconstruct(self, codes: Tensor, real: Tensor) -> Tensor:
+        """Reconstructed ViT features [batch, queries, feature_dim] of code vectors.
+
+        Args:
+            codes: [batch, n, code_dim], n up to `max_codes`.
+            real: bool [batch, n]; False where there is only padding.
+        """
+        vectors = self.in_proj(codes) * real[..., None]
+        vectors = vectors + self.pos_embed[:, : codes.shape[1]]
+        padding = torch.where(real, 0.0, MASKED).to(vectors.dtype)[:, None, None]
+        x = self.query_embed.expand(len(codes), -1, -1)
         for block in self.blocks:
-            x = block(x, codes, padding)
+            x = block(x, vectors, padding)
         return self.decode_task_layer(self.norm(x))
 
-    def _embed(self, ids: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Padded codes [batch, longest, dim] and what padding adds to the scores [batch, 1, 1, longest]."""
+    def _lookup(self, ids: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Code vectors [batch, longest, code_dim], and which of them are no padding [batch, longest]."""
         if self.codebook is None:
             raise ValueError("this decoder has no codebook; give it the visual tokenizer's")
         longest = max(1, *(len(one) for one in ids))
@@ -101,10 +112,7 @@ class ConditionDecoder(Network[ConditionDecoderConfig]):
         padded = pad_sequence([*rows, rows[0].new_zeros(longest)], batch_first=True)[:-1]
         check_codes(padded, self.config.num_codes)
         counts = torch.tensor([len(one) for one in ids], device=padded.device)
-        real = torch.arange(longest, device=padded.device) < counts[:, None]
-        vectors = self.in_proj(self.codebook[padded]) * real[..., None]
-        bias = torch.where(real, 0.0, MASKED).to(vectors.dtype)
-        return vectors + self.pos_embed[:, :longest], bias[:, None, None]
+        return self.codebook[padded], torch.arange(longest, device=padded.device) < counts[:, None]
 
 
 class ConditionBlock(nn.Module):

@@ -26,7 +26,8 @@ class PictureTargets(nn.Module):
 
     def __init__(self, tokenizer: VisualTokenizer, vae: AutoencoderKL) -> None:
         super().__init__()
-        self.tokenizer, self.vae = frozen(tokenizer), frozen(vae)
+        self.tokenizer: VisualTokenizer = frozen(tokenizer)
+        self.vae: Any = frozen(vae)
 
     @torch.no_grad()
     def forward(self, images: Tensor, pictures: Tensor) -> dict[str, Tensor]:

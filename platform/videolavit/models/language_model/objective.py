@@ -32,7 +32,7 @@ class NextToken(Objective):
 
     Args:
         packed: Whether several documents share a row.
-        embedding_lr_scale: Learning rate of the embeddings and the head, relative to the others'.
+        other_lr_scale: Learning rate of the embeddings and the head, relative to the others'.
 
     Raises:
         ModelError: documents cannot be kept apart in this model.
@@ -40,12 +40,12 @@ class NextToken(Objective):
 
     weights = {"loss": 1.0}  # noqa: RUF012
 
-    def __init__(self, model: PreTrainedModel, packed: bool = True, embedding_lr_scale: float = 1.0) -> None:
+    def __init__(self, model: PreTrainedModel, packed: bool = True, other_lr_scale: float = 1.0) -> None:
         super().__init__()
         if packed:
             attend_within_documents(model)
         self.model = model
-        self._embedding_lr_scale = embedding_lr_scale
+        self._other_lr_scale = other_lr_scale
 
     def forward(self, inputs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         packed = {"ends": inputs["ends"]} if "ends" in inputs else {}
@@ -66,7 +66,7 @@ class NextToken(Objective):
 
     def lr_scale(self, name: str) -> float:
         """Of a parameter's learning rate: rows of new ids are drawn at random, and start far from where they belong."""
-        return self._embedding_lr_scale if "embed_tokens" in name or "lm_head" in name else 1.0
+        return self._other_lr_scale if "embed_tokens" in name or "lm_head" in name else 1.0
 
 
 class Answering(Objective):
@@ -100,7 +100,7 @@ class Answering(Objective):
         )
         batch = self.model.assemble(prompts, self._visuals(inputs), labels)
         hidden = language_model.base_model(
-            inputs_embeds=batch.embeds,
+            inputs_embeds=batch.embeds + self._idle(inputs),
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
             use_cache=False,
@@ -109,7 +109,7 @@ class Answering(Objective):
         losses = token_losses(
             language_model.get_output_embeddings(), hidden[:, :-1][labelled], batch.labels[:, 1:][labelled]
         )
-        return {"loss": losses.sum() + self._idle(inputs)}
+        return {"loss": losses.sum()}
 
     def _visuals(self, inputs: dict[str, Tensor]) -> list[Tensor | None]:
         """What each sample shows, [n, hidden]."""
@@ -127,12 +127,12 @@ class Answering(Objective):
         return visuals
 
     def _idle(self, inputs: dict[str, Tensor]) -> Tensor | float:
-        """Nothing, but a gradient of zero for what a batch without pictures does not use: ranks must agree on which
-        parameters have one."""
+        """Zero, whose gradient reaches what a batch without pictures does not use: on all ranks the same parameters
+        must have a gradient, in the same order."""
         if len(inputs["frames"]):
             return 0.0
-        trained = [value for value in self.model.visual_tokenizer.parameters() if value.requires_grad]
-        return sum((value.sum() for value in trained), torch.zeros((), device=inputs["lengths"].device)) * 0.0
+        trained = [value.sum() for value in self.model.visual_tokenizer.parameters() if value.requires_grad]
+        return 0.0 * torch.stack(trained).sum() if trained else 0.0
 
     def parts(self) -> dict[str, nn.Module]:
         return {part: getattr(self.model, name) for part, name in self._names.items()}

@@ -70,8 +70,6 @@ class VideoObjective(Objective):
         told: What the network is told of a clip, and how much noise its keyframe gets; as in sampling.
     """
 
-    weights = {"diffusion": 1.0}
-
     def __init__(
         self,
         motion_encoder: MotionConditionEncoder,
@@ -87,10 +85,11 @@ class VideoObjective(Objective):
     ) -> None:
         super().__init__()
         check_scheduler(scheduler)
+        self.weights = {"diffusion": 1.0}
         self.motion_encoder = motion_encoder.requires_grad_(True).train()
         self.unet = unet.requires_grad_(True).train()
-        self.vae = frozen(vae)
-        self.tokenizer = frozen(tokenizer) if tokenizer is not None else None
+        self.vae: Any = frozen(vae)
+        self.tokenizer: MotionTokenizer | None = frozen(tokenizer) if tokenizer is not None else None
         self._log_sigma, self._drop_conditions, self._token_share = log_sigma, drop_conditions, token_share
         self._told = told or VideoSettings()
 
@@ -106,7 +105,7 @@ class VideoObjective(Objective):
         latents = inputs["latents"] if "latents" in inputs else encode_frames(self.vae, inputs["frames"])
         clean = latents.float() * self.vae.config.scaling_factor
         reference = self._reference(inputs["keyframes"], draws)
-        motion = self._motion(inputs, draws)
+        motion = self.told_motion(inputs, draws)
         kept = (draws.uniform("drop conditions") >= self._drop_conditions).to(clean.dtype)
         mean, deviation = self._log_sigma
         level = Preconditioning((mean + deviation * draws.normal("noise level")).exp())
@@ -132,7 +131,7 @@ class VideoObjective(Objective):
         return self.vae.encode(noised.to(self.vae.dtype)).latent_dist.mode().float()
 
     @torch.no_grad()
-    def _motion(self, inputs: dict[str, Tensor], draws: Draws) -> Tensor:
+    def told_motion(self, inputs: dict[str, Tensor], draws: Draws) -> Tensor:
         """The motion that the network is told."""
         motion = inputs["motion"]
         if self.tokenizer is None:

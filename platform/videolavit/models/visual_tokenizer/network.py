@@ -123,12 +123,17 @@ class Merger(nn.Module):
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, features: Tensor, keep: Tensor) -> Tensor:
-        """[batch, patches, width] and bool [batch, patches] -> [batch, patches, width]."""
+        """[batch, patches, width] and a mask [batch, patches] -> [batch, patches, width].
+
+        Args:
+            keep: bool, or zeros and ones as floating-point numbers, through which a gradient reaches what chose them.
+        """
         patches = features.shape[1]
-        earlier = torch.ones(patches, patches, dtype=torch.bool, device=keep.device).tril()
+        earlier = torch.ones(patches, patches, device=keep.device).tril()
         itself = torch.eye(patches, dtype=torch.bool, device=keep.device)
-        causal = (earlier & (keep[:, None] | itself))[:, None]
-        dropped = (~keep)[:, None, None]
+        kept = keep.float()
+        causal = (earlier * kept[:, None].masked_fill(itself, 1.0))[:, None]
+        dropped = (1 - kept)[:, None, None]
         memory = self.ln_vision(features)
         x = features
         for block in self.blocks:
@@ -174,7 +179,7 @@ def smoothed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) 
 
     Args:
         query, key, value: [batch, heads, tokens, channels].
-        mask: bool, broadcast to [batch, heads, tokens, tokens]; True is visible.
+        mask: Zeros and ones, broadcast to [batch, heads, tokens, tokens]; 1 is visible.
     """
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     scores = scores.float()

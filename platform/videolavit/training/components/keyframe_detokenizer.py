@@ -150,10 +150,11 @@ def _collate(items: Sequence[Item], samples: Sequence[Tensors]) -> Batch:
 
 
 def _batched(samples: Sequence[Tensors]) -> Tensors:
-    return {
-        name: pad_sequence([one[name] for one in samples], batch_first=True, padding_value=PAD) for name in samples[0]
-    }
+    batch = {name: torch.stack([one[name] for one in samples]) for name in samples[0] if name != "codes"}
+    if "codes" in samples[0]:
+        batch["codes"] = pad_sequence([one["codes"] for one in samples], batch_first=True, padding_value=PAD)
+    return batch
 
 
 def _first(batch: Tensors) -> Tensors:
-    return {name: value[0].cpu().contiguous() for name, value in batch.items()}
+    return {name: value[0] for name, value in batch.items()}

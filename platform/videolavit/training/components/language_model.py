@@ -1,6 +1,8 @@
 """Trains the language model: on token shards (pre-training), or on conversations (instruction tuning)."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,11 +15,13 @@ from videolavit.models.language_model.flops import Flops
 from videolavit.models.language_model.lora import LoRASettings, add_lora
 from videolavit.models.language_model.objective import Answering, NextToken
 from videolavit.models.network import STRICT, ModelError
+from videolavit.models.objective import Objective
 from videolavit.vocabulary.sequences import Assembler, OrderSettings, longest_clip
 
+from ..captions import TEXT_FIRST, caption_losses, write_videos
 from ..chat import ChatLimits, ChatSource, collate_chat
-from ..component import Component
-from ..data import DataError, Mixture
+from ..component import Component, Show
+from ..data import DataError, Item, Mixture
 from ..inputs import Inputs
 from ..packed import PackedStream, RowCollate, RowSettings, item_of, rows_of
 from ..sources import data_facts, sample_stream, validation_items
@@ -60,6 +64,8 @@ class Settings:
         other_lr_scale: Learning rate of the other parts relative to the language model's: of embeddings and head in
             pre-training, of merger and projection in chat. Published are 2e-5 and 5e-5.
         validation_samples: Held-out samples whose loss is measured.
+        show_captions: Held-out captions whose effect on the loss is measured.
+        show_videos: Of these, the first that videos are made of, to look at.
         chat: Of the stage `chat`.
     """
 
@@ -70,6 +76,8 @@ class Settings:
     order: OrderSettings = Field(default_factory=OrderSettings)
     other_lr_scale: float = Field(default=2.5, gt=0)
     validation_samples: int = Field(default=256, ge=1)
+    show_captions: int = Field(default=32, ge=0)
+    show_videos: int = Field(default=0, ge=0)
     chat: ChatSettings = Field(default_factory=ChatSettings)
 
 
@@ -101,21 +109,43 @@ def _pretraining(model: ModelFolder, inputs: Inputs, settings: Settings) -> Comp
 
     train, held_out = sources(inputs.train), sources(inputs.validation)
     mixture = Mixture(train, inputs.weights, seed=inputs.seed, window=inputs.window)
-    documents = TokenDocuments(train, mixture, assembler, inputs.seed)
-    validation = []
-    if held_out:
-        # all of each source once, or a sample of it
-        of = TokenDocuments(held_out, Mixture(held_out, seed=inputs.seed, window=inputs.window), assembler, inputs.seed)
-        count = min(settings.validation_samples, sum(sum(source.sizes) for source in held_out))
-        validation = [item_of(of, row) for row in rows_of(of, range(count), rows)]
+    collate = RowCollate(model.vocabulary, Flops.of(network), settings.sequence_length if settings.packing else None)
     return Component(
         objective=NextToken(network.train().requires_grad_(True), settings.packing, settings.other_lr_scale),
-        stream=PackedStream(documents, rows),
-        collate=RowCollate(model.vocabulary, Flops.of(network), settings.sequence_length if settings.packing else None),
-        validation=validation,
+        stream=PackedStream(TokenDocuments(train, mixture, assembler, inputs.seed), rows),
+        collate=collate,
+        validation=_held_out_rows(held_out, inputs, assembler, rows, settings.validation_samples) if held_out else [],
+        show=_show(model, held_out, replace(assembler, order=TEXT_FIRST), collate, settings),
         tokens_an_item=settings.sequence_length,
         facts=data_facts(train) | {"vocabulary": asdict(model.vocabulary), "model": network.config.to_diff_dict()},
     )
+
+
+def _held_out_rows(
+    sources: list[TokenSource], inputs: Inputs, assembler: Assembler, rows: RowSettings, samples: int
+) -> list[Item]:
+    """Rows of the first samples of all sources, each at most once."""
+    mixture = Mixture(sources, seed=inputs.seed, window=inputs.window)
+    documents = TokenDocuments(sources, mixture, assembler, inputs.seed)
+    count = min(samples, sum(sum(source.sizes) for source in sources))
+    return [item_of(documents, row) for row in rows_of(documents, range(count), rows)]
+
+
+def _show(
+    model: ModelFolder, held_out: list[TokenSource], assembler: Assembler, collate: RowCollate, settings: Settings
+) -> Show | None:
+    places = [(source, shard, row) for source in held_out for shard, n in enumerate(source.sizes) for row in range(n)]
+    samples = (source.load(shard, row) for source, shard, row in places)
+    shown = list(islice((one for one in samples if len(one.text) and one.clips), settings.show_captions))
+    captions = [str(model.text_tokenizer().decode(one.text)) for one in shown[: settings.show_videos]]
+
+    def show(objective: Objective, folder: Path) -> dict[str, float]:
+        assert isinstance(objective, NextToken)
+        if captions:
+            write_videos(objective, model, captions, folder)
+        return caption_losses(objective, shown, assembler, collate)
+
+    return show if len(shown) > 1 else None
 
 
 def _check_context(model: ModelFolder, length: int, context: int) -> None:

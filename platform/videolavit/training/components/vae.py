@@ -25,7 +25,7 @@ from ..frames import FramedClip, frame_sources
 from ..inputs import Inputs
 from ..sources import MappedSource, data_facts, picture_sources, sample_stream, validation_items
 
-KEYFRAME, VIDEO = "keyframe_detokenizer/vae", "video_detokenizer/vae"
+VIDEO = "video_detokenizer/vae"
 SHOWN_FPS = 6
 
 
@@ -48,7 +48,7 @@ class Settings:
         show_samples: Of these, the first that are reconstructed to look at.
     """
 
-    part: Literal["keyframe_detokenizer/vae", "video_detokenizer/vae"] = KEYFRAME
+    part: Literal["keyframe_detokenizer/vae", "video_detokenizer/vae"] = "keyframe_detokenizer/vae"
     height: int | None = Field(default=None, ge=1)
     width: int | None = Field(default=None, ge=1)
     sequences: Literal["clips", "pictures"] = "clips"

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -177,10 +178,10 @@ def _motion(clip: ClipSample, size: tuple[int, int], rescale: bool) -> torch.Ten
     return torch.from_numpy(motion_features(clip.motion, clip.width, clip.height, size, rescale=rescale))
 
 
-def _with_latents(tensors: Tensors, vae: torch.nn.Module) -> Tensors:
+def _with_latents(tensors: Tensors, vae: Any) -> Tensors:
     """Latents in place of the frames."""
-    latents = encode_frames(vae, tensors["frames"][None])[0]
-    return {name: value for name, value in tensors.items() if name != "frames"} | {"latents": latents.cpu()}
+    latents = encode_frames(vae, tensors["frames"][None].to(vae.device))[0]
+    return {name: value for name, value in tensors.items() if name != "frames"} | {"latents": latents}
 
 
 def _compared(theirs: Sequence[NDArray[np.uint8]], ours: NDArray[np.uint8], folder: Path, fps: int) -> dict[str, float]:

@@ -1,0 +1,158 @@
+"""`videolavit train` as real processes: killed anywhere, on several workers, and used wrongly."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, Job, command
+from tests.training.token_runs import random_rows, write_run
+from videolavit.models.folder import ModelFolder
+
+STEPS = 20
+LIMIT = 240.0
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = ModelFolder("tiny")
+    return write_run(tmp_path_factory.mktemp("run") / "tokens", model, random_rows(model, 40), shards=2)
+
+
+def arguments(tokens: Path, output: Path, *more: Any) -> list[Any]:
+    options = {"steps": STEPS, "batch": 4, "micro-batch": 2, "log-every": 1, "save-every": 4}
+    named = [word for name, value in options.items() for word in (f"--{name}", value)]
+    length = ["--objective.sequence_length", 256]
+    return ["train", "language-model", "--model", "tiny", "--input", tokens, "--output", output, *named, *length, *more]
+
+
+@pytest.fixture(scope="module")
+def whole(tokens: Path, tmp_path_factory: pytest.TempPathFactory, run_job: Job) -> Path:
+    """A run that nobody disturbed."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    done = run_job(*arguments(tokens, output))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(output / "model")
+    return output
+
+
+def losses(run: Path) -> list[tuple[float, ...]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [tuple(one[key] for key in ("step", "loss", "text", "visual", "motion", "grad_norm")) for one in lines]
+
+
+def killed_when(ready: Callable[[], bool], *words: Any) -> None:
+    """Starts a job and ends it with SIGKILL as soon as something is the case."""
+    job = subprocess.Popen(command(*words), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + LIMIT
+    try:
+        while not ready():
+            assert job.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
+    finally:
+        job.kill()
+        job.wait()
+
+
+def in_step_10(output: Path) -> bool:
+    metrics = output / "metrics.jsonl"
+    return metrics.exists() and '"step": 9,' in metrics.read_text()
+
+
+def in_a_save(output: Path) -> bool:
+    folder = output / "checkpoints" / "step-00000012"
+    return folder.exists() and not (folder / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("moment", [in_step_10, in_a_save])
+def test_a_killed_training_goes_on_bit_for_bit(
+    moment: Callable[[Path], bool], tokens: Path, whole: Path, tmp_path: Path, run_job: Job
+) -> None:
+    output = tmp_path / "run"
+    killed_when(lambda: moment(output), *arguments(tokens, output))
+    assert not (output / "model").exists()
+    done = run_job(*arguments(tokens, output))
+    assert done.returncode == 0, done.stderr
+    assert "continues from step-" in done.stderr
+    assert losses(output) == losses(whole)
+    ours, theirs = (load_file(run / "model" / "language_model" / "model.safetensors") for run in (output, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def test_two_workers_of_ray_train_recover_from_a_lost_one(
+    tokens: Path, whole: Path, tmp_path: Path, ray_head: str
+) -> None:
+    output = tmp_path / "run"
+    words = arguments(tokens, output, "--workers", 2, "--cpus-per-worker", 0.5)
+    environment = os.environ | {"RAY_ADDRESS": ray_head}
+    job = subprocess.Popen(
+        command(*words), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + LIMIT
+    while not in_step_10(output):
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = [one for one in _below(int(os.environ["TESTS_RAY_HEAD"])) if "RayTrainWorker" in " ".join(one.cmdline())]
+    assert len(workers) == 2
+    workers[1].kill()
+    out, error = job.communicate(timeout=LIMIT)
+    assert job.returncode == 0, error
+    assert out.strip() == str(output / "model")
+    assert "continues from step-" in error
+    assert [one[0] for one in losses(output)] == list(range(1, STEPS + 1))
+    for ours, theirs in zip(losses(output), losses(whole), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    newest = output / "checkpoints" / f"step-{STEPS:08d}" / "manifest.json"
+    assert json.loads(newest.read_text())["world"] == 2
+
+
+def _below(pid: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            process.cmdline()
+            found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_workers_finding_is_a_users_error(tokens: Path, tmp_path: Path, on_head: Job) -> None:
+    done = on_head(*arguments(tokens, tmp_path / "run", "--workers", 2, "--cpus-per-worker", 0.5, "--batch", 3))
+    assert done.returncode == 2, done.stderr
+    assert "a batch of 3 cannot be divided among 2 ranks" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train", "engine"], "no component 'engine'"),
+        (["train", "motion-tokenizer", "--model", "tiny"], "--input is missing"),
+        (["train", "motion-tokenizer", "--objective.commitmint", "1"], "commitmint"),
+        (["train", "language-model", "--model", "tiny", "--input", "nowhere", "--output", "out"], "nowhere"),
+        (["train", "vae", "--config", "medium"], "medium"),
+    ],
+)
+def test_mistakes_are_named(words: list[str], expected: str, tmp_path: Path, run_job: Job) -> None:
+    done = run_job(*words)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_another_models_run_is_refused(whole: Path, tokens: Path, run_job: Job) -> None:
+    done = run_job(*arguments(tokens, whole, "--seed", 1))
+    assert done.returncode == 2
+    assert "holds another training" in done.stderr
+    assert "seed: 0 -> 1" in done.stderr

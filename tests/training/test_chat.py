@@ -1,0 +1,180 @@
+"""Instruction tuning: what a conversation becomes, and what is trained on it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import moving_texture
+from videolavit.generation.describe import Question, _prompts
+from videolavit.media import DecomposeSettings, MediaError, decompose, write_mp4
+from videolavit.media.errors import SourceMissing
+from videolavit.models.folder import ModelFolder
+from videolavit.models.language_model import NO_LABEL
+from videolavit.models.language_model.lora import LoRASettings
+from videolavit.models.language_model.objective import Answering
+from videolavit.models.objective import Batch, Draws
+from videolavit.training.chat import BadRecord, ConversationTooLong
+from videolavit.training.component import Component
+from videolavit.training.components.language_model import ChatSettings, Settings, build
+from videolavit.training.data import Item
+from videolavit.training.inputs import Inputs
+from videolavit.vocabulary import VIDEO, understanding_prompt
+from videolavit.vocabulary.prompts import SYSTEM, conversation
+
+CHAT = Settings(stage="chat", chat=ChatSettings(max_clips=2))
+
+
+def turns(*texts: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(texts)]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chat")
+    write_mp4(moving_texture(40, 64, 96, 0), folder / "moves.mp4", 6)
+    Image.fromarray(next(moving_texture(1, 64, 96, 1))).save(folder / "still.png")
+    lines: list[Any] = [
+        {"id": "0", "video": "moves.mp4", "conversations": turns("<video>\nWhat moves?", "All.")},
+        {"id": "1", "image": "still.png", "conversations": turns("<image>\nWhat is it?", "Noise.")},
+        {"id": "2", "conversations": turns("One and one?", "Two.")},
+        {"id": "3", "video": "gone.mp4", "conversations": turns("<video>\nWhat?", "Nothing.")},
+        {"id": "4", "conversations": turns("Only a question?")},
+        {"id": "5", "conversations": turns("x" * 5000, "Long.")},
+    ]
+    file = folder / "chat.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "no json\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def component(records: Path) -> Component:
+    return build(ModelFolder("tiny"), Inputs(train=[str(records)], validation=[str(records)]), CHAT)
+
+
+def items(component: Component) -> list[Item]:
+    """In the order of the file."""
+    return list(component.validation)
+
+
+def batch_of(component: Component, *rows: int) -> Batch:
+    chosen = [items(component)[row] for row in rows]
+    return component.collate(chosen, [item.load() for item in chosen])
+
+
+def test_a_conversation_reads_as_published() -> None:
+    tokenizer = ModelFolder("tiny").text_tokenizer()
+    ids, written = conversation(tokenizer, [("What?", "This."), ("And?", "That.")], "video")
+    head = understanding_prompt(tokenizer, "What?", "video")
+    assert ids[: len(head)] == head
+    assert not any(written[: len(head)])
+    at = ids.index(VIDEO)
+    assert tokenizer.decode(ids[1:at]) == f"{SYSTEM} USER: "
+    said = r" This. \n </s>", r" That. \n </s>"
+    assert tokenizer.decode(ids[at + 1 :]) == f"\nWhat? ASSISTANT:{said[0]}USER: And? ASSISTANT:{said[1]}"
+    assert tokenizer.decode([token for token, by_model in zip(ids, written, strict=True) if by_model]) == "".join(said)
+
+
+def test_only_answers_count(component: Component) -> None:
+    tokenizer = ModelFolder("tiny").text_tokenizer()
+    batch = batch_of(component, 0, 1, 2)
+    labels = batch.inputs["labels"]
+    assert tokenizer.decode(labels[1][labels[1] != NO_LABEL]) == r" Noise. \n </s>"
+    assert batch.counts["loss"] == int((labels != NO_LABEL).sum())
+    assert batch.inputs["pictures"].tolist() == [1, 1, 0]
+    assert batch.inputs["clips"].tolist() == [1, 0, 0]
+
+
+def test_the_loss_is_that_of_the_finished_model(component: Component, records: Path) -> None:
+    """Answer by answer behind the prompt that a question to the model makes; batched with others it is the same."""
+    model, objective = ModelFolder("tiny"), component.objective
+    assert isinstance(objective, Answering)
+    network, tokenizer = objective.model, model.text_tokenizer()
+    video = list(decompose(str(records.parent / "moves.mp4"), DecomposeSettings(policy="eval", max_clips=2)))
+    picture = np.asarray(Image.open(records.parent / "still.png").convert("RGB"))
+    expected = 0.0
+    asked = Question("What moves?", video), Question("What is it?", picture), Question("One and one?")
+    for question, answer in zip(asked, ("All.", "Noise.", "Two."), strict=True):
+        prompt = _prompts(network, tokenizer, [question], 16).embeds
+        reply = torch.tensor(
+            [*tokenizer(rf" {answer} \n ", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+        )
+        with torch.no_grad():
+            embeds = torch.cat([prompt, network.embed_ids(reply)[None]], dim=1)
+            scores = network.language_model(inputs_embeds=embeds).logits[0, prompt.shape[1] - 1 : -1]
+        expected += float(torch.nn.functional.cross_entropy(scores, reply, reduction="sum"))
+    batch = batch_of(component, 0, 1, 2)
+    with torch.no_grad():
+        got = float(objective(batch.inputs, Draws(0, batch.positions))["loss"])
+    assert got == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_is_trained(component: Component) -> None:
+    """Language model, merger and projection; never the ViT, the selector, the codebook or the motion tokenizer."""
+    objective = component.objective
+    for batch in (batch_of(component, 0, 1), batch_of(component, 2)):
+        objective(batch.inputs, Draws(0, batch.positions))["loss"].backward()
+        got = {name for name, value in objective.named_parameters() if value.grad is not None}
+        assert {name.split(".")[1] for name in got} == {"language_model", "visual_tokenizer"}
+        assert {name.split(".")[2] for name in got if "visual" in name} == {"causal_encoder", "vit_proj"}
+        assert all(bool(value.grad.isfinite().all()) for value in objective.parameters() if value.grad is not None)
+        objective.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("row", "error", "message"),
+    [
+        (3, SourceMissing, "gone.mp4"),
+        (4, BadRecord, "line 5 of .* must speak in turns"),
+        (5, ConversationTooLong, "line 6 of .* of a context of 4096"),
+        (6, BadRecord, "line 7 of .* is no conversation"),
+    ],
+)
+def test_what_cannot_be_used_is_a_reject(component: Component, row: int, error: type[MediaError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        items(component)[row].load()
+
+
+def test_it_can_start_from_the_language_model(records: Path) -> None:
+    model = ModelFolder("tiny")
+    settings = replace(CHAT, chat=replace(CHAT.chat, initialise_from="language_model"))
+    component = build(model, Inputs(train=[str(records)]), settings)
+    states = component.objective.export(component.objective.state_dict())
+    for part in ("language_model", "visual_tokenizer", "motion_tokenizer"):
+        pretrained = model.load(part).state_dict()
+        tuned = states[f"understanding/{part}"]
+        assert tuned.keys() - pretrained.keys() <= {"vit_proj.weight", "vit_proj.bias"}
+        for name, value in pretrained.items():
+            assert torch.equal(tuned[name], value)
+        model.load(f"understanding/{part}").load_state_dict(tuned)
+
+
+def test_adapters_are_merged_into_what_is_saved(records: Path) -> None:
+    pytest.importorskip("peft")
+    chat = ChatSettings(max_clips=2, train_visual=False, lora=LoRASettings(rank=2, alpha=8))
+    component = build(
+        ModelFolder("tiny"), Inputs(train=[str(records)], validation=[str(records)]), replace(CHAT, chat=chat)
+    )
+    objective = component.objective
+    trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in trained.values():
+            value.copy_(0.1 * torch.randn(value.shape, generator=generator))
+        batch = batch_of(component, 2)
+        adapted = float(objective(batch.inputs, Draws(0, batch.positions))["loss"])
+        plain = build(ModelFolder("tiny"), Inputs(train=[str(records)]), CHAT).objective
+        before = float(plain(batch.inputs, Draws(0, batch.positions))["loss"])
+        assert isinstance(plain, Answering)
+        state = objective.export(objective.state_dict())["understanding/language_model"]
+        plain.model.language_model.load_state_dict(state)
+        after = float(plain(batch.inputs, Draws(0, batch.positions))["loss"])
+    assert adapted == pytest.approx(after, rel=1e-5)
+    assert abs(before - after) > 0.1
