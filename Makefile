@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types unit bench clean
+.PHONY: demo proof test lint types unit bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m jobs.demo
+
+# Trains everything from nothing; an hour or more on two cores.
+proof: $(VENV)/installed
+	$(BIN)/python -m jobs.proof
 
 test: lint types unit
 
@@ -25,6 +29,7 @@ bench: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python -m benchmarks.decompose
 	$(BIN)/python -m benchmarks.generate
 	$(BIN)/python -m benchmarks.tokenize
+	$(BIN)/python -m benchmarks.train
 
 $(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -44,4 +49,4 @@ $(VENV)/demo: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-output bench-output
+	rm -rf $(VENV) demo-output proof-output bench-output

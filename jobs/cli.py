@@ -13,6 +13,7 @@ JOBS = {
     "import-checkpoint": "the published weights of Video-LaVIT to a model folder",
     "export-checkpoint": "a model folder to the published layout",
     "inspect": "what is in a video, a shard of clips or tokens, or a run",
+    "proof": "train everything from nothing on a synthetic corpus, and measure what was learned",
     "synth": "render a captioned corpus of moving shapes with known motion",
 }
 

@@ -114,7 +114,7 @@ def test_every_part_has_the_published_tensors(part: str, imported: Path) -> None
 def test_an_imported_model_computes_what_its_source_does(imported: Path) -> None:
     tiny, model = ModelFolder("tiny"), ModelFolder(imported)
     torch.manual_seed(0)
-    motion, images, latents = torch.randn(1, 2, 24, 20, 36), torch.randn(1, 3, 112, 112), torch.randn(1, 4, 8, 8)
+    motion, images, latents = torch.randn(1, 2, 24, 8, 12), torch.randn(1, 3, 112, 112), torch.randn(1, 4, 8, 8)
     ids = torch.arange(20)[None]
     calls: dict[str, Callable[[Any], Any]] = {
         "motion_tokenizer": lambda network: network.encode(motion),

@@ -69,7 +69,7 @@ def test_facts_of_a_saved_model(tiny: ModelFolder, saved: Path) -> None:
     model = ModelFolder(saved)
     assert model.vocabulary == tiny.vocabulary
     assert model.sizes == tiny.sizes
-    assert model.motion_tokens == tiny.motion_tokens == 135
+    assert model.motion_tokens == tiny.motion_tokens == 18
     assert not model.is_trained
     assert not tiny.is_trained
     assert all(model.has(part) for part in PARTS)

@@ -190,21 +190,32 @@ def use_of_codes(uses: Tensor) -> dict[str, float]:
 
 
 def kmeans(vectors: Tensor, num_codes: int) -> Tensor:
-    """Lloyd's algorithm on unit vectors [n, dim]: unit centres [num_codes, dim], the same on every rank.
+    """Lloyd's algorithm on unit vectors [n, dim]: unit centres [num_codes, dim].
 
-    A centre without vectors moves to one of those that are furthest from their centres. With fewer vectors than codes
-    some of them start more than one centre.
+    It runs on the CPU, where every rank gets the same result. A centre without vectors moves to one of those that are
+    furthest from their centres. With fewer vectors than codes some of them start more than one centre.
     """
-    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0)).to(vectors.device)
-    centres = vectors[order.repeat(-(-num_codes // len(order)))[:num_codes]]
+    here = vectors.cpu()
+    centres = _spread(here, num_codes)
     for _ in range(LLOYD_STEPS):
-        likeness, ids = _nearest(vectors, centres)
-        sums = torch.zeros_like(centres).index_add_(0, ids, vectors)
-        uses = torch.bincount(ids, minlength=num_codes)
-        empty = (uses == 0).nonzero().flatten()[: len(vectors)]
-        sums[empty] = vectors[likeness.argsort()[: len(empty)]]
+        likeness, ids = _nearest(here, centres)
+        sums = torch.zeros_like(centres).index_add_(0, ids, here)
+        empty = (torch.bincount(ids, minlength=num_codes) == 0).nonzero().flatten()[: len(here)]
+        sums[empty] = here[likeness.argsort()[: len(empty)]]
         centres = F.normalize(sums, dim=-1)
-    return centres
+    return centres.to(vectors.device)
+
+
+def _spread(vectors: Tensor, num_codes: int) -> Tensor:
+    """First centres as k-means++ draws them: the further from those there are, the likelier."""
+    chance = torch.rand(num_codes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    distance = vectors.new_ones(len(vectors), dtype=torch.float64)
+    chosen = []
+    for share in chance:
+        total = distance.cumsum(0)
+        chosen.append(min(int(torch.searchsorted(total, share * total[-1])), len(vectors) - 1))
+        distance = torch.minimum(distance, (1 - vectors @ vectors[chosen[-1]]).clamp(min=0).double())
+    return vectors[chosen]
 
 
 def _nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:

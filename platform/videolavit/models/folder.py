@@ -31,6 +31,7 @@ from videolavit.vocabulary import Vocabulary
 
 from .keyframe_detokenizer import ConditionDecoder, KeyframeDetokenizer, ddim_scheduler
 from .language_model import UnderstandingModel, byte_tokenizer
+from .layers import set_norm_groups
 from .motion_tokenizer import MotionTokenizer, MotionTokenizerConfig
 from .network import ModelError, Network, parse_config
 from .video_detokenizer import MotionConditionEncoder, MotionUNet, VideoDetokenizer, edm_scheduler
@@ -344,9 +345,12 @@ def _read_diffusers(folder: Path, kind: str) -> Any:
     with open_tensors(folder) as (names, tensor):
         stored = tensor(names[0]).dtype  # the library would make it float32
     with _naming(folder):
-        return getattr(diffusers, kind).from_pretrained(
+        network = getattr(diffusers, kind).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=stored
         )
+    if "norm_num_groups" in network.config:  # not every network of the library minds it
+        set_norm_groups(network, network.config.norm_num_groups)
+    return network
 
 
 def _read_language_model(folder: Path) -> Any:

@@ -118,6 +118,13 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def set_norm_groups(module: nn.Module, groups: int) -> None:
+    """Has the group normalizations inside a module work on so many groups of channels."""
+    for part in module.modules():
+        if isinstance(part, nn.GroupNorm):
+            part.num_groups = groups
+
+
 def table(*shape: int) -> nn.Parameter:
     """A learned position or query table."""
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))

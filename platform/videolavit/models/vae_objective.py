@@ -22,12 +22,17 @@ class VAEObjective(Objective):
         vae: An AutoencoderKL, or an AutoencoderKLTemporalDecoder, which is given sequences.
         part: Its name in a model folder.
         weights: Of the terms.
+        train_encoder: False leaves the latents as they are.
         decay: Of the running mean by which the latents' scale is measured.
     """
 
-    def __init__(self, vae: Any, part: str, weights: dict[str, float], decay: float = 0.99) -> None:
+    def __init__(
+        self, vae: Any, part: str, weights: dict[str, float], train_encoder: bool = True, decay: float = 0.99
+    ) -> None:
         super().__init__()
         self.vae = vae.requires_grad_(True).train()
+        for encoder in (vae.encoder, vae.quant_conv):
+            encoder.requires_grad_(train_encoder)
         self.part, self.weights, self._decay = part, weights, decay
         self.register_buffer("moments", torch.zeros(3))  # running sums of 1, x and x squared of the latents' x
         self.register_buffer("batch_moments", torch.zeros(3), persistent=False)

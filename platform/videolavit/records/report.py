@@ -65,6 +65,7 @@ def render_page(
     details: str = "",
     note: str = "",
     videos: Sequence[tuple[bytes, str]] = (),
+    pictures: Sequence[tuple[bytes, str]] = (),
 ) -> str:
     """A self-contained HTML page with a contact sheet; everything from the data is escaped.
 
@@ -76,6 +77,7 @@ def render_page(
         details: Shown as it is.
         note: What a reader must know first.
         videos: mp4 files and their captions.
+        pictures: PNG files and their captions.
     """
     kinds = sorted({str(reject["error_type"]) for reject in rejects})
     groups = [(kind, [reject for reject in rejects if reject["error_type"] == kind]) for kind in kinds]
@@ -95,6 +97,7 @@ def render_page(
         details=details,
         note=note,
         videos=[(base64.b64encode(video).decode(), caption) for video, caption in videos],
+        pictures=[(base64.b64encode(picture).decode(), caption) for picture, caption in pictures],
     )
 
 

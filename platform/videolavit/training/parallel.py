@@ -131,9 +131,7 @@ def _recompute(unit: nn.Module, how: str) -> None:
     contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
     options: dict[str, Any] = {"context_fn": contexts} if how == "selective" else {}
     # all randomness is drawn outside of the units, by sample
-    unit.forward = functools.partial(
-        checkpoint, unit.forward, use_reentrant=False, preserve_rng_state=False, **options
-    )
+    unit.forward = functools.partial(checkpoint, unit.forward, use_reentrant=False, preserve_rng_state=False, **options)
 
 
 def _policy(context: Any, operator: Callable[..., Any], *args: Any, **named: Any) -> CheckpointPolicy:

@@ -63,3 +63,18 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
         return
     shutil.copy2(source, target)
+
+
+def merge_models(models: list[ModelFolder], target: Path) -> None:
+    """Joins what was trained side by side: each part from the last of the models in which it is trained.
+
+    Args:
+        models: Of one preset; the first gives what none has trained.
+
+    Raises:
+        ModelError: the target has something in it.
+    """
+    start_folder(target, models[0].sizes, trained=sorted({part for one in models for part in one.trained_parts}))
+    for part in filter(models[0].has, PARTS):
+        owner = next((one for one in reversed(models) if part in one.trained_parts), models[0])
+        shutil.copytree(owner.path / part, target / part, copy_function=_link)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic.dataclasses import dataclass
 
+from ..layers import set_norm_groups
 from ..network import STRICT
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class KeyframeUNetConfig:
         cross_attention_dim: Channels of the context.
         addition_time_embed_dim: Channels of each size id's sinusoid.
         pooled_dim: Channels of the pooled condition.
+        norm_groups: Groups of a group normalization. With one channel each, features lose their brightness; so a narrow
+            network needs fewer.
     """
 
     block_out_channels: tuple[int, ...] = (320, 640, 1280)
@@ -36,6 +39,7 @@ class KeyframeUNetConfig:
     cross_attention_dim: int = 2048
     addition_time_embed_dim: int = 256
     pooled_dim: int = 1280
+    norm_groups: int = 32
 
     def build(self) -> UNet2DConditionModel:
         from diffusers import UNet2DConditionModel
@@ -53,6 +57,7 @@ class KeyframeUNetConfig:
             addition_embed_type="text_time",
             addition_time_embed_dim=self.addition_time_embed_dim,
             projection_class_embeddings_input_dim=TIME_IDS * self.addition_time_embed_dim + self.pooled_dim,
+            norm_num_groups=self.norm_groups,
         )
 
 
@@ -65,12 +70,14 @@ class VAEConfig:
         layers_per_block: Residual blocks of a level.
         scaling_factor: What a latent is multiplied by.
         force_upcast: Whether half precision overflows in it.
+        norm_groups: Groups of a group normalization, as in `KeyframeUNetConfig`.
     """
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     scaling_factor: float = 0.13025
     force_upcast: bool = True
+    norm_groups: int = 32
 
     def build(self) -> AutoencoderKL:
         """A VAE of pictures."""
@@ -84,19 +91,24 @@ class VAEConfig:
             up_block_types=("UpDecoderBlock2D",) * levels,
             scaling_factor=self.scaling_factor,
             force_upcast=self.force_upcast,
+            norm_num_groups=self.norm_groups,
         )
 
     def build_temporal(self) -> AutoencoderKLTemporalDecoder:
         """A VAE whose decoder looks at neighbouring frames."""
         from diffusers import AutoencoderKLTemporalDecoder
 
-        return AutoencoderKLTemporalDecoder(
+        vae = AutoencoderKLTemporalDecoder(
             block_out_channels=self.block_out_channels,
             layers_per_block=self.layers_per_block,
             down_block_types=("DownEncoderBlock2D",) * len(self.block_out_channels),
             scaling_factor=self.scaling_factor,
             force_upcast=self.force_upcast,
         )
+        if self.norm_groups != 32:  # the library knows no other number here; the config says it to `ModelFolder.load`
+            vae.register_to_config(norm_num_groups=self.norm_groups)
+            set_norm_groups(vae, self.norm_groups)
+        return vae
 
 
 def ddim_scheduler() -> DDIMScheduler:

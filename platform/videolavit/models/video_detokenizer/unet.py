@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ..layers import merge_heads, split_heads
+from ..layers import merge_heads, set_norm_groups, split_heads
 from ..network import STRICT, Network
 from .motion_condition import GRID
 
@@ -29,6 +29,7 @@ class MotionUNetConfig:
         layers_per_block: Residual blocks of a level.
         cross_attention_dim: Channels of the motion context.
         addition_time_embed_dim: Channels of each of the three added ids' sinusoids.
+        norm_groups: Groups of a group normalization; a narrow network needs fewer.
     """
 
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -36,6 +37,7 @@ class MotionUNetConfig:
     layers_per_block: int = 2
     cross_attention_dim: int = 1024
     addition_time_embed_dim: int = 256
+    norm_groups: int = 32
 
 
 ADDED_IDS = 3
@@ -72,6 +74,7 @@ class MotionUNet(Network[MotionUNetConfig]):
             addition_time_embed_dim=config.addition_time_embed_dim,
             projection_class_embeddings_input_dim=ADDED_IDS * config.addition_time_embed_dim,
         )
+        set_norm_groups(self.unet, config.norm_groups)
         self._context = MotionContext()
         self.unet.set_attn_processor(
             {name: _processor(name, stock, self._context) for name, stock in self.unet.attn_processors.items()}

@@ -76,7 +76,7 @@ class VisualTokenizerObjective(Objective):
         rebuilt = self.decoder.reconstruct(moved, kept.gather(1, order))
         likeness = F.cosine_similarity(rebuilt.float(), features.float(), dim=-1)
         share = keep.mean(1)
-        commitment = torch.zeros_like(share.detach()).expand_as(kept.T).T.masked_scatter(kept, distances)
+        commitment = torch.zeros_like(keys).masked_scatter(kept, distances)
         return {
             "reconstruction": (1 - likeness.mean(1)).sum(),
             "keep_rate": (share - self.rho).square().sum(),
@@ -90,13 +90,16 @@ class VisualTokenizerObjective(Objective):
         noisy = log_probs + self.codebook.before_quantizing() * draws.gumbel("selector", *log_probs.shape[1:])
         likely = noisy.softmax(-1)[..., KEEP]
         chosen = (noisy[..., KEEP] > noisy[..., 1 - KEEP]).float()
-        return chosen + likely - likely.detach()
+        return chosen + (likely - likely.detach())
 
     def parts(self) -> dict[str, nn.Module]:
         return {"visual_tokenizer": self.tokenizer, "keyframe_detokenizer/conditions": self.decoder}
 
     def units(self) -> list[nn.Module]:
         return [*self.tokenizer.encoder.blocks, *self.tokenizer.causal_encoder.blocks, *self.decoder.blocks]
+
+    def fixed(self) -> list[nn.Module]:
+        return [self.tokenizer.encoder]
 
     def after_step(self, reduce: Reduce) -> None:
         self.codebook.update(self.tokenizer.quantize, reduce)

@@ -48,7 +48,9 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
     size = (config.grid_height, config.grid_width)
 
     def prepared(named: list[str]) -> list[Source]:
-        return [MappedSource(source, lambda clip: _sample(clip, size)) for source in clip_sources(named, inputs.storage)]
+        return [
+            MappedSource(source, lambda clip: _sample(clip, size)) for source in clip_sources(named, inputs.storage)
+        ]
 
     def collate(items: Sequence[Item], samples: Sequence[Sample]) -> Batch:
         frames = torch.tensor([frames for _, frames in samples])

@@ -18,9 +18,10 @@ from videolavit.models.network import STRICT
 from videolavit.models.objective import Batch, Objective, generator_of
 from videolavit.models.sampling import to_pixels, to_signed
 from videolavit.models.vae_objective import VAEObjective
+from videolavit.models.vae_start import start_from_pictures
 
 from ..component import Component
-from ..data import Item, Source
+from ..data import DataError, Item, Source
 from ..frames import FramedClip, frame_sources
 from ..inputs import Inputs
 from ..sources import MappedSource, data_facts, picture_sources, sample_stream, validation_items
@@ -37,11 +38,14 @@ class Settings:
         part: Which of the two VAEs. That of videos sees sequences, because its decoder looks at neighbouring frames.
         height: Of the pictures in pixels; None for the model's own.
         width: As the height.
+        start: `keyframe` starts the video VAE from the keyframe VAE of the model, as Stable Video Diffusion's was from
+            Stable Diffusion's; `model` from its own weights.
+        train_encoder: False keeps the latents and trains the decoder alone, as Stable Video Diffusion did.
         sequences: Where the video VAE's sequences come from: `clips` decodes the frames of clip shards again;
             `pictures` moves a window over keyframes or images.
         frames: Of a sequence; 8 as many as are decoded together in sampling.
-        edges: Weight of the error of neighbouring pixels' differences, relative to that of pixels: it keeps edges
-            sharp, as a perceptual loss would.
+        edges: Weight of the absolute error of neighbouring pixels' differences beside the squared error of pixels: it
+            keeps edges sharp, as a perceptual loss would.
         kl: Weight of the latents' distance to a standard normal distribution. Small, as Stable Diffusion's: the
             scaling factor brings the latents to a scale of 1.
         validation_samples: Held-out samples whose loss is measured.
@@ -51,9 +55,11 @@ class Settings:
     part: Literal["keyframe_detokenizer/vae", "video_detokenizer/vae"] = "keyframe_detokenizer/vae"
     height: int | None = Field(default=None, ge=1)
     width: int | None = Field(default=None, ge=1)
+    start: Literal["model", "keyframe"] = "model"
+    train_encoder: bool = True
     sequences: Literal["clips", "pictures"] = "clips"
     frames: int = Field(default=8, ge=1)
-    edges: float = Field(default=0.5, ge=0)
+    edges: float = Field(default=0.05, ge=0)
     kl: float = Field(default=1e-4, ge=0)
     validation_samples: int = Field(default=32, ge=1)
     show_samples: int = Field(default=4, ge=0)
@@ -61,6 +67,8 @@ class Settings:
 
 def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
     """The component. Raises DataError and ModelError."""
+    if settings.start == "keyframe" and settings.part != VIDEO:
+        raise DataError(f"objective.start=keyframe is for objective.part={VIDEO}; the keyframe VAE is {settings.part}")
     sizes, temporal = model.sizes, settings.part == VIDEO
     height = settings.height or (sizes.video_height if temporal else sizes.keyframe_height)
     width = settings.width or (sizes.video_width if temporal else sizes.keyframe_width)
@@ -94,8 +102,11 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
         batch = collate(shown, [item.load() for item in shown])
         return _show(objective.vae, batch.inputs["pictures"].movedim(-3, -1).numpy(), folder)
 
+    vae = model.load(settings.part)
+    if settings.start == "keyframe":
+        start_from_pictures(vae, model.load("keyframe_detokenizer/vae"))
     return Component(
-        objective=VAEObjective(model.load(settings.part), settings.part, weights),
+        objective=VAEObjective(vae, settings.part, weights, settings.train_encoder),
         stream=sample_stream(train, inputs),
         collate=collate,
         validation=validation,

@@ -1,0 +1,173 @@
+"""What the proof measures on held-out videos, and the page that shows it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from videolavit.evaluation.reconstruction import explained_variance, psnr
+from videolavit.evaluation.synthetic import (
+    MadeVideo,
+    generated,
+    motion_through_codes,
+    repainted,
+    told_directions,
+)
+from videolavit.generation.output import side_by_side
+from videolavit.generation.runtime import Runtime
+from videolavit.generation.settings import GenerateSettings
+from videolavit.media import contact_sheet, motion_features
+from videolavit.media.resize import resize_picture
+from videolavit.models.folder import ModelFolder
+from videolavit.records.pictures import decode_image
+from videolavit.records.report import REPORT, render_page
+from videolavit.records.shards import TOKENS, Ledger
+from videolavit.records.storage import Folder, StorageSettings
+from videolavit.records.token_report import sampled_statistics
+from videolavit.training.curves import CURVES, read_metrics
+from videolavit.training.sources import ClipSample, clip_sources
+
+from .common import console
+
+RESULTS, SHEET = "results.json", "generated.png"
+CLEARLY = 0.05
+"""Nats by which a motion token must be less surprising behind its own caption than behind another one."""
+
+QUESTIONED, REBUILT = 100, 100
+GENERATION = GenerateSettings(
+    top_k=50, visual_guidance=2.0, motion_guidance=2.0, min_visual=1, keyframe_steps=25, keyframe_guidance=1.5
+)
+"""How the proof's videos are generated: guidance is lower than the published model's, which was trained longer."""
+
+RUNS = (
+    "keyframe-vae",
+    "visual-tokenizer",
+    "keyframe-detokenizer",
+    "motion-tokenizer",
+    "video-vae",
+    "video-detokenizer",
+    "language-model",
+    "chat",
+)
+
+
+def measure(output: Path, prompts: int) -> dict[str, Any]:
+    """Measures the trained model, or reads what was measured before."""
+    file = output / RESULTS
+    if file.exists():
+        results: dict[str, Any] = json.loads(file.read_text())
+        return results
+    runtime = Runtime(ModelFolder(output / "chat" / "model"))
+    criteria = [
+        *_of_generation(output, runtime, prompts),
+        *_of_reconstruction(output, runtime),
+        *_of_language(output),
+        *_of_understanding(output, runtime),
+    ]
+    results = {"criteria": criteria}
+    file.write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def _criterion(name: str, value: float, least: float) -> dict[str, Any]:
+    return {"name": name, "value": float(value), "goal": f"at least {least:g}", "reached": bool(value >= least)}
+
+
+def _of_generation(output: Path, runtime: Runtime, prompts: int) -> list[dict[str, Any]]:
+    rows = _manifest(output / "held-out")[:prompts]
+    with console.status("generating from held-out captions") as status:
+        made = generated(
+            runtime, rows, GENERATION, lambda done: status.update(f"generated {done} of {len(rows)} held-out captions")
+        )
+    cells = [
+        (np.concatenate([one.frames[0], one.frames[len(one.frames) // 2], one.frames[-1]], axis=1), _seen(one))
+        for one in made[:24]
+    ]
+    _save_sheet(output / SHEET, cells)
+    return [
+        _criterion("direction of generated motion", np.mean([one.right_direction for one in made]), 0.8),
+        _criterion("colour of the generated object", np.mean([one.right_colour for one in made]), 0.8),
+    ]
+
+
+def _seen(one: MadeVideo) -> str:
+    return f"{one.row['text']}: seen {one.colour}, {one.direction or 'still'}"
+
+
+def _of_reconstruction(output: Path, runtime: Runtime) -> list[dict[str, Any]]:
+    clips = _held_out_clips(output)[:REBUILT]
+    config = runtime.model.config("motion_tokenizer")
+    size = (config.grid_height, config.grid_width)
+    motion = np.stack([motion_features(one.motion, one.width, one.height, size) for one in clips])
+    explained = explained_variance(motion, motion_through_codes(runtime, motion))
+    sizes = runtime.model.sizes
+    originals = [
+        resize_picture(decode_image(one.keyframe), sizes.keyframe_height, sizes.keyframe_width) for one in clips
+    ]
+    painted = repainted(runtime, originals, GENERATION)
+    pairs = list(zip(originals, painted, strict=True))
+    _save_sheet(output / "keyframes.png", [(side_by_side(*pair), f"{psnr(*pair):.1f} dB") for pair in pairs[:24]])
+    folder = Folder(str(output / "held-out-tokens"), StorageSettings())
+    usage = sampled_statistics(folder, sorted(Ledger(folder, TOKENS).committed()))[0].usage
+    codes = {kind: runtime.model.config(f"{kind}_tokenizer").num_codes for kind in ("visual", "motion")}
+    return [
+        _criterion("explained variance of motion through tokens", explained, 0.7),
+        _criterion("PSNR of keyframes through tokens, dB", np.mean([psnr(*pair) for pair in pairs]), 20),
+        *(_criterion(f"perplexity of the {kind} codes", usage[kind].perplexity, codes[kind] / 4) for kind in codes),
+    ]
+
+
+def _of_language(output: Path) -> list[dict[str, Any]]:
+    found = read_metrics(output / "language-model")
+    falling = []
+    for kind in ("text", "visual", "motion"):
+        values = np.array([value for _, value in found[f"validation/{kind}"]])
+        share = float(np.mean(np.diff(values) <= 0)) if len(values) > 1 else 0.0
+        falling.append(_criterion(f"share of validations in which the held-out loss of {kind} falls", share, 1.0))
+    own, other = (found[f"samples/motion_{whose}_caption"][-1][1] for whose in ("own", "other"))
+    return [*falling, _criterion("nats a motion token gains from its own caption", other - own, CLEARLY)]
+
+
+def _of_understanding(output: Path, runtime: Runtime) -> list[dict[str, Any]]:
+    rows = _manifest(output / "held-out")[:QUESTIONED]
+    with console.status("asking about held-out videos"):
+        told = told_directions(runtime, [str(output / "held-out" / row["video"]) for row in rows])
+    right = [answer == row["shapes"][0]["direction"] for answer, row in zip(told, rows, strict=True)]
+    return [_criterion("answers to which direction it moves", np.mean(right), 0.8)]
+
+
+def _manifest(corpus: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (corpus / "manifest.jsonl").read_text().splitlines()]
+
+
+def _held_out_clips(output: Path) -> list[ClipSample]:
+    (source,) = clip_sources([str(output / "held-out-clips")], StorageSettings())
+    return [source.load(shard, row) for shard, size in enumerate(source.sizes) for row in range(size)]
+
+
+def _save_sheet(file: Path, cells: Sequence[tuple[NDArray[np.uint8], str]]) -> None:
+    from PIL import Image
+
+    Image.fromarray(contact_sheet(cells, columns=3, cell_width=420)).save(file)
+
+
+def write_report(output: Path, results: dict[str, Any], minutes: dict[str, float]) -> Path:
+    """Writes the page of the proof."""
+    facts = [
+        (one["name"] + f" (goal {one['goal']})", f"{'' if one['reached'] else 'missed: '}{one['value']:.3g}")
+        for one in results["criteria"]
+    ]
+    facts += [(f"minutes of {name}", f"{value:.1f}") for name, value in minutes.items()]
+    pictures = [
+        ((output / SHEET).read_bytes(), "First, middle and last frame of what was generated for held-out captions"),
+        ((output / "keyframes.png").read_bytes(), "Held-out keyframes, and what comes back through their tokens"),
+    ]
+    pictures += [((output / name / CURVES).read_bytes(), name) for name in RUNS if (output / name / CURVES).exists()]
+    page = render_page(
+        title="Proof: trained from nothing, measured on what was held out", facts=facts, cells=[], pictures=pictures
+    )
+    (output / REPORT).write_text(page)
+    return output / REPORT
