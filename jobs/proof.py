@@ -23,6 +23,8 @@ from rich.table import Table
 from .common import JobParser, console, fail
 
 MINUTES = "minutes.json"
+VIDEO_VAE = ("--objective.part", "video_detokenizer/vae", "--steps", 300, "--batch", 2, "--validate-every", 100)
+"""A sequence is eight pictures."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def _train_parts(output: Path, recipe: str, stages: Stages) -> None:
 
     def videos() -> Path:
         tokenizer = train("motion-tokenizer", "tiny")
-        vae = train("vae", tokenizer, "video-vae", "--objective.part", "video_detokenizer/vae")
+        vae = train("vae", tokenizer, "video-vae", *VIDEO_VAE)
         return train("video-detokenizer", vae, None, "--objective.cache", output / "cache")
 
     with ThreadPoolExecutor(2) as chains:

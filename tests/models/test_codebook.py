@@ -29,7 +29,9 @@ def made(**changes: float) -> tuple[CodebookLearner, Quantizer]:
 
 def see(learner: CodebookLearner, quantizer: Quantizer, step: int, vectors: torch.Tensor | None = None) -> torch.Tensor:
     vectors = corners(64, 10 * step) if vectors is None else vectors
-    return learner(quantizer, vectors, torch.rand(len(vectors), generator=generator(step)))[0]
+    codes, _ = learner(quantizer, vectors, torch.rand(len(vectors), generator=generator(step)))
+    assert isinstance(codes, torch.Tensor)
+    return codes
 
 
 def run(learner: CodebookLearner, quantizer: Quantizer, steps: range) -> None:

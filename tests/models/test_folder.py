@@ -194,8 +194,10 @@ def test_default_sizes_fit_the_networks(tiny: ModelFolder) -> None:
     settings: tuple[Any, Any] = ("cpu", torch.float32)
     sizes = tiny.sizes
     generator = torch.Generator().manual_seed(0)
-    start = tiny.keyframe_detokenizer(*settings).noise(sizes.keyframe_height, sizes.keyframe_width, 4, [generator])
-    assert start.latents.shape == (1, 4, sizes.keyframe_height // 8, sizes.keyframe_width // 8)
+    detokenizer = tiny.keyframe_detokenizer(*settings)
+    scale = 1 << (len(detokenizer.vae.config.block_out_channels) - 1)
+    start = detokenizer.noise(sizes.keyframe_height, sizes.keyframe_width, 4, [generator])
+    assert start.latents.shape == (1, 4, sizes.keyframe_height // scale, sizes.keyframe_width // scale)
     latent_size = tiny.video_detokenizer(*settings).latent_size(sizes.video_height, sizes.video_width)
-    assert latent_size == (sizes.video_height // 8, sizes.video_width // 8)
+    assert latent_size == (sizes.video_height // scale, sizes.video_width // scale)
     assert tiny.understanding(*settings).vocabulary == tiny.vocabulary

@@ -14,9 +14,11 @@ from videolavit.media import write_mp4
 from videolavit.models.folder import ModelFolder
 from videolavit.models.keyframe_detokenizer.config import VAEConfig
 from videolavit.models.keyframe_detokenizer.objective import KeyframeObjective, PictureTargets
+from videolavit.models.network import ModelError
 from videolavit.models.objective import Draws, Objective
 from videolavit.models.sampling import fresh, to_signed
 from videolavit.models.vae_objective import VAEObjective
+from videolavit.models.vae_start import start_from_pictures
 from videolavit.models.video_detokenizer import edm_scheduler
 from videolavit.models.video_detokenizer.objective import Preconditioning, VideoObjective, encode_frames
 from videolavit.training.component import Component
@@ -101,6 +103,25 @@ def test_a_vae_learns_and_measures_its_latents(temporal: bool) -> None:
     (trained,) = objective.parts().values()
     latents = network.encode(to_signed(frames)).latent_dist.mode() * trained.config.scaling_factor
     assert 0.7 < float(latents.detach().std()) < 1.4
+
+
+def test_a_video_vae_starts_as_that_of_pictures() -> None:
+    """Frame by frame it makes the same, and only then learns from neighbours."""
+    torch.manual_seed(0)
+    config = VAEConfig(block_out_channels=(32, 64), layers_per_block=2)
+    pictures, video = config.build(), config.build_temporal()
+    torch.nn.init.zeros_(
+        pictures.post_quant_conv.bias
+    )  # at the edges, padding comes before it here and behind it there
+    start_from_pictures(video, pictures)
+    frames = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        latents = pictures.encode(frames).latent_dist.mode()
+        torch.testing.assert_close(video.encode(frames).latent_dist.mode(), latents)
+        decoded = video.decode(latents, num_frames=3).sample
+        torch.testing.assert_close(decoded, pictures.decode(latents).sample, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ModelError, match=r"objective\.start=model"):
+        start_from_pictures(video, VAEConfig(block_out_channels=(32, 32), layers_per_block=2).build())
 
 
 def test_a_picture_without_motion_becomes_a_sequence() -> None:

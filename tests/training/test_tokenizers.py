@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tests.conftest import moving_texture
 from tests.models import made
@@ -75,6 +76,13 @@ def gradients(objective: Objective) -> Tensors:
     return {name: one.grad.clone() for name, one in objective.named_parameters() if one.grad is not None}
 
 
+def gradient_at(module: nn.Module) -> list[torch.Tensor]:
+    """Will hold the gradient of what the module returns, once it was computed."""
+    seen: list[torch.Tensor] = []
+    module.register_forward_hook(lambda module, given, result: result.register_hook(seen.append) and None)
+    return seen
+
+
 @pytest.mark.parametrize("quantize_from", [0, 1000])
 @pytest.mark.parametrize(("make", "inputs"), [(motion_objective, motion_inputs), (visual_objective, visual_inputs)])
 def test_micro_batches_add_up(make: Any, inputs: Any, quantize_from: int) -> None:
@@ -102,12 +110,9 @@ def test_what_is_trained_gets_a_gradient(make: Any, inputs: Any) -> None:
 def test_padding_of_a_short_clip_is_no_error() -> None:
     """The loss has no gradient to frames that the clip does not have."""
     objective, inputs = motion_objective(), motion_inputs()
-    rebuilt: list[torch.Tensor] = []
-    objective.tokenizer.decode_task_layer.register_forward_hook(
-        lambda module, given, result: (result.retain_grad(), rebuilt.append(result))[1]
-    )
+    gradient = gradient_at(objective.tokenizer.decode_task_layer)
     loss_of(objective, inputs, range(4)).backward()
-    counted = rebuilt[0].grad.ne(0).any(-1).flatten(2).any(-1)
+    counted = gradient[0].ne(0).any(-1).flatten(2).any(-1)
     assert torch.equal(counted, torch.arange(8) < inputs["num_frames"][:, None])
 
 
@@ -133,7 +138,8 @@ def test_the_visual_loss_is_that_of_the_tokenizer_and_the_decoder() -> None:
         rebuilt = objective.decoder.features(codes)
         likeness = F.cosine_similarity(rebuilt, objective.tokenizer.patch_features(images), dim=-1)
     kept = torch.tensor([len(one) for one in codes]) / made.VISUAL.num_patches
-    assert 0 < kept.min() and kept.max() < 1
+    assert kept.min() > 0
+    assert kept.max() < 1
     torch.testing.assert_close(sums["reconstruction"], (1 - likeness.mean(1)).sum())
     torch.testing.assert_close(sums["keep_rate"], (kept - 1 / 3).square().sum())
     torch.testing.assert_close(sums["kept"], kept.sum())
@@ -142,12 +148,9 @@ def test_the_visual_loss_is_that_of_the_tokenizer_and_the_decoder() -> None:
 def test_reconstruction_alone_teaches_the_selector_which_patches_matter() -> None:
     """Its gradient reaches the choice of kept and of dropped patches."""
     objective, inputs = visual_objective(), visual_inputs()
-    log_probs: list[torch.Tensor] = []
-    objective.tokenizer.token_predictor.register_forward_hook(
-        lambda module, given, result: (result.retain_grad(), log_probs.append(result))[1]
-    )
+    gradient = gradient_at(objective.tokenizer.token_predictor)
     objective(inputs, Draws(0, range(4)))["reconstruction"].backward()
-    assert log_probs[0].grad[..., 0].ne(0).all()
+    assert gradient[0][..., 0].ne(0).all()
 
 
 def test_the_vit_and_the_projections_behind_the_features_stay() -> None:
@@ -165,12 +168,12 @@ def test_the_vit_and_the_projections_behind_the_features_stay() -> None:
 def test_both_objectives_learn_through_their_codebooks() -> None:
     """On four samples of which each must be told from the others."""
     motion = motion_objective(10)
-    losses = learn(motion, motion_inputs(), 60, 2e-3)
-    assert losses[-1] < 0.95 * losses[0]
+    losses = learn(motion, motion_inputs(), 40, 2e-3)
+    assert losses[-1] < 0.97 * losses[0], losses
     assert motion.statistics()["codebook_perplexity"] > 2
-    visual = visual_objective(20)
-    losses = learn(visual, visual_inputs(), 60, 3e-3)
-    assert losses[-1] < 0.7 * losses[0]
+    visual = visual_objective(10)
+    losses = learn(visual, visual_inputs(), 40, 3e-3)
+    assert losses[-1] < 0.7 * losses[0], losses
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +192,7 @@ def test_a_component_trains_and_shows(module: Any, run: str, tmp_path: Path) -> 
     component: Component = module.build(ModelFolder("tiny"), Inputs(train=[run], validation=[run]), settings)
     items = component.stream.take(2)
     batch = component.collate(items, [item.load() for item in items])
-    for step in range(2):
+    for _ in range(2):
         sums = component.objective(batch.inputs, Draws(0, batch.positions))
         assert set(component.objective.weights) <= set(sums) == set(batch.counts)
         torch.stack([sums[name] for name in component.objective.weights]).sum().backward()

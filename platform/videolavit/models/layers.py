@@ -110,10 +110,18 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+NARROW = 256
+"""Channels below which the published deviation of 0.02 lets hardly anything through a network."""
+
+
 def init_weights(module: nn.Module) -> None:
-    """Published initialisation: truncated normal of 0.02 for projections, zero biases, unit norms."""
+    """Published initialisation: truncated normal of 0.02 for projections, zero biases, unit norms.
+
+    Narrow networks, which were never published, keep the variance of what goes through them instead.
+    """
     if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        channels, fan_in = max(module.weight.shape[:2]), module.weight[0].numel()
+        nn.init.trunc_normal_(module.weight, std=0.02 if channels >= NARROW else fan_in**-0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

@@ -15,8 +15,6 @@ Stride = tuple[int, int, int]
 STRIDES: tuple[Stride, ...] = ((1, 2, 2), (2, 1, 1), (2, 1, 1), (2, 2, 2))
 """Of the encoder's four stages, (time, height, width)."""
 
-BLOCKS_PER_STAGE = 3
-
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class MotionTokenizerConfig:
@@ -26,6 +24,7 @@ class MotionTokenizerConfig:
         dim: Channels of encoder and decoder.
         num_heads: Attention heads.
         mlp_ratio: Hidden channels of an MLP, in multiples of `dim`.
+        blocks_per_stage: Blocks of each of the four stages of encoder and decoder.
         num_frames: Frames of a clip; a multiple of 8.
         grid_height: Rows of the motion grid; a multiple of 4.
         grid_width: Columns of the motion grid; a multiple of 4.
@@ -36,6 +35,7 @@ class MotionTokenizerConfig:
     dim: int = 512
     num_heads: int = 8
     mlp_ratio: float = 4.0
+    blocks_per_stage: int = 3
     num_frames: int = 24
     grid_height: int = 20
     grid_width: int = 36
@@ -188,13 +188,14 @@ def resize_frames(motion: Tensor, height: int, width: int) -> Tensor:
 
 
 def _blocks(config: MotionTokenizerConfig) -> nn.ModuleList:
-    depth = BLOCKS_PER_STAGE * len(STRIDES)
+    depth = config.blocks_per_stage * len(STRIDES)
     return nn.ModuleList(SpaceTimeBlock(config.dim, config.num_heads, config.mlp_ratio) for _ in range(depth))
 
 
 def _run_stage(blocks: nn.ModuleList, stage: int, x: Tensor) -> Tensor:
     """Runs a stage's blocks on [batch, time, height, width, dim]."""
     tokens = x.flatten(2, 3)
-    for block in list(blocks)[stage * BLOCKS_PER_STAGE : (stage + 1) * BLOCKS_PER_STAGE]:
+    of_a_stage = len(blocks) // len(STRIDES)
+    for block in list(blocks)[stage * of_a_stage : (stage + 1) * of_a_stage]:
         tokens = block(tokens)
     return torch.unflatten(tokens, 2, x.shape[2:4])

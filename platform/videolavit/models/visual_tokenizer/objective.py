@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..codebook import CodebookLearner, CodebookSettings
-from ..objective import Draws, Objective, Reduce, frozen
+from ..objective import Draws, Objective, Reduce
 from .network import KEEP, VisualTokenizer
 from .preprocessing import normalize_images
 
@@ -53,11 +53,10 @@ class VisualTokenizerObjective(Objective):
         super().__init__()
         self.tokenizer = tokenizer.requires_grad_(True).train()
         self.decoder = decoder.requires_grad_(True).train()
-        for part in (tokenizer.encoder, tokenizer.quantize, tokenizer.vit_proj):
+        untrained = (tokenizer.encoder, tokenizer.quantize, tokenizer.vit_proj)
+        for part in (*untrained, decoder.unet_proj_1, decoder.unet_proj_2, decoder.unet_attnpool):
             if part is not None:
-                frozen(part)
-        for part in (decoder.unet_proj_1, decoder.unet_proj_2, decoder.unet_attnpool):
-            frozen(part)
+                part.requires_grad_(False)
         self.codebook = CodebookLearner(tokenizer.config.num_codes, tokenizer.config.code_dim, codebook)
         self.rho = rho
         self.weights = {"reconstruction": 1.0, "keep_rate": keep_weight, "commitment": commitment}
