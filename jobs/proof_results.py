@@ -88,8 +88,8 @@ def _of_generation(output: Path, runtime: Runtime, prompts: int) -> list[dict[st
     ]
     _save_sheet(output / SHEET, cells)
     return [
-        _criterion("direction of generated motion", np.mean([one.right_direction for one in made]), 0.8),
-        _criterion("colour of the generated object", np.mean([one.right_colour for one in made]), 0.8),
+        _criterion("direction of generated motion", float(np.mean([one.right_direction for one in made])), 0.8),
+        _criterion("colour of the generated object", float(np.mean([one.right_colour for one in made])), 0.8),
     ]
 
 
@@ -115,7 +115,7 @@ def _of_reconstruction(output: Path, runtime: Runtime) -> list[dict[str, Any]]:
     codes = {kind: runtime.model.config(f"{kind}_tokenizer").num_codes for kind in ("visual", "motion")}
     return [
         _criterion("explained variance of motion through tokens", explained, 0.7),
-        _criterion("PSNR of keyframes through tokens, dB", np.mean([psnr(*pair) for pair in pairs]), 20),
+        _criterion("PSNR of keyframes through tokens, dB", float(np.mean([psnr(*pair) for pair in pairs])), 20),
         *(_criterion(f"perplexity of the {kind} codes", usage[kind].perplexity, codes[kind] / 4) for kind in codes),
     ]
 
@@ -136,7 +136,7 @@ def _of_understanding(output: Path, runtime: Runtime) -> list[dict[str, Any]]:
     with console.status("asking about held-out videos"):
         told = told_directions(runtime, [str(output / "held-out" / row["video"]) for row in rows])
     right = [answer == row["shapes"][0]["direction"] for answer, row in zip(told, rows, strict=True)]
-    return [_criterion("answers to which direction it moves", np.mean(right), 0.8)]
+    return [_criterion("answers to which direction it moves", float(np.mean(right)), 0.8)]
 
 
 def _manifest(corpus: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.conftest import moving_texture
 from tests.training.test_sources import write_run
+from videolavit.config.model import load_preset
 from videolavit.media import write_mp4
 from videolavit.models.folder import ModelFolder
 from videolavit.models.keyframe_detokenizer.config import VAEConfig
@@ -27,6 +28,9 @@ from videolavit.training.data import DataError
 from videolavit.training.inputs import Inputs
 
 TINY = "tiny"
+FACTOR = 1 << (len(load_preset(TINY).video_detokenizer.vae.block_out_channels) - 1)
+"""Pixels of a latent's side."""
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -163,7 +167,7 @@ def made_keyframe_objective(drop: float = 0.0, steps: int = 0) -> KeyframeObject
         parts["conditions"],
         parts["unet"],
         parts["scheduler"],
-        pixels_per_latent=8,
+        pixels_per_latent=FACTOR,
         condition_steps=steps,
         feature_weight=1.0,
         drop_conditions=drop,
@@ -228,7 +232,7 @@ def test_the_keyframe_component_trains(cached: bool, inputs: Inputs, tmp_path: P
 
 
 def test_a_size_that_does_not_fit_is_refused(inputs: Inputs) -> None:
-    with pytest.raises(DataError, match=r"multiples of 16.*objective\.width"):
+    with pytest.raises(DataError, match=r"multiples of \d+.*objective\.width"):
         keyframe_detokenizer.build(ModelFolder(TINY), inputs, keyframe_detokenizer.Settings(height=30, width=32))
 
 
@@ -258,7 +262,7 @@ def clips(count: int, time: int = 4) -> Tensors:
     return {
         "frames": torch.from_numpy(rng.integers(0, 255, (count, time, 16, 32, 3), np.uint8)),
         "keyframes": torch.from_numpy(rng.integers(0, 255, (count, 16, 32, 3), np.uint8)),
-        "motion": torch.from_numpy(rng.normal(size=(count, 2, time, 2, 4)).astype(np.float32)),
+        "motion": torch.from_numpy(rng.normal(size=(count, 2, time, 16 // FACTOR, 32 // FACTOR)).astype(np.float32)),
         "num_frames": torch.full((count,), time),
     }
 
@@ -341,7 +345,7 @@ def test_motion_of_codes_is_what_generation_gives() -> None:
     given = clips(2, config.num_frames)
     given["grid"] = torch.randn(2, 2, config.num_frames, config.grid_height, config.grid_width)
     motion = objective.told_motion(given, Draws(0, [0, 1]))
-    expected = objective.tokenizer.decode_to(objective.tokenizer.encode(given["grid"]), 2, 4)
+    expected = objective.tokenizer.decode_to(objective.tokenizer.encode(given["grid"]), 16 // FACTOR, 32 // FACTOR)
     torch.testing.assert_close(motion, expected)
 
 
@@ -378,7 +382,7 @@ def test_the_video_component_trains_in_stages(inputs: Inputs, tmp_path: Path) ->
     )
     component = video_detokenizer.build(ModelFolder(TINY), inputs, settings)
     widths = [item.load()["motion"].shape[-1] for item in component.stream.take(8)]
-    assert widths == [2, 2, 2, 2, 4, 4, 4, 4]
+    assert widths == [16 // FACTOR] * 4 + [32 // FACTOR] * 4
     component.stream.seek({"position": 0})
     assert np.isfinite(train(component, 4, 2)).all()
     assert component.show is not None

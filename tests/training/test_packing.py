@@ -18,10 +18,11 @@ from videolavit.models.language_model.objective import NextToken
 from videolavit.models.objective import Batch, Draws
 from videolavit.training.components import language_model
 from videolavit.training.components.language_model import Settings
-from videolavit.training.data import Item
+from videolavit.training.data import DataError, Item
 from videolavit.training.inputs import Inputs
-from videolavit.training.packed import Document, PackedStream, RowCollate, RowSettings
+from videolavit.training.packed import Document, PackedStream, RowCollate
 from videolavit.vocabulary.packing import pack
+from videolavit.vocabulary.sequences import modality_of
 
 LENGTH = 512
 TINY = load_preset("tiny")
@@ -157,6 +158,25 @@ def test_a_batch_says_what_is_useful_in_it() -> None:
     assert batch.inputs["positions"][0, [0, 99, 100, 149, 150]].tolist() == [0, 99, 0, 49, 0]
 
 
+def test_noise_is_read_and_never_predicted(run: Path) -> None:
+    """Some codes are others, of the same kind; the same ones after a restart; text and markers are as they were."""
+    (item,) = stream(run, noise=0.5).take(1)
+    read, again = item.load(), item.load()
+    of = TINY.vocabulary
+    changed = 0
+    for document, same in zip(read, again, strict=True):
+        assert document.seen.tolist() == same.seen.tolist()
+        differs = document.seen != document.ids
+        changed += int(differs.sum())
+        assert set(document.ids[differs]) <= {*of.visual_range, *of.motion_range}
+        assert (modality_of(document.seen, of) == modality_of(document.ids, of)).all()
+    assert changed > 20
+    batch = RowCollate(of, Flops(0, 0), LENGTH)([item], [read])
+    length = len(read[0].ids)
+    assert batch.inputs["ids"][0, :length].tolist() == read[0].seen.tolist()
+    assert batch.inputs["targets"][: length - 1].tolist() == read[0].ids[1:].tolist()
+
+
 def test_flops_are_those_of_the_matrix_products() -> None:
     """Against what torch counts, forward and backward: the head is in it, the look-up of embeddings is not."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -183,6 +203,7 @@ def test_the_kernel_for_documents_is_called_as_it_wants() -> None:
 
 
 def test_rows_must_be_long_enough_for_a_clip(run: Path) -> None:
-    with pytest.raises(ValueError, match="sequence_length 100 is shorter than a clip may be; use at least 204"):
-        language_model.build(ModelFolder("tiny"), Inputs(train=[str(run)]), Settings(sequence_length=100))
-    assert RowSettings(204).length == 204
+    needed = TINY.visual_tokenizer.num_patches + TINY.motion_tokenizer.num_tokens + 5
+    message = f"sequence_length {needed - 1} is shorter than a clip may be; use at least {needed}"
+    with pytest.raises(DataError, match=message):
+        language_model.build(ModelFolder("tiny"), Inputs(train=[str(run)]), Settings(sequence_length=needed - 1))

@@ -55,7 +55,10 @@ def random_rows(model: ModelFolder, count: int, seed: int = 0) -> list[tuple[str
     for index in range(count):
         text = "".join(rng.choice(list("abcdef "), rng.integers(1, 60)))
         clips = [
-            (codes(int(rng.integers(0, 40)), of.visual_codes), codes(model.motion_tokens * (index % 3 == 2), of.motion_codes))
+            (
+                codes(int(rng.integers(0, 40)), of.visual_codes),
+                codes(model.motion_tokens * (index % 3 == 2), of.motion_codes),
+            )
             for _ in range((0, 1, 1 + index % 2)[index % 3])
         ]
         rows.append((text if index % 7 else None, clips))

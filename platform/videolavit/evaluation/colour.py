@@ -7,7 +7,7 @@ from videolavit.synth import COLOURS
 
 from .foreground import difference
 
-SHARE = 0.008
+SHARE = 0.004
 """Of the pixels that are looked at: hardly less than the smallest shape has, which leaves out its soft edge."""
 
 

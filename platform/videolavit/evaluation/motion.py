@@ -13,8 +13,8 @@ from .foreground import difference
 SHORTER_SIDE = 128
 """Pixels to which a video is enlarged at least before it is decomposed, so that blocks are small beside its shape."""
 
-SHAPE = 0.5
-"""A pixel that differs from the background by more than this share of the largest difference belongs to the shape."""
+SHAPE = 0.6
+"""A pixel that differs from the background by more than this share of the most belongs to the shape."""
 
 FARTHEST = 0.05
 """Displacement a frame, in shares of the shorter side, beyond which a vector is a chance match and not motion."""
@@ -55,7 +55,7 @@ def _decomposed(frames: NDArray[np.uint8], fps: int) -> Clip:
 def _shares(frames: NDArray[np.uint8], clip: Clip) -> NDArray[np.float32]:
     """Share of each block that the shape covers, float32 [time, blocks_high, blocks_wide]."""
     away = difference(frames)
-    shape = (away > SHAPE * np.quantile(away, 0.995, axis=(1, 2), keepdims=True)).astype(np.float32)
+    shape = (away > SHAPE * np.quantile(away, 0.998, axis=(1, 2), keepdims=True)).astype(np.float32)
     blocks = (clip.motion.shape[2], clip.motion.shape[1])
     rows = [Image.fromarray(one).resize(blocks, Image.Resampling.BOX) for one in shape]
     return np.stack([np.asarray(row) for row in rows])

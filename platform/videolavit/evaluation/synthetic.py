@@ -44,11 +44,11 @@ class MadeVideo:
 
     @property
     def right_direction(self) -> bool:
-        return self.direction == self.truth["direction"]
+        return bool(self.direction == self.truth["direction"])
 
     @property
     def right_colour(self) -> bool:
-        return self.colour == self.truth["colour"]
+        return bool(self.colour == self.truth["colour"])
 
 
 def generated(

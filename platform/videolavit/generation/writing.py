@@ -79,7 +79,9 @@ class Writer:
         """Appends [IMG] codes [/IMG] to each script."""
         ids = self.vocabulary
         policy = TokenPolicy((ids.visual_range,), ids.image_end, *self.visual_limits)
-        rows = self._write(scripts, ids.image_start, policy, [self.settings.sampling()] * len(scripts), guidance, on_token)
+        rows = self._write(
+            scripts, ids.image_start, policy, [self.settings.sampling()] * len(scripts), guidance, on_token
+        )
         for script, row in zip(scripts, rows, strict=True):
             script.visual.append([token - ids.visual_range.start for token in row])
 

@@ -6,8 +6,8 @@
         manifest.json                                   all of them, and the position of the run; written last
 
 What a crash leaves behind: before the manifest, a folder without one, which is never read and is removed by the next
-save of its step; while the manifest is renamed into place, the same, or a whole checkpoint. A manifest that is there but
-does not fit its files (a disk that lied, a copy cut short) fails verification, and the one before it is taken.
+save of its step; while the manifest is renamed into place, the same, or a whole checkpoint. A manifest that is there
+but does not fit its files (a disk that lied, a copy cut short) fails verification, and the one before it is taken.
 """
 
 import hashlib

@@ -152,8 +152,7 @@ class Mixture:
         if min(shares) <= 0:
             raise DataError("the weight of a source must be above 0; leave it out instead")
         self._orders = [
-            ShuffledSource([size for size in source.sizes], (seed, number), window)
-            for number, source in enumerate(self.sources)
+            ShuffledSource(list(source.sizes), (seed, number), window) for number, source in enumerate(self.sources)
         ]
         self._pattern = _interleaved([share / sum(shares) for share in shares])
 
@@ -225,7 +224,7 @@ def _rounded(quotas: Sequence[float]) -> NDArray[np.float64]:
     """Whole numbers of the same sum, none below 1: those with the largest remainders are rounded up."""
     whole = np.maximum(np.floor(quotas), 1)
     remainders = np.asarray(quotas) - whole
-    for _ in range(int(round(sum(quotas) - whole.sum()))):
+    for _ in range(round(sum(quotas) - whole.sum())):
         behind = int(np.argmax(remainders))
         whole[behind] += 1
         remainders[behind] -= 1

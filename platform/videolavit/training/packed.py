@@ -27,10 +27,12 @@ class Document:
     Attributes:
         ids: int64 [length].
         source: Name of where it comes from.
+        seen: What is read in their place, [length]; None for the same.
     """
 
     ids: Ids
     source: str
+    seen: Ids | None = None
 
 
 class Documents(Protocol):
@@ -134,6 +136,7 @@ class RowCollate:
         `places` [n] in it that predict an id, `targets` [n] which, and `modality` [n] of what kind."""
         length = self.length or max(sum(len(document.ids) for document in row) for row in rows)
         ids = np.zeros((len(rows), length), np.int64)
+        seen = np.zeros_like(ids)
         positions = np.zeros((len(rows), length), np.int64)
         places: list[Ids] = []
         ends = [0]
@@ -143,6 +146,7 @@ class RowCollate:
             for document in row:
                 start, end = end, end + len(document.ids)
                 ids[index, start:end] = document.ids
+                seen[index, start:end] = document.ids if document.seen is None else document.seen
                 positions[index, start:end] = np.arange(end - start)
                 places.append(np.arange(start, end - 1) + index * length)
                 ends.append(end + index * length)
@@ -155,7 +159,7 @@ class RowCollate:
         modality = modality_of(targets, self.vocabulary)
         packed = {"ends": np.array(ends, np.int32)} if self.length else {}
         return Batch(
-            inputs=_tensors(ids=ids, positions=positions, places=at, targets=targets, modality=modality, **packed),
+            inputs=_tensors(ids=seen, positions=positions, places=at, targets=targets, modality=modality, **packed),
             counts={"loss": float(len(at))} | {one.name.lower(): float((modality == one).sum()) for one in Modality},
             positions=[item.position for item in items],
             tokens=tokens,

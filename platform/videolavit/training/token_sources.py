@@ -141,10 +141,22 @@ class TokenSource:
 
 
 class TokenDocuments:
-    """The sequences of a mixture of token runs, by position."""
+    """The sequences of a mixture of token runs, by position.
 
-    def __init__(self, sources: Sequence[TokenSource], mixture: Mixture, assembler: Assembler, seed: int) -> None:
-        self._sources, self._mixture, self._assembler, self._seed = list(sources), mixture, assembler, seed
+    Args:
+        noise: Share of the codes that are read as random ones.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[TokenSource],
+        mixture: Mixture,
+        assembler: Assembler,
+        seed: int,
+        noise: float = 0.0,
+    ) -> None:
+        self._sources, self._mixture, self._assembler = list(sources), mixture, assembler
+        self._seed, self._noise = seed, noise
 
     def lengths(self, position: int) -> list[int]:
         """Of the sequences that the sample at a position becomes."""
@@ -157,7 +169,15 @@ class TokenDocuments:
         place = self._mixture.locate(position)
         source = self._sources[place.source]
         ids = self._assembler.ids(self._pieces(position)[index], source.load(place.shard, place.row))
-        return Document(ids, source.name)
+        return Document(ids, source.name, self._noisy(ids, position, index) if self._noise else None)
+
+    def _noisy(self, ids: Ids, position: int, index: int) -> Ids:
+        rng = np.random.default_rng([self._seed, position, index])
+        seen, replaced = ids.copy(), rng.random(len(ids)) < self._noise
+        for codes in (self._assembler.vocabulary.visual_range, self._assembler.vocabulary.motion_range):
+            chosen = replaced & (ids >= codes.start) & (ids < codes.stop)
+            seen[chosen] = rng.integers(codes.start, codes.stop, int(chosen.sum()))
+        return seen
 
     def _pieces(self, position: int) -> list[Piece]:
         place = self._mixture.locate(position)

@@ -3,12 +3,10 @@
 import contextlib
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from videolavit.records.identity import differences
 from .checkpoint import CheckpointError, Checkpoints, Position
 from .component import Component
 from .data import DataError
+from .interval import Interval, mean_terms, merged, summed
 from .loader import Loader, Reject, StepData, fixed_batches
 from .optimizer import AveragedWeights, Optimizer
 from .parallel import Ranks, accumulate, autocast, gathered, parallelize
@@ -110,7 +109,7 @@ class Trainer:
             settings.loader_threads,
             settings.prefetch,
         )
-        interval = _Interval()
+        interval = Interval()
         data = iter(loader)
         with contextlib.closing(data), self._profiler() as profiler:
             while self.step < settings.steps:
@@ -123,7 +122,7 @@ class Trainer:
                 profiler()
                 if self._due(settings.log_every):
                     self._log(interval, loader)
-                    interval, loader.wait_seconds = _Interval(), 0.0
+                    interval, loader.wait_seconds = Interval(), 0.0
                 if self._due(settings.validate_every) and self.component.validation:
                     self._validate()
                 if self._due(settings.show_every) and self.component.show:
@@ -132,11 +131,11 @@ class Trainer:
         if self._telemetry is not None:
             self._telemetry.close()
 
-    def _train(self, data: StepData, interval: "_Interval") -> float:
+    def _train(self, data: StepData, interval: "Interval") -> float:
         """One optimizer step; returns the norm of its gradient."""
         objective = self._objective
         objective.begin_step(self.step)
-        counts = self.ranks.sums(_summed([batch.counts for batch in data.batches]))
+        counts = self.ranks.sums(summed([batch.counts for batch in data.batches]))
         for number, batch in enumerate(data.batches):
             accumulate(objective, last=number == len(data.batches) - 1)
             objective.train(batch.weight > 0)  # a stand-in leaves no trace in what is learned without a gradient
@@ -174,35 +173,21 @@ class Trainer:
 
     # ---- beside it --------------------------------------------------------------------------------------------
 
-    def _log(self, interval: "_Interval", loader: Loader) -> None:
-        values = interval.reduced(self.ranks)
-        counts, sums, seconds = values["counts"], values["sums"], interval.seconds
+    def _log(self, interval: Interval, loader: Loader) -> None:
+        peak = peak_flops(self.ranks.device, self.settings.peak_flops)
+        metrics = interval.metrics(self._objective.weights, self.ranks, peak)
         self._count_tokens()
-        work = values["work"]
-        metrics = {term: sums[term] / max(counts[term], 1.0) for term in sums}
-        loss = {"loss": sum(weight * metrics[term] for term, weight in self._objective.weights.items())}
-        metrics = loss | metrics
         metrics |= {
             "lr": self.settings.optimizer.lr * self._optimizer.factor(self.step - 1),
-            "grad_norm": interval.norm,
-            "samples_per_second": work["samples"] / seconds,
-            "step_seconds": seconds / interval.steps,
-            "data_wait": loader.wait_seconds / seconds,
+            "data_wait": loader.wait_seconds / interval.seconds,
             "memory_gb": memory_bytes(self.ranks.device) / 1e9,
         }
-        if self.component.tokens_an_item:
-            metrics["tokens_per_second"] = sum(values["tokens"].values()) / seconds
-        if work["size"]:
-            metrics["packing"] = sum(values["tokens"].values()) / work["size"]
-        peak = peak_flops(self.ranks.device, self.settings.peak_flops)
-        if peak and work["flops"]:
-            metrics["mfu"] = work["flops"] / seconds / (peak * self.ranks.world)
         metrics |= {f"tokens/{name}": float(number) for name, number in self._tokens.items()}
         self._publish(metrics | self._objective.statistics())
 
     def _count_tokens(self) -> None:
-        merged = _merged(dict(self._uncounted), self.ranks)
-        self._tokens.update({name: int(number) for name, number in merged.items()})
+        fresh = merged(dict(self._uncounted), self.ranks)
+        self._tokens.update({name: int(number) for name, number in fresh.items()})
         self._uncounted.clear()
 
     def _validate(self) -> None:
@@ -215,12 +200,11 @@ class Trainer:
             self.ranks.world,
         )
         with self._as_saved(), torch.no_grad(), autocast(self.settings.parallel, self.ranks.device):
-            sums = _summed([{t: float(v) * b.weight for t, v in self._forward(b, 0).items()} for b in validation])
+            sums = summed([{t: float(v) * b.weight for t, v in self._forward(b, 0).items()} for b in validation])
         totals = self.ranks.sums(sums)
-        counts = self.ranks.sums(_summed([batch.counts for batch in validation]))
-        metrics = {term: totals[term] / max(counts[term], 1.0) for term in totals}
-        loss = sum(weight * metrics[term] for term, weight in self._objective.weights.items())
-        self._publish({f"validation/{name}": value for name, value in ({"loss": loss} | metrics).items()})
+        counts = self.ranks.sums(summed([batch.counts for batch in validation]))
+        means = mean_terms(totals, counts, self._objective.weights)
+        self._publish({f"validation/{name}": value for name, value in means.items()})
 
     def _show(self) -> None:
         assert self.component.show is not None
@@ -315,55 +299,6 @@ class Trainer:
         self.step, self._skipped = position.step, position.skipped
         self._tokens = Counter(position.tokens)
         self._line(f"continues from {path.name}")
-
-
-@dataclass
-class _Interval:
-    """What is measured between two lines of metrics."""
-
-    started: float = field(default_factory=time.perf_counter)
-    steps: int = 0
-    norm: float = 0.0
-    sums: list[dict[str, Tensor]] = field(default_factory=list)
-    counts: list[dict[str, float]] = field(default_factory=list)
-    tokens: Counter[str] = field(default_factory=Counter)
-    work: dict[str, float] = field(default_factory=lambda: {"samples": 0.0, "size": 0.0, "flops": 0.0})
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
-
-    def add(self, data: StepData, norm: float) -> None:
-        self.steps += 1
-        self.norm = norm
-        for batch in data.batches:
-            self.counts.append(batch.counts)
-            self.tokens.update(batch.tokens)
-            work = {"samples": len(batch.positions) * batch.weight, "size": batch.size, "flops": batch.flops}
-            for name, value in work.items():
-                self.work[name] += value
-
-    def reduced(self, ranks: Ranks) -> dict[str, dict[str, float]]:
-        """Sums over the interval and all ranks."""
-        sums = _summed([{name: float(value) for name, value in one.items()} for one in self.sums])
-        own = {"sums": sums, "counts": _summed(self.counts), "work": self.work}
-        return {kind: ranks.sums(one) for kind, one in own.items()} | {"tokens": _merged(dict(self.tokens), ranks)}
-
-
-def _merged(values: dict[str, int], ranks: Ranks) -> dict[str, float]:
-    """Sums over ranks that may name different values."""
-    if ranks.world == 1:
-        return {name: float(value) for name, value in values.items()}
-    gathered_values: list[dict[str, int]] = [{}] * ranks.world
-    torch.distributed.all_gather_object(gathered_values, values)
-    total: Counter[str] = Counter()
-    for one in gathered_values:
-        total.update(one)
-    return {name: float(value) for name, value in sorted(total.items())}
-
-
-def _summed(parts: list[dict[str, float]]) -> dict[str, float]:
-    return {name: math.fsum(part[name] for part in parts) for name in sorted(parts[0])} if parts else {}
 
 
 def _items_a_step(component: Component, settings: TrainSettings) -> int:

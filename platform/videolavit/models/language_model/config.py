@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from pydantic.dataclasses import dataclass
 
-from ..layers import NARROW
 from ..network import STRICT
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ class LanguageModelConfig:
             rms_norm_eps=self.rms_norm_eps,
             rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
             tie_word_embeddings=False,
-            initializer_range=0.02 if self.hidden_size >= NARROW else self.hidden_size**-0.5,
+            initializer_range=max(0.02, 0.7 * self.hidden_size**-0.5),  # 0.02 as published; more for narrow ones
             bos_token_id=1,
             eos_token_id=2,
         )

@@ -61,6 +61,8 @@ class Settings:
         packing: Several documents a row. False gives each a row of its own, padded to the longest of a micro batch.
         pack_over: Samples that are packed together. More leave less room in the rows.
         order: In what order the parts of a sample come.
+        noise: Share of the codes of pictures and motion that the model reads as random ones, while it predicts the true
+            ones. It keeps a small corpus from being learned by heart; a large one needs none.
         other_lr_scale: Learning rate of the other parts relative to the language model's: of embeddings and head in
             pre-training, of merger and projection in chat. Published are 2e-5 and 5e-5.
         validation_samples: Held-out samples whose loss is measured.
@@ -74,6 +76,7 @@ class Settings:
     packing: bool = True
     pack_over: int = Field(default=1024, ge=1)
     order: OrderSettings = Field(default_factory=OrderSettings)
+    noise: float = Field(default=0.0, ge=0, lt=1)
     other_lr_scale: float = Field(default=2.5, gt=0)
     validation_samples: int = Field(default=256, ge=1)
     show_captions: int = Field(default=32, ge=0)
@@ -112,7 +115,7 @@ def _pretraining(model: ModelFolder, inputs: Inputs, settings: Settings) -> Comp
     collate = RowCollate(model.vocabulary, Flops.of(network), settings.sequence_length if settings.packing else None)
     return Component(
         objective=NextToken(network.train().requires_grad_(True), settings.packing, settings.other_lr_scale),
-        stream=PackedStream(TokenDocuments(train, mixture, assembler, inputs.seed), rows),
+        stream=PackedStream(TokenDocuments(train, mixture, assembler, inputs.seed, settings.noise), rows),
         collate=collate,
         validation=_held_out_rows(held_out, inputs, assembler, rows, settings.validation_samples) if held_out else [],
         show=_show(model, held_out, replace(assembler, order=TEXT_FIRST), collate, settings),
