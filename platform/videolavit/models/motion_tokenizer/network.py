@@ -121,7 +121,9 @@ def _tell_motion_apart(tokenizer: MotionTokenizer) -> None:
     encoder.in_proj.weight.mul_(4)
     for positions in (encoder.pos_embed, encoder.temp_pos):
         nn.init.trunc_normal_(positions, std=0.5)
-    tokenizer.decode_task_layer[-1].weight.div_(4)
+    output = tokenizer.decode_task_layer[-1]
+    assert isinstance(output, nn.Linear)
+    output.weight.div_(4)
 
 
 class MotionEncoder(nn.Module):
