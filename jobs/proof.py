@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,18 @@ from rich.table import Table
 from .common import JobParser, console, fail
 
 MINUTES = "minutes.json"
-VIDEO_VAE = ("--objective.part", "video_detokenizer/vae", "--steps", 300, "--batch", 2, "--validate-every", 100)
-"""A sequence is eight pictures."""
+VIDEO_VAE = (
+    *(
+        "--objective.part",
+        "video_detokenizer/vae",
+        "--objective.start",
+        "keyframe",
+        "--objective.train_encoder",
+        "false",
+    ),
+    *("--steps", 100, "--batch", 2, "--optimizer.lr", 5e-4, "--validate-every", 50),
+)
+"""It begins as that of pictures; only what looks at neighbouring frames has to be learned."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sizes, stages = Sizes(**options.sizes.as_dict()), Stages(output)
     try:
         _make_corpus(output, sizes, stages)
-        _train_parts(output, sizes.recipe, stages)
-        _train_language(output, sizes.recipe, stages)
+        _train_model(output, sizes.recipe, stages)
     except StageFailed as error:
         fail(error)
     from .proof_results import measure, write_report  # torch takes seconds
@@ -122,29 +131,37 @@ def _make_corpus(output: Path, sizes: Sizes, stages: Stages) -> None:
         )
 
 
-def _train_parts(output: Path, recipe: str, stages: Stages) -> None:
-    """Two chains side by side: pictures, and motion and videos."""
+def _train_model(output: Path, recipe: str, stages: Stages) -> None:
+    """Two chains side by side: pictures and then language, which needs both tokenizers; motion and videos."""
 
     def train(component: str, model: object, name: str | None = None, *words: object) -> Path:
         return _train(output, recipe, stages, component, model, name, *words)
 
-    def pictures() -> Path:
-        vae = train("vae", "tiny", "keyframe-vae", "--objective.part", "keyframe_detokenizer/vae")
-        tokenizer = train("visual-tokenizer", vae)
-        return train("keyframe-detokenizer", tokenizer, None, "--objective.cache", output / "cache")
+    vae = train("vae", "tiny", "keyframe-vae", "--objective.part", "keyframe_detokenizer/vae")
+    motion: Future[Path] = Future()
 
     def videos() -> Path:
-        tokenizer = train("motion-tokenizer", "tiny")
-        vae = train("vae", tokenizer, "video-vae", *VIDEO_VAE)
-        return train("video-detokenizer", vae, None, "--objective.cache", output / "cache")
+        try:
+            video_vae = train("vae", vae, "video-vae", *VIDEO_VAE)
+            motion.set_result(train("motion-tokenizer", video_vae))
+        except StageFailed as error:
+            motion.set_exception(error)
+            raise
+        return train("video-detokenizer", motion.result(), None, "--objective.cache", output / "cache")
+
+    def pictures() -> Path:
+        tokenizer = train("visual-tokenizer", vae)
+        keyframe = train("keyframe-detokenizer", tokenizer, None, "--objective.cache", output / "cache")
+        _merge([motion.result(), keyframe], output / "tokenizers")
+        return _train_language(output, recipe, stages)
 
     with ThreadPoolExecutor(2) as chains:
-        running: list[Any] = [chains.submit(pictures), chains.submit(videos)]
+        running = [chains.submit(videos), chains.submit(pictures)]
         models = [one.result() for one in running]
-    _merged(models, output / "detokenizers")
+    _merge(models, output / "model")
 
 
-def _merged(models: list[Path], target: Path) -> None:
+def _merge(models: list[Path], target: Path) -> None:
     from videolavit.models.folder import ModelFolder
     from videolavit.training.saving import merge_models
 
@@ -152,8 +169,8 @@ def _merged(models: list[Path], target: Path) -> None:
         merge_models([ModelFolder(model) for model in models], target)
 
 
-def _train_language(output: Path, recipe: str, stages: Stages) -> None:
-    model = output / "detokenizers"
+def _train_language(output: Path, recipe: str, stages: Stages) -> Path:
+    model = output / "tokenizers"
     for split in ("train", "held-out"):
         stages.run(
             f"tokenize-{split}",
@@ -163,7 +180,7 @@ def _train_language(output: Path, recipe: str, stages: Stages) -> None:
     of_tokens = ("--input", output / "train-tokens", "--validation", output / "held-out-tokens")
     language = _train(output, recipe, stages, "language-model", model, None, *of_tokens)
     of_chat = ("--input", output / "train" / "questions.jsonl", "--validation", output / "held-out" / "questions.jsonl")
-    _train(output, f"{recipe}-chat", stages, "language-model", language, "chat", *of_chat)
+    return _train(output, f"{recipe}-chat", stages, "language-model", language, "chat", *of_chat)
 
 
 def _train(

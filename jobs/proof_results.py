@@ -60,7 +60,7 @@ def measure(output: Path, prompts: int) -> dict[str, Any]:
     if file.exists():
         results: dict[str, Any] = json.loads(file.read_text())
         return results
-    runtime = Runtime(ModelFolder(output / "chat" / "model"))
+    runtime = Runtime(ModelFolder(output / "model"))
     criteria = [
         *_of_generation(output, runtime, prompts),
         *_of_reconstruction(output, runtime),

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 
+from videolavit.records.inputs import InputError
 from videolavit.records.storage import StorageError, StorageSettings
 
 from .common import INTERRUPTED, JobParser, console, fail, pick, ray_runtime, user_errors
@@ -71,7 +72,7 @@ def _here(task: Any) -> None:
     from videolavit.training.trainer import Diverged
 
     try:
-        with user_errors(DataError, ModelError, CheckpointError, StorageError, Diverged):
+        with user_errors(DataError, ModelError, CheckpointError, InputError, StorageError, Diverged):
             train(task, Ranks.here(), line=lambda text: console.print(text, soft_wrap=True, markup=False))
     except KeyboardInterrupt:
         console.print("interrupted; the same command continues from the last checkpoint")

@@ -18,6 +18,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
 
 from videolavit.models.network import STRICT, ModelError
+from videolavit.records.inputs import InputError
+from videolavit.records.storage import StorageError
 from videolavit.training.checkpoint import CheckpointError
 from videolavit.training.data import DataError
 from videolavit.training.parallel import Ranks
@@ -27,7 +29,7 @@ from videolavit.training.trainer import Diverged
 RAY_FILES = "ray"
 """Folder in that of the run for what Ray Train writes about it."""
 
-USER_MISTAKES = (DataError, ModelError, CheckpointError, Diverged)
+USER_MISTAKES = (DataError, ModelError, CheckpointError, InputError, StorageError, Diverged)
 
 
 class TrainingFailed(RuntimeError):

@@ -54,11 +54,7 @@ def train(name: str, run: str, folder: Path, recompute: bool) -> None:
         optimizer=OptimizerSettings(lr=1e-3, ema=0.5),
         parallel=ParallelSettings(recompute="full" if recompute else "none"),
     )
-    trainer = Trainer(built(name, run), settings, Ranks.here("cpu"), folder, line=lambda text: None)
-    from videolavit.training.parallel import sharded
-    for m in sharded(trainer._objective):
-        m.unshard(); m.reshard()
-    trainer.run()
+    Trainer(built(name, run), settings, Ranks.here("cpu"), folder, line=lambda text: None).run()
 
 
 def _rank(rank: int, world: int, port: int, name: str, run: str, folder: Path) -> None:

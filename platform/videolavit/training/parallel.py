@@ -114,6 +114,8 @@ def _shard(objective: Objective, settings: ParallelSettings, ranks: Ranks) -> No
         # losses are divided by global counts already
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # what gloo can do
+        module.unshard()  # a unit that an early stage leaves out must know its parameters all the same
+        module.reshard()
 
 
 def _mesh(settings: ParallelSettings, ranks: Ranks) -> DeviceMesh:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from videolavit.media.motion import TOKENIZER_SCALE
 
-from ..layers import NARROW, SpaceTimeBlock, init_weights, projection, table
+from ..layers import SpaceTimeBlock, init_weights, projection, table
 from ..network import STRICT, Network
 from ..quantizer import Quantizer
 
@@ -69,8 +69,6 @@ class MotionTokenizer(Network[MotionTokenizerConfig]):
         self.encode_task_layer = projection(config.dim, config.code_dim)
         self.decode_task_layer = projection(config.dim, 2)
         self.apply(init_weights)
-        if config.dim < NARROW:
-            _tell_motion_apart(self)
         self.quantize = Quantizer(config.num_codes, config.code_dim)
 
     def encode(self, motion: Tensor) -> Tensor:
@@ -111,19 +109,6 @@ class MotionTokenizer(Network[MotionTokenizerConfig]):
     def decode_to(self, ids: Tensor, height: int, width: int) -> Tensor:
         """Motion [batch, 2, time, height, width] at the video U-Net's scale and size."""
         return resize_frames(self.decode(ids), height, width) / TOKENIZER_SCALE
-
-
-@torch.no_grad()
-def _tell_motion_apart(tokenizer: MotionTokenizer) -> None:
-    """First weights of a narrow network, which was never published: most motion is zero, and what is not must be
-    louder than positions and still small when it comes out, or the network says zero for good."""
-    encoder = tokenizer.encoder
-    encoder.in_proj.weight.mul_(4)
-    for positions in (encoder.pos_embed, encoder.temp_pos):
-        nn.init.trunc_normal_(positions, std=0.5)
-    output = tokenizer.decode_task_layer[-1]
-    assert isinstance(output, nn.Linear)
-    output.weight.div_(4)
 
 
 class MotionEncoder(nn.Module):

@@ -126,14 +126,16 @@ class Merger(nn.Module):
         """[batch, patches, width] and a mask [batch, patches] -> [batch, patches, width].
 
         Args:
-            keep: bool, or zeros and ones as floating-point numbers, through which a gradient reaches what chose them.
+            keep: bool, or zeros and ones as floating-point numbers. Through these a gradient reaches what chose them,
+                from where they hide patches from later ones. It is not passed on from where they show dropped ones:
+                with none to show, the smoothing multiplies it by a million.
         """
         patches = features.shape[1]
         earlier = torch.ones(patches, patches, device=keep.device).tril()
         itself = torch.eye(patches, dtype=torch.bool, device=keep.device)
         kept = keep.float()
         causal = (earlier * kept[:, None].masked_fill(itself, 1.0))[:, None]
-        dropped = (1 - kept)[:, None, None]
+        dropped = (1 - kept.detach())[:, None, None]
         memory = self.ln_vision(features)
         x = features
         for block in self.blocks:

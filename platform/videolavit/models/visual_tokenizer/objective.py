@@ -16,9 +16,6 @@ from .preprocessing import normalize_images
 if TYPE_CHECKING:
     from ..keyframe_detokenizer import ConditionDecoder
 
-LEFT_NOISE = 0.25
-"""Share of the Gumbel noise that stays in the second stage."""
-
 
 class VisualTokenizerObjective(Objective):
     """Cosine distance of reconstructed to original patch features, and how many patches are kept.
@@ -27,8 +24,7 @@ class VisualTokenizerObjective(Objective):
     stays as it is. Patches are chosen with Gumbel noise and the gradient passes straight through: to the masks of the
     merger, and to the vectors of the kept patches, which are all that the decoder sees. The noise fades during the
     first stage. With all of it to the end, as published, a selector may say of every patch that it is kept with
-    probability `rho`, and the tokenizer, which keeps what is likely kept, would then keep none. Without any, all of
-    a picture's patches may cross the threshold at once, and none comes back.
+    probability `rho`, and the tokenizer, which keeps what is likely kept, would then keep none.
 
     Inputs: `images` uint8 [batch, image_size, image_size, 3]. Terms, each summed over images: `reconstruction` (mean
     cosine distance of its patches), `keep_rate` (squared difference of its share of kept patches to `rho`) and
@@ -90,8 +86,7 @@ class VisualTokenizerObjective(Objective):
     def _keep(self, features: Tensor, draws: Draws) -> Tensor:
         """Zeros and ones [batch, patches], float32, with a gradient to the selector."""
         log_probs = self.tokenizer.keep_log_probs(features).float()
-        noise = self.codebook.before_quantizing().clamp(min=LEFT_NOISE) * self.training
-        noisy = log_probs + noise * draws.gumbel("selector", *log_probs.shape[1:])
+        noisy = log_probs + self.codebook.before_quantizing() * draws.gumbel("selector", *log_probs.shape[1:])
         likely = noisy.softmax(-1)[..., KEEP]
         chosen = (noisy[..., KEEP] > noisy[..., 1 - KEEP]).float()
         return chosen + (likely - likely.detach())
