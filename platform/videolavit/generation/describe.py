@@ -147,7 +147,8 @@ def _embed_clips(model: UnderstandingModel, clips: Sequence[Clip]) -> torch.Tens
     if not clips:
         raise ValueError("the video has no clip to ask about")
     frames = read_pictures([clip.keyframe for clip in clips], model.visual_tokenizer)
-    motion = torch.from_numpy(np.stack([clip.features() for clip in clips]))
+    grid = model.motion_tokenizer.config.grid
+    motion = torch.from_numpy(np.stack([clip.features(grid) for clip in clips]))
     return model.embed_video(frames, motion.to(frames))
 
 

@@ -162,7 +162,7 @@ def _motion(
 ) -> tuple[list[int], torch.Tensor]:
     """Codes of a clip's motion, and the motion [1, 2, time, *latent_size] that the U-Net is given."""
     with runtime.use("motion_tokenizer") as tokenizer, torch.inference_mode():
-        features = torch.from_numpy(clip.features())[None].to(runtime.device, runtime.dtype)
+        features = torch.from_numpy(clip.features(tokenizer.config.grid))[None].to(runtime.device, runtime.dtype)
         codes = tokenizer.encode(features)
         motion = tokenizer.decode_to(codes, *latent_size)
     if settings.motion == "original":

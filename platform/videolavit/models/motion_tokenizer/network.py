@@ -47,6 +47,11 @@ class MotionTokenizerConfig:
             raise ValueError("num_frames must be a multiple of 8, grid_height and grid_width multiples of 4")
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """(height, width) of the motion that it reads."""
+        return self.grid_height, self.grid_width
+
+    @property
     def token_grid(self) -> tuple[int, int, int]:
         """(time, height, width) of a clip's codes; the published 3 x 5 x 9."""
         return self.num_frames // 8, self.grid_height // 4, self.grid_width // 4
