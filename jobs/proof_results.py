@@ -86,7 +86,7 @@ def _of_generation(output: Path, runtime: Runtime, prompts: int) -> list[dict[st
         (np.concatenate([one.frames[0], one.frames[len(one.frames) // 2], one.frames[-1]], axis=1), _seen(one))
         for one in made[:24]
     ]
-    _save_sheet(output / SHEET, cells)
+    save_sheet(output / SHEET, cells)
     return [
         _criterion("direction of generated motion", float(np.mean([one.right_direction for one in made])), 0.8),
         _criterion("colour of the generated object", float(np.mean([one.right_colour for one in made])), 0.8),
@@ -109,7 +109,7 @@ def _of_reconstruction(output: Path, runtime: Runtime) -> list[dict[str, Any]]:
     ]
     painted = repainted(runtime, originals, GENERATION)
     pairs = list(zip(originals, painted, strict=True))
-    _save_sheet(output / "keyframes.png", [(side_by_side(*pair), f"{psnr(*pair):.1f} dB") for pair in pairs[:24]])
+    save_sheet(output / "keyframes.png", [(side_by_side(*pair), f"{psnr(*pair):.1f} dB") for pair in pairs[:24]])
     folder = Folder(str(output / "held-out-tokens"), StorageSettings())
     usage = sampled_statistics(folder, sorted(Ledger(folder, TOKENS).committed()))[0].usage
     codes = {kind: runtime.model.config(f"{kind}_tokenizer").num_codes for kind in ("visual", "motion")}
@@ -148,7 +148,8 @@ def _held_out_clips(output: Path) -> list[ClipSample]:
     return [source.load(shard, row) for shard, size in enumerate(source.sizes) for row in range(size)]
 
 
-def _save_sheet(file: Path, cells: Sequence[tuple[NDArray[np.uint8], str]]) -> None:
+def save_sheet(file: Path, cells: Sequence[tuple[NDArray[np.uint8], str]]) -> None:
+    """Writes captioned pictures as one."""
     from PIL import Image
 
     Image.fromarray(contact_sheet(cells, columns=3, cell_width=420)).save(file)

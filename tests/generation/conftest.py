@@ -17,12 +17,15 @@ from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings
 from videolavit.media import write_mp4
 from videolavit.models.folder import PARTS, ModelFolder, save_part, start_folder
+from videolavit.models.keyframe_detokenizer import VAEConfig
 from videolavit.models.motion_tokenizer import MotionTokenizerConfig
 
 FAST = GenerateSettings(keyframe_steps=2, video_steps=1, max_visual=24, video_width=32, video_height=32)
 """Sampling that is over in a second. The model's own size of a video is another."""
 
-SHARPER = {"language_model": 6, "understanding/language_model": 6, "keyframe_detokenizer/conditions": 20}
+EIGHTH = VAEConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
+
+SHARPER = {"language_model": 2, "understanding/language_model": 2, "keyframe_detokenizer/conditions": 7}
 """How much larger matrices are than drawn; as they are, no part hears much of what another one says."""
 
 
@@ -37,15 +40,22 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained model like the preset `tiny`, with a narrower motion tokenizer and smaller pictures."""
+    """An untrained model like the preset `tiny`, with smaller pictures, 135 codes of a narrower motion tokenizer, and
+    latents of an eighth of a picture's sides, as published.
+    """
     folder = tmp_path_factory.mktemp("model") / "model"
     preset = load_preset("tiny")
-    narrow = MotionTokenizerConfig(dim=8, num_heads=1, mlp_ratio=1.0, num_codes=128, code_dim=4)
+    config = replace(
+        preset,
+        motion_tokenizer=MotionTokenizerConfig(dim=8, num_heads=1, mlp_ratio=1.0, num_codes=128, code_dim=4),
+        keyframe_detokenizer=replace(preset.keyframe_detokenizer, vae=EIGHTH),
+        video_detokenizer=replace(preset.video_detokenizer, vae=EIGHTH),
+    )
     sizes = replace(preset.sizes, keyframe_width=48, keyframe_height=32, video_width=64, video_height=32)
     start_folder(folder, sizes, trained=False)
     for index, (part, build) in enumerate(PARTS.items()):
         torch.manual_seed(index)
-        network = build(replace(preset, motion_tokenizer=narrow))
+        network = build(config)
         _sharpen(network, SHARPER.get(part, 1))
         save_part(network, folder / part)
         if part.endswith("language_model"):

@@ -40,7 +40,7 @@ def test_half_precision_on_a_cpu(model: ModelFolder, runtime: Runtime, dtype: An
     with half.use("language_model") as language_model:
         assert language_model.dtype == getattr(torch, dtype)
     assert 0 < np.abs(_painted(half).astype(float) - _painted(runtime)).mean() < levels
-    assert np.abs(_painted(runtime, seed=1).astype(float) - _painted(runtime)).mean() > 40
+    assert np.abs(_painted(runtime, seed=1).astype(float) - _painted(runtime)).mean() > 30
 
 
 def test_offload_on_a_cpu_changes_nothing(model: ModelFolder, runtime: Runtime) -> None:

