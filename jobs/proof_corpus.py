@@ -1,0 +1,109 @@
+"""The overfitting check: what the trained model makes of the captions it was trained on, beside their own videos."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from videolavit.evaluation.reconstruction import psnr
+from videolavit.evaluation.synthetic import BATCH
+from videolavit.generation.generate import generate_videos
+from videolavit.generation.prompts import Prompt
+from videolavit.generation.runtime import Runtime
+from videolavit.models.folder import ModelFolder
+from videolavit.records.report import REPORT, render_page
+from videolavit.records.storage import StorageSettings
+from videolavit.training.curves import CURVES, read_metrics
+from videolavit.training.frames import framed
+from videolavit.training.sources import ClipSample, clip_sources
+
+from .proof_results import GENERATION, RESULTS, RUNS, save_sheet
+
+SHEET = "side-by-side.png"
+
+Frames = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Recalled:
+    """A caption's own clip, and what the model makes of the caption.
+
+    Args:
+        original, ours: uint8 [time, height, width, 3].
+    """
+
+    caption: str
+    original: Frames
+    ours: Frames
+
+    @property
+    def psnr(self) -> float:
+        return psnr(self.original, self.ours)
+
+
+def compare(output: Path) -> dict[str, Any]:
+    """Generates a clip for each caption, and writes the results, the side-by-side sheet and the page."""
+    model = ModelFolder(output / "model")
+    videos = _clips_of_captions(output / "train-clips")
+    made = _generated(Runtime(model), list(videos))
+    recalled = [
+        _closest(caption, clips, ours, model) for (caption, clips), ours in zip(videos.items(), made, strict=True)
+    ]
+    loss = read_metrics(output / "language-model")["loss"][-1][1]
+    results = {
+        "loss": loss,
+        "psnr": float(np.mean([one.psnr for one in recalled])),
+        "clips": [{"caption": one.caption, "psnr": one.psnr} for one in recalled],
+    }
+    (output / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
+    save_sheet(output / SHEET, [(_pair(one), f"{one.psnr:.1f} dB: {one.caption}") for one in recalled])
+    _write_page(output, results)
+    return results
+
+
+def _clips_of_captions(run: Path) -> dict[str, list[ClipSample]]:
+    (source,) = clip_sources([str(run)], StorageSettings())
+    clips: dict[str, list[ClipSample]] = {}
+    for shard, size in enumerate(source.sizes):
+        for row in range(size):
+            clip: ClipSample = source.load(shard, row)
+            if clip.text:
+                clips.setdefault(clip.text, []).append(clip)
+    return clips
+
+
+def _generated(runtime: Runtime, captions: Sequence[str]) -> list[Frames]:
+    made: list[Frames] = []
+    for start in range(0, len(captions), BATCH):
+        prompts = [Prompt((caption,), seed) for seed, caption in enumerate(captions[start : start + BATCH], start)]
+        made += [video.frames for video in generate_videos(runtime, prompts, 1, GENERATION)]
+    return made
+
+
+def _closest(caption: str, clips: Sequence[ClipSample], ours: Frames, model: ModelFolder) -> Recalled:
+    """Beside the clip of its video that it is closest to: a caption tells of all of them."""
+    size = (model.sizes.video_height, model.sizes.video_width)
+    originals = [framed(clip, size, StorageSettings()).frames for clip in clips]
+    return max((Recalled(caption, one, ours[: len(one)]) for one in originals), key=lambda recalled: recalled.psnr)
+
+
+def _pair(one: Recalled) -> Frames:
+    """First, middle and last frame: the original's above those that were made."""
+    places = [0, len(one.original) // 2, -1]
+    return np.concatenate([np.concatenate(list(video[places]), axis=1) for video in (one.original, one.ours)])
+
+
+def _write_page(output: Path, results: dict[str, Any]) -> None:
+    pictures = [((output / SHEET).read_bytes(), "Above: frames of the caption's own video. Below: what was generated")]
+    pictures += [((output / name / CURVES).read_bytes(), name) for name in RUNS if (output / name / CURVES).exists()]
+    page = render_page(
+        title="Overfitting check: the videos that it was trained on, from their captions",
+        facts=[("loss of the language model", f"{results['loss']:.3g}"), ("mean PSNR, dB", f"{results['psnr']:.1f}")],
+        cells=[],
+        pictures=pictures,
+    )
+    (output / REPORT).write_text(page)
