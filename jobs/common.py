@@ -33,7 +33,7 @@ class JobParser(ArgumentParser):
     def parse(self, args: Sequence[str] | None) -> Any:
         """Parses a command line; a mistake ends the job with exit status 2."""
         words = sys.argv[1:] if args is None else args
-        return self.parse_args([re.sub(r"^--[\w-]+", _underscored, word) for word in words])
+        return self.parse_args([re.sub(r"^--[\w.-]+", _underscored, word) for word in words])
 
     def format_help(self, *args: Any, **named: Any) -> str:
         return _dashed(super().format_help(*args, **named))
@@ -47,7 +47,7 @@ def _underscored(option: "re.Match[str]") -> str:
 
 
 def _dashed(text: str) -> str:
-    return re.sub(r"--\w+", lambda match: "--" + match[0][2:].replace("_", "-"), text)
+    return re.sub(r"--[\w.]+", lambda match: "--" + match[0][2:].replace("_", "-"), text)
 
 
 def pick(kind: type[T], options: Any) -> T:
