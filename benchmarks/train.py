@@ -33,7 +33,7 @@ from .shared import console, fresh_folder, local_ray, result_table, verdict
 
 GOALS = {"trainer": 0.97, "ray": 0.95, "packing": 1.5}
 CHECKPOINT_GOAL = 0.02
-SETTINGS = Settings(sequence_length=1024, pack_over=256)
+SETTINGS = Settings(sequence_length=1024, pack_over=256, other_lr_scale=1.0)
 WARM_UP = 5
 """Steps at the start that are not measured."""
 
@@ -126,7 +126,11 @@ def _bare(task: TrainTask) -> tuple[float, list[float]]:
         items = component.stream.take(task.train.batch)
         batches.append(component.collate(items, [item.load() for item in items]))
     parameters = [value for value in objective.parameters() if value.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.001)
+    groups = [
+        {"params": [value for value in parameters if value.ndim > 1], "weight_decay": 0.001},
+        {"params": [value for value in parameters if value.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), eps=1e-6)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.train.steps - 1)
     losses, started = [], 0.0
     for number, batch in enumerate(batches):
@@ -139,11 +143,11 @@ def _bare(task: TrainTask) -> tuple[float, list[float]]:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append((float(sums["loss"]), batch.counts["loss"]))
     seconds = time.perf_counter() - started
     useful = sum(sum(batch.tokens.values()) for batch in batches[WARM_UP:])
-    chunks = [losses[start : start + WARM_UP] for start in range(0, len(losses), WARM_UP)]
-    return useful / seconds, [float(np.mean(chunk)) for chunk in chunks]
+    chunks = [np.array(losses[start : start + WARM_UP]).sum(0) for start in range(0, len(losses), WARM_UP)]
+    return useful / seconds, [float(total / count) for total, count in chunks]
 
 
 def _ours(task: TrainTask, run: Callable[[TrainTask], None]) -> tuple[float, list[float]]:
