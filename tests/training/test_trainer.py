@@ -112,15 +112,15 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path, stop: int) 
 
 def test_a_broken_checkpoint_is_skipped_and_named(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
-    run(tmp_path / "cut", stop=16, keep=2)  # the save of step 15 is not committed
-    newest = tmp_path / "cut" / "checkpoints" / "step-00000010"
+    run(tmp_path / "cut", stop=16, keep=3)
+    older, newest = sorted(path.parent for path in (tmp_path / "cut" / "checkpoints").glob(f"*/{MANIFEST}"))[-2:]
     file = next(newest.glob("shard-*.safetensors"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    second = run(tmp_path / "cut", keep=2)
-    assert any("skipped the checkpoint step-00000010" in line and file.name in line for line in second.lines)
-    assert any("continues from step-00000005" in line for line in second.lines)
+    second = run(tmp_path / "cut", keep=3)
+    assert any(f"skipped the checkpoint {newest.name}" in line and file.name in line for line in second.lines)
+    assert any(f"continues from {older.name}" in line for line in second.lines)
     same(whole, second)
 
 
@@ -183,6 +183,15 @@ def test_steps_without_a_finite_gradient_are_skipped(tmp_path: Path) -> None:
     trainer = run(tmp_path, replace(toy(), objective=Exploding({4, 5})))
     assert sum("skipped" in line for line in trainer.lines) == 2
     assert all(bool(value.isfinite().all()) for value in trainer.tensors().values())
+
+
+def test_a_skipped_step_leaves_no_trace(tmp_path: Path) -> None:
+    """Its samples are gone, and nothing else is: not even what is learned without a gradient."""
+    trainers = []
+    for steps, stop in (({19}, None), (set[int](), 19)):
+        torch.manual_seed(0)
+        trainers.append(run(tmp_path / f"{stop}", replace(toy(), objective=Exploding(steps)), stop=stop))
+    same(*trainers)
 
 
 def test_a_run_that_diverges_ends(tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ class ToyObjective(Objective):
         self.seen.mul_(0.9).add_(reduce(self._fresh))
         self._fresh = torch.zeros(4)
 
+    def drop_step(self) -> None:
+        self._fresh = torch.zeros(4)
+
     def statistics(self) -> dict[str, float]:
         return {"seen": float(self.seen.sum())}
 

@@ -110,6 +110,10 @@ class CodebookLearner(nn.Module):
         if self.training and torch.is_grad_enabled():
             self._seen.append((vectors.detach(), keys, ids))
 
+    def forget(self) -> None:
+        """Leaves out what was seen since the last update."""
+        self._seen.clear()
+
     @torch.no_grad()
     def update(self, quantizer: Quantizer, reduce: Reduce) -> None:
         """Learns from the vectors seen since the last call, those of all ranks."""

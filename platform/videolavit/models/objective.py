@@ -133,6 +133,9 @@ class Objective(nn.Module):
         All state that a resumed run needs belongs into buffers.
         """
 
+    def drop_step(self) -> None:
+        """Called instead of `after_step` when a step is left out: forgets what its micro batches showed."""
+
     def statistics(self) -> dict[str, float]:
         """What there is to tell since the last call, as the use of a codebook."""
         return {}

@@ -152,6 +152,7 @@ class Trainer:
                 self._average.update(self.step)
             objective.after_step(self.ranks.sum)
         else:
+            objective.drop_step()
             self._skip(norm)
         self._optimizer.zero_grad()
         return norm

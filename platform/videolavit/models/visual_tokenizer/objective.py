@@ -103,5 +103,8 @@ class VisualTokenizerObjective(Objective):
     def after_step(self, reduce: Reduce) -> None:
         self.codebook.update(self.tokenizer.quantize, reduce)
 
+    def drop_step(self) -> None:
+        self.codebook.forget()
+
     def statistics(self) -> dict[str, float]:
         return self.codebook.statistics()
