@@ -143,7 +143,7 @@ def _bare(task: TrainTask) -> tuple[float, list[float]]:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append((float(sums["loss"]), batch.counts["loss"]))
+        losses.append((float(sums["loss"].detach()), batch.counts["loss"]))
     seconds = time.perf_counter() - started
     useful = sum(sum(batch.tokens.values()) for batch in batches[WARM_UP:])
     chunks = [np.array(losses[start : start + WARM_UP]).sum(0) for start in range(0, len(losses), WARM_UP)]
