@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
 
 import ray
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
@@ -53,9 +53,14 @@ def _dashed(text: str) -> str:
 def pick(kind: type[T], options: Any) -> T:
     """The settings of a type out of a parsed command line. Raises ValueError, in a line, for a value that cannot be."""
     try:
-        return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})  # type: ignore[arg-type]
+        return kind(**{field.name: _plain(options[field.name]) for field in fields(kind)})  # type: ignore[arg-type]
     except ValidationError as error:
         raise ValueError("; ".join(map(_problem, error.errors()))) from None
+
+
+def _plain(value: Any) -> Any:
+    """A group of options as plain values."""
+    return value.as_dict() if isinstance(value, Namespace) else value
 
 
 def _problem(found: Mapping[str, Any]) -> str:

@@ -23,21 +23,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .common import JobParser, console, fail
+from .common import JobParser, console, fail, pick
 
 MINUTES = "minutes.json"
-VIDEO_VAE = (
-    *(
-        "--objective.part",
-        "video_detokenizer/vae",
-        "--objective.start",
-        "keyframe",
-        "--objective.train_encoder",
-        "false",
-    ),
-    *("--steps", 100, "--batch", 2, "--optimizer.lr", 5e-4, "--validate-every", 50),
-)
-"""It begins as that of pictures; only what looks at neighbouring frames has to be learned."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse(argv)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    sizes, stages = Sizes(**options.sizes.as_dict()), Stages(output)
+    sizes, stages = pick(Sizes, options.sizes), Stages(output)
     try:
         if options.corpus:
             _take_corpus(Path(options.corpus), output, stages)
@@ -112,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             _make_corpus(output, sizes, stages)
         _train_model(output, sizes.recipe, stages)
     except StageFailed as error:
-        fail(error)
+        console.print(str(error), style="red", soft_wrap=True, markup=False)
+        sys.exit(1)
     if options.corpus:
         _compare(output)
         return
@@ -175,7 +164,7 @@ def _train_model(output: Path, recipe: str, stages: Stages) -> None:
 
     def videos() -> Path:
         try:
-            video_vae = train("vae", vae, "video-vae", *VIDEO_VAE)
+            video_vae = _train(output, f"{recipe}-video", stages, "vae", vae, "video-vae")
             motion.set_result(train("motion-tokenizer", video_vae))
         except StageFailed as error:
             motion.set_exception(error)
@@ -230,9 +219,7 @@ def _train(
 
 
 def _print(results: dict[str, Any], minutes: dict[str, float]) -> None:
-    table = Table(
-        "criterion", "reached", "goal", "", title=f"proof, {sum(minutes.values()):.0f} core-minutes in stages"
-    )
+    table = Table("criterion", "reached", "goal", "", title=f"proof, {sum(minutes.values()):.0f} minutes in stages")
     for one in results["criteria"]:
         mark = "[green]met[/]" if one["reached"] else "[red]missed[/]"
         table.add_row(one["name"], f"{one['value']:.3g}", one["goal"], mark)

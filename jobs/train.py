@@ -13,12 +13,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from videolavit.records.inputs import InputError
 from videolavit.records.storage import StorageError, StorageSettings
 
 from .common import INTERRUPTED, JobParser, console, fail, pick, ray_runtime, user_errors
@@ -41,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_options(parser, kinds)
     options = parser.parse(_with_recipe(name, words[1:]))
     with user_errors(ValueError):
-        objective = _settings(kinds["objective"], options.get("objective"))
-        train_settings, cluster = _flat(TrainSettings, options), _flat(ClusterSettings, options)
+        objective = pick(kinds["objective"], options.objective)
+        train_settings, cluster = pick(TrainSettings, options), pick(ClusterSettings, options)
     for required in ("model", "input", "output"):
         if not options[required]:
             fail(f"--{required} is missing; `videolavit train {name} --help` says what it is")
@@ -64,15 +61,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _here(task: Any) -> None:
-    from videolavit.models.network import ModelError
-    from videolavit.training.checkpoint import CheckpointError
-    from videolavit.training.data import DataError
+    from pipelines.train import USER_MISTAKES
     from videolavit.training.parallel import Ranks
     from videolavit.training.run import train
-    from videolavit.training.trainer import Diverged
 
     try:
-        with user_errors(DataError, ModelError, CheckpointError, InputError, StorageError, Diverged):
+        with user_errors(*USER_MISTAKES):
             train(task, Ranks.here(), line=lambda text: console.print(text, soft_wrap=True, markup=False))
     except KeyboardInterrupt:
         console.print("interrupted; the same command continues from the last checkpoint")
@@ -182,26 +176,6 @@ def _add_options(parser: JobParser, kinds: dict[str, Any]) -> None:
     parser.add_class_arguments(kinds["train"])
     parser.add_class_arguments(kinds["cluster"])
     parser.add_class_arguments(StorageSettings)
-
-
-def _flat(kind: Any, options: Namespace) -> Any:
-    names = TypeAdapter(kind).json_schema()["properties"]
-    return _settings(kind, {name: options[name] for name in names})
-
-
-def _settings(kind: Any, values: dict[str, Any]) -> Any:
-    """Typed settings of parsed values. Raises ValueError in a line."""
-    try:
-        return TypeAdapter(kind).validate_python(_plain(values))
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        raise ValueError("; ".join(problems)) from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Namespace):
-        value = value.as_dict()
-    return {name: _plain(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 if __name__ == "__main__":

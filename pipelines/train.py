@@ -11,7 +11,6 @@ from typing import Any
 
 import ray
 import ray.train
-import torch
 from pydantic.dataclasses import dataclass
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -112,9 +111,7 @@ def _work(config: dict[str, Any]) -> None:
     _check_shared(output, config["token"])
     if (output / MISTAKE).exists():
         return  # Ray started again after it, as it does after all that is raised
-    context = ray.train.get_context()
-    first = context.get_world_rank() == 0
-    torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", "1")), 1))
+    first = ray.train.get_context().get_world_rank() == 0
     trackers = [RayMetrics(task.component)] if first else []
     try:
         train(task, Ranks.here(), trackers=trackers, line=_line(output), on_save=_report)

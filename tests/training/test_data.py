@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videolavit.training.data import PERIOD, DataError, InMemorySource, Mixture, SampleStream, ShuffledSource
+from tests.training.toys import InMemorySource
+from videolavit.training.data import PERIOD, DataError, Mixture, SampleStream, ShuffledSource
 
 
 class Shards:

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 from tests.conftest import moving_texture
+from tests.training.toys import InMemorySource
 from videolavit.media import MediaError, decompose, iter_pictures, write_mp4
 from videolavit.media.resize import resize_picture
 from videolavit.records.samples import SampleSettings, decompose_row
 from videolavit.records.shards import ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.training.cached import CachedSource
-from videolavit.training.data import DataError, InMemorySource
+from videolavit.training.data import DataError
 from videolavit.training.frames import frame_sources
 from videolavit.training.inputs import Inputs
 from videolavit.training.sources import clip_sources, picture_sources, sample_stream, validation_items

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from videolavit.media import MediaError
 from videolavit.models.objective import Batch, Draws, Objective, Reduce
 from videolavit.training.component import Component
-from videolavit.training.data import InMemorySource, Item, Mixture, SampleStream
+from videolavit.training.data import Item, Mixture, SampleStream
 
 
 class ToyObjective(Objective):
@@ -53,6 +53,16 @@ class ToyObjective(Objective):
 
 class Unreadable(MediaError):
     """A sample that is broken on purpose."""
+
+
+class InMemorySource:
+    """Samples that are there already, as one shard."""
+
+    def __init__(self, name: str, samples: Sequence[Any]) -> None:
+        self.name, self.sizes, self._samples = name, [len(samples)], samples
+
+    def load(self, shard: int, row: int) -> Any:
+        return self._samples[row]
 
 
 class BrokenSource(InMemorySource):

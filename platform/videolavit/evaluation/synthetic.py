@@ -73,18 +73,17 @@ def generated(
 
 def repainted(runtime: Runtime, pictures: Sequence[Picture], settings: GenerateSettings) -> list[Picture]:
     """Pictures through their codes and back, at their own size."""
-    height, width = pictures[0].shape[:2]
+    size = pictures[0].shape[:2]
+    steps, guidance = settings.keyframe_steps, settings.keyframe_guidance
     result: list[Picture] = []
     for start in range(0, len(pictures), BATCH):
         some = pictures[start : start + BATCH]
         with runtime.use("visual_tokenizer") as tokenizer:
             codes = encode_pictures(some, tokenizer)
         generators = [generator(number, "keyframe 0") for number in range(start, start + len(some))]
-        with runtime.use("keyframe_detokenizer") as detokenizer, torch.inference_mode():
-            conditions = detokenizer.decode_codes([torch.tensor(one, dtype=torch.int64) for one in codes])
-            noise = detokenizer.noise(height, width, settings.keyframe_steps, generators)
-            latents = detokenizer.sample(conditions, noise, settings.keyframe_steps, settings.keyframe_guidance)
-            result += list(detokenizer.decode(latents))
+        ids = [torch.tensor(one, dtype=torch.int64) for one in codes]
+        with runtime.use("keyframe_detokenizer") as detokenizer:
+            result += list(detokenizer.paint(ids, size, steps, guidance, generators))
     return result
 
 

@@ -10,6 +10,7 @@ import torch
 from pydantic.dataclasses import dataclass as settings_dataclass
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from videolavit.evaluation.reconstruction import psnr
 from videolavit.media import Clip, DecomposeSettings, Source, decompose, iter_pictures
 from videolavit.media.resize import resize_picture
 from videolavit.models.network import STRICT
@@ -74,8 +75,7 @@ class ReconstructedClip:
     @property
     def psnr(self) -> float:
         """Peak signal-to-noise ratio over all pixels, in dB."""
-        error = np.mean((self.original.astype(np.float64) - self.frames) ** 2)
-        return float(10 * np.log10(255**2 / error)) if error else float("inf")
+        return psnr(self.original, self.frames)
 
     @property
     def ssim(self) -> float:
@@ -142,18 +142,14 @@ def _clip(
 def _paint(runtime: Runtime, visual: list[int], number: int, settings: ReconstructSettings, tell: Progress) -> Picture:
     sizes = runtime.model.sizes
     with runtime.use("keyframe_detokenizer") as detokenizer:
-        generators = [generator(settings.seed, f"keyframe {number}")]
-        conditions = detokenizer.decode_codes([torch.tensor(visual, dtype=torch.long)])
-        start = detokenizer.noise(sizes.keyframe_height, sizes.keyframe_width, settings.keyframe_steps, generators)
-        latents = detokenizer.sample(
-            conditions,
-            start,
+        picture: Picture = detokenizer.paint(
+            [torch.tensor(visual, dtype=torch.long)],
+            (sizes.keyframe_height, sizes.keyframe_width),
             settings.keyframe_steps,
             settings.keyframe_guidance,
-            generators,
+            [generator(settings.seed, f"keyframe {number}")],
             lambda done, total: tell(f"clip {number + 1} keyframe", done, total),
-        )
-        picture: Picture = detokenizer.decode(latents)[0]
+        )[0]
     return picture
 
 

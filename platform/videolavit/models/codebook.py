@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from .network import STRICT
-from .objective import Reduce
+from .objective import Objective, Reduce
 from .quantizer import Quantizer
 
 RECENT_PER_CODE = 4
@@ -184,6 +184,24 @@ class CodebookLearner(nn.Module):
         self.uses.zero_()
         self.revived.zero_()
         return statistics
+
+
+class CodebookObjective(Objective):
+    """An objective whose tokenizer has a codebook that is learned beside it."""
+
+    tokenizer: nn.Module
+    codebook: CodebookLearner
+
+    def after_step(self, reduce: Reduce) -> None:
+        quantizer = self.tokenizer.quantize
+        assert isinstance(quantizer, Quantizer)
+        self.codebook.update(quantizer, reduce)
+
+    def drop_step(self) -> None:
+        self.codebook.forget()
+
+    def statistics(self) -> dict[str, float]:
+        return self.codebook.statistics()
 
 
 def use_of_codes(uses: Tensor) -> dict[str, float]:

@@ -7,7 +7,6 @@ number of ranks too, and every epoch of a source holds each of its samples once.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -195,16 +194,6 @@ class SampleStream:
         self._position = state["position"]
 
 
-class InMemorySource:
-    """Samples that are there already, as one shard."""
-
-    def __init__(self, name: str, samples: Sequence[Any]) -> None:
-        self.name, self.sizes, self._samples = name, [len(samples)], samples
-
-    def load(self, shard: int, row: int) -> Any:
-        return self._samples[row]
-
-
 def _interleaved(shares: Sequence[float]) -> NDArray[np.int64]:
     """A pattern of PERIOD sources in which each keeps to its share as closely as it can, everywhere.
 
@@ -231,8 +220,3 @@ def _rounded(quotas: Sequence[float]) -> NDArray[np.float64]:
     while whole.sum() > PERIOD:
         whole[int(np.argmax(whole))] -= 1
     return whole
-
-
-def cumulative(sizes: Sequence[int]) -> list[int]:
-    """Ends of consecutive ranges."""
-    return list(accumulate(sizes))

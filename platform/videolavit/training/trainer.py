@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -191,15 +192,19 @@ class Trainer:
         self._tokens.update({name: int(number) for name, number in fresh.items()})
         self._uncounted.clear()
 
-    def _validate(self) -> None:
-        """The terms over the fixed samples, with fixed random numbers and the averaged weights."""
-        validation = fixed_batches(
+    @cached_property
+    def _held_out(self) -> list[Batch]:
+        return fixed_batches(
             self.component.validation,
             self.component.collate,
             self.settings.micro_batch,
             self.ranks.rank,
             self.ranks.world,
         )
+
+    def _validate(self) -> None:
+        """The terms over the fixed samples, with fixed random numbers and the averaged weights."""
+        validation = self._held_out
         with self._as_saved(), torch.no_grad(), autocast(self.settings.parallel, self.ranks.device):
             sums = summed([{t: float(v) * b.weight for t, v in self._forward(b, 0).items()} for b in validation])
         totals = self.ranks.sums(sums)

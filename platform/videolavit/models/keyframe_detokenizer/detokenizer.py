@@ -70,6 +70,7 @@ class KeyframeDetokenizer:
     def _vae_scale(self) -> int:
         return 1 << (len(self.vae.config.block_out_channels) - 1)
 
+    @torch.no_grad()
     def decode_codes(self, ids: list[Tensor]) -> Conditions:
         """Conditions of images from their codes. Raises ValueError for too many codes or an unknown one."""
         context, pooled = self.conditions(ids)
@@ -161,6 +162,27 @@ class KeyframeDetokenizer:
             if on_step is not None:
                 on_step(index + 1, len(timesteps))
         return latents
+
+    def paint(
+        self,
+        ids: list[Tensor],
+        size: tuple[int, int],
+        steps: int,
+        guidance: float,
+        generators: list[torch.Generator],
+        on_step: OnStep | None = None,
+    ) -> NDArray[np.uint8]:
+        """uint8 pictures [batch, height, width, 3] of images' codes, from pure noise.
+
+        Args:
+            size: Height and width in pixels.
+            generators: One a picture.
+
+        Raises:
+            ValueError: a bad size, too many codes for an image or an unknown one.
+        """
+        start = self.noise(*size, steps, generators)
+        return self.decode(self.sample(self.decode_codes(ids), start, steps, guidance, generators, on_step))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:

@@ -2,12 +2,12 @@
 
 from torch import Tensor, nn
 
-from ..codebook import CodebookLearner, CodebookSettings
-from ..objective import Draws, Objective, Reduce
+from ..codebook import CodebookLearner, CodebookObjective, CodebookSettings
+from ..objective import Draws
 from .network import MotionTokenizer
 
 
-class MotionTokenizerObjective(Objective):
+class MotionTokenizerObjective(CodebookObjective):
     """Squared error of the reconstruction at tokenizer scale, and commitment of the encoder to its codes.
 
     Inputs: `motion` [batch, 2, time, height, width] as `media.motion_features` makes it, and `num_frames` int64
@@ -19,6 +19,8 @@ class MotionTokenizerObjective(Objective):
         codebook: How its codebook is learned.
         commitment: Weight of that term.
     """
+
+    tokenizer: MotionTokenizer
 
     def __init__(self, tokenizer: MotionTokenizer, codebook: CodebookSettings, commitment: float) -> None:
         super().__init__()
@@ -40,15 +42,6 @@ class MotionTokenizerObjective(Objective):
 
     def units(self) -> list[nn.Module]:
         return [*self.tokenizer.encoder.blocks, *self.tokenizer.decoder.blocks]
-
-    def after_step(self, reduce: Reduce) -> None:
-        self.codebook.update(self.tokenizer.quantize, reduce)
-
-    def drop_step(self) -> None:
-        self.codebook.forget()
-
-    def statistics(self) -> dict[str, float]:
-        return self.codebook.statistics()
 
 
 def real_frames(motion: Tensor, num_frames: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..codebook import CodebookLearner, CodebookSettings
-from ..objective import Draws, Objective, Reduce
+from ..codebook import CodebookLearner, CodebookObjective, CodebookSettings
+from ..objective import Draws
 from .network import KEEP, VisualTokenizer
 from .preprocessing import normalize_images
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..keyframe_detokenizer import ConditionDecoder
 
 
-class VisualTokenizerObjective(Objective):
+class VisualTokenizerObjective(CodebookObjective):
     """Cosine distance of reconstructed to original patch features, and how many patches are kept.
 
     First the selector, the merger and the decoder learn without quantizing, then everything learns with it; the ViT
@@ -39,6 +39,8 @@ class VisualTokenizerObjective(Objective):
         keep_weight: Weight of that term.
         commitment: Weight of that term.
     """
+
+    tokenizer: VisualTokenizer
 
     def __init__(
         self,
@@ -99,12 +101,3 @@ class VisualTokenizerObjective(Objective):
 
     def fixed(self) -> list[nn.Module]:
         return [self.tokenizer.encoder]
-
-    def after_step(self, reduce: Reduce) -> None:
-        self.codebook.update(self.tokenizer.quantize, reduce)
-
-    def drop_step(self) -> None:
-        self.codebook.forget()
-
-    def statistics(self) -> dict[str, float]:
-        return self.codebook.statistics()

@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from videolavit.evaluation.reconstruction import psnr
@@ -105,7 +104,8 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
     def show(objective: Objective, folder: Path) -> dict[str, float]:
         batch = _batched([_resized(item.load(), side, (height, width)) for item in shown])
         generators = [generator_of(inputs.seed, "show", number) for number in range(len(shown))]
-        ours = _painted(detokenizer, targets.codes(batch["images"]), (height, width), settings, generators)
+        codes = targets.codes(batch["images"])
+        ours = detokenizer.paint(codes, (height, width), settings.show_steps, settings.show_guidance, generators)
         return _compared(batch["pictures"].numpy(), ours, folder)
 
     return Component(
@@ -122,19 +122,6 @@ def _resized(picture: NDArray[np.uint8], side: int, size: tuple[int, int]) -> Te
     """A picture as the tokenizer reads it, and as it is to come out."""
     images, pictures = resize_picture(picture, side, side), resize_picture(picture, *size)
     return {"images": torch.from_numpy(images), "pictures": torch.from_numpy(pictures)}
-
-
-def _painted(
-    detokenizer: KeyframeDetokenizer,
-    codes: list[Tensor],
-    size: tuple[int, int],
-    settings: Settings,
-    generators: list[torch.Generator],
-) -> NDArray[np.uint8]:
-    start = detokenizer.noise(*size, settings.show_steps, generators)
-    conditions = detokenizer.decode_codes(codes)
-    latents = detokenizer.sample(conditions, start, settings.show_steps, settings.show_guidance, generators)
-    return detokenizer.decode(latents)
 
 
 def _compared(theirs: NDArray[np.uint8], ours: NDArray[np.uint8], folder: Path) -> dict[str, float]:

@@ -1,0 +1,23 @@
+"""What a worker of a training finds out before it begins."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.train import ClusterSettings, StorageNotShared, _check_shared, _mark
+
+
+def test_a_folder_that_is_not_the_drivers_is_named(tmp_path: Path) -> None:
+    token = _mark(tmp_path / "here")
+    _check_shared(tmp_path / "here", token)
+    _mark(tmp_path / "there")
+    for other in ("there", "nowhere"):
+        with pytest.raises(StorageNotShared, match=f"{other} on node .* must be on storage that all nodes share"):
+            _check_shared(tmp_path / other, token)
+
+
+def test_fewer_workers_than_asked_for_make_a_run_elastic() -> None:
+    assert ClusterSettings(workers=4).scaling(use_gpu=False).num_workers == 4
+    assert ClusterSettings(workers=4, min_workers=2).scaling(use_gpu=False).num_workers == (2, 4)
+    with pytest.raises(ValueError, match="min_workers must be 1 to workers"):
+        ClusterSettings(workers=2, min_workers=3)
