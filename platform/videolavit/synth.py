@@ -67,6 +67,8 @@ class SynthSettings:
         split: `train` leaves out some combinations of colour, shape and direction, and `held-out` has no others: what a
             model makes of them it has put together by itself. `all` has every combination.
         held_out_share: Share of the combinations that are held out.
+        background_contrast: Of the background's texture, from 0, which is plain, to 1; backgrounds differ from each
+            other accordingly. What is as random as noise takes most of a small model's tokens.
     """
 
     width: int = 320
@@ -77,6 +79,7 @@ class SynthSettings:
     max_shapes: int = 2
     split: Literal["all", "train", "held-out"] = "all"
     held_out_share: float = 0.15
+    background_contrast: float = 0.45
 
     def __post_init__(self) -> None:
         for name in ("width", "height"):
@@ -90,6 +93,8 @@ class SynthSettings:
             raise ValueError(f"seconds must be at least {2 / self.fps:g} (two frames), not {self.seconds:g}")
         if not 1 <= self.max_shapes <= 2:
             raise ValueError(f"max_shapes must be 1 or 2, not {self.max_shapes}")
+        if not 0 <= self.background_contrast <= 1:
+            raise ValueError(f"background_contrast must be from 0 to 1, not {self.background_contrast:g}")
         if self.split != "all":
             self._check_split()
         room = self.side * (1 - SIZES["large"][1]) - 2 * _EDGE
@@ -285,8 +290,9 @@ def render(scene: Scene, settings: SynthSettings) -> Iterator[NDArray[np.uint8]]
 def _background(rng: np.random.Generator, settings: SynthSettings) -> NDArray[np.float32]:
     """float32 [height, width, 3]: a dark and muted tint, so that no background is taken for a shape."""
     tint = rng.uniform(75, 105) + rng.uniform(-14, 14, 3)
+    tint = 90 + (tint - 90) * settings.background_contrast / SynthSettings.background_contrast
     texture = _texture(rng, settings.height, settings.width, (32, 5))
-    return (tint * (1 + 0.45 * texture[..., None])).astype(np.float32)
+    return (tint * (1 + settings.background_contrast * texture[..., None])).astype(np.float32)
 
 
 def _sprite(rng: np.random.Generator, shape: MovingShape) -> NDArray[np.float32]:

@@ -28,6 +28,14 @@ def test_a_stage_runs_once(tmp_path: Path) -> None:
     assert set(again.minutes) == {"corpus"}
 
 
+def test_stages_side_by_side_count_once(tmp_path: Path) -> None:
+    times = {"a": (0, 600), "b": (300, 900), "c": (360, 420), "later": (1200, 1260)}
+    (tmp_path / "stages.json").write_text(json.dumps(times))
+    stages = Stages(tmp_path)
+    assert stages.minutes == {"a": 10, "b": 10, "c": 1, "later": 1}
+    assert stages.total == 16
+
+
 def test_a_failed_stage_says_why_and_runs_again(tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match=r"corpus failed; .*corpus.log ends with:(.|\n)*--videos must be at least 1"):
         Stages(tmp_path).run("corpus", "synth", "--output", tmp_path / "corpus", "--videos", 0)

@@ -114,7 +114,7 @@ def test_every_part_has_the_published_tensors(part: str, imported: Path) -> None
 def test_an_imported_model_computes_what_its_source_does(imported: Path) -> None:
     tiny, model = ModelFolder("tiny"), ModelFolder(imported)
     torch.manual_seed(0)
-    motion, images, latents = torch.randn(1, 2, 24, 8, 12), torch.randn(1, 3, 112, 112), torch.randn(1, 4, 8, 8)
+    motion, images, latents = torch.randn(1, 2, 24, 8, 12), torch.randn(1, 3, 84, 84), torch.randn(1, 4, 8, 8)
     ids = torch.arange(20)[None]
     calls: dict[str, Callable[[Any], Any]] = {
         "motion_tokenizer": lambda network: network.encode(motion),
@@ -239,8 +239,8 @@ FAULTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
     ),
     "another shape": (
         "visual_tokenizer/highres_tokenizer_decoder.bin",
-        lambda tensors: tensors.update(pos_embed=torch.zeros(1, 64, 65)),
-        "pos_embed in visual_tokenizer/highres_tokenizer_decoder.bin has shape [1, 64, 65], expected [1, 64, 64]",
+        lambda tensors: tensors.update(pos_embed=torch.zeros(1, 36, 65)),
+        "pos_embed in visual_tokenizer/highres_tokenizer_decoder.bin has shape [1, 36, 65], expected [1, 36, 64]",
     ),
     "no motion encoder anywhere": (
         VIDEO_UNET,

@@ -20,7 +20,7 @@ from videolavit.models.motion_tokenizer import MotionTokenizer
 from videolavit.models.motion_tokenizer.objective import MotionTokenizerObjective
 from videolavit.models.objective import Draws, Objective
 from videolavit.models.visual_tokenizer import VisualTokenizer, normalize_images
-from videolavit.models.visual_tokenizer.objective import VisualTokenizerObjective
+from videolavit.models.visual_tokenizer.objective import VisualTokenizerObjective, feature_distance
 from videolavit.training.component import Component
 from videolavit.training.components import motion_tokenizer, visual_tokenizer
 from videolavit.training.inputs import Inputs
@@ -145,6 +145,17 @@ def test_the_visual_loss_is_that_of_the_tokenizer_and_the_decoder() -> None:
     torch.testing.assert_close(sums["kept"], kept.sum())
 
 
+def test_without_their_centre_features_are_compared_by_what_sets_pictures_apart() -> None:
+    centre, own = 10 * made.noise(1, 6, 8)[0], made.noise(2, 6, 8)
+    own[:, 2] *= 5
+    almost = own.clone()
+    almost[:, 2] = 0  # the patch that matters most
+    plain, centred = (feature_distance(centre + almost, centre + own, one) for one in (None, centre))
+    assert plain.max() < 0.2
+    assert centred.min() > 0.3
+    torch.testing.assert_close(feature_distance(centre + 3 * own, centre + own, centre), torch.zeros(2))
+
+
 def test_reconstruction_alone_teaches_the_selector_which_patches_matter() -> None:
     """Its gradient reaches the choice of kept and of dropped patches; the last of these would be seen by no other."""
     objective, inputs = visual_objective(), visual_inputs()
@@ -203,3 +214,20 @@ def test_a_component_trains_and_shows(module: Any, run: str, tmp_path: Path) -> 
     with torch.no_grad():
         shown = component.show(component.objective, tmp_path)
     assert np.isfinite(list(shown.values())).all()
+
+
+def test_the_centre_is_that_of_the_first_pictures_and_the_order_stays(run: str) -> None:
+    inputs = Inputs(train=[run])
+    plain, centred = (
+        visual_tokenizer.build(ModelFolder("tiny"), inputs, visual_tokenizer.Settings(centred=yes))
+        for yes in (False, True)
+    )
+    assert isinstance(plain.objective, VisualTokenizerObjective)
+    assert plain.objective.centre is None
+    assert isinstance(centred.objective, VisualTokenizerObjective)
+    assert centred.objective.centre is not None
+    first, again = (one.stream.take(visual_tokenizer.CENTRED_OVER) for one in (plain, centred))
+    assert [item.position for item in first] == [item.position for item in again]
+    pictures = torch.from_numpy(np.stack([item.load() for item in first]))
+    features = centred.objective.tokenizer.patch_features(normalize_images(pictures))
+    torch.testing.assert_close(centred.objective.centre, features.mean(0), atol=1e-4, rtol=1e-4)

@@ -1,5 +1,7 @@
 """The layers that the tokenizers and condition networks share. Attribute names are the published weight names."""
 
+from math import ceil
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -137,6 +139,15 @@ def set_norm_groups(module: nn.Module, groups: int) -> None:
 def table(*shape: int) -> nn.Parameter:
     """A learned position or query table."""
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
+
+
+def grid_positions(places: int, width: int) -> Tensor:
+    """Sines and cosines of the rows and columns of the places of a square, row by row, [places, width]."""
+    side, quarter = ceil(places**0.5), width // 4
+    rates = 100.0 ** -(torch.arange(quarter) / max(quarter, 1))
+    place = torch.arange(places)[:, None]
+    angles = torch.cat([place // side * rates, place % side * rates], dim=1)
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width - 4 * quarter))
 
 
 def _zeros(dim: int) -> nn.Parameter:

@@ -5,7 +5,17 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..layers import MLP, Attention, CrossAttention, init_weights, merge_heads, projection, split_heads, table
+from ..layers import (
+    MLP,
+    Attention,
+    CrossAttention,
+    grid_positions,
+    init_weights,
+    merge_heads,
+    projection,
+    split_heads,
+    table,
+)
 from ..network import STRICT, Network
 from ..quantizer import check_codes
 
@@ -55,7 +65,7 @@ class ConditionDecoder(Network[ConditionDecoderConfig]):
     def __init__(self, config: ConditionDecoderConfig, codebook: Tensor | None = None) -> None:
         super().__init__(config)
         self.pos_embed = table(1, config.max_codes, config.dim)
-        self.query_embed = table(1, config.max_codes, config.dim)
+        self.query_embed = nn.Parameter(grid_positions(config.max_codes, config.dim)[None])
         self.in_proj = nn.Linear(config.code_dim, config.dim)
         self.blocks = nn.ModuleList(ConditionBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim)
@@ -63,6 +73,8 @@ class ConditionDecoder(Network[ConditionDecoderConfig]):
         self.unet_proj_1, self.unet_proj_2 = (nn.Linear(config.feature_dim, size) for size in config.context_dims)
         self.unet_attnpool = AttentionPool(config)
         self.apply(init_weights)
+        # Codes are unit vectors: so their projections are as large as queries, and attention has something to see.
+        nn.init.normal_(self.in_proj.weight)
         self.register_buffer("codebook", codebook, persistent=False)
         self.codebook: Tensor | None
 

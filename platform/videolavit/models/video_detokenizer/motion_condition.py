@@ -3,6 +3,8 @@
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from videolavit.media.motion import TOKENIZER_SCALE
+
 from ..layers import SpaceTimeBlock, init_weights, table
 from ..motion_tokenizer import resize_frames
 from ..network import STRICT, Network
@@ -48,6 +50,7 @@ class MotionConditionEncoder(Network[MotionConditionEncoderConfig]):
         self.norm = nn.LayerNorm(config.dim)
         self.out_proj = nn.Linear(config.dim, config.out_channels)
         self.apply(init_weights)
+        self.in_proj.weight.data *= TOKENIZER_SCALE  # motion at the U-Net's scale is that much smaller
 
     def forward(self, motion: Tensor) -> Tensor:
         """Raises ValueError if a temporal table is too short for the motion."""

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from videolavit.media.motion import TOKENIZER_SCALE
+
 from ..layers import merge_heads, set_norm_groups, split_heads
 from ..network import STRICT, Network
 from .motion_condition import GRID
@@ -43,7 +45,7 @@ class MotionUNetConfig:
 ADDED_IDS = 3
 """Frames a second, motion bucket, noise strength."""
 
-IN_CHANNELS, OUT_CHANNELS = 10, 4
+IN_CHANNELS, OUT_CHANNELS, MOTION_CHANNELS = 10, 4, 2
 """Noisy latent, reference latent and two of motion in; a latent out."""
 
 
@@ -75,6 +77,8 @@ class MotionUNet(Network[MotionUNetConfig]):
             projection_class_embeddings_input_dim=ADDED_IDS * config.addition_time_embed_dim,
         )
         set_norm_groups(self.unet, config.norm_groups)
+        # Motion at the U-Net's scale is a tenth of what networks are made for: it begins as loud as the latents.
+        self.unet.conv_in.weight.data[:, -MOTION_CHANNELS:] *= TOKENIZER_SCALE
         self._context = MotionContext()
         self.unet.set_attn_processor(
             {name: _processor(name, stock, self._context) for name, stock in self.unet.attn_processors.items()}

@@ -38,6 +38,7 @@ class VisualTokenizerObjective(CodebookObjective):
         rho: Share of patches to keep.
         keep_weight: Weight of that term.
         commitment: Weight of that term.
+        centre: See `feature_distance`.
     """
 
     tokenizer: VisualTokenizer
@@ -51,8 +52,11 @@ class VisualTokenizerObjective(CodebookObjective):
         rho: float,
         keep_weight: float,
         commitment: float,
+        centre: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.register_buffer("centre", centre, persistent=False)
+        self.centre: Tensor | None
         self.tokenizer = tokenizer.requires_grad_(True).train()
         self.decoder = decoder.requires_grad_(True).train()
         untrained = (tokenizer.encoder, tokenizer.quantize, tokenizer.vit_proj)
@@ -75,11 +79,11 @@ class VisualTokenizerObjective(CodebookObjective):
         order = kept.int().argsort(dim=1, descending=True, stable=True)
         moved = vectors.gather(1, order[..., None].expand_as(vectors))
         rebuilt = self.decoder.reconstruct(moved, kept.gather(1, order))
-        likeness = F.cosine_similarity(rebuilt.float(), features.float(), dim=-1)
+        distance = feature_distance(rebuilt, features, self.centre)
         share = keep.mean(1)
         commitment = torch.zeros_like(keys).masked_scatter(kept, distances)
         return {
-            "reconstruction": (1 - likeness.mean(1)).sum(),
+            "reconstruction": distance.sum(),
             "keep_rate": (share - self.rho).square().sum(),
             "commitment": (commitment.sum(1) / kept.sum(1).clamp(min=1)).sum(),
             "kept": share.detach().sum(),
@@ -101,3 +105,16 @@ class VisualTokenizerObjective(CodebookObjective):
 
     def fixed(self) -> list[nn.Module]:
         return [self.tokenizer.encoder]
+
+
+def feature_distance(rebuilt: Tensor, features: Tensor, centre: Tensor | None = None) -> Tensor:
+    """Cosine distance [batch] of features [batch, patches, width]: the mean of their patches', as published.
+
+    Args:
+        centre: [patches, width], the mean of each place's features. What differs from it is compared as one vector a
+            picture, so that the patches which set a picture apart count most.
+    """
+    rebuilt, features = rebuilt.float(), features.float()
+    if centre is None:
+        return 1 - F.cosine_similarity(rebuilt, features, dim=-1).mean(1)
+    return 1 - F.cosine_similarity((rebuilt - centre).flatten(1), (features - centre).flatten(1), dim=-1)

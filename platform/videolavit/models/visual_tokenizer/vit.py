@@ -1,9 +1,10 @@
 """The frozen vision transformer: EVA-CLIP g/14's shape (reference 2.2)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import MLP, Attention, init_weights, table
+from ..layers import MLP, Attention, grid_positions, init_weights, table
 from .config import VisualTokenizerConfig
 
 EPS = 1e-6
@@ -18,7 +19,9 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: VisualTokenizerConfig) -> None:
         super().__init__()
         self.cls_token = table(1, 1, config.width)
-        self.pos_embed = table(1, config.num_patches + 1, config.width)
+        # It is never trained, and from a table of small random numbers its features would tell nothing of places.
+        places = grid_positions(config.num_patches, config.width)
+        self.pos_embed = nn.Parameter(F.pad(places, (0, 0, 1, 0))[None])
         self.patch_embed = PatchEmbedding(config.patch_size, config.width)
         self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.vit_layers))
         self.norm = nn.LayerNorm(config.width, EPS)

@@ -1,15 +1,17 @@
 """Trains picture -> codes, and codes -> ViT features."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
+from videolavit.media.errors import MediaError
 from videolavit.media.resize import resize_picture
 from videolavit.models.codebook import CodebookSettings, use_of_codes
 from videolavit.models.folder import ModelFolder
@@ -17,12 +19,15 @@ from videolavit.models.keyframe_detokenizer import ConditionDecoder
 from videolavit.models.network import STRICT
 from videolavit.models.objective import Batch, Objective
 from videolavit.models.visual_tokenizer import VisualTokenizer, normalize_images
-from videolavit.models.visual_tokenizer.objective import VisualTokenizerObjective
+from videolavit.models.visual_tokenizer.objective import VisualTokenizerObjective, feature_distance
 
 from ..component import Component
-from ..data import Item, Source
+from ..data import Item, Source, Stream
 from ..inputs import Inputs
 from ..sources import MappedSource, data_facts, picture_sources, sample_stream, validation_items
+
+CENTRED_OVER = 256
+"""Pictures whose mean feature is taken."""
 
 TERMS = ("reconstruction", "keep_rate", "commitment", "kept")
 
@@ -35,6 +40,9 @@ class Settings:
         rho: Share of the patches to keep; a third as published.
         keep_weight: Weight of the term that holds a picture's share to `rho`; 2 as published.
         commitment: Weight of the distance of vectors to their codes. Not published; 0.25 is VQ-VAE's.
+        centred: Compare what is left of a picture's features without the mean of each place, all patches together.
+            Features of a ViT that is not trained look alike in all pictures, and what they have in common is nearly all
+            that the cosine of a patch measures. Not published.
         codebook: How the codebook is learned; before it quantizes, selector and merger learn without it.
         validation_samples: Held-out pictures whose loss is measured.
     """
@@ -42,6 +50,7 @@ class Settings:
     rho: float = Field(default=1 / 3, gt=0, lt=1)
     keep_weight: float = Field(default=2.0, ge=0)
     commitment: float = Field(default=0.25, ge=0)
+    centred: bool = False
     codebook: CodebookSettings = Field(default_factory=CodebookSettings)
     validation_samples: int = Field(default=256, ge=1)
 
@@ -59,6 +68,8 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
 
     train = prepared(inputs.train)
     validation = validation_items(prepared(inputs.validation), settings.validation_samples)
+    stream = sample_stream(train, inputs)
+    centre = _mean_features(tokenizer, stream) if settings.centred else None
     objective = VisualTokenizerObjective(
         tokenizer,
         decoder,
@@ -66,15 +77,28 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
         rho=settings.rho,
         keep_weight=settings.keep_weight,
         commitment=settings.commitment,
+        centre=centre,
     )
     return Component(
         objective=objective,
-        stream=sample_stream(train, inputs),
+        stream=stream,
         collate=_collate,
         validation=validation,
-        show=_Show(tokenizer, decoder, validation) if validation else None,
+        show=_Show(tokenizer, decoder, centre, validation) if validation else None,
         facts=data_facts(train) | {"tokenizer": [side, tokenizer.config.num_codes]},
     )
+
+
+@torch.no_grad()
+def _mean_features(tokenizer: VisualTokenizer, stream: Stream) -> Tensor:
+    """[patches, width] over the first pictures of the stream, which is then where it was; the same at every start."""
+    before = stream.state()
+    features = []
+    for item in stream.take(CENTRED_OVER):
+        with contextlib.suppress(MediaError):  # told when its turn comes
+            features.append(tokenizer.patch_features(normalize_images(torch.from_numpy(item.load())[None])))
+    stream.seek(before)
+    return torch.cat(features).mean(0)
 
 
 def _collate(items: Sequence[Item], pictures: Sequence[NDArray[np.uint8]]) -> Batch:
@@ -85,8 +109,10 @@ def _collate(items: Sequence[Item], pictures: Sequence[NDArray[np.uint8]]) -> Ba
 class _Show:
     """How well features of held-out pictures come back, and how evenly the codes are used."""
 
-    def __init__(self, tokenizer: VisualTokenizer, decoder: ConditionDecoder, items: Sequence[Item]) -> None:
-        self._tokenizer, self._decoder, self._items = tokenizer, decoder, items
+    def __init__(
+        self, tokenizer: VisualTokenizer, decoder: ConditionDecoder, centre: Tensor | None, items: Sequence[Item]
+    ) -> None:
+        self._tokenizer, self._decoder, self._centre, self._items = tokenizer, decoder, centre, items
 
     def __call__(self, objective: Objective, folder: Path) -> dict[str, float]:
         tokenizer, decoder = self._tokenizer, self._decoder
@@ -98,8 +124,8 @@ class _Show:
         for part in pictures.split(32):
             images = normalize_images(part.to(device))
             codes = tokenizer.encode(images)
-            likeness = F.cosine_similarity(decoder.features(codes), tokenizer.patch_features(images), dim=-1)
-            distances.append(1 - likeness.mean(1))
+            centre = None if self._centre is None else self._centre.to(device)
+            distances.append(feature_distance(decoder.features(codes), tokenizer.patch_features(images), centre))
             tokens += [len(one) for one in codes]
             uses += torch.bincount(torch.cat(codes).cpu(), minlength=len(uses))
         return {
