@@ -68,8 +68,11 @@ def run_job() -> Job:
 
 @pytest.fixture(scope="session")
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a local Ray head with two cores and a job server (`RAY_API_SERVER_ADDRESS`), shared by all tests."""
-    port, dashboard = free_port(), free_port()
+    """Address of a local Ray head with two cores and a job server (`RAY_API_SERVER_ADDRESS`), shared by all tests.
+
+    What Prometheus reads is at `TESTS_RAY_METRICS`.
+    """
+    port, dashboard, metrics = free_port(), free_port(), free_port()
     # Clusters authenticate their drivers; the jobs inherit the token.
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     log = tmp_path_factory.mktemp("ray-log") / "log"
@@ -84,6 +87,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 "--num-cpus=2",
                 "--include-dashboard=true",
                 f"--dashboard-port={dashboard}",
+                f"--metrics-export-port={metrics}",
                 "--object-store-memory=400000000",
                 "--disable-usage-stats",
             ],
@@ -96,6 +100,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     wait_for(lambda: head.poll() is not None or _answers(f"{api}/api/version"), "Ray is not up")
     assert head.poll() is None, log.read_text()
     os.environ["RAY_API_SERVER_ADDRESS"] = api
+    os.environ["TESTS_RAY_METRICS"] = f"http://127.0.0.1:{metrics}/metrics"
     os.environ["TESTS_RAY_HEAD"] = str(head.pid)
     yield f"127.0.0.1:{port}"
     for process in [*psutil.Process(head.pid).children(recursive=True), head]:  # an orderly stop takes half a minute
