@@ -175,7 +175,7 @@ def test_videos_that_are_none(refuse: Refuse, tmp_path: Path) -> None:
 def test_settings_that_cannot_be(refuse: Refuse) -> None:
     for words, message in [
         (["--temperature", -1], "temperature must be at least 0, top_p above 0 and at most 1, top_k at least 1"),
-        (["--max-visual", 300], "min_visual, 5, must be at most max_visual, 300, and that at most 64"),
+        (["--max-visual", 300], "min_visual, 3, must be at most max_visual, 300, and that at most 36"),
         (["--video-steps", 0], "video_steps must be at least 1, not 0"),
         (["--width", 100], "width and height must be multiples of 8, not 100 x"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),

@@ -25,7 +25,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 def _painted(runtime: Runtime, seed: int = 0) -> Picture:
     """A picture of given codes: what the language model would choose in another precision may differ."""
     with runtime.use("keyframe_detokenizer") as detokenizer:
-        conditions = detokenizer.decode_codes([torch.arange(40)])
+        conditions = detokenizer.decode_codes([torch.arange(30)])
         start = detokenizer.noise(32, 48, 2, [torch.Generator().manual_seed(seed)])
         return detokenizer.decode(detokenizer.sample(conditions, start, 2, 3.0))[0]
 

@@ -39,12 +39,12 @@ def test_a_clip_is_a_picture_and_135_codes_of_motion(runtime: Runtime, model: Mo
 
 def test_pictures_keep_between_the_fewest_and_the_most(runtime: Runtime, model: ModelFolder) -> None:
     # So hot that all 513 ids are as likely: some scripts come to [/IMG] by themselves, and some do not.
-    writer = _writer(runtime, replace(FAST, min_visual=3, max_visual=64, temperature=1000.0, top_k=None))
+    writer = _writer(runtime, replace(FAST, min_visual=3, max_visual=36, temperature=1000.0, top_k=None))
     scripts = [_script(seed) for seed in range(60)]
     writer.write_pictures(scripts, guidance=1.0)
     lengths = [len(script.visual[0]) for script in scripts]
-    assert 3 <= min(lengths) < 64
-    assert max(lengths) == 64
+    assert 3 <= min(lengths) < 36
+    assert max(lengths) == 36
     one = _writer(runtime, replace(FAST, min_visual=1, max_visual=1))
     one.write_pictures(scripts, guidance=4.0)
     assert {len(script.visual[1]) for script in scripts} == {1}
@@ -69,7 +69,7 @@ def test_what_is_written_follows_what_came_before(runtime: Runtime) -> None:
     assert one.motion != other.motion
 
 
-PICTURE, CLIP, CONTEXT = 64 + 2, 64 + 2 + 135 + 2, 4096
+PICTURE, CLIP, CONTEXT = 36 + 2, 36 + 2 + 135 + 2, 4096
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ PICTURE, CLIP, CONTEXT = 64 + 2, 64 + 2 + 135 + 2, 4096
         (CONTEXT - PICTURE + 1, 1, 0, f"the prompt has {CONTEXT - PICTURE + 1} tokens, too many for a context of 4096"),
         (CONTEXT - CLIP + 1, 1, 1, f"the prompt has {CONTEXT - CLIP + 1} tokens, too many .*; shorten it"),
         (CONTEXT - CLIP + PICTURE + 1, 0, 1, "the prompt has .* too many"),
-        (3, 99, 99, "99 clips do not fit: after a prompt of 3 tokens the context of 4096 holds 20 of up to 203 tokens"),
+        (3, 99, 99, "99 clips do not fit: after a prompt of 3 tokens the context of 4096 holds 23 of up to 175 tokens"),
         (CONTEXT - 3 * CLIP + 1, 3, 3, "3 clips do not fit: .* holds 2 of"),
         (CONTEXT - 3 * CLIP + PICTURE + 1, 2, 3, "3 clips do not fit: .* holds 2 of"),
     ],
@@ -102,7 +102,7 @@ def test_prompt_ids_keep_the_order(runtime: Runtime, model: ModelFolder, picture
     with runtime.use("visual_tokenizer") as tokenizer:
         codes = encode_pictures(pictures, tokenizer)
     assert len(codes) == 2
-    assert all(0 < len(one) <= 64 for one in codes)
+    assert all(0 < len(one) <= 36 for one in codes)
     prompt = Prompt(("a", pictures[0], "bc", pictures[1]))
     a, *bc = (text.convert_tokens_to_ids(letter) for letter in "abc")
     marked = prompt_ids(prompt, codes, text, words)
