@@ -25,7 +25,7 @@ FAST = GenerateSettings(keyframe_steps=2, video_steps=1, max_visual=24, video_wi
 
 EIGHTH = VAEConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
 
-SHARPER = {"language_model": 2, "understanding/language_model": 2, "keyframe_detokenizer/conditions": 7}
+SHARPER = {"language_model": 2, "understanding/language_model": 2, "keyframe_detokenizer/conditions": 3}
 """How much larger matrices are than drawn; as they are, no part hears much of what another one says."""
 
 
