@@ -4,6 +4,7 @@ python -m benchmarks.utilisation [--model video-lavit-7b] [--layers 4] [--rows 8
 """
 
 import argparse
+import gc
 import json
 import tempfile
 import time
@@ -107,6 +108,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     found = {}
     for way, parallel in WAYS.items():
+        gc.collect()
+        if ranks.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         lines = _run(options.model, options.layers, replace(settings, parallel=parallel), ranks, options.steps)
         found[way] = {key: median(line[key] for line in lines) for key in ("mfu", "tokens_per_second", "data_wait")}
         found[way]["memory_gb"] = lines[-1]["memory_gb"]
@@ -119,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         verdict(f"utilisation, {way}", one["mfu"], GOAL, at_least=True)
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / f"utilisation-{time.strftime('%Y%m%dT%H%M%S')}.json"
-    file.write_text(json.dumps({"device": name, "torch": torch.__version__, "ways": found}, indent=1) + "\n")
+    asked = {"model": options.model, "layers": options.layers, "rows": options.rows, "steps": options.steps}
+    file.write_text(json.dumps({"device": name, "torch": torch.__version__, **asked, "ways": found}, indent=1) + "\n")
     console.print(f"numbers: {file}")
 
 

@@ -9,12 +9,14 @@ With `--corpus` the same is trained on a folder of videos with captions, as a ch
 bring back their own videos.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from rich.table import Table
 from .common import JobParser, console, fail, pick
 
 STAGES = "stages.json"
+TICK = 10.0
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -50,48 +54,74 @@ class Sizes:
 
 
 class Stages:
-    """Runs the stages of the proof as processes of their own, each once."""
+    """Runs the stages of the proof as processes of their own, each once; keeps when they ran, also in vain."""
 
     def __init__(self, output: Path) -> None:
         self._output = output
+        self._lock = threading.Lock()
         file = output / STAGES
-        self._times: dict[str, tuple[float, float]] = json.loads(file.read_text()) if file.exists() else {}
+        found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        self._done: list[str] = found.get("done", [])
+        self._times: dict[str, list[tuple[float, float]]] = found.get("times", {})
 
     def run(self, name: str, job: str, *words: object) -> None:
         """Runs `python -m jobs.JOB WORDS`, unless the stage is done; ends the proof if it fails."""
-        if name in self._times:
+        if name in self._done:
             console.print(f"{name}: done before")
             return
         console.print(f"{name} ...")
-        started = time.time()
         log = self._output / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as out:
+        with log.open("ab") as out, self.timed(name):
             command = [sys.executable, "-m", f"jobs.{job}", *map(str, words)]
             # two chains of stages share the cores, and networks this small gain nothing from more than one
             done = subprocess.run(command, stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        if done.returncode:
-            tail = log.read_text(errors="replace").splitlines()[-5:]
-            raise StageFailed(f"the stage {name} failed; {log} ends with:\n" + "\n".join(tail))
-        self.did(name, started)
+            if done.returncode:
+                tail = log.read_text(errors="replace").splitlines()[-5:]
+                raise StageFailed(f"the stage {name} failed; {log} ends with:\n" + "\n".join(tail))
 
-    def did(self, name: str, started: float) -> None:
-        """Notes a stage that began at a time and has just ended, unless it was done before."""
-        if name not in self._times:
-            self._times[name] = (started, time.time())
-            (self._output / STAGES).write_text(json.dumps(self._times, indent=2))
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """A stage that is done when the body has ended without an error."""
+        started = time.time()
+        stop = threading.Event()
+        clock = threading.Thread(target=self._tick, args=(name, started, stop), daemon=True)
+        clock.start()
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            stop.set()
+            clock.join()
+            self._note(name, started, done)
         console.print(f"{name}: {self.minutes[name]:.1f} min")
+
+    def _tick(self, name: str, started: float, stop: threading.Event) -> None:
+        """Keeps the time of a stage, so that what is killed counts too."""
+        self._note(name, started)
+        while not stop.wait(TICK):
+            self._note(name, started)
+
+    def _note(self, name: str, started: float, done: bool = False) -> None:
+        with self._lock:
+            others = [span for span in self._times.get(name, []) if span[0] != started]
+            self._times[name] = [*others, (started, time.time())]
+            self._done += [name] if done else []
+            unfinished = self._output / f".{STAGES}"
+            unfinished.write_text(json.dumps({"done": self._done, "times": self._times}, indent=2))
+            unfinished.replace(self._output / STAGES)
 
     @property
     def minutes(self) -> dict[str, float]:
         """Of each stage."""
-        return {name: (end - start) / 60 for name, (start, end) in self._times.items()}
+        return {name: sum(end - start for start, end in spans) / 60 for name, spans in self._times.items()}
 
     @property
     def total(self) -> float:
         """Minutes in which there was a stage at work, or two."""
         seconds = until = 0.0
-        for start, end in sorted(self._times.values()):
+        for start, end in sorted(span for spans in self._times.values() for span in spans):
             seconds += max(end - max(start, until), 0.0)
             until = max(until, end)
         return seconds / 60
@@ -125,9 +155,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     from .proof_results import measure, write_report  # torch takes seconds
 
-    started = time.time()
-    results = measure(output, sizes.prompts)
-    stages.did("measuring", started)
+    with stages.timed("measuring"):
+        results = measure(output, sizes.prompts)
     report = write_report(output, results, {"all": stages.total} | stages.minutes)
     _print(results, stages.total)
     Console(highlight=False).print(str(report), soft_wrap=True)

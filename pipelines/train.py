@@ -1,6 +1,7 @@
 """Training under Ray Train: the same loop on every worker, restarted from its last checkpoint when one is lost."""
 
 import json
+import math
 import os
 import re
 import tempfile
@@ -12,7 +13,7 @@ from typing import Any
 import ray
 import ray.train
 from pydantic.dataclasses import dataclass
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
 
@@ -84,6 +85,7 @@ def train_on_ray(task: TrainTask, cluster: ClusterSettings) -> None:
     """
     output = Path(task.output)
     (output / MISTAKE).unlink(missing_ok=True)
+    _check_counts(task, cluster)
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0
     trainer = TorchTrainer(
         _work,
@@ -93,6 +95,7 @@ def train_on_ray(task: TrainTask, cluster: ClusterSettings) -> None:
         run_config=RunConfig(
             name=f"{task.component}-{uuid.uuid4().hex[:8]}",
             storage_path=os.path.abspath(output / RAY_FILES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
     )
@@ -102,6 +105,17 @@ def train_on_ray(task: TrainTask, cluster: ClusterSettings) -> None:
         _check_mistake(output)
         raise TrainingFailed(_reason(error)) from None
     _check_mistake(output)
+
+
+def _check_counts(task: TrainTask, cluster: ClusterSettings) -> None:
+    """Every number of workers that an elastic run may come to must divide the batch."""
+    batch, least = task.train.batch, cluster.min_workers or cluster.workers
+    for count in range(least, cluster.workers + 1):
+        if task.train.batch_tokens is None and least < cluster.workers and batch % count:
+            raise UserMistake(
+                f"a batch of {batch} cannot be divided among {count} workers, which --min-workers {least} allows; "
+                f"choose a multiple of {math.lcm(*range(least, cluster.workers + 1))}, or a narrower range"
+            )
 
 
 def _work(config: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ def test_submitted_training_takes_the_workers_there_are_and_shows_its_metrics(ra
     write_mp4(moving_texture(60, 64, 96, 0), tmp_path / "video.mp4", 6)
     clips = write_run(tmp_path / "clips", [{"source": str(tmp_path / "video.mp4")}])
     output = tmp_path / "run"
-    options = {"model": "tiny", "input": clips, "output": output, "steps": 100000, "batch": 2, "micro-batch": 1}
+    options = {"model": "tiny", "input": clips, "output": output, "steps": 100000, "batch": 6, "micro-batch": 1}
     options |= {"log-every": 1, "save-every": 1, "workers": 3, "min-workers": 1}
     named = [word for name, value in options.items() for word in (f"--{name}", value)]
     words = ["python", "-m", "jobs.train", "motion-tokenizer", *named]

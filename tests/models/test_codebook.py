@@ -120,6 +120,17 @@ def test_evaluation_teaches_nothing() -> None:
     assert float(learner.uses.sum()) == 64
 
 
+@pytest.mark.parametrize("quantize_from", [0, 5])
+def test_a_rank_without_a_usable_sample_keeps_its_codes(quantize_from: int) -> None:
+    learner, quantizer = made(quantize_from=quantize_from)
+    before = quantizer.embedding.weight.clone()
+    learner.update(quantizer, lambda value: value)
+    torch.testing.assert_close(quantizer.embedding.weight, before)
+    see(learner, quantizer, 0)
+    learner.update(quantizer, lambda value: value)
+    assert int(learner.steps) == 2
+
+
 def test_a_resumed_codebook_goes_on_as_if_nothing_had_been() -> None:
     """Stopped before its start, and stopped behind it."""
     learner, quantizer = made()

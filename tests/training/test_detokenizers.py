@@ -109,6 +109,23 @@ def test_a_vae_learns_and_measures_its_latents(temporal: bool) -> None:
     assert 0.7 < float(latents.detach().std()) < 1.4
 
 
+def test_a_skipped_step_leaves_no_trace_in_the_scale_of_latents() -> None:
+    network: Any = VAEConfig(block_out_channels=(32, 32), layers_per_block=1).build()
+    objective = VAEObjective(network, "keyframe_detokenizer/vae", {"pixels": 1.0, "edges": 0.5, "kl": 1e-4})
+    pictures = torch.from_numpy(np.stack(list(moving_texture(2, 16, 16, 0)))).permute(0, 3, 1, 2)
+    scales = []
+    for broken in (False, True):
+        objective.moments.zero_()
+        if broken:
+            objective({"pictures": torch.full_like(pictures, float("nan"), dtype=torch.float32)}, Draws(0, [0, 1]))
+            objective.drop_step()
+        objective({"pictures": pictures}, Draws(0, [0, 1]))
+        objective.after_step(lambda value: value)
+        (trained,) = objective.parts().values()
+        scales.append(trained.config.scaling_factor)  # type: ignore[union-attr]
+    assert scales[0] == scales[1] > 0
+
+
 def test_a_video_vae_starts_as_that_of_pictures() -> None:
     """Frame by frame it makes the same, and only then learns from neighbours."""
     torch.manual_seed(0)

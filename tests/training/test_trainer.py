@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.toys import ToyObjective, toy
+from tests.training.toys import BrokenSource, ToyObjective, toy
 from videolavit.models.objective import Draws
 from videolavit.training.checkpoint import MANIFEST, CheckpointError
 from videolavit.training.component import Component
-from videolavit.training.data import DataError
+from videolavit.training.data import DataError, Mixture, SampleStream
 from videolavit.training.parallel import Ranks
 from videolavit.training.settings import OptimizerSettings, ParallelSettings, TrainSettings
 from videolavit.training.trainer import Diverged, Trainer
@@ -158,10 +158,22 @@ def test_samples_that_cannot_be_read_are_left_out_and_recorded(tmp_path: Path) -
     same(trainer, run(tmp_path / "larger", toy(broken=broken), batch=8, micro_batch=8), rtol=1e-4, atol=1e-6)
 
 
+def test_a_run_begins_and_goes_on_where_samples_are_broken(tmp_path: Path) -> None:
+    """A step without a usable sample is made with the next that there is, and changes nothing but the moments."""
+    broken = frozenset(range(37))  # all of one source
+    assert [item.source for item in toy().stream.take(2)] == ["many", "many"]
+    whole = run(tmp_path / "whole", toy(broken=broken), batch=1, micro_batch=1, save_every=1)
+    folder = tmp_path / "parts"
+    for stop in (1, 2, 3):
+        run(folder, toy(broken=broken), stop=stop, batch=1, micro_batch=1, save_every=1)
+    same(whole, run(folder, toy(broken=broken), batch=1, micro_batch=1, save_every=1))
+
+
 def test_a_source_without_a_usable_sample_is_an_error(tmp_path: Path) -> None:
-    component = toy(samples=5, broken=frozenset(range(5)))
-    with pytest.raises(DataError, match="can be used: Unreadable"):
-        run(tmp_path, component, batch=1, micro_batch=1)
+    component = toy(broken=frozenset(range(37)))
+    only = SampleStream(Mixture([BrokenSource("many", [None] * 5, set(range(5)))], seed=3))
+    with pytest.raises(DataError, match="none of 256 samples of many can be used: sample . is broken"):
+        run(tmp_path, replace(component, stream=only), batch=1, micro_batch=1)
 
 
 class Exploding(ToyObjective):

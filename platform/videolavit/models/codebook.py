@@ -117,7 +117,8 @@ class CodebookLearner(nn.Module):
     @torch.no_grad()
     def update(self, quantizer: Quantizer, reduce: Reduce) -> None:
         """Learns from the vectors seen since the last call, those of all ranks."""
-        vectors, keys, ids = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        nothing = self.recent[:0], self.uses[:0], self.steps.new_zeros(0)  # a rank whose samples cannot be used
+        vectors, keys, ids = (torch.cat(parts) for parts in zip(nothing, *self._seen, strict=True))
         self._seen.clear()
         self._keep_recent(vectors, keys, reduce)
         self.steps += 1

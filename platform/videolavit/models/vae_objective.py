@@ -65,6 +65,9 @@ class VAEObjective(Objective):
         self.moments.mul_(self._decay).add_(reduce(self.batch_moments))
         self.batch_moments.zero_()
 
+    def drop_step(self) -> None:
+        self.batch_moments.zero_()
+
     def parts(self) -> dict[str, nn.Module]:
         """The VAE. Its config is told the factor that gives latents a standard deviation of 1, as far as measured."""
         if self.moments[0] > 0:

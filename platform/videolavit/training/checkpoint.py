@@ -78,7 +78,7 @@ class Checkpoints:
         self._pending: tuple[Position, Future[None]] | None = None
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         # of its own: a save talks in the background, while the training does too
-        self._group = dist.new_group(backend="gloo") if ranks.world > 1 else None
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
 
     # ---- saving -----------------------------------------------------------------------------------------------
 

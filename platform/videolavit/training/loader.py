@@ -14,6 +14,9 @@ from videolavit.models.objective import Batch
 from .component import Collate
 from .data import DataError, Item, Stream
 
+LOOK_AHEAD = 256
+"""Samples of which one must be loadable, where a rank has none that it can use."""
+
 
 @dataclass(frozen=True)
 class Reject:
@@ -130,23 +133,25 @@ class Loader:
             part = list(zip(own[start : start + self._micro], loaded[start : start + self._micro], strict=True))
             rejects += [sample for _, sample in part if isinstance(sample, Reject)]
             good = [(item, sample) for item, sample in part if not isinstance(sample, Reject)]
-            batches.append(self._collated(good, rejects))
+            batches.append(self._collated(good))
         return StepData(batches, state, rejects)
 
-    def _collated(self, good: Sequence[tuple[Item, Any]], rejects: list[Reject]) -> Batch:
+    def _collated(self, good: Sequence[tuple[Item, Any]]) -> Batch:
         if good:
             batch = self._collate([item for item, _ in good], [sample for _, sample in good])
             if self._stand_in is None:
-                zeros = dict.fromkeys(batch.counts, 0.0)
-                self._stand_in = replace(batch, counts=zeros, tokens={}, size=0, flops=0.0, weight=0.0)
+                self._stand_in = _without_weight(batch)
             return batch
         if self._stand_in is None:
-            first = rejects[0]
-            raise DataError(
-                f"none of the first {len(rejects)} samples of {first.source} can be used: "
-                f"{first.error_type}: {first.message}"
-            )
+            self._stand_in = self._look_ahead()
         return self._stand_in
+
+    def _look_ahead(self) -> Batch:
+        """A batch without weight, of the first sample to come that can be loaded; the stream stays where it is."""
+        state = self._stream.state()
+        good = usable(self._stream.take(LOOK_AHEAD))[:1]
+        self._stream.seek(state)
+        return _without_weight(self._collate([item for item, _ in good], [sample for _, sample in good]))
 
 
 def fixed_batches(items: Sequence[Item], collate: Collate, micro_batch: int, rank: int, world: int) -> list[Batch]:
@@ -155,14 +160,29 @@ def fixed_batches(items: Sequence[Item], collate: Collate, micro_batch: int, ran
     Raises:
         DataError: none can be used.
     """
-    good = [(item, sample) for item in items if not isinstance(sample := _try(item), Reject)]
-    if not good:
-        raise DataError("none of the samples for validation can be used")
+    good = usable(items)
     groups = [good[start : start + micro_batch] for start in range(0, len(good), micro_batch)]
     batches = [collate([item for item, _ in group], [sample for _, sample in group]) for group in groups]
     missing = -len(batches) % world
-    empty = replace(batches[0], counts=dict.fromkeys(batches[0].counts, 0.0), weight=0.0)
-    return [*batches, *[empty] * missing][rank::world]
+    return [*batches, *[_without_weight(batches[0])] * missing][rank::world]
+
+
+def _without_weight(batch: Batch) -> Batch:
+    """What a rank computes in place of samples that it does not have."""
+    return replace(batch, counts=dict.fromkeys(batch.counts, 0.0), tokens={}, size=0, flops=0.0, weight=0.0)
+
+
+def usable(items: Sequence[Item]) -> list[tuple[Item, Any]]:
+    """Items and what they loaded, without those that cannot be.
+
+    Raises:
+        DataError: none can.
+    """
+    good = [(item, sample) for item in items if not isinstance(sample := _try(item), Reject)]
+    if not good:
+        first = _try(items[0])
+        raise DataError(f"none of {len(items)} samples of {first.source} can be used: {first.message}")
+    return good
 
 
 def _try(item: Item) -> Any:

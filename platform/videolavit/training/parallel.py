@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -111,7 +111,8 @@ def _shard(objective: Objective, settings: ParallelSettings, ranks: Ranks) -> No
     for unit in objective.units():
         if any(value.requires_grad for value in unit.parameters()):
             fully_shard(unit, **options)
-    fully_shard(objective, **options)
+    # inputs and what losses compare with keep their precision, as in a single process
+    fully_shard(objective, **options | {"mp_policy": replace(policy, cast_forward_inputs=False)})
     for module in sharded(objective):
         # losses are divided by global counts already
         module.set_gradient_divide_factor(1.0)
@@ -151,6 +152,12 @@ def accumulate(objective: nn.Module, last: bool) -> None:
     """Whether the next backward pass sums gradients over the ranks: only behind the last micro batch."""
     for module in sharded(objective)[:1]:
         module.set_requires_gradient_sync(last)
+
+
+def forget_gathered(objective: nn.Module) -> None:
+    """Has FSDP gather weights again that were changed in place: what it gathered last may still be there."""
+    for module in sharded(objective):
+        module.reshard()
 
 
 @contextlib.contextmanager

@@ -97,5 +97,6 @@ def _built(task: TrainTask, base: ModelFolder) -> Component:
         torch.manual_seed(task.train.seed)  # what an objective adds to the model is drawn here
         component: Component = component_module(task.component).build(base, task.inputs, task.objective)
     chosen = TypeAdapter(type(task.objective)).dump_python(task.objective, mode="json")
-    facts = {"component": task.component, "objective": chosen, **component.facts}
+    order = {"weights": task.inputs.weights, "window": task.inputs.window}
+    facts = {"component": task.component, "objective": chosen, "order": order, **component.facts}
     return replace(component, facts=facts)

@@ -71,10 +71,11 @@ def merge_models(models: list[ModelFolder], target: Path) -> None:
     Args:
         models: Of one preset; the first gives what none has trained.
 
-    Raises:
-        ModelError: the target has something in it.
+    The target is whole or does not exist.
     """
-    start_folder(target, models[0].sizes, trained=sorted({part for one in models for part in one.trained_parts}))
+    unfinished = target.with_name(f".{target.name}.{uuid4().hex}")
+    start_folder(unfinished, models[0].sizes, trained=sorted({part for one in models for part in one.trained_parts}))
     for part in filter(models[0].has, PARTS):
         owner = next((one for one in reversed(models) if part in one.trained_parts), models[0])
-        shutil.copytree(owner.path / part, target / part, copy_function=_link)
+        shutil.copytree(owner.path / part, unfinished / part, copy_function=_link)
+    unfinished.rename(target)

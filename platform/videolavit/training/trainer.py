@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from .data import DataError
 from .interval import Interval, mean_terms, merged, summed
 from .loader import Loader, Reject, StepData, fixed_batches
 from .optimizer import AveragedWeights, Optimizer
-from .parallel import Ranks, accumulate, autocast, gathered, parallelize
+from .parallel import Ranks, accumulate, autocast, forget_gathered, gathered, parallelize
 from .settings import TrainSettings
 from .telemetry import Telemetry, Tracker, memory_bytes, peak_flops
 
@@ -124,11 +125,11 @@ class Trainer:
                 if self._due(settings.log_every):
                     self._log(interval, loader)
                     interval, loader.wait_seconds = Interval(), 0.0
+                self._save(next_data.state)  # before what may go wrong without harm to the weights
                 if self._due(settings.validate_every) and self.component.validation:
                     self._validate()
                 if self._due(settings.show_every) and self.component.show:
                     self._show()
-                self._save(next_data.state)
         if self._telemetry is not None:
             self._telemetry.close()
 
@@ -217,13 +218,20 @@ class Trainer:
         name = f"step-{self.step:08d}" if self.ranks.is_first else f".rank-{self.ranks.rank}"
         folder = self.folder / SAMPLES / name
         folder.mkdir(parents=True, exist_ok=True)
-        with self._as_saved(), gathered(self._objective), torch.no_grad():
+        half = autocast(self.settings.parallel, self.ranks.device)
+        with self._as_saved(), gathered(self._objective), torch.no_grad(), half:
             measured = self.component.show(self._objective, folder)
+        if not self.ranks.is_first:
+            shutil.rmtree(folder)
         self._publish({f"samples/{name}": value for name, value in measured.items()})
 
-    def averaged(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
         """The averaged weights in place of the others, if there are any, for as long as the body lasts."""
-        return self._average.in_place() if self._average is not None else contextlib.nullcontext()
+        with self._average.in_place() if self._average is not None else contextlib.nullcontext():
+            forget_gathered(self._objective)
+            yield
+        forget_gathered(self._objective)
 
     @contextlib.contextmanager
     def _as_saved(self) -> Iterator[None]:

@@ -25,9 +25,11 @@ from ..cached import CachedSource, Tensors
 from ..component import Component
 from ..data import DataError, Item, Source
 from ..inputs import Inputs
+from ..loader import usable
 from ..sources import MappedSource, data_facts, picture_sources, sample_stream, validation_items
 
 PART = "keyframe_detokenizer"
+FIXED = ("visual_tokenizer", f"{PART}/vae")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -102,8 +104,8 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
     shown = validation_items(pictures, settings.validation_samples)[: settings.show_samples]
 
     def show(objective: Objective, folder: Path) -> dict[str, float]:
-        batch = _batched([_resized(item.load(), side, (height, width)) for item in shown])
-        generators = [generator_of(inputs.seed, "show", number) for number in range(len(shown))]
+        batch = _batched([_resized(picture, side, (height, width)) for _, picture in usable(shown)])
+        generators = [generator_of(inputs.seed, "show", number) for number in range(len(batch["images"]))]
         codes = targets.codes(batch["images"])
         ours = detokenizer.paint(codes, (height, width), settings.show_steps, settings.show_guidance, generators)
         return _compared(batch["pictures"].numpy(), ours, folder)
@@ -114,7 +116,7 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
         collate=_collate,
         validation=validation_items([prepared(source) for source in pictures], settings.validation_samples),
         show=show if shown else None,
-        facts=data_facts(train) | {"size": [height, width], "visual_tokenizer": model.digest("visual_tokenizer")},
+        facts=data_facts(train) | {"size": [height, width], "fixed": [model.digest(part) for part in FIXED]},
     )
 
 

@@ -27,7 +27,8 @@ from ..packed import PackedStream, RowCollate, RowSettings, item_of, rows_of
 from ..sources import data_facts, sample_stream, validation_items
 from ..token_sources import TokenDocuments, TokenSource
 
-UNDERSTANDING = ("language_model", "visual_tokenizer", "motion_tokenizer")
+FIXED = ("visual_tokenizer", "motion_tokenizer")
+UNDERSTANDING = ("language_model", *FIXED)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -179,12 +180,14 @@ def _chat(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
 
     train, held_out = sources(inputs.train), sources(inputs.validation)
     parts = {f"understanding/{name}": name for name in UNDERSTANDING}
+    of_what = "" if chat.initialise_from == "language_model" else "understanding/"
+    fixed = [model.digest(of_what + part) for part in FIXED]
     return Component(
         objective=Answering(network, parts, settings.other_lr_scale, chat.lora.scale),
         stream=sample_stream(train, inputs),
         collate=collate_chat,
         validation=validation_items(held_out, settings.validation_samples),
-        facts=data_facts(train) | {"vocabulary": asdict(model.vocabulary)},
+        facts=data_facts(train) | {"vocabulary": asdict(model.vocabulary), "fixed": fixed},
     )
 
 

@@ -20,6 +20,7 @@ from videolavit.models.objective import Batch, Objective
 from ..component import Component
 from ..data import Item, Source
 from ..inputs import Inputs
+from ..loader import usable
 from ..sources import ClipSample, MappedSource, clip_sources, data_facts, sample_stream, validation_items
 
 Sample = tuple[Tensor, int]
@@ -80,7 +81,7 @@ class _Show:
 
     def __call__(self, objective: Objective, folder: Path) -> dict[str, float]:
         device = next(self._tokenizer.parameters()).device
-        motion = torch.stack([item.load()[0] for item in self._items])
+        motion = torch.stack([sample[0] for _, sample in usable(self._items)])
         ids = torch.cat([self._tokenizer.encode(part.to(device)) for part in motion.split(32)])
         decoded = torch.cat([self._tokenizer.decode(part).float().cpu() for part in ids.split(32)])
         uses = torch.bincount(ids.flatten().cpu(), minlength=self._tokenizer.config.num_codes)

@@ -24,6 +24,7 @@ from ..component import Component
 from ..data import DataError, Item, Source
 from ..frames import FramedClip, frame_sources
 from ..inputs import Inputs
+from ..loader import usable
 from ..sources import MappedSource, data_facts, picture_sources, sample_stream, validation_items
 
 VIDEO = "video_detokenizer/vae"
@@ -99,7 +100,8 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
 
     def show(objective: Objective, folder: Path) -> dict[str, float]:
         assert isinstance(objective, VAEObjective)
-        batch = collate(shown, [item.load() for item in shown])
+        items, samples = zip(*usable(shown), strict=True)
+        batch = collate(items, samples)
         return _show(objective.vae, batch.inputs["pictures"].movedim(-3, -1).numpy(), folder)
 
     vae = model.load(settings.part)

@@ -27,6 +27,7 @@ from ..component import Component
 from ..data import DataError, Item, Mixture, SampleStream, Source
 from ..frames import FramedClip, frame_sources
 from ..inputs import Inputs
+from ..loader import usable
 from ..sources import ClipSample, MappedSource, data_facts, validation_items
 
 PART = "video_detokenizer"
@@ -82,6 +83,7 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
         model.load(f"{PART}/{part}") for part in ("motion_encoder", "unet", "vae", "scheduler")
     )
     tokenizer: MotionTokenizer | None = model.load("motion_tokenizer") if settings.token_share else None
+    fixed = [f"{PART}/vae", *(["motion_tokenizer"] if tokenizer is not None else [])]
     detokenizer = VideoDetokenizer(motion_encoder, unet, vae, scheduler)
     sizes = model.sizes
     stages = settings.stages or (Stage(from_sample=0, height=sizes.video_height, width=sizes.video_width),)
@@ -105,7 +107,7 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
     shown = validation_items(framed, settings.validation_samples)[: settings.show_samples]
 
     def show(objective: Objective, folder: Path) -> dict[str, float]:
-        clips: list[FramedClip] = [item.load() for item in shown]
+        clips: list[FramedClip] = [clip for _, clip in usable(shown)]
         generators = [generator_of(inputs.seed, "show", number) for number in range(len(clips))]
         latent = detokenizer.latent_size(stages[-1].height, stages[-1].width)
         motion = torch.stack([_motion(one.clip, latent, rescale=False) for one in clips])
@@ -128,7 +130,7 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
         collate=_collate,
         validation=validation_items(held_out, settings.validation_samples),
         show=show if shown else None,
-        facts=data_facts(train[0]),
+        facts=data_facts(train[0]) | {"fixed": [model.digest(part) for part in fixed]},
     )
 
 

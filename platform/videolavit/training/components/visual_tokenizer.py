@@ -1,6 +1,5 @@
 """Trains picture -> codes, and codes -> ViT features."""
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from videolavit.media.errors import MediaError
 from videolavit.media.resize import resize_picture
 from videolavit.models.codebook import CodebookSettings, use_of_codes
 from videolavit.models.folder import ModelFolder
@@ -24,6 +22,7 @@ from videolavit.models.visual_tokenizer.objective import VisualTokenizerObjectiv
 from ..component import Component
 from ..data import Item, Source, Stream
 from ..inputs import Inputs
+from ..loader import usable
 from ..sources import MappedSource, data_facts, picture_sources, sample_stream, validation_items
 
 CENTRED_OVER = 256
@@ -85,7 +84,7 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
         collate=_collate,
         validation=validation,
         show=_Show(tokenizer, decoder, centre, validation) if validation else None,
-        facts=data_facts(train) | {"tokenizer": [side, tokenizer.config.num_codes]},
+        facts=data_facts(train) | {"visual_tokenizer": model.digest("visual_tokenizer")},
     )
 
 
@@ -93,12 +92,9 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
 def _mean_features(tokenizer: VisualTokenizer, stream: Stream) -> Tensor:
     """[patches, width] over the first pictures of the stream, which is then where it was; the same at every start."""
     before = stream.state()
-    features = []
-    for item in stream.take(CENTRED_OVER):
-        with contextlib.suppress(MediaError):  # told when its turn comes
-            features.append(tokenizer.patch_features(normalize_images(torch.from_numpy(item.load())[None])))
+    pictures = torch.from_numpy(np.stack([picture for _, picture in usable(stream.take(CENTRED_OVER))]))
     stream.seek(before)
-    return torch.cat(features).mean(0)
+    return torch.cat([tokenizer.patch_features(normalize_images(part)) for part in pictures.split(32)]).mean(0)
 
 
 def _collate(items: Sequence[Item], pictures: Sequence[NDArray[np.uint8]]) -> Batch:
@@ -120,7 +116,7 @@ class _Show:
         decoder.codebook = tokenizer.quantize.embedding.weight.detach()
         uses = torch.zeros(tokenizer.config.num_codes)
         distances, tokens = [], []
-        pictures = torch.from_numpy(np.stack([item.load() for item in self._items]))
+        pictures = torch.from_numpy(np.stack([picture for _, picture in usable(self._items)]))
         for part in pictures.split(32):
             images = normalize_images(part.to(device))
             codes = tokenizer.encode(images)
