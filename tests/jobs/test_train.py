@@ -166,5 +166,5 @@ def test_an_elastic_range_must_fit_the_batch() -> None:
     task = TrainTask("vae", "tiny", Inputs(train=[]), None, TrainSettings(batch=12), "")
     for range_ in ({"workers": 4, "min_workers": 1}, {"workers": 5}, {"workers": 12, "min_workers": 12}):
         _check_counts(task, ClusterSettings(**range_))
-    with pytest.raises(UserMistake, match="12 cannot be divided among 5 workers, which --min-workers 4 allows; .* 60"):
+    with pytest.raises(UserMistake, match=r"12 cannot be divided among 5 workers, which --min-workers 4 allows; .* 60"):
         _check_counts(task, ClusterSettings(workers=6, min_workers=4))
