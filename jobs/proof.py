@@ -208,28 +208,40 @@ def _train_model(output: Path, recipe: str, stages: Stages) -> None:
     def train(component: str, model: object, name: str | None = None, *words: object) -> Path:
         return _train(output, recipe, stages, component, model, name, *words)
 
-    vae = train("vae", "tiny", "keyframe-vae", "--objective.part", "keyframe_detokenizer/vae")
+    cache = ("--objective.cache", output / "cache")
     motion: Future[Path] = Future()
-
-    def videos() -> Path:
-        try:
-            video_vae = _train(output, f"{recipe}-video", stages, "vae", vae, "video-vae")
-            motion.set_result(train("motion-tokenizer", video_vae))
-        except StageFailed as error:
-            motion.set_exception(error)
-            raise
-        return train("video-detokenizer", motion.result(), None, "--objective.cache", output / "cache")
+    video_vae: Future[Path] = Future()
 
     def pictures() -> Path:
+        with _promised(video_vae):
+            vae = train("vae", "tiny", "keyframe-vae", "--objective.part", "keyframe_detokenizer/vae")
+            video_vae.set_result(_train(output, f"{recipe}-video", stages, "vae", vae, "video-vae"))
         tokenizer = train("visual-tokenizer", vae)
-        keyframe = train("keyframe-detokenizer", tokenizer, None, "--objective.cache", output / "cache")
+        keyframe = train("keyframe-detokenizer", tokenizer, None, *cache)
         _merge([motion.result(), keyframe], output / "tokenizers")
         return _train_language(output, recipe, stages)
+
+    def videos() -> Path:
+        with _promised(motion):
+            motion.set_result(train("motion-tokenizer", "tiny"))
+        parts = output / "video-parts"
+        _merge([video_vae.result(), motion.result()], parts)
+        return train("video-detokenizer", parts, None, *cache)
 
     with ThreadPoolExecutor(2) as chains:
         running = [chains.submit(videos), chains.submit(pictures)]
         models = [one.result() for one in running]
     _merge(models, output / "model")
+
+
+@contextlib.contextmanager
+def _promised(result: "Future[Path]") -> Iterator[None]:
+    """Whoever waits for the result hears of it when the body fails."""
+    try:
+        yield
+    except BaseException as error:
+        result.set_exception(error)
+        raise
 
 
 def _merge(models: list[Path], target: Path) -> None:
