@@ -29,7 +29,7 @@ from .common import JobParser, console, fail, pick
 
 STAGES = "stages.json"
 TICK = 10.0
-"""Seconds."""
+"""Seconds between two notes of a running stage's time."""
 
 
 @dataclass(frozen=True)
@@ -189,10 +189,8 @@ def _compare(output: Path) -> None:
 def _make_corpus(output: Path, sizes: Sizes, stages: Stages) -> None:
     for number, (split, videos) in enumerate((("train", sizes.train_videos), ("held-out", sizes.held_out_videos))):
         corpus = output / split
-        looks = {
-            **{"width": 192, "height": 128, "fps": 6, "max-shapes": 1},
-            **{"background-contrast": sizes.background_contrast, "split": split, "seed": sizes.seed + number},
-        }
+        looks = {"width": 192, "height": 128, "fps": 6, "max-shapes": 1, "split": split, "seed": sizes.seed + number}
+        looks["background-contrast"] = sizes.background_contrast
         words = [word for name, value in looks.items() for word in (f"--{name}", str(value))]
         stages.run(f"corpus-{split}", "synth", "--output", corpus, "--videos", videos, "--questions", *words)
         stages.run(

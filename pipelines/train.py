@@ -109,12 +109,14 @@ def train_on_ray(task: TrainTask, cluster: ClusterSettings) -> None:
 
 def _check_counts(task: TrainTask, cluster: ClusterSettings) -> None:
     """Every number of workers that an elastic run may come to must divide the batch."""
-    batch, least = task.train.batch, cluster.min_workers or cluster.workers
-    for count in range(least, cluster.workers + 1):
-        if task.train.batch_tokens is None and least < cluster.workers and batch % count:
+    if cluster.min_workers is None or task.train.batch_tokens is not None:
+        return  # every worker looks at its own number
+    batch, counts = task.train.batch, range(cluster.min_workers, cluster.workers + 1)
+    for count in counts:
+        if batch % count:
             raise UserMistake(
-                f"a batch of {batch} cannot be divided among {count} workers, which --min-workers {least} allows; "
-                f"choose a multiple of {math.lcm(*range(least, cluster.workers + 1))}, or a narrower range"
+                f"a batch of {batch} cannot be divided among {count} workers, which --min-workers {counts.start} "
+                f"allows; choose a multiple of {math.lcm(*counts)}, or a narrower range"
             )
 
 

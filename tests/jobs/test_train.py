@@ -12,13 +12,9 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from pipelines.train import ClusterSettings, UserMistake, _check_counts
 from tests.conftest import ROOT, Job, command
 from tests.training.token_runs import random_rows, write_run
 from videolavit.models.folder import ModelFolder
-from videolavit.training.inputs import Inputs
-from videolavit.training.run import TrainTask
-from videolavit.training.settings import TrainSettings
 
 STEPS = 20
 LIMIT = 240.0
@@ -160,11 +156,3 @@ def test_another_models_run_is_refused(whole: Path, tokens: Path, run_job: Job) 
     assert done.returncode == 2
     assert "holds another training" in done.stderr
     assert "seed: 0 -> 1" in done.stderr
-
-
-def test_an_elastic_range_must_fit_the_batch() -> None:
-    task = TrainTask("vae", "tiny", Inputs(train=[]), None, TrainSettings(batch=12), "")
-    for range_ in ({"workers": 4, "min_workers": 1}, {"workers": 5}, {"workers": 12, "min_workers": 12}):
-        _check_counts(task, ClusterSettings(**range_))
-    with pytest.raises(UserMistake, match=r"12 cannot be divided among 5 workers, which --min-workers 4 allows; .* 60"):
-        _check_counts(task, ClusterSettings(workers=6, min_workers=4))

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.train import ClusterSettings, StorageNotShared, _check_shared, _mark
+from pipelines.train import ClusterSettings, StorageNotShared, UserMistake, _check_counts, _check_shared, _mark
+from videolavit.training.inputs import Inputs
+from videolavit.training.run import TrainTask
+from videolavit.training.settings import TrainSettings
 
 
 def test_a_folder_that_is_not_the_drivers_is_named(tmp_path: Path) -> None:
@@ -21,3 +24,11 @@ def test_fewer_workers_than_asked_for_make_a_run_elastic() -> None:
     assert ClusterSettings(workers=4, min_workers=2).scaling(use_gpu=False).num_workers == (2, 4)
     with pytest.raises(ValueError, match="min_workers must be 1 to workers"):
         ClusterSettings(workers=2, min_workers=3)
+
+
+def test_an_elastic_range_must_fit_the_batch() -> None:
+    task = TrainTask("vae", "tiny", Inputs(train=[]), None, TrainSettings(batch=12), "")
+    for range_ in ({"workers": 4, "min_workers": 1}, {"workers": 5}, {"workers": 12, "min_workers": 12}):
+        _check_counts(task, ClusterSettings(**range_))
+    with pytest.raises(UserMistake, match=r"12 cannot be divided among 5 workers, which --min-workers 4 allows; .* 60"):
+        _check_counts(task, ClusterSettings(workers=6, min_workers=4))

@@ -172,8 +172,17 @@ def test_a_run_begins_and_goes_on_where_samples_are_broken(tmp_path: Path) -> No
 def test_a_source_without_a_usable_sample_is_an_error(tmp_path: Path) -> None:
     component = toy(broken=frozenset(range(37)))
     only = SampleStream(Mixture([BrokenSource("many", [None] * 5, set(range(5)))], seed=3))
-    with pytest.raises(DataError, match=r"none of 256 samples of many can be used: sample \d is broken"):
+    with pytest.raises(DataError, match=r"none of 256 samples can be used; the last, of many: sample \d is broken"):
         run(tmp_path, replace(component, stream=only), batch=1, micro_batch=1)
+
+
+def test_what_was_trained_is_saved_before_it_is_shown(tmp_path: Path) -> None:
+    def fails(*_: Any) -> dict[str, float]:
+        raise RuntimeError("no picture")
+
+    with pytest.raises(RuntimeError, match="no picture"):
+        run(tmp_path, toy(show=fails), save_every=1000)
+    assert any("continues from step-00000020" in line for line in run(tmp_path, save_every=1000).lines)
 
 
 class Exploding(ToyObjective):

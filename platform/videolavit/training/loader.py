@@ -149,9 +149,13 @@ class Loader:
     def _look_ahead(self) -> Batch:
         """A batch without weight, of the first sample to come that can be loaded; the stream stays where it is."""
         state = self._stream.state()
-        good = usable(self._stream.take(LOOK_AHEAD))[:1]
+        items = self._stream.take(LOOK_AHEAD)
         self._stream.seek(state)
-        return _without_weight(self._collate([item for item, _ in good], [sample for _, sample in good]))
+        for item in items:
+            sample = _try(item)
+            if not isinstance(sample, Reject):
+                return _without_weight(self._collate([item], [sample]))
+        raise _none_usable(items, sample)
 
 
 def fixed_batches(items: Sequence[Item], collate: Collate, micro_batch: int, rank: int, world: int) -> list[Batch]:
@@ -178,11 +182,15 @@ def usable(items: Sequence[Item]) -> list[tuple[Item, Any]]:
     Raises:
         DataError: none can.
     """
-    good = [(item, sample) for item in items if not isinstance(sample := _try(item), Reject)]
+    loaded = [(item, _try(item)) for item in items]
+    good = [(item, sample) for item, sample in loaded if not isinstance(sample, Reject)]
     if not good:
-        first = _try(items[0])
-        raise DataError(f"none of {len(items)} samples of {first.source} can be used: {first.message}")
+        raise _none_usable(items, loaded[-1][1])
     return good
+
+
+def _none_usable(items: Sequence[Item], last: Reject) -> DataError:
+    return DataError(f"none of {len(items)} samples can be used; the last, of {last.source}: {last.message}")
 
 
 def _try(item: Item) -> Any:

@@ -70,12 +70,15 @@ def merge_models(models: list[ModelFolder], target: Path) -> None:
 
     Args:
         models: Of one preset; the first gives what none has trained.
-
-    The target is whole or does not exist.
+        target: Does not exist yet, and is whole when it does.
     """
     unfinished = target.with_name(f".{target.name}.{uuid4().hex}")
-    start_folder(unfinished, models[0].sizes, trained=sorted({part for one in models for part in one.trained_parts}))
-    for part in filter(models[0].has, PARTS):
-        owner = next((one for one in reversed(models) if part in one.trained_parts), models[0])
-        shutil.copytree(owner.path / part, unfinished / part, copy_function=_link)
-    unfinished.rename(target)
+    try:
+        trained = sorted({part for one in models for part in one.trained_parts})
+        start_folder(unfinished, models[0].sizes, trained=trained)
+        for part in filter(models[0].has, PARTS):
+            owner = next((one for one in reversed(models) if part in one.trained_parts), models[0])
+            shutil.copytree(owner.path / part, unfinished / part, copy_function=_link)
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -116,7 +116,7 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
         collate=_collate,
         validation=validation_items([prepared(source) for source in pictures], settings.validation_samples),
         show=show if shown else None,
-        facts=data_facts(train) | {"size": [height, width], "fixed": [model.digest(part) for part in FIXED]},
+        facts=data_facts(train) | {"size": [height, width], "fixed": {part: model.digest(part) for part in FIXED}},
     )
 
 

@@ -181,7 +181,7 @@ def _chat(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
     train, held_out = sources(inputs.train), sources(inputs.validation)
     parts = {f"understanding/{name}": name for name in UNDERSTANDING}
     of_what = "" if chat.initialise_from == "language_model" else "understanding/"
-    fixed = [model.digest(of_what + part) for part in FIXED]
+    fixed = {part: model.digest(of_what + part) for part in FIXED}
     return Component(
         objective=Answering(network, parts, settings.other_lr_scale, chat.lora.scale),
         stream=sample_stream(train, inputs),

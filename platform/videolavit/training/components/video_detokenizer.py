@@ -130,7 +130,7 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
         collate=_collate,
         validation=validation_items(held_out, settings.validation_samples),
         show=show if shown else None,
-        facts=data_facts(train[0]) | {"fixed": [model.digest(part) for part in fixed]},
+        facts=data_facts(train[0]) | {"fixed": {part: model.digest(part) for part in fixed}},
     )
 
 
