@@ -41,7 +41,9 @@ class Sizes:
         held_out_videos: Videos with combinations that the training corpus has not.
         prompts: Held-out captions that videos are generated from.
         recipe: Of the trainings, in `config/training/`.
-        background_contrast: Of the corpus: see `videolavit synth --help`.
+        shape_scale: Of the corpus, as the next two: see `videolavit synth --help`.
+        speed: Of the corpus.
+        background_contrast: Of the corpus.
         seed: Of the corpus.
     """
 
@@ -49,6 +51,8 @@ class Sizes:
     held_out_videos: int = 200
     prompts: int = 100
     recipe: str = "tiny"
+    shape_scale: float = 1.4
+    speed: float = 0.115
     background_contrast: float = 0.1
     seed: int = 7
 
@@ -190,7 +194,11 @@ def _make_corpus(output: Path, sizes: Sizes, stages: Stages) -> None:
     for number, (split, videos) in enumerate((("train", sizes.train_videos), ("held-out", sizes.held_out_videos))):
         corpus = output / split
         looks = {"width": 192, "height": 128, "fps": 6, "max-shapes": 1, "split": split, "seed": sizes.seed + number}
-        looks["background-contrast"] = sizes.background_contrast
+        looks |= {
+            "shape-scale": sizes.shape_scale,
+            "speed": sizes.speed,
+            "background-contrast": sizes.background_contrast,
+        }
         words = [word for name, value in looks.items() for word in (f"--{name}", str(value))]
         stages.run(f"corpus-{split}", "synth", "--output", corpus, "--videos", videos, "--questions", *words)
         stages.run(

@@ -64,6 +64,7 @@ class SynthSettings:
         seconds: Length of a video.
         speed: Of the fastest shapes, in shorter picture sides per second; medium is two thirds of it, slow a third.
         max_shapes: Most shapes of a video, 1 or 2.
+        shape_scale: Size of the shapes relative to `SIZES`, 0.75 to 2.
         split: `train` leaves out some combinations of colour, shape and direction, and `held-out` has no others: what a
             model makes of them it has put together by itself. `all` has every combination.
         held_out_share: Share of the combinations that are held out.
@@ -77,6 +78,7 @@ class SynthSettings:
     seconds: float = 4.0
     speed: float = 0.15
     max_shapes: int = 2
+    shape_scale: float = 1.0
     split: Literal["all", "train", "held-out"] = "all"
     held_out_share: float = 0.15
     background_contrast: float = 0.45
@@ -93,11 +95,13 @@ class SynthSettings:
             raise ValueError(f"seconds must be at least {2 / self.fps:g} (two frames), not {self.seconds:g}")
         if not 1 <= self.max_shapes <= 2:
             raise ValueError(f"max_shapes must be 1 or 2, not {self.max_shapes}")
+        if not 0.75 <= self.shape_scale <= 2:
+            raise ValueError(f"shape_scale must be 0.75 to 2, not {self.shape_scale:g}")
         if not 0 <= self.background_contrast <= 1:
             raise ValueError(f"background_contrast must be from 0 to 1, not {self.background_contrast:g}")
         if self.split != "all":
             self._check_split()
-        room = self.side * (1 - SIZES["large"][1]) - 2 * _EDGE
+        room = self.side * (1 - SIZES["large"][1] * self.shape_scale) - 2 * _EDGE
         longest = room / (self.speed * self.side)
         if self.seconds > longest:
             raise ValueError(
@@ -228,7 +232,7 @@ def _draw_shape_of_split(rng: np.random.Generator, settings: SynthSettings) -> M
 
 def _draw_shape(rng: np.random.Generator, settings: SynthSettings) -> MovingShape:
     size_name, speed, direction = _one_of(rng, SIZES), _one_of(rng, SPEEDS), _one_of(rng, DIRECTIONS)
-    size = _exact(rng.uniform(*SIZES[size_name]) * settings.side)
+    size = _exact(rng.uniform(*SIZES[size_name]) * settings.shape_scale * settings.side)
     rate = rng.uniform(*SPEEDS[speed]) * settings.speed * settings.side
     vx, vy = (_exact(rate * step) for step in DIRECTIONS[direction])
     return MovingShape(
