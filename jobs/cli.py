@@ -14,6 +14,7 @@ JOBS = {
     "export-checkpoint": "a model folder to the published layout",
     "inspect": "what is in a video, a shard of clips or tokens, or a run",
     "proof": "train everything from nothing on a synthetic corpus, and measure what was learned",
+    "serve": "a service with the OpenAI API, and a page to try it",
     "synth": "render a captioned corpus of moving shapes with known motion",
 }
 

@@ -12,7 +12,8 @@ from tests.conftest import ROOT
 MAY_IMPORT = {
     "platform/videolavit": set(),
     "pipelines": {"ray"},
-    "jobs": {"ray", "pipelines"},
+    "jobs": {"ray", "pipelines", "serve"},
+    "serve": {"ray"},
 }
 ROOMS = {"ray", "pipelines", "jobs", "serve"}
 

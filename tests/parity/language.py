@@ -48,7 +48,10 @@ def _prompts(module: Module, model: UnderstandingModel) -> dict[str, PromptBatch
 def _motion(module: Module, model: UnderstandingModel) -> dict[str, Tensor]:
     tokenizer = model.motion_tokenizer
     distances = tokenizer.quantize.distances(tokenizer.to_codebook(module.input("motion")))
-    return {"motion_tokens": model.motion_ids(module.input("motion")), "motion_token_gap": gap(distances).flatten()}
+    return {
+        "motion_tokens": model.motion_tokenizer.encode(module.input("motion")) + model.vocabulary.motion_range.start,
+        "motion_token_gap": gap(distances).flatten(),
+    }
 
 
 def _read(model: UnderstandingModel, batch: PromptBatch) -> dict[str, Tensor]:

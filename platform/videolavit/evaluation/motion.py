@@ -1,6 +1,7 @@
 """Where a synthetic video's shape moves, by the project's own decomposition."""
 
 import io
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ def direction(frames: NDArray[np.uint8], fps: int = DecomposeSettings.fps) -> st
     Args:
         frames: uint8 [time, height, width, 3], up to a clip.
     """
-    clip = _decomposed(frames, fps)
+    clip = next(decomposed(frames, fps))
     displacement = clip.motion[: len(frames)].astype(np.float64) / 2 / min(clip.height, clip.width)
     weights = _shares(frames, clip) * (np.abs(displacement).max(axis=-1) < FARTHEST)
     x, y = np.average(displacement, axis=(0, 1, 2), weights=weights) if weights.any() else (0, 0)
@@ -42,14 +43,15 @@ def direction(frames: NDArray[np.uint8], fps: int = DecomposeSettings.fps) -> st
     return "down" if y > 0 else "up"
 
 
-def _decomposed(frames: NDArray[np.uint8], fps: int) -> Clip:
+def decomposed(frames: NDArray[np.uint8], fps: int = DecomposeSettings.fps) -> Iterator[Clip]:
+    """Yields the clips of a video uint8 [time, height, width, 3], enlarged if it is small."""
     height, width = frames.shape[1:3]
     scale = max(1, -(-SHORTER_SIDE // min(height, width)))
     size = (width * scale // 2 * 2, height * scale // 2 * 2)  # the encoder wants even sides
     large = (np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames)
     file = io.BytesIO()
     write_mp4(large, file, fps)
-    return next(decompose(file.getvalue(), DecomposeSettings(fps=fps)))
+    yield from decompose(file.getvalue(), DecomposeSettings(fps=fps))
 
 
 def _shares(frames: NDArray[np.uint8], clip: Clip) -> NDArray[np.float32]:

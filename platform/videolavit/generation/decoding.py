@@ -96,11 +96,15 @@ class Step:
 
 def embed_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Prompts:
     """Prompts of token ids."""
-    rows = [torch.tensor(prompt, device=model.device) for prompt in prompts]
-    ids = pad_sequence(rows, batch_first=True, padding_side="left")
-    lengths = torch.tensor([len(row) for row in rows], device=model.device)
-    mask = torch.arange(ids.shape[1], device=model.device) >= ids.shape[1] - lengths[:, None]
-    return Prompts(model.get_input_embeddings()(ids), mask)
+    embed = model.get_input_embeddings()
+    return pad_prompts([embed(torch.tensor(prompt, device=model.device)) for prompt in prompts])
+
+
+def pad_prompts(prompts: Sequence[Tensor]) -> Prompts:
+    """Prompts [length, hidden] as a batch."""
+    embeds = pad_sequence(list(prompts), batch_first=True, padding_side="left")
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=embeds.device)
+    return Prompts(embeds, torch.arange(embeds.shape[1], device=embeds.device) >= embeds.shape[1] - lengths[:, None])
 
 
 @torch.inference_mode()
@@ -124,15 +128,15 @@ def steps(
         guidance: Scale g; None for none.
     """
     rows = len(prompts.embeds)
-    reader = _Reader(model, prompts if guidance is None else _with_unconditional(prompts))
-    choosers = [_Chooser(one, generator) for one, generator in zip(sampling, generators, strict=True)]
+    reader = Reader(model, prompts if guidance is None else _with_unconditional(prompts))
+    choosers = [Chooser(one, generator) for one, generator in zip(sampling, generators, strict=True)]
     ids = policy.ids(model.device)
     ended = [False] * rows
     for step in range(policy.max_new):
         scores = F.log_softmax(reader.logits.float(), dim=-1)
         if guidance is not None:
             conditional, unconditional = scores.chunk(2)
-            scores = guidance * (conditional - unconditional) + unconditional
+            scores = guided(conditional, unconditional, guidance)
         options = len(ids) if step >= policy.min_new else len(ids) - 1
         chosen = [
             policy.end if done else int(ids[choose(row[ids[:options]])])
@@ -143,6 +147,11 @@ def steps(
         if all(ended) or step + 1 == policy.max_new:
             return
         reader.feed(chosen if guidance is None else chosen * 2)
+
+
+def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Guided scores of log-probabilities."""
+    return scale * (conditional - unconditional) + unconditional
 
 
 def decode(
@@ -165,8 +174,12 @@ def decode(
     return rows
 
 
-class _Reader:
-    """The language model, its cache, and its logits [rows, vocabulary] for the next id."""
+class Reader:
+    """The language model, its key-value cache, and its logits [rows, vocabulary] for the next id of each row.
+
+    Rows may come and go between two ids. Their padding is on the left, and positions are a row's own, so that what is
+    in the other rows changes nothing.
+    """
 
     def __init__(self, model: PreTrainedModel, prompts: Prompts) -> None:
         self._model = model
@@ -184,6 +197,28 @@ class _Reader:
         self.logits = self._run(input_ids=ids, position_ids=self._position)
         self._position = self._position + 1
 
+    def join(self, other: "Reader") -> None:
+        """Takes over the rows of another reader of the same model, behind its own."""
+        length = max(self._mask.shape[1], other._mask.shape[1])
+        self._mask = torch.cat([_padded(one, length, dim=1) for one in (self._mask, other._mask)])
+        self._position = torch.cat([self._position, other._position])
+        self.logits = torch.cat([self.logits, other.logits])
+        for own, new in zip(self._cache.layers, other._cache.layers, strict=True):
+            own.keys = torch.cat([_padded(one.keys, length, dim=2) for one in (own, new)])
+            own.values = torch.cat([_padded(one.values, length, dim=2) for one in (own, new)])
+        self._is_padded = not bool(self._mask.all())
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forgets all rows but these, and the padding that none of them needs."""
+        chosen = torch.tensor(rows, device=self._mask.device)
+        mask = self._mask[chosen]
+        unused = int(mask.int().argmax(1).min())
+        self._mask, self._position, self.logits = mask[:, unused:], self._position[chosen], self.logits[chosen]
+        for layer in self._cache.layers:
+            layer.keys = layer.keys[chosen][:, :, unused:]
+            layer.values = layer.values[chosen][:, :, unused:]
+        self._is_padded = not bool(self._mask.all())
+
     def _run(self, **inputs: Tensor) -> Tensor:
         output = self._model(
             **inputs,
@@ -197,7 +232,17 @@ class _Reader:
         return output.logits[:, -1]
 
 
-class _Chooser:
+def _padded(tensor: Tensor, length: int, dim: int) -> Tensor:
+    """Zeros in front until a dimension is so long."""
+    missing = length - tensor.shape[dim]
+    if not missing:
+        return tensor
+    shape = list(tensor.shape)
+    shape[dim] = missing
+    return torch.cat([tensor.new_zeros(shape), tensor], dim=dim)
+
+
+class Chooser:
     """Draws an index from scores with a row's own settings and generator."""
 
     def __init__(self, sampling: Sampling, generator: torch.Generator) -> None:

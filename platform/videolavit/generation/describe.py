@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,12 +10,13 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 from transformers import PreTrainedTokenizerBase
 
 from videolavit.media import Clip
-from videolavit.models.language_model import UnderstandingModel
+from videolavit.models.language_model import VisualPrompts
+from videolavit.models.motion_tokenizer import MotionTokenizer
 from videolavit.models.network import STRICT
-from videolavit.vocabulary import understanding_prompt
-from videolavit.vocabulary.prompts import STOP
+from videolavit.models.visual_tokenizer import VisualTokenizer
+from videolavit.vocabulary.prompts import STOP, chat_prompt
 
-from .decoding import Prompts, Sampling, TokenPolicy, steps
+from .decoding import Sampling, TokenPolicy, pad_prompts, steps
 from .prompts import Picture, read_pictures
 from .runtime import Runtime
 from .settings import generator
@@ -63,6 +65,25 @@ class Question:
     about: Picture | Sequence[Clip] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """What the tokenizers see in a picture or in a video: all that a language model needs to know of it.
+
+    Args:
+        features: Continuous features [n, hidden] of the picture, or of each clip's keyframe.
+        motion: Codes [clips, n]; None for a picture.
+    """
+
+    features: list[torch.Tensor]
+    motion: torch.Tensor | None
+
+    def embedded(self, model: VisualPrompts) -> torch.Tensor:
+        """[n, hidden] in place of the prompt's marker."""
+        if self.motion is None:
+            return model.embed_features(self.features)[0]
+        return model.embed_clips(self.features, self.motion)
+
+
 def answer(runtime: Runtime, questions: Sequence[Question], settings: DescribeSettings | None = None) -> list[str]:
     """The answers to a batch of questions. Errors as `stream_answers`."""
     answers = [""] * len(questions)
@@ -84,11 +105,15 @@ def stream_answers(
         return
     settings = settings or DescribeSettings()
     tokenizer = runtime.model.text_tokenizer("understanding/language_model")
-    ends = [_TextStream(tokenizer) for _ in questions]
+    ends = [TextStream(tokenizer) for _ in questions]
     with runtime.use("understanding") as model:
-        prompts = _prompts(model, tokenizer, questions, settings.max_tokens)
-        end = _end_id(model.language_model.config.eos_token_id)
-        policy = TokenPolicy((range(model.vocabulary.text_size),), end, settings.min_tokens, settings.max_tokens)
+        seen = [see(model.visual_tokenizer, model.motion_tokenizer, question.about) for question in questions]
+        rows = [
+            prompt_of(model, tokenizer, (), question.text, sight, settings.max_tokens)
+            for question, sight in zip(questions, seen, strict=True)
+        ]
+        prompts = pad_prompts(rows)
+        policy = answer_policy(model, settings)
         generators = [generator(settings.seed, "answer") for _ in questions]
         sampling = [settings.sampling()] * len(questions)
         for step in steps(model.language_model, prompts, policy, sampling, generators):
@@ -105,54 +130,65 @@ def stream_answers(
 
 
 @torch.inference_mode()
-def _prompts(
-    model: UnderstandingModel,
+def see(
+    visual_tokenizer: VisualTokenizer, motion_tokenizer: MotionTokenizer, about: Picture | Sequence[Clip] | None
+) -> Sight | None:
+    """What the tokenizers see in what a question is about. Raises ValueError for a video without a clip."""
+    if about is None:
+        return None
+    if isinstance(about, np.ndarray):
+        return Sight(visual_tokenizer.embed(read_pictures([about], visual_tokenizer)), None)
+    if not about:
+        raise ValueError("the video has no clip to ask about")
+    frames = read_pictures([clip.keyframe for clip in about], visual_tokenizer)
+    motion = torch.from_numpy(np.stack([clip.features(motion_tokenizer.config.grid) for clip in about]))
+    return Sight(visual_tokenizer.embed(frames), motion_tokenizer.encode(motion.to(frames)))
+
+
+@torch.inference_mode()
+def prompt_of(
+    model: VisualPrompts,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
+    turns: Sequence[tuple[str, str]],
+    question: str,
+    sight: Sight | None,
     max_tokens: int,
-) -> Prompts:
-    ids: list[list[int]] = []
-    visuals: list[torch.Tensor | None] = []
-    for question in questions:
-        about = question.about
-        if about is None:
-            ids.append(understanding_prompt(tokenizer, question.text, None))
-            visuals.append(None)
-        elif isinstance(about, np.ndarray):
-            ids.append(understanding_prompt(tokenizer, question.text, "image"))
-            visuals.append(model.embed_images(read_pictures([about], model.visual_tokenizer))[0])
-        else:
-            ids.append(understanding_prompt(tokenizer, question.text, "video"))
-            visuals.append(_embed_clips(model, about))
-    batch = model.assemble(ids, visuals)
+) -> torch.Tensor:
+    """The prompt [length, hidden] of a question.
+
+    Args:
+        turns: Questions and answers before it.
+        sight: What the first question is about.
+        max_tokens: Most tokens of the answer.
+
+    Raises:
+        PromptTooLong: both exceed the context.
+    """
+    kind: Literal["image", "video"] | None = None
+    if sight is not None:
+        kind = "image" if sight.motion is None else "video"
+    ids = chat_prompt(tokenizer, turns, question, kind)
+    prompt = model.assemble([ids], [None if sight is None else sight.embedded(model)]).embeds[0]
     context = model.language_model.config.max_position_embeddings
-    length = batch.embeds.shape[1]
-    if length + max_tokens > context:
-        clips = max((len(question.about) for question in questions if isinstance(question.about, Sequence)), default=0)
+    if len(prompt) + max_tokens > context:
+        clips = len(sight.features) if sight is not None and sight.motion is not None else 0
         fix = "ask with fewer clips" if clips > 1 else "shorten it"
         about_clips = f" with {clips} clips" if clips else ""
         raise PromptTooLong(
-            f"the question{about_clips} has {length} tokens; with {max_tokens} for the answer it exceeds the context "
-            f"of {context}; {fix}"
+            f"the question{about_clips} has {len(prompt)} tokens; with {max_tokens} for the answer it exceeds the "
+            f"context of {context}; {fix}"
         )
-    return Prompts(batch.embeds, batch.attention_mask)
+    return prompt
 
 
-def _end_id(configured: int | list[int]) -> int:
-    """Some language models have several ids that end a text; the first is the one that they were tuned with."""
-    return configured[0] if isinstance(configured, list) else configured
+def answer_policy(model: VisualPrompts, settings: DescribeSettings) -> TokenPolicy:
+    """Text of the settings' length. Some language models have several ids that end it; the first is the tuned one."""
+    configured = model.language_model.config.eos_token_id
+    end = configured[0] if isinstance(configured, list) else configured
+    return TokenPolicy((range(model.vocabulary.text_size),), end, settings.min_tokens, settings.max_tokens)
 
 
-def _embed_clips(model: UnderstandingModel, clips: Sequence[Clip]) -> torch.Tensor:
-    if not clips:
-        raise ValueError("the video has no clip to ask about")
-    frames = read_pictures([clip.keyframe for clip in clips], model.visual_tokenizer)
-    grid = model.motion_tokenizer.config.grid
-    motion = torch.from_numpy(np.stack([clip.features(grid) for clip in clips]))
-    return model.embed_video(frames, motion.to(frames))
-
-
-class _TextStream:
+class TextStream:
     """Ids in, text out as soon as it is certain: whole characters, and nothing from the stop string on."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from videolavit.media.resize import resize_picture
 from videolavit.models.keyframe_detokenizer import Conditions, KeyframeDetokenizer, Start
-from videolavit.models.sampling import check_size, draw_noise
-from videolavit.models.video_detokenizer import VideoDetokenizer
+from videolavit.models.sampling import OnStep, check_size, draw_noise
+from videolavit.models.video_detokenizer import VideoDetokenizer, VideoSettings
 
 from .prompts import Picture, Prompt, encode_pictures, prompt_ids
 from .runtime import Runtime
@@ -39,6 +39,40 @@ class Video:
     motion: list[list[int]]
 
 
+@dataclass(frozen=True, eq=False)
+class KeyframeOrder:
+    """A keyframe to be painted.
+
+    Args:
+        codes: Its visual codes.
+        seed: Of the request.
+        clip: Its clip's number.
+        last: The last frame of the clip before, uint8 [height, width, 3].
+    """
+
+    codes: Sequence[int]
+    seed: int
+    clip: int = 0
+    last: Picture | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ClipOrder:
+    """A clip to be animated.
+
+    Args:
+        keyframe: uint8 [height, width, 3], of any size.
+        motion: Codes of its motion.
+        seed: Of the request.
+        clip: Its number.
+    """
+
+    keyframe: Picture
+    motion: Sequence[int]
+    seed: int
+    clip: int = 0
+
+
 def generate_images(
     runtime: Runtime,
     prompts: Sequence[Prompt],
@@ -56,7 +90,7 @@ def generate_images(
     """
     settings = settings or GenerateSettings()
     tell = on_progress or silent
-    height, width = _keyframe_size(runtime, settings)
+    height, width = keyframe_size(runtime, settings)
     scripts = _scripts(runtime, prompts, markers=False)
     with _writer(runtime, settings) as writer:
         writer.check_length(scripts, [1] * len(scripts), motions=0)
@@ -65,10 +99,8 @@ def generate_images(
             if group:
                 guidance = settings.mixed_guidance if mixed else settings.visual_guidance
                 writer.write_pictures(group, guidance, partial(_count, tell, "picture tokens", writer.visual_limits[1]))
-    with runtime.use("keyframe_detokenizer") as detokenizer:
-        conditions = detokenizer.decode_codes(_tensors([script.visual[0] for script in scripts]))
-        start = detokenizer.noise(height, width, settings.keyframe_steps, _generators(prompts, "keyframe 0"))
-        return list(_paint(detokenizer, conditions, start, prompts, settings, tell, 0))
+    orders = [KeyframeOrder(script.visual[0], prompt.seed) for script, prompt in zip(scripts, prompts, strict=True)]
+    return list(paint(runtime, orders, (height, width), settings, partial(tell, "clip 1 keyframe")))
 
 
 def generate_videos(
@@ -96,14 +128,18 @@ def generate_videos(
     if clips < 1:
         raise ValueError(f"a video has at least one clip, not {clips}")
     needed = [clips - bool(prompt.pictures) for prompt in prompts]
-    sizes = _keyframe_size(runtime, settings) if any(needed) else (0, 0), _video_size(runtime, settings)
+    sizes = keyframe_size(runtime, settings) if any(needed) else (0, 0), video_size(runtime, settings)
     scripts = _scripts(runtime, prompts, markers=True)
     _write_clips(runtime, scripts, prompts, clips, settings, tell)
     parts: list[list[Picture]] = [[] for _ in prompts]
     keyframes: list[list[Picture]] = [[] for _ in prompts]
     for clip in range(clips):
         painted = _keyframes(runtime, scripts, prompts, clip, parts, sizes[0], settings, tell)
-        frames = _animate(runtime, scripts, prompts, clip, painted, sizes[1], settings, tell)
+        clip_orders = [
+            ClipOrder(keyframe, script.motion[clip], prompt.seed, clip)
+            for keyframe, script, prompt in zip(painted, scripts, prompts, strict=True)
+        ]
+        frames = animate(runtime, clip_orders, sizes[1], settings, partial(tell, f"clip {clip + 1} frames"))
         for row, (keyframe, video) in enumerate(zip(painted, frames, strict=True)):
             keyframes[row].append(keyframe)
             parts[row].append(video if clip == 0 else video[1:])
@@ -176,30 +212,53 @@ def _keyframes(
     ]
     rows = [row for row, picture in enumerate(pictures) if picture is None]
     if rows:
-        chosen = [prompts[row] for row in rows]
-        codes = _tensors([scripts[row].visual[clip - bool(prompts[row].pictures)] for row in rows])
-        with runtime.use("keyframe_detokenizer") as detokenizer:
-            conditions = detokenizer.decode_codes(codes)
-            last = [before[row][-1][-1] for row in rows] if clip else []
-            start = _start(detokenizer, conditions, chosen, clip, last, size, settings)
-            painted = _paint(detokenizer, conditions, start, chosen, settings, tell, clip)
+        orders = [
+            KeyframeOrder(
+                codes=scripts[row].visual[clip - bool(prompts[row].pictures)],
+                seed=prompts[row].seed,
+                clip=clip,
+                last=before[row][-1][-1] if clip else None,
+            )
+            for row in rows
+        ]
+        painted = paint(runtime, orders, size, settings, partial(tell, f"clip {clip + 1} keyframe"))
         for row, picture in zip(rows, painted, strict=True):
             pictures[row] = picture
     return [picture for picture in pictures if picture is not None]
 
 
+def paint(
+    runtime: Runtime,
+    orders: Sequence[KeyframeOrder],
+    size: tuple[int, int],
+    settings: GenerateSettings,
+    on_step: OnStep | None = None,
+) -> Picture:
+    """Keyframes [batch, height, width, 3], fewer if `on_step` leaves some out.
+
+    Args:
+        orders: All with a frame before, or all without.
+        size: Height and width in pixels.
+    """
+    with runtime.use("keyframe_detokenizer") as detokenizer:
+        conditions = detokenizer.decode_codes([torch.tensor(order.codes, dtype=torch.long) for order in orders])
+        start = _start(detokenizer, conditions, orders, size, settings)
+        generators = [generator(order.seed, f"keyframe steps {order.clip}") for order in orders]
+        steps, guidance = settings.keyframe_steps, settings.keyframe_guidance
+        return detokenizer.decode(detokenizer.sample(conditions, start, steps, guidance, generators, on_step))
+
+
 def _start(
     detokenizer: KeyframeDetokenizer,
     conditions: Conditions,
-    prompts: Sequence[Prompt],
-    clip: int,
-    last: Sequence[Picture],
+    orders: Sequence[KeyframeOrder],
     size: tuple[int, int],
     settings: GenerateSettings,
 ) -> Start:
-    """Where the keyframes of a clip start: at noise, or near the last frame of the clip before."""
+    """Where keyframes start: at noise, or near the last frame of the clip before."""
     steps, rate = settings.keyframe_steps, settings.constraint_rate
-    generators = _generators(prompts, f"keyframe {clip}")
+    generators = [generator(order.seed, f"keyframe {order.clip}") for order in orders]
+    last = [order.last for order in orders if order.last is not None]
     if not last or settings.constraint == "none":
         return detokenizer.noise(*size, steps, generators)
     latents = detokenizer.encode(np.stack(last), *size)
@@ -209,55 +268,30 @@ def _start(
     return detokenizer.noised_start(latents, noise, rate, steps)
 
 
-def _paint(
-    detokenizer: KeyframeDetokenizer,
-    conditions: Conditions,
-    start: Start,
-    prompts: Sequence[Prompt],
-    settings: GenerateSettings,
-    tell: Progress,
-    clip: int,
-) -> Picture:
-    """Pictures [batch, height, width, 3]."""
-    latents = detokenizer.sample(
-        conditions,
-        start,
-        settings.keyframe_steps,
-        settings.keyframe_guidance,
-        _generators(prompts, f"keyframe steps {clip}"),
-        partial(tell, f"clip {clip + 1} keyframe"),
-    )
-    return detokenizer.decode(latents)
-
-
-def _animate(
+def animate(
     runtime: Runtime,
-    scripts: Sequence[Script],
-    prompts: Sequence[Prompt],
-    clip: int,
-    keyframes: Sequence[Picture],
+    orders: Sequence[ClipOrder],
     size: tuple[int, int],
-    settings: GenerateSettings,
-    tell: Progress,
+    settings: VideoSettings,
+    on_step: OnStep | None = None,
 ) -> Picture:
-    """Frames [batch, time, height, width, 3] of a clip."""
+    """Frames [batch, time, height, width, 3] of clips, fewer if `on_step` leaves some out.
+
+    Args:
+        size: Height and width in pixels.
+    """
     latent_size = runtime.loaded("video_detokenizer").latent_size(*size)
     with runtime.use("motion_tokenizer") as tokenizer, torch.inference_mode():
-        codes = torch.tensor([script.motion[clip] for script in scripts], device=runtime.device)
+        codes = torch.tensor([order.motion for order in orders], device=runtime.device)
         motion = tokenizer.decode_to(codes, *latent_size)
-    pictures = np.stack([resize_picture(keyframe, *size) for keyframe in keyframes])
+    pictures = np.stack([resize_picture(order.keyframe, *size) for order in orders])
+    generators = [generator(order.seed, f"video {order.clip}") for order in orders]
     detokenizer: VideoDetokenizer
     with runtime.use("video_detokenizer") as detokenizer:
-        return detokenizer.generate(
-            pictures,
-            motion,
-            _generators(prompts, f"video {clip}"),
-            settings,
-            partial(tell, f"clip {clip + 1} frames"),
-        )
+        return detokenizer.generate(pictures, motion, generators, settings, on_step)
 
 
-def _keyframe_size(runtime: Runtime, settings: GenerateSettings) -> tuple[int, int]:
+def keyframe_size(runtime: Runtime, settings: GenerateSettings) -> tuple[int, int]:
     """(height, width) in pixels. Raises ValueError, before anything is written, for one that the model cannot do."""
     sizes = runtime.model.sizes
     size = settings.height or sizes.keyframe_height, settings.width or sizes.keyframe_width
@@ -265,20 +299,12 @@ def _keyframe_size(runtime: Runtime, settings: GenerateSettings) -> tuple[int, i
     return size
 
 
-def _video_size(runtime: Runtime, settings: GenerateSettings) -> tuple[int, int]:
-    """As `_keyframe_size`."""
+def video_size(runtime: Runtime, settings: GenerateSettings) -> tuple[int, int]:
+    """As `keyframe_size`."""
     sizes = runtime.model.sizes
     size = settings.video_height or sizes.video_height, settings.video_width or sizes.video_width
     check_size(*size, runtime.loaded("video_detokenizer").pixel_multiple)
     return size
-
-
-def _generators(prompts: Sequence[Prompt], purpose: str) -> list[torch.Generator]:
-    return [generator(prompt.seed, purpose) for prompt in prompts]
-
-
-def _tensors(codes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    return [torch.tensor(one, dtype=torch.long) for one in codes]
 
 
 def _count(tell: Progress, stage: str, total: int, done: int) -> None:

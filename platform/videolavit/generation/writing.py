@@ -34,6 +34,27 @@ class Script:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A picture or a clip's motion that is to be written.
+
+    Args:
+        start: Id that begins it.
+        policy: Ids inside, and the end.
+        sampling: How they are chosen.
+        guidance: Of the language model.
+    """
+
+    start: int
+    policy: TokenPolicy
+    sampling: Sampling
+    guidance: float
+
+    def codes(self, ids: Sequence[int]) -> list[int]:
+        """Codes of the ids inside."""
+        return [token - self.policy.allowed[0].start for token in ids]
+
+
+@dataclass(frozen=True)
 class Writer:
     """A language model with the grammar of pictures and motion.
 
@@ -75,15 +96,28 @@ class Writer:
                 )
             raise PromptTooLong(f"the prompt has {length} tokens, too many for a context of {context}; shorten it")
 
-    def write_pictures(self, scripts: Sequence[Script], guidance: float, on_token: OnToken | None = None) -> None:
-        """Appends [IMG] codes [/IMG] to each script."""
+    def picture(self, guidance: float) -> Segment:
+        """A picture behind whatever there is."""
         ids = self.vocabulary
         policy = TokenPolicy((ids.visual_range,), ids.image_end, *self.visual_limits)
-        rows = self._write(
-            scripts, ids.image_start, policy, [self.settings.sampling()] * len(scripts), guidance, on_token
-        )
-        for script, row in zip(scripts, rows, strict=True):
-            script.visual.append([token - ids.visual_range.start for token in row])
+        return Segment(ids.image_start, policy, self.settings.sampling(), guidance)
+
+    def motion(self, from_picture: bool) -> Segment:
+        """A clip's motion behind its picture.
+
+        Args:
+            from_picture: Whether it is the first behind a given picture.
+        """
+        ids = self.vocabulary
+        policy = TokenPolicy((ids.motion_range,), ids.motion_end, self.motion_tokens, self.motion_tokens)
+        sampling = self.settings.motion_sampling(from_picture)
+        return Segment(ids.motion_start, policy, sampling, self.settings.motion_guidance)
+
+    def write_pictures(self, scripts: Sequence[Script], guidance: float, on_token: OnToken | None = None) -> None:
+        """Appends [IMG] codes [/IMG] to each script."""
+        segment = self.picture(guidance)
+        for script, row in zip(scripts, self._write(scripts, [segment] * len(scripts), on_token), strict=True):
+            script.visual.append(segment.codes(row))
 
     def write_motion(
         self, scripts: Sequence[Script], from_picture: Sequence[bool], on_token: OnToken | None = None
@@ -93,26 +127,20 @@ class Writer:
         Args:
             from_picture: Of each script, whether the motion is the first behind a given picture.
         """
-        ids = self.vocabulary
-        policy = TokenPolicy((ids.motion_range,), ids.motion_end, self.motion_tokens, self.motion_tokens)
-        sampling = [self.settings.motion_sampling(given) for given in from_picture]
-        rows = self._write(scripts, ids.motion_start, policy, sampling, self.settings.motion_guidance, on_token)
-        for script, row in zip(scripts, rows, strict=True):
-            script.motion.append([token - ids.motion_range.start for token in row])
+        segments = [self.motion(given) for given in from_picture]
+        rows = self._write(scripts, segments, on_token)
+        for script, segment, row in zip(scripts, segments, rows, strict=True):
+            script.motion.append(segment.codes(row))
 
     def _write(
-        self,
-        scripts: Sequence[Script],
-        start: int,
-        policy: TokenPolicy,
-        sampling: Sequence[Sampling],
-        guidance: float,
-        on_token: OnToken | None,
+        self, scripts: Sequence[Script], segments: Sequence[Segment], on_token: OnToken | None
     ) -> list[list[int]]:
-        for script in scripts:
-            script.ids.append(start)
+        """Segments of one kind, one behind each script; they differ in their sampling only."""
+        for script, segment in zip(scripts, segments, strict=True):
+            script.ids.append(segment.start)
         prompts = embed_prompts(self.model, [script.ids for script in scripts])
-        generators = [script.generator for script in scripts]
+        generators, sampling = [script.generator for script in scripts], [one.sampling for one in segments]
+        policy, guidance = segments[0].policy, segments[0].guidance
         rows = decode(self.model, prompts, policy, sampling, generators, guidance, on_token)
         for script, row in zip(scripts, rows, strict=True):
             script.ids += [*row, policy.end]

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -168,6 +168,19 @@ class ModelFolder:
         """Patches of a picture, and so its most visual codes: 256 as published."""
         config: VisualTokenizerConfig = self.config("visual_tokenizer")
         return config.num_patches
+
+    def pixel_multiple(self, unit: Literal["keyframe_detokenizer", "video_detokenizer"]) -> int:
+        """Sides of what a detokenizer makes must be multiples of this, in pixels; known without its weights."""
+        levels = [len(self._channels(f"{unit}/{network}")) - 1 for network in ("vae", "unet")]
+        return int(1 << sum(levels))
+
+    def _channels(self, part: str) -> Sequence[int]:
+        """Channels of each level of a U-Net or VAE."""
+        if self._preset is None:
+            channels: Sequence[int] = self._config(part)["block_out_channels"]
+            return channels
+        unit, network = part.split("/")
+        return getattr(getattr(self._preset, unit), network).block_out_channels
 
     def text_tokenizer(self, part: str = "language_model") -> PreTrainedTokenizerBase:
         """The tokenizer of a language model.

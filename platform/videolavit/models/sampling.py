@@ -1,7 +1,7 @@
 """What both samplers share: schedulers without shared state, guidance, pictures in and out of a VAE."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-OnStep = Callable[[int, int], None]
-"""Called after each denoising step with (steps done, steps in all); it may raise to stop."""
+OnStep = Callable[[int, int], Sequence[int] | None]
+"""Called after each denoising step with (steps done, steps in all). It may raise to stop, or return the rows of the
+batch that are still wanted: the others are left out from then on, and of the result."""
 
 
 def fresh(scheduler: Any, num_steps: int, device: torch.device) -> Any:

@@ -49,6 +49,15 @@ def conversation(
     return ids, written
 
 
+def chat_prompt(
+    tokenizer: Any, turns: Sequence[tuple[str, str]], question: str, kind: Literal["image", "video"] | None
+) -> list[int]:
+    """Token ids of a question behind turns that were answered; the picture or video belongs to the first of all."""
+    if not turns:
+        return understanding_prompt(tokenizer, question, kind)
+    return conversation(tokenizer, turns, kind)[0] + _ids(tokenizer, f"USER: {question} ASSISTANT:")
+
+
 def _continued(tokenizer: Any, before: str, text: str) -> list[int]:
     """Ids of a text behind another: some tokenizers put a space before whatever comes first."""
     return _ids(tokenizer, before + text)[len(_ids(tokenizer, before)) :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,14 @@ class Conditions:
 
     context: Tensor
     pooled: Tensor
+
+    def rows(self, kept: Sequence[int]) -> Conditions:
+        """Of some of the pictures."""
+        return Conditions(self.context[list(kept)], self.pooled[list(kept)])
+
+    def doubled(self) -> Conditions:
+        """With an unconditional half in front, which sees zeros."""
+        return Conditions(*(torch.cat([torch.zeros_like(one), one]) for one in (self.context, self.pooled)))
 
 
 @dataclass(frozen=True)
@@ -143,24 +152,25 @@ class KeyframeDetokenizer:
 
         Args:
             steps: Of the whole schedule, as the start was made for.
-            guidance: Scale; the unconditional half sees zeros.
+            guidance: Scale.
             generators: For a scheduler that draws noise in its steps; one a picture.
         """
         scheduler = fresh(self.scheduler, steps, self.unet.device)
         scheduler.set_begin_index(start.step) if hasattr(scheduler, "set_begin_index") else None
         latents = start.latents
         size = (latents.shape[-2] * self._vae_scale, latents.shape[-1] * self._vae_scale)
-        doubled = Conditions(
-            *(torch.cat([torch.zeros_like(one), one]) for one in (conditions.context, conditions.pooled))
-        )
+        doubled = conditions.doubled()
         draws = {"generator": generators} if "generator" in scheduler.step.__code__.co_varnames else {}
         timesteps = scheduler.timesteps[start.step :]
         for index, timestep in enumerate(timesteps):
             scaled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
             prediction = guide(self._predict(scaled, timestep, doubled, size), guidance)
             latents = scheduler.step(prediction, timestep, latents, **draws).prev_sample
-            if on_step is not None:
-                on_step(index + 1, len(timesteps))
+            kept = on_step(index + 1, len(timesteps)) if on_step is not None else None
+            if kept is not None:
+                latents, conditions = latents[list(kept)], conditions.rows(kept)
+                doubled = conditions.doubled()
+                draws = {name: [each[row] for row in kept] for name, each in draws.items() if each is not None}
         return latents
 
     def paint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,64 +39,44 @@ class PromptBatch:
     labels: Tensor
 
 
-class UnderstandingModel(nn.Module):
-    """Keyframes enter the language model as continuous features, motion as the embeddings of its ids.
+class VisualPrompts(nn.Module):
+    """A language model that reads what tokenizers, here or elsewhere, see in pictures and videos.
 
     Args:
         language_model: A causal language model with the extended vocabulary.
-        visual_tokenizer: Must have continuous features of the language model's width.
-        motion_tokenizer: Of the vocabulary's motion codes.
         vocabulary: The layout of the ids.
     """
 
-    def __init__(
-        self,
-        language_model: PreTrainedModel,
-        visual_tokenizer: VisualTokenizer,
-        motion_tokenizer: MotionTokenizer,
-        vocabulary: Vocabulary,
-    ) -> None:
+    def __init__(self, language_model: PreTrainedModel, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.language_model = language_model
-        self.visual_tokenizer = visual_tokenizer
-        self.motion_tokenizer = motion_tokenizer
         self.vocabulary = vocabulary
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         """[..., hidden] of token ids."""
         return self.language_model.get_input_embeddings()(ids)
 
-    def embed_images(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
-        """[IMG] features [/IMG] of each image, [n + 2, hidden].
-
-        Args:
-            images: [batch, 3, size, size], normalised.
-            keep: bool [batch, patches] instead of the selector's decision.
-        """
-        markers = torch.tensor([self.vocabulary.image_start, self.vocabulary.image_end], device=images.device)
+    def embed_features(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """[IMG] features [/IMG], [n + 2, hidden], of the continuous features [n, hidden] of each picture."""
+        markers = torch.tensor([self.vocabulary.image_start, self.vocabulary.image_end], device=features[0].device)
         first, last = self.embed_ids(markers).split(1)
-        return [torch.cat([first, one.to(first.dtype), last]) for one in self.visual_tokenizer.embed(images, keep)]
+        return [torch.cat([first, one.to(first.dtype), last]) for one in features]
 
-    def motion_ids(self, motion: Tensor) -> Tensor:
-        """Vocabulary ids [clips, tokens] of motion [clips, 2, time, height, width]."""
-        return self.motion_tokenizer.encode(motion) + self.vocabulary.motion_range.start
-
-    def embed_motion(self, motion: Tensor) -> Tensor:
-        """[MOV] motion [/MOV] of each clip, [clips, n + 2, hidden], of [clips, 2, time, height, width]."""
-        ids = self.motion_ids(motion)
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """[MOV] motion [/MOV] of each clip, [clips, n + 2, hidden], of motion codes [clips, n]."""
+        ids = codes + self.vocabulary.motion_range.start
         first = ids.new_full((len(ids), 1), self.vocabulary.motion_start)
         last = ids.new_full((len(ids), 1), self.vocabulary.motion_end)
         return self.embed_ids(torch.cat([first, ids, last], dim=1))
 
-    def embed_video(self, frames: Tensor, motion: Tensor, keep: Tensor | None = None) -> Tensor:
+    def embed_clips(self, features: Sequence[Tensor], codes: Tensor) -> Tensor:
         """[IMG] features [/IMG] [MOV] motion [/MOV] of each clip in a row, [n, hidden].
 
         Args:
-            frames: Keyframes of the clips, [clips, 3, size, size], normalised.
-            motion: [clips, 2, time, height, width] at tokenizer scale.
-            keep: bool [clips, patches] instead of the selector's decision.
+            features: As for `embed_features`, of each clip's keyframe.
+            codes: As for `embed_codes`.
         """
-        moving, images = self.embed_motion(motion), self.embed_images(frames, keep)
+        images, moving = self.embed_features(features), self.embed_codes(codes)
         return torch.cat([part for clip in zip(images, moving, strict=True) for part in clip])
 
     def assemble(
@@ -140,3 +121,48 @@ class UnderstandingModel(nn.Module):
             torch.cat([self.embed_ids(ids[:at]), visual.to(device), self.embed_ids(ids[at + 1 :])]),
             torch.cat([targets[:at], none, targets[at + 1 :]]),
         )
+
+
+class UnderstandingModel(VisualPrompts):
+    """Keyframes enter the language model as continuous features, motion as the embeddings of its ids.
+
+    Args:
+        language_model: A causal language model with the extended vocabulary.
+        visual_tokenizer: Must have continuous features of the language model's width.
+        motion_tokenizer: Of the vocabulary's motion codes.
+        vocabulary: The layout of the ids.
+    """
+
+    def __init__(
+        self,
+        language_model: PreTrainedModel,
+        visual_tokenizer: VisualTokenizer,
+        motion_tokenizer: MotionTokenizer,
+        vocabulary: Vocabulary,
+    ) -> None:
+        super().__init__(language_model, vocabulary)
+        self.visual_tokenizer = visual_tokenizer
+        self.motion_tokenizer = motion_tokenizer
+
+    def embed_images(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
+        """[IMG] features [/IMG] of each image, [n + 2, hidden].
+
+        Args:
+            images: [batch, 3, size, size], normalised.
+            keep: bool [batch, patches] instead of the selector's decision.
+        """
+        return self.embed_features(self.visual_tokenizer.embed(images, keep))
+
+    def embed_motion(self, motion: Tensor) -> Tensor:
+        """[MOV] motion [/MOV] of each clip, [clips, n + 2, hidden], of [clips, 2, time, height, width]."""
+        return self.embed_codes(self.motion_tokenizer.encode(motion))
+
+    def embed_video(self, frames: Tensor, motion: Tensor, keep: Tensor | None = None) -> Tensor:
+        """[IMG] features [/IMG] [MOV] motion [/MOV] of each clip in a row, [n, hidden].
+
+        Args:
+            frames: Keyframes of the clips, [clips, 3, size, size], normalised.
+            motion: [clips, 2, time, height, width] at tokenizer scale.
+            keep: bool [clips, patches] instead of the selector's decision.
+        """
+        return self.embed_clips(self.visual_tokenizer.embed(frames, keep), self.motion_tokenizer.encode(motion))

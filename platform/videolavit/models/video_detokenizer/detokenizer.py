@@ -122,8 +122,11 @@ class VideoDetokenizer:
                 sample = torch.cat([scaled.to(self._dtype), constant], dim=2)
                 prediction = guide(self.unet(sample, timestep, context, added).float(), weights)
                 latents = scheduler.step(prediction, timestep, latents).prev_sample
-                if on_step is not None:
-                    on_step(index + 1, settings.video_steps)
+                kept = on_step(index + 1, settings.video_steps) if on_step is not None else None
+                if kept is not None:
+                    rows = list(kept)
+                    latents, motion, reference = latents[rows], motion[rows], reference[rows]
+                    constant, context, added = self._conditions(motion, reference, settings)
         return latents
 
     @torch.no_grad()

@@ -1,0 +1,59 @@
+"""Files of the storage over HTTP, wherever it is, with ranges."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+
+from videolavit.records.storage import Folder
+
+from .errors import ApiError
+
+PIECE = 1 << 20
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+
+
+async def file_response(folder: Folder, name: str, media_type: str, request: Request) -> Response:
+    """A file, or the one range of it that is asked for. Raises ApiError for a file that is gone, or no such range."""
+    path = folder.join(name)
+    try:
+        size = int(await asyncio.to_thread(folder.fs.size, path))
+    except FileNotFoundError:
+        raise ApiError(404, "its files are gone", "not_found", param="video_id") from None
+    headers = {"Accept-Ranges": "bytes", "Cache-Control": "private, max-age=3600", "Content-Disposition": "inline"}
+    asked = _RANGE.fullmatch(request.headers.get("range", ""))
+    start, end, status = 0, size, 200
+    if asked is not None and any(asked.groups()):
+        start, end = _bounds(asked[1], asked[2], size)
+        if not 0 <= start < end:
+            raise _OutOfRange(size)
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        status = 206
+    headers["Content-Length"] = str(end - start)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(start, end, PIECE):
+            yield await asyncio.to_thread(folder.fs.cat_file, path, start=at, end=min(at + PIECE, end))
+
+    return StreamingResponse(pieces(), status, headers, media_type)
+
+
+class _OutOfRange(ApiError):
+    """What is asked for lies behind the end."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(416, "the range is not in the file", "range_not_satisfiable")
+        self._size = size
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Content-Range": f"bytes */{self._size}"}
+
+
+def _bounds(first: str, last: str, size: int) -> tuple[int, int]:
+    """Start and end of a range; without a first byte, the last ones."""
+    if not first:
+        return max(0, size - int(last)), size if int(last) else 0
+    return int(first), min(size, int(last) + 1) if last else size

@@ -1,0 +1,335 @@
+"""The parts of the model, each in processes of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from videolavit.generation.continuous import Engine, Passage
+from videolavit.generation.decoding import Sampling, TokenPolicy, embed_prompts
+from videolavit.generation.describe import Sight, TextStream, answer_policy, prompt_of, see
+from videolavit.generation.generate import ClipOrder, KeyframeOrder, animate, paint
+from videolavit.generation.prompts import Picture, Prompt, encode_pictures, prompt_ids
+from videolavit.generation.runtime import Runtime
+from videolavit.generation.settings import generator
+from videolavit.generation.writing import Script, Segment, Writer
+from videolavit.isolation import IsolatedFunction, ProcessDied, TimeLimitExceeded
+from videolavit.media import Clip, MediaError
+from videolavit.models.folder import ModelFolder
+from videolavit.models.language_model import VisualPrompts
+from videolavit.models.sampling import OnStep
+
+from .batching import Finished, Step, StepBatcher
+from .orders import (
+    AnimateOrder,
+    Answer,
+    AnswerOrder,
+    EncodedClip,
+    EncodedPicture,
+    PaintOrder,
+    ScriptOrder,
+    Upload,
+    Written,
+)
+from .settings import ServeSettings
+
+CHILDREN = 2
+"""Uploads that are decoded at once."""
+
+
+class VisualTokenizer:
+    """Uploads to codes and features: guarded decoding, then both tokenizers."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._limits = settings.limits
+        self._runtime = Runtime(ModelFolder(settings.model), settings.runtime)
+        runtime, model = self._runtime, self._runtime.model
+        for unit in ("visual_tokenizer", "motion_tokenizer"):
+            runtime.loaded(unit)
+        self._eyes = [
+            model.load(f"understanding/{part}", runtime.device, runtime.dtype)
+            for part in ("visual_tokenizer", "motion_tokenizer")
+            if model.has(f"understanding/{part}")
+        ]
+        self._in_use = asyncio.Lock()
+        self._decoders: queue.SimpleQueue[tuple[IsolatedFunction, IsolatedFunction]] = queue.SimpleQueue()
+        for _ in range(CHILDREN):
+            functions = (IsolatedFunction(f"serve.intake:{name}") for name in ("read_image", "read_clips"))
+            self._decoders.put(tuple(functions))  # type: ignore[arg-type]
+        self._free = asyncio.Semaphore(CHILDREN)
+
+    async def look(self, upload: Upload) -> ray.ObjectRef[Sight]:
+        """What a question can be about. Raises MediaError."""
+        about: Picture | list[Clip]
+        about = await self._picture(upload) if upload.kind == "image" else await self._clips(upload, "eval", None)
+        visual, motion = self._eyes
+        async with self._in_use:
+            sight = await asyncio.to_thread(see, visual, motion, about)
+        return ray.put(sight)
+
+    async def encode_picture(self, upload: Upload) -> EncodedPicture:
+        """A picture for a prompt. Raises MediaError."""
+        picture = await self._picture(upload)
+        (codes,) = await self._encode([picture])
+        return EncodedPicture(ray.put(picture), codes)
+
+    async def encode_video(self, upload: Upload, max_clips: int) -> list[EncodedClip]:
+        """The codes of a video's clips. Raises MediaError."""
+        clips = await self._clips(upload, "corpus", max_clips)
+        visual = await self._encode([clip.keyframe for clip in clips])
+        motion = await self._encode_motion(clips)
+        return [
+            EncodedClip(keyframe, moving, clip.num_frames, clip.height, clip.width)
+            for clip, keyframe, moving in zip(clips, visual, motion, strict=True)
+        ]
+
+    async def _encode(self, pictures: Sequence[Picture]) -> list[list[int]]:
+        async with self._in_use:
+            return await asyncio.to_thread(encode_pictures, pictures, self._runtime.loaded("visual_tokenizer"))
+
+    async def _encode_motion(self, clips: Sequence[Clip]) -> list[list[int]]:
+        tokenizer = self._runtime.loaded("motion_tokenizer")
+
+        @torch.inference_mode()
+        def encode() -> list[list[int]]:
+            features = torch.from_numpy(np.stack([clip.features(tokenizer.config.grid) for clip in clips]))
+            codes: list[list[int]] = tokenizer.encode(features.to(self._runtime.device, self._runtime.dtype)).tolist()
+            return codes
+
+        async with self._in_use:
+            return await asyncio.to_thread(encode)
+
+    async def _picture(self, upload: Upload) -> Picture:
+        picture: Picture = await self._decode(0, await upload.data, self._limits.input_pixels)
+        return picture
+
+    async def _clips(self, upload: Upload, policy: str, max_clips: int | None) -> list[Clip]:
+        limits = self._limits
+        clips: list[Clip] = await self._decode(
+            1, await upload.data, policy, max_clips, limits.input_seconds, limits.input_pixels
+        )
+        if not clips:
+            raise MediaError("the video has no clip")
+        return clips
+
+    async def _decode(self, which: int, *arguments: Any) -> Any:
+        async with self._free:
+            functions = self._decoders.get()
+            try:
+                call = functions[which]
+                return await asyncio.to_thread(call, *arguments, time_limit=self._limits.decode_seconds)
+            except TimeLimitExceeded:
+                raise MediaError(f"its decoding took longer than {self._limits.decode_seconds:g} s") from None
+            except ProcessDied as error:
+                raise MediaError(f"it cannot be decoded: {error}") from None
+            finally:
+                self._decoders.put(functions)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """An event out of an engine's thread: an id, or the end."""
+
+    token: int | None = None
+    error: BaseException | None = None
+
+
+class LanguageModel:
+    """Text and codes, token by token; requests join and leave the batch between two tokens."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        runtime = Runtime(ModelFolder(settings.model), settings.runtime)
+        self._model, batch = runtime.model, settings.language_model.batch
+        self._writer_model = runtime.loaded("language_model") if self._model.has("language_model") else None
+        self._text = self._model.text_tokenizer()
+        self._speaker: VisualPrompts | None = None
+        if self._model.has("understanding/language_model"):
+            loaded = self._model.load("understanding/language_model", runtime.device, runtime.dtype)
+            self._speaker = VisualPrompts(loaded, self._model.vocabulary)
+            self._spoken = self._model.text_tokenizer("understanding/language_model")
+            self._speaking = Engine(loaded, max(2, batch))
+        if self._writer_model is not None:
+            self._writing = Engine(self._writer_model, max(2, batch))
+
+    async def answer(self, order: AnswerOrder) -> AsyncIterator[Answer]:
+        """Yields an answer's text as it is made, or in one piece. Raises PromptTooLong."""
+        assert self._speaker is not None
+        settings = order.settings
+        sight = None if order.sight is None else await order.sight
+        prompt = await asyncio.to_thread(
+            prompt_of, self._speaker, self._spoken, order.turns, order.question, sight, settings.max_tokens
+        )
+        passage, events = _passage(
+            prompt,
+            answer_policy(self._speaker, settings),
+            settings.sampling(),
+            generator(settings.seed, "answer"),
+            None,
+        )
+        stream, count, pending = TextStream(self._spoken), 0, ""
+        try:
+            self._speaking.submit(passage)
+            while not stream.stopped:
+                event, written = await _drain(events)
+                for token in written:
+                    pending += stream.push(token)
+                count += len(written)
+                if event is not None:
+                    if event.error is not None:
+                        raise event.error
+                    break
+                if pending and order.in_pieces and not stream.stopped:
+                    yield Answer(pending, len(prompt), count)
+                    pending = ""
+        finally:
+            passage.cancelled.set()
+        ended_by_length = not stream.stopped and count >= settings.max_tokens
+        pending += stream.finish()
+        yield Answer(pending, len(prompt), count, "length" if ended_by_length else "stop")
+
+    async def write(self, order: ScriptOrder) -> AsyncIterator[Step | Written]:
+        """Yields the ids written so far, and the codes of each clip as it is complete. Raises PromptTooLong."""
+        assert self._writer_model is not None
+        model, settings = self._model, order.settings
+        limits = settings.visual_limits(model.num_patches)
+        writer = Writer(self._writer_model, model.vocabulary, model.motion_tokens, limits, settings)
+        pictures = [part for part in order.parts if not isinstance(part, str)]
+        blank = np.zeros((1, 1, 3), np.uint8)  # stands where a picture's codes go
+        parts = tuple(part if isinstance(part, str) else blank for part in order.parts)
+        ids = prompt_ids(Prompt(parts, order.seed), pictures, self._text, model.vocabulary, markers=order.clips > 0)
+        script = Script(ids, generator(order.seed, "tokens"))
+        writer.check_length([script], [max(order.clips, 1) - order.first_given], order.clips)
+        total = max(order.clips, 1) * limits[1] + order.clips * model.motion_tokens
+        done = 0
+        guidance = settings.mixed_guidance if pictures and not order.clips else settings.visual_guidance
+        for clip in range(max(order.clips, 1)):
+            given = clip == 0 and order.first_given
+            segments: list[tuple[Segment, bool]] = [] if given else [(writer.picture(guidance), False)]
+            segments += [(writer.motion(given), True)] if order.clips else []
+            rows: dict[bool, list[int]] = {}
+            for segment, is_motion in segments:
+                codes: list[int] = []
+                async for codes in self._segment(script, segment):
+                    yield Step(min(done + len(codes), total), total, 1, 0.0)
+                rows[is_motion] = codes
+                done += len(codes)
+            yield Written(rows.get(False), rows.get(True), sum(map(len, rows.values())))
+
+    async def _segment(self, script: Script, segment: Segment) -> AsyncIterator[list[int]]:
+        """Writes a segment behind a script; yields its codes so far."""
+        assert self._writer_model is not None
+        script.ids.append(segment.start)
+        with torch.inference_mode():
+            prompt = embed_prompts(self._writer_model, [script.ids]).embeds[0]
+        passage, events = _passage(prompt, segment.policy, segment.sampling, script.generator, segment.guidance)
+        row: list[int] = []
+        try:
+            self._writing.submit(passage)
+            while True:
+                event, written = await _drain(events)
+                row += written
+                if event is not None:
+                    if event.error is not None:
+                        raise event.error
+                    break
+                yield segment.codes(row)
+        finally:
+            passage.cancelled.set()
+        script.ids += [*row, segment.policy.end]
+        yield segment.codes(row)
+
+
+def _passage(
+    prompt: torch.Tensor,
+    policy: TokenPolicy,
+    sampling: Sampling,
+    draws: torch.Generator,
+    guidance: float | None,
+) -> tuple[Passage, asyncio.Queue[_Written]]:
+    """A passage whose events come to the running loop."""
+    loop, events = asyncio.get_running_loop(), asyncio.Queue[_Written]()
+
+    def tell(event: _Written) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
+    passage = Passage(
+        prompt,
+        policy,
+        sampling,
+        draws,
+        guidance,
+        on_token=lambda token: tell(_Written(token)),
+        on_end=lambda error: tell(_Written(error=error)),
+    )
+    return passage, events
+
+
+async def _drain(events: asyncio.Queue[_Written]) -> tuple[_Written | None, list[int]]:
+    """What has come: the end, if it has, and the ids before it. Waits for the first."""
+    event = await events.get()
+    tokens: list[int] = []
+    while event.token is not None:
+        tokens.append(event.token)
+        if events.empty():
+            return None, tokens
+        event = events.get_nowait()
+    return event, tokens
+
+
+class KeyframeDetokenizer:
+    """Visual codes to pictures."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._runtime = Runtime(ModelFolder(settings.model), settings.runtime)
+        self._runtime.loaded("keyframe_detokenizer")
+        self._batcher = StepBatcher[tuple[PaintOrder, Picture | None], Picture](
+            self._paint, _paint_shape, settings.keyframe_detokenizer.batch, settings.batch_wait
+        )
+
+    async def paint(self, order: PaintOrder) -> AsyncIterator[Step | Finished[Any]]:
+        """Yields the steps, and at last a reference to the picture."""
+        last = None if order.last is None else await order.last
+        async for event in self._batcher.run((order, last)):
+            yield Finished(ray.put(event.value)) if isinstance(event, Finished) else event
+
+    def _paint(self, orders: list[tuple[PaintOrder, Picture | None]], on_step: OnStep) -> Sequence[Picture]:
+        size, settings = orders[0][0].size, orders[0][0].settings
+        keyframes = [KeyframeOrder(order.codes, order.seed, order.clip, last) for order, last in orders]
+        return list(paint(self._runtime, keyframes, size, settings, on_step))
+
+
+def _paint_shape(order: tuple[PaintOrder, Picture | None]) -> object:
+    return order[0].size, order[0].settings, order[1] is None
+
+
+class VideoDetokenizer:
+    """Keyframes and motion codes to frames."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._runtime = Runtime(ModelFolder(settings.model), settings.runtime)
+        for unit in ("video_detokenizer", "motion_tokenizer"):
+            self._runtime.loaded(unit)
+        self._batcher = StepBatcher[tuple[AnimateOrder, Picture], Picture](
+            self._animate, _animate_shape, settings.video_detokenizer.batch, settings.batch_wait
+        )
+
+    async def animate(self, order: AnimateOrder) -> AsyncIterator[Step | Finished[Any]]:
+        """Yields the steps, and at last a reference to the frames."""
+        async for event in self._batcher.run((order, await order.keyframe)):
+            yield Finished(ray.put(event.value)) if isinstance(event, Finished) else event
+
+    def _animate(self, orders: list[tuple[AnimateOrder, Picture]], on_step: OnStep) -> Sequence[Picture]:
+        size, settings = orders[0][0].size, orders[0][0].settings
+        clips = [ClipOrder(keyframe, order.motion, order.seed, order.clip) for order, keyframe in orders]
+        return list(animate(self._runtime, clips, size, settings, on_step))
+
+
+def _animate_shape(order: tuple[AnimateOrder, Picture]) -> object:
+    return order[0].size, order[0].settings

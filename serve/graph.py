@@ -1,0 +1,306 @@
+"""What a request goes through: deployments, called in turn or side by side; a request that is given up stops them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import ray
+from ray.serve.handle import DeploymentHandle
+
+from videolavit.generation.prompts import Picture
+from videolavit.generation.settings import GenerateSettings
+from videolavit.models.folder import ModelFolder
+
+from .batching import Finished, Step
+from .failures import DIED
+from .orders import (
+    AnimateOrder,
+    Answer,
+    AnswerOrder,
+    EncodedClip,
+    EncodedPicture,
+    PaintOrder,
+    ScriptOrder,
+    Upload,
+    Written,
+)
+
+OnProgress = Callable[[float], None]
+"""Called with the share of the work that is done, 0 to 1."""
+
+OnStep = Callable[[str, Step], None]
+"""Called with the name of a deployment and a step of it."""
+
+RETRY_SECONDS = 0.5
+"""Before an order of a replica that died is given to another."""
+
+SHARES = {"tokens": 0.1, "keyframe": 0.3, "frames": 0.6}
+"""Of a clip's work; about what its denoising steps cost."""
+
+
+def _unheard(part: str, step: Step) -> None:
+    """A step that nobody listens to."""
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A video.
+
+    Args:
+        frames: uint8 [time, height, width, 3].
+        keyframes: One a clip.
+        tokens: Ids, visual and motion, that it came through.
+    """
+
+    frames: Picture
+    keyframes: list[Picture]
+    tokens: dict[str, int]
+
+
+class Graph:
+    """The deployments as a client of them sees them.
+
+    Args:
+        model: What they run; its weights are not read.
+    """
+
+    def __init__(
+        self,
+        visual_tokenizer: DeploymentHandle,
+        language_model: DeploymentHandle,
+        keyframe_detokenizer: DeploymentHandle,
+        video_detokenizer: DeploymentHandle,
+        model: ModelFolder,
+    ) -> None:
+        self._visual_tokenizer, self._language_model = visual_tokenizer, language_model
+        self._keyframe_detokenizer, self._video_detokenizer = keyframe_detokenizer, video_detokenizer
+        self.keyframe_size = model.sizes.keyframe_height, model.sizes.keyframe_width
+        self.video_size = model.sizes.video_height, model.sizes.video_width
+        self._video_multiple = model.pixel_multiple("video_detokenizer")
+        self.on_step: OnStep = _unheard
+
+    async def look(self, data: bytes, kind: Literal["image", "video"]) -> ray.ObjectRef[object]:
+        """What a question can be about. Raises MediaError."""
+        sight: ray.ObjectRef[object] = await _call(self._visual_tokenizer.look, Upload(ray.put(data), kind))
+        return sight
+
+    async def answer(self, order: AnswerOrder) -> AsyncIterator[Answer]:
+        """Yields an answer's pieces."""
+        async for piece in _stream(self._language_model.answer, order):
+            yield piece
+
+    async def image(self, prompt: str, seed: int, size: tuple[int, int], settings: GenerateSettings) -> Picture:
+        """A picture from a text."""
+        order = ScriptOrder((prompt,), seed, clips=0, first_given=False, settings=settings)
+        written = [event async for event in _stream(self._language_model.write, order) if isinstance(event, Written)]
+        codes = written[0].visual
+        assert codes is not None
+        painted = await self._paint(PaintOrder(codes, seed, 0, None, size, settings), lambda share: None)
+        picture: Picture = await painted
+        return picture
+
+    async def video(
+        self,
+        prompt: str,
+        reference: bytes | None,
+        seed: int,
+        clips: int,
+        size: tuple[int, int],
+        settings: GenerateSettings,
+        on_progress: OnProgress,
+    ) -> Made:
+        """A video from a text, a picture, or both. Raises MediaError for a picture that is none."""
+        given: EncodedPicture | None = None
+        if reference is not None:
+            upload = Upload(ray.put(reference), "image")
+            given = await _call(self._visual_tokenizer.encode_picture, upload)
+        parts = tuple(part for part in (given.codes if given else None, prompt or None) if part is not None)
+        order = ScriptOrder(parts, seed, clips, given is not None, settings)
+        progress = _Progress(clips, on_progress)
+        scripts: list[asyncio.Future[Written]] = [asyncio.get_running_loop().create_future() for _ in range(clips)]
+        making = _Making(self, scripts, given, seed, size, settings, progress)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._write(order, scripts, progress))
+            made = tasks.create_task(making.clips())
+        return made.result()
+
+    async def _write(self, order: ScriptOrder, scripts: list[asyncio.Future[Written]], progress: _Progress) -> None:
+        """Has all clips written; each is used as soon as it is there."""
+        number = 0
+        async for event in _stream(self._language_model.write, order):
+            if isinstance(event, Written):
+                scripts[number].set_result(event)
+                number += 1
+            else:
+                progress.tokens(event.done / event.total)
+
+    async def reconstruct(
+        self, data: bytes, seed: int, max_clips: int, settings: GenerateSettings, on_progress: OnProgress
+    ) -> Made:
+        """A video through its tokens and back. Raises MediaError."""
+        upload = Upload(ray.put(data), "video")
+        encoded: list[EncodedClip] = await _call(self._visual_tokenizer.encode_video, upload, max_clips)
+        progress = _Progress(len(encoded), on_progress)
+        progress.tokens(1.0)
+        size = self.like(encoded[0].height, encoded[0].width)
+        settings = replace(settings, constraint="none")  # each keyframe has its own codes to follow
+        keyframes: list[Picture] = []
+        frames: list[Picture] = []
+        for number, clip in enumerate(encoded):
+            order = PaintOrder(clip.visual, seed, number, None, self.keyframe_size, settings)
+            keyframe = await self._paint(order, lambda share, n=number: progress.keyframe(n, share))  # type: ignore[misc]
+            video = await self._animate(
+                AnimateOrder(keyframe, clip.motion, seed, number, size, settings),
+                lambda share, n=number: progress.frames(n, share),  # type: ignore[misc]
+            )
+            keyframes.append(await keyframe)
+            frames.append(video[: clip.num_frames])
+        tokens = {
+            "visual": sum(len(clip.visual) for clip in encoded),
+            "motion": sum(len(clip.motion) for clip in encoded),
+        }
+        return Made(np.concatenate(frames), keyframes, tokens)
+
+    def like(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of about the model's own number of pixels, in another aspect ratio."""
+        scale = (self.video_size[0] * self.video_size[1] / (height * width)) ** 0.5
+        multiple = self._video_multiple
+        high, wide = (max(round(side * scale / multiple), 1) * multiple for side in (height, width))
+        return high, wide
+
+    async def _paint(self, order: PaintOrder, on_share: OnProgress) -> ray.ObjectRef[Picture]:
+        return await self._sampled("keyframe_detokenizer", self._keyframe_detokenizer.paint, order, on_share)
+
+    async def _animate(self, order: AnimateOrder, on_share: OnProgress) -> Picture:
+        frames: Picture = await (
+            await self._sampled("video_detokenizer", self._video_detokenizer.animate, order, on_share)
+        )
+        return frames
+
+    async def _sampled(self, part: str, method: Any, order: object, on_share: OnProgress) -> Any:
+        async for event in _stream(method, order):
+            if isinstance(event, Finished):
+                return event.value
+            self.on_step(part, event)
+            on_share(event.done / event.total)
+        raise RuntimeError(f"{part} ended without a result")
+
+
+@dataclass(frozen=True, eq=False)
+class _Making:
+    """Keyframes and frames of a video, as its script comes."""
+
+    graph: Graph
+    scripts: Sequence[asyncio.Future[Written]]
+    given: EncodedPicture | None
+    seed: int
+    size: tuple[int, int]
+    settings: GenerateSettings
+    progress: _Progress
+
+    async def clips(self) -> Made:
+        """All clips; unless a clip starts from the one before, its keyframe is painted while that one is made."""
+        alone = self.settings.constraint == "none"
+        ahead = [asyncio.ensure_future(self._keyframe(0, None))]
+        keyframes: list[Picture] = []
+        frames: list[Picture] = []
+        try:
+            for clip, script in enumerate(self.scripts):
+                if alone and clip + 1 < len(self.scripts):
+                    ahead.append(asyncio.ensure_future(self._keyframe(clip + 1, None)))
+                keyframe = await ahead[clip]
+                motion = (await script).motion
+                assert motion is not None
+                order = AnimateOrder(keyframe, motion, self.seed, clip, self.size, self.settings)
+                video = await self.graph._animate(order, lambda share, n=clip: self.progress.frames(n, share))  # type: ignore[misc]
+                keyframes.append(await keyframe)
+                frames.append(video if clip == 0 else video[1:])
+                if not alone and clip + 1 < len(self.scripts):
+                    ahead.append(asyncio.ensure_future(self._keyframe(clip + 1, video[-1])))
+        finally:
+            for task in ahead:
+                task.cancel()
+        written = [script.result() for script in self.scripts]
+        tokens = {
+            "visual": sum(len(one.visual or ()) for one in written),
+            "motion": sum(len(one.motion or ()) for one in written),
+        }
+        return Made(np.concatenate(frames), keyframes, tokens)
+
+    async def _keyframe(self, clip: int, last: Picture | None) -> ray.ObjectRef[Any]:
+        """The given picture for the first clip, or one painted from the script."""
+        if clip == 0 and self.given is not None:
+            self.progress.keyframe(0, 1.0)
+            return self.given.picture
+        codes = (await asyncio.shield(self.scripts[clip])).visual
+        assert codes is not None
+        before = None if last is None else ray.put(last)
+        order = PaintOrder(codes, self.seed, clip, before, self.graph.keyframe_size, self.settings)
+        return await self.graph._paint(order, lambda share: self.progress.keyframe(clip, share))
+
+
+class _Progress:
+    """The share of a video's work that is done, out of the steps that were made."""
+
+    def __init__(self, clips: int, on_progress: OnProgress) -> None:
+        self._tokens, self._keyframes, self._frames = 0.0, [0.0] * clips, [0.0] * clips
+        self._on_progress = on_progress
+
+    def tokens(self, share: float) -> None:
+        self._tokens = share
+        self._tell()
+
+    def keyframe(self, clip: int, share: float) -> None:
+        self._keyframes[clip] = share
+        self._tell()
+
+    def frames(self, clip: int, share: float) -> None:
+        self._frames[clip] = share
+        self._tell()
+
+    def _tell(self) -> None:
+        count = len(self._frames)
+        keyframes, frames = sum(self._keyframes) / count, sum(self._frames) / count
+        done = SHARES["tokens"] * self._tokens + SHARES["keyframe"] * keyframes + SHARES["frames"] * frames
+        self._on_progress(done)
+
+
+async def _stream(method: Any, order: object) -> AsyncIterator[Any]:
+    """What a deployment yields. Whoever stops listening, stops it.
+
+    Everything follows from an order and its seed; so when a replica dies, another one does it again, and what was
+    yielded before is left out.
+    """
+    yielded = 0
+    for last_try in (False, True):
+        response = method.options(stream=True).remote(order)
+        finished, number = False, 0
+        try:
+            async for event in response:
+                number += 1
+                if number > yielded:
+                    yielded = number
+                    yield event
+            finished = True
+            return
+        except DIED:
+            finished = True
+            if last_try:
+                raise
+            await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            if not finished:
+                response.cancel()
+
+
+async def _call(method: Any, *arguments: object) -> Any:
+    """What a deployment answers; as `_stream`."""
+    try:
+        return await method.remote(*arguments)
+    except DIED:
+        await asyncio.sleep(RETRY_SECONDS)
+        return await method.remote(*arguments)

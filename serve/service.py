@@ -1,0 +1,321 @@
+"""What the routes do, apart from HTTP: requests of the protocol in, answers of the protocol out."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import random
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from PIL import Image as Pillow
+
+from videolavit.generation.describe import DescribeSettings
+from videolavit.generation.output import origin
+from videolavit.generation.prompts import Picture
+from videolavit.models.folder import ModelFolder
+from videolavit.records.storage import Folder, StorageSettings
+
+from .batching import Step
+from .errors import ApiError, bad_request, too_many
+from .failures import explained
+from .fetching import Fetcher, Kind, kind_of
+from .graph import Graph
+from .jobs import JobWorker
+from .keys import Gate, read_keys
+from .middleware import Metrics
+from .orders import Answer, AnswerOrder
+from .protocol import (
+    AnswerMessage,
+    ChatRequest,
+    ChatResponse,
+    Choice,
+    FilePart,
+    Image,
+    ImagePart,
+    ImageRequest,
+    ImageResponse,
+    TextPart,
+    Usage,
+    Video,
+    VideoError,
+    VideoPart,
+    VideoRequest,
+    chunk,
+    now,
+)
+from .settings import ServeSettings
+from .store import Job, JobStore, new_id
+
+MIN_TOKENS = 8
+"""Of an answer, as published; a request for fewer gets fewer."""
+
+
+class Service:
+    """The state of an ingress: its settings, its gate, its jobs, its measurements.
+
+    Args:
+        graph: Its steps are measured here.
+    """
+
+    def __init__(self, settings: ServeSettings, graph: Graph) -> None:
+        self.settings, self.graph, self.metrics = settings, graph, Metrics()
+        self.model = ModelFolder(settings.model)
+        graph.on_step = self.measure_step
+        self.gate = Gate(None if settings.keys is None else read_keys(settings.keys), settings.limits.in_flight)
+        self.folder = Folder(settings.storage, StorageSettings())
+        self.store = JobStore(settings.database or _sqlite(self.folder))
+        self.worker = JobWorker(settings, self.store, self.folder, graph, self._job_ended)
+        self._fetcher = Fetcher(settings.fetch_hosts, settings.limits.body_megabytes << 20)
+        self.started = now()
+
+    def measure_step(self, part: str, step: Step) -> None:
+        """Notes a step of a sampler."""
+        self.metrics.steps.labels(part).observe(step.seconds)
+        self.metrics.batch.labels(part).observe(step.batch)
+
+    def _job_ended(self, status: str) -> None:
+        self.metrics.ended.labels(status).inc()
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ApiError for a model that is not served."""
+        if name is not None and name != self.settings.model_name:
+            message = f"there is no model {name!r}; this service has {self.settings.model_name!r}"
+            raise ApiError(404, message, "model_not_found", param="model")
+
+    # ---- chat -------------------------------------------------------------------------------------------------------
+
+    async def question(self, request: ChatRequest) -> AnswerOrder:
+        """What a chat asks, with what is to be seen. Raises ApiError."""
+        self.check_model(request.model)
+        limits = self.settings.limits
+        most = request.max_completion_tokens or request.max_tokens or min(512, limits.tokens)
+        if most > limits.tokens:
+            raise bad_request(f"at most {limits.tokens} tokens are written, not {most}", "max_tokens")
+        turns, question, media = _conversation(request)
+        if sum(len(text) for turn in (*turns, (question,)) for text in turn) > limits.prompt_characters:
+            raise bad_request(f"the messages have more than {limits.prompt_characters} characters", "messages")
+        settings = DescribeSettings(
+            temperature=request.temperature or 0.0,
+            top_p=request.top_p or 1.0,
+            min_tokens=min(MIN_TOKENS, most),
+            max_tokens=most,
+            seed=request.seed if request.seed is not None else 0,
+        )
+        sight = None
+        if media is not None:
+            data, kind = await self._media(media)
+            sight = await self.graph.look(data, kind)
+        return AnswerOrder(turns, question, sight, settings, bool(request.stream))
+
+    async def _media(self, part: ImagePart | VideoPart | FilePart) -> tuple[bytes, Kind]:
+        if isinstance(part, FilePart):
+            data, media_type = await self._fetcher.read(part.file.file_data, "messages")
+            return data, kind_of(media_type, "messages")
+        if isinstance(part, ImagePart):
+            return (await self._fetcher.read(part.image_url.url, "messages"))[0], "image"
+        return (await self._fetcher.read(part.video_url.url, "messages"))[0], "video"
+
+    async def answer(self, request: ChatRequest, order: AnswerOrder) -> ChatResponse:
+        """A whole answer."""
+        text, last = "", None
+        async for piece in self.graph.answer(order):
+            text, last = text + piece.text, piece
+        assert last is not None
+        choice = Choice(message=AnswerMessage(content=text.strip()), finish_reason=last.finished or "stop")
+        return ChatResponse(
+            id=f"chatcmpl-{random.getrandbits(96):024x}",
+            created=now(),
+            model=request.model,
+            choices=[choice],
+            usage=self._usage(last),
+        )
+
+    async def stream(self, request: ChatRequest, order: AnswerOrder) -> AsyncIterator[str]:
+        """An answer as server-sent events; what goes wrong on the way is the last of them."""
+        name, created, started = f"chatcmpl-{random.getrandbits(96):024x}", now(), time.monotonic()
+
+        def event(**choice: Any) -> str:
+            return f"data: {json.dumps(chunk(name, request.model, created, **choice))}\n\n"
+
+        first, last = True, None
+        try:
+            async for piece in self.graph.answer(order):
+                if first:
+                    self.metrics.first_text.observe(time.monotonic() - started)
+                    yield event(delta={"role": "assistant", "content": ""})
+                text = piece.text.lstrip() if first else piece.text
+                first, last = first and not text, piece
+                if text:
+                    yield event(delta={"content": text})
+            assert last is not None
+            yield event(delta={}, finish_reason=last.finished)
+            usage = self._usage(last)
+            if request.stream_options is not None and request.stream_options.include_usage:
+                yield event(usage=usage.model_dump())
+            yield "data: [DONE]\n\n"
+        except Exception as error:
+            yield f"data: {json.dumps(explained(error).body)}\n\n"
+
+    def _usage(self, last: Answer) -> Usage:
+        self.metrics.tokens.labels("read").inc(last.prompt_tokens)
+        self.metrics.tokens.labels("written").inc(last.tokens)
+        total = last.prompt_tokens + last.tokens
+        return Usage(prompt_tokens=last.prompt_tokens, completion_tokens=last.tokens, total_tokens=total)
+
+    # ---- pictures ---------------------------------------------------------------------------------------------------
+
+    async def images(self, request: ImageRequest) -> ImageResponse:
+        """Pictures of a prompt; number n has the seed plus n."""
+        self.check_model(request.model)
+        limits, count = self.settings.limits, request.n or 1
+        self._check_prompt(request.prompt)
+        if count > limits.images:
+            raise bad_request(f"at most {limits.images} pictures are made at once, not {count}", "n")
+        size = self._size(request.size, self.graph.keyframe_size, "keyframe_detokenizer")
+        seed = _seed(request.seed)
+        async with asyncio.TaskGroup() as tasks:
+            made = [
+                tasks.create_task(self.graph.image(request.prompt, seed + number, size, self.settings.generation))
+                for number in range(count)
+            ]
+        about = [origin(request.prompt, seed + number, self.settings.model_name) for number in range(count)]
+        texts = [await asyncio.to_thread(_png, one.result(), told) for one, told in zip(made, about, strict=True)]
+        if request.response_format == "url":
+            return ImageResponse(created=now(), data=[Image(url=f"data:image/png;base64,{text}") for text in texts])
+        return ImageResponse(created=now(), data=[Image(b64_json=text) for text in texts])
+
+    def _check_prompt(self, prompt: str) -> None:
+        limit = self.settings.limits.prompt_characters
+        if not prompt.strip():
+            raise bad_request("the prompt is empty", "prompt")
+        if len(prompt) > limit:
+            raise bad_request(f"the prompt has more than {limit} characters", "prompt")
+
+    def _size(self, asked: str | None, own: tuple[int, int], unit: Any) -> tuple[int, int]:
+        """(height, width) in pixels. Raises ApiError for one that the model cannot do."""
+        if asked is None or asked == "auto":
+            return own
+        width, height = map(int, asked.split("x"))
+        multiple, limit = self.model.pixel_multiple(unit), self.settings.limits.pixels
+        if width % multiple or height % multiple:
+            raise bad_request(f"width and height must be multiples of {multiple}, not {asked}", "size")
+        if width * height > limit:
+            raise bad_request(f"at most {limit} pixels are made, not {asked}", "size")
+        return height, width
+
+    # ---- videos -----------------------------------------------------------------------------------------------------
+
+    async def create_video(self, owner: str, request: VideoRequest, reference: bytes | None) -> Video:
+        """Queues a video from a text, a picture, or both. Raises ApiError."""
+        self.check_model(request.model)
+        if request.input_reference is not None:
+            if reference is not None:
+                raise bad_request("give one input_reference", "input_reference")
+            reference, _ = await self._fetcher.read(request.input_reference.image_url, "input_reference")
+        if reference is None:
+            self._check_prompt(request.prompt)
+        self._check_seconds(request.seconds)
+        height, width = self._size(request.size, self.graph.video_size, "video_detokenizer")
+        asked = {"prompt": request.prompt, "seconds": f"{request.seconds:g}", "size": f"{width}x{height}"}
+        return await self._queue(owner, "generate", asked | {"seed": _seed(request.seed)}, reference)
+
+    async def create_reconstruction(self, owner: str, video: bytes, seed: int | None) -> Video:
+        """Queues a video to go through its tokens and back. Raises ApiError."""
+        asked = {"prompt": "", "seconds": f"{self.settings.limits.seconds:g}", "size": "auto", "seed": _seed(seed)}
+        return await self._queue(owner, "reconstruct", asked, video)
+
+    def _check_seconds(self, seconds: float) -> None:
+        limit = self.settings.limits.seconds
+        if seconds > limit:
+            raise bad_request(f"at most {limit:g} seconds are made, not {seconds:g}", "seconds")
+
+    async def _queue(self, owner: str, kind: str, asked: dict[str, Any], upload: bytes | None) -> Video:
+        job_id, limits = new_id(), self.settings.limits
+        if upload is not None:
+            asked["upload"] = f"uploads/{job_id}.bin"
+            await asyncio.to_thread(self.folder.create_bytes, asked["upload"], upload)
+        job = await asyncio.to_thread(
+            self.store.add, owner, kind, asked, limits.open_jobs, limits.open_jobs_a_key, job_id
+        )
+        if job is None:
+            if upload is not None:
+                await asyncio.to_thread(self.remove_files, asked["upload"])
+            raise too_many("too many videos are queued; try again when one is done", 10, "queue_full")
+        self.worker.wake()
+        return self.shown(job)
+
+    def remove_files(self, name: str) -> None:
+        """Deletes a file or a folder of the storage, if it is there."""
+        if self.folder.fs.exists(self.folder.join(name)):
+            self.folder.fs.rm(self.folder.join(name), recursive=True)
+
+    def shown(self, job: Job) -> Video:
+        """A job as clients see it."""
+        failed = job.status == "failed"
+        return Video(
+            id=job.id,
+            model=self.settings.model_name,
+            status=job.status,  # type: ignore[arg-type]
+            progress=job.progress,
+            created_at=job.created_at,
+            completed_at=job.completed_at,
+            expires_at=job.expires_at,
+            prompt=job.request["prompt"] or None,
+            seconds=job.request["seconds"],
+            size=job.request["size"],
+            seed=job.request["seed"],
+            error=VideoError(code=job.error_code or "", message=job.error_message or "") if failed else None,
+            tokens=job.tokens,
+        )
+
+
+def _conversation(
+    request: ChatRequest,
+) -> tuple[list[tuple[str, str]], str, ImagePart | VideoPart | FilePart | None]:
+    """Turns that were answered, the question, and the one picture or video. Raises ApiError."""
+    turns: list[tuple[str, str]] = []
+    said: list[str] = []
+    media: list[ImagePart | VideoPart | FilePart] = []
+    for message in request.messages:
+        parts = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+        texts = [part.text for part in parts if isinstance(part, TextPart)]
+        seen = [part for part in parts if not isinstance(part, TextPart)]
+        if message.role == "assistant":
+            if not said or seen:
+                raise bad_request("an assistant's message is a text behind a user's", "messages")
+            turns.append(("\n".join(said), "\n".join(texts)))
+            said = []
+        else:
+            said += texts
+            media += seen
+    if len(media) > 1:
+        raise bad_request("this model looks at one picture or video in a chat; send one", "messages")
+    if not "".join(said).strip():
+        raise bad_request("the last message must be a user's question", "messages")
+    return turns, "\n".join(said), media[0] if media else None
+
+
+def _seed(asked: int | None) -> int:
+    return random.getrandbits(31) if asked is None else asked
+
+
+def _png(picture: Picture, about: dict[str, str]) -> str:
+    from PIL.PngImagePlugin import PngInfo
+
+    texts, file = PngInfo(), io.BytesIO()
+    for name, value in about.items():
+        texts.add_itxt(name, value)
+    Pillow.fromarray(picture).save(file, "PNG", pnginfo=texts)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _sqlite(folder: Folder) -> str:
+    from pathlib import Path
+
+    path = Path(folder.path)
+    path.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{path / 'jobs.sqlite'}"
