@@ -6,52 +6,65 @@ with Ctrl-C or SIGTERM: what is in work is finished, or given back to the queue 
 
 import logging
 import signal
+import socket
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from videolavit.models.folder import ModelFolder
 from videolavit.models.network import ModelError
 
-from .common import JobParser, console, pick, ray_runtime, user_errors
+from .common import JobParser, console, fail, pick, ray_runtime, user_errors
 
 KEYS = "keys.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serves until it is told to end; exits with 2 on a user's mistake."""
+    from serve.keys import add_key, read_keys
     from serve.settings import ServeSettings
 
     parser = JobParser("serve", __doc__)
     parser.add_class_arguments(ServeSettings)
-    parser.add_argument("--new-key", type=str | None, help="make an API key of that name, print it, and end")
+    parser.add_argument("--new_key", type=str | None, help="make an API key of that name, print it, and end")
     options = parser.parse(argv)
     with user_errors(ValueError, ModelError, OSError):
         if options.new_key is not None:
-            _make_key(options.keys or KEYS, options.new_key)
+            file = options["keys"] or KEYS
+            secret = add_key(file, options.new_key)
+            console.print(f"added {options.new_key} to {file}; the key is shown this once:", markup=False)
+            Console(highlight=False).print(secret, soft_wrap=True, markup=False)
             return
         settings = pick(ServeSettings, options)
-        if not ModelFolder(settings.model).is_trained:
-            console.print(f"[yellow]the weights of {settings.model} are untrained: what comes out means nothing[/]")
+        if settings.keys is not None:
+            read_keys(settings.keys)
+        start = ModelFolder(settings.model)
+        _check_port(settings.host, settings.port)
+    if not start.is_trained:
+        remark = f"[yellow]the weights of {escape(settings.model)} are untrained: what comes out means nothing[/]"
+        console.print(remark, soft_wrap=True)
     with ray_runtime():
         _serve(settings)
 
 
-def _make_key(file: str, name: str) -> None:
-    from serve.keys import add_key
-
-    secret = add_key(file, name)
-    console.print(f"added {name} to {file}; the key is shown this once:")
-    Console(highlight=False).print(secret, soft_wrap=True, markup=False)
+def _check_port(host: str, port: int) -> None:
+    """Raises ValueError if somebody else listens there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; name another --port") from None
 
 
 def _serve(settings: Any) -> None:
     """Starts the service, tells where it is, and waits for the end."""
     from ray import serve
 
-    from serve.application import application
+    from serve.application import NAME, application, problems
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ended = threading.Event()
@@ -59,11 +72,15 @@ def _serve(settings: Any) -> None:
         signal.signal(number, lambda *_: ended.set())
     with console.status("loading the model"):
         serve.start(http_options={"host": settings.host, "port": settings.port})
-        serve.run(application(settings), name="videolavit", route_prefix="/", blocking=False)
+        try:
+            serve.run(application(settings), name=NAME, route_prefix="/", blocking=False)
+        except RuntimeError:
+            found = problems()
+            serve.shutdown()
+            fail("the service could not be started: " + "; ".join(found))
     url = f"http://{settings.host}:{settings.port}"
-    Console(highlight=False).print(
-        f"{settings.model_name} is served at {url} (documentation: {url}/docs)", soft_wrap=True
-    )
+    told = f"{settings.model_name} is served at {url} (documentation: {url}/docs)"
+    Console(highlight=False).print(told, soft_wrap=True, markup=False)
     ended.wait()
     with console.status("ending"):
         serve.shutdown()

@@ -134,9 +134,9 @@ def _seconds(service: Service, request: Request) -> float:
     """The deadline of a request: the service's, or an earlier one of the client's."""
     most = service.settings.limits.request_seconds
     try:
-        return min(most, max(0.001, float(request.headers.get("x-request-timeout-seconds", most))))
+        return min(most, max(0.001, float(request.headers.get("x-deadline-seconds", most))))
     except ValueError:
-        raise bad_request("x-request-timeout-seconds is a number", "x-request-timeout-seconds") from None
+        raise bad_request("x-deadline-seconds is a number", "x-deadline-seconds") from None
 
 
 def _add_service_routes(app: FastAPI, service: Service) -> None:

@@ -9,6 +9,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import DeploymentStatus
 
 from videolavit.models.folder import ModelFolder
 
@@ -18,6 +19,9 @@ from .graph import Graph
 from .middleware import Frame
 from .service import Service
 from .settings import Replicas, ServeSettings, read_settings
+
+NAME = "videolavit"
+"""Of the application."""
 
 CONSTRUCTOR_RETRIES = 3
 """A model that cannot be loaded is not tried for ever."""
@@ -65,6 +69,17 @@ def application(settings: ServeSettings) -> Application:
 def build(arguments: dict[str, Any]) -> Application:
     """What `serve/config.yaml` names. Raises ValueError for settings that are none."""
     return application(read_settings(arguments))
+
+
+def problems() -> list[str]:
+    """Why deployments are not healthy: the last line of what each says."""
+    found = serve.status().applications.get(NAME)
+    states = {} if found is None else found.deployments
+    return [
+        f"{name}: {state.message.strip().splitlines()[-1].strip()}"
+        for name, state in states.items()
+        if state.status != DeploymentStatus.HEALTHY and state.message.strip()
+    ]
 
 
 def _deployment(kind: Any, settings: ServeSettings, copies: Replicas, ongoing: int) -> Any:

@@ -1,0 +1,22 @@
+"""One service for most tests: with two keys, small limits, and samplers that take few steps."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from .running import Running, serving
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    limits = {
+        "body_megabytes": 2,
+        "in_flight": 12,
+        "open_jobs_a_key": 6,
+        "seconds": 8,
+        "input_seconds": 10,
+        "images": 2,
+    }
+    folder = tmp_path_factory.mktemp("service")
+    with serving(folder, keys=("alice", "bob"), limits=limits, lease_seconds=3) as running:
+        yield running

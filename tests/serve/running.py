@@ -1,0 +1,153 @@
+"""A service as its own process, as a user starts it."""
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import psutil
+import requests
+import yaml
+from PIL import Image
+
+from tests.conftest import ROOT, free_port, moving_texture, wait_for
+from videolavit.media import write_mp4
+
+QUICK = {
+    "keyframe_steps": 4,
+    "video_steps": 3,
+    "min_visual": 4,
+    "max_visual": 6,
+    "visual_guidance": 2.0,
+    "motion_guidance": 2.0,
+}
+"""Samplers' settings with which a video takes a second."""
+
+
+@dataclass(eq=False)
+class Running:
+    """A service that runs.
+
+    Args:
+        secrets: Keys of its users, by name.
+    """
+
+    url: str
+    storage: Path
+    process: "subprocess.Popen[bytes]"
+    log: Path
+    secrets: dict[str, str] = field(default_factory=dict)
+
+    def client(self, who: str | None = None, **options: Any) -> openai.OpenAI:
+        """The official client, with somebody's key and without tries of its own."""
+        key = self.secrets[who] if who else next(iter(self.secrets.values()), "none")
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, **{"max_retries": 0, "timeout": 120} | options)
+
+    def headers(self, who: str | None = None) -> dict[str, str]:
+        key = self.secrets[who] if who else next(iter(self.secrets.values()), None)
+        return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return requests.get(self.url + path, headers=self.headers() | options.pop("headers", {}), timeout=60, **options)
+
+    def post(self, path: str, **options: Any) -> requests.Response:
+        return requests.post(
+            self.url + path, headers=self.headers() | options.pop("headers", {}), timeout=90, **options
+        )
+
+    def replicas(self, deployment: str) -> list[psutil.Process]:
+        """Processes of a deployment."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        return [one for one in family if _title(one).startswith(f"ray::ServeReplica:videolavit:{deployment}")]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of a measurement."""
+        wanted = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
+        for line in self.get("/metrics").text.splitlines():
+            if line.startswith(name + (f"{{{wanted}}}" if wanted else " ")):
+                return float(line.rsplit(" ", 1)[1])
+        return 0.0
+
+    def kill(self) -> None:
+        """Ends every process of the service at once, as a power failure would."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        for process in [psutil.Process(self.process.pid), *family]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(30)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@contextlib.contextmanager
+def serving(folder: Path, keys: tuple[str, ...] = (), **settings: Any) -> Iterator[Running]:
+    """A service with the preset `tiny`; `keys` names who may use it. What is there already is gone on with."""
+    port = free_port()
+    values = {"model": "tiny", "storage": str(folder / "data"), "port": port, "generation": QUICK} | settings
+    secrets = {}
+    if keys:
+        values["keys"] = str(folder / "keys.json")
+        for name in keys:
+            made = _serve("--new-key", name, "--keys", values["keys"])
+            secrets[name] = subprocess.run(made, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(values))
+    log = folder / "log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(_serve("--config", config), cwd=ROOT, stdout=output, stderr=output, env=_clean())
+    running = Running(f"http://127.0.0.1:{port}", Path(str(values["storage"])), process, log, secrets)
+    try:
+        wait_for(lambda: process.poll() is not None or _is_ready(running.url), "the service is not ready")
+        assert process.poll() is None, log.read_text()[-3000:]
+        yield running
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                running.kill()
+
+
+def _serve(*arguments: Any) -> list[str]:
+    return [sys.executable, "-m", "jobs.serve", *map(str, arguments)]
+
+
+def _clean() -> dict[str, str]:
+    """The environment without a cluster that other tests may have left in it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/readyz", timeout=5).status_code == 200
+    except requests.RequestException:
+        return False
+
+
+def picture(seed: int = 0, width: int = 96, height: int = 64) -> bytes:
+    """A PNG file."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def video(seconds: int = 3, seed: int = 0) -> bytes:
+    """An mp4 file."""
+    file = io.BytesIO()
+    write_mp4(moving_texture(12 * seconds, 96, 128, seed), file, 12)
+    return file.getvalue()

@@ -1,0 +1,186 @@
+"""The service under load, and when parts of it die."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.conftest import wait_for
+
+from .running import QUICK, Running, picture, serving
+
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
+SLOW = QUICK | {"video_steps": 40}
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A service with room for 16 requests and 200 jobs."""
+    limits = {"in_flight": 16, "open_jobs": 200, "open_jobs_a_key": 200}
+    with serving(tmp_path_factory.mktemp("busy"), limits=limits, lease_seconds=3) as running:
+        yield running
+
+
+def _kinds(service: Running) -> list[Callable[[int], requests.Response]]:
+    def chat(number: int) -> requests.Response:
+        return service.post("/v1/chat/completions", json=ASK | {"max_tokens": 8 + number % 40})
+
+    def stream(number: int) -> requests.Response:
+        return service.post("/v1/chat/completions", json=ASK | {"max_tokens": 16, "stream": True})
+
+    def image(number: int) -> requests.Response:
+        return service.post("/v1/images/generations", json={"prompt": "x", "seed": number})
+
+    def late(number: int) -> requests.Response:
+        body = {"prompt": "x", "size": "288x192", "seed": number}
+        return service.post("/v1/images/generations", json=body, headers={"X-Deadline-Seconds": "0.02"})
+
+    def video(number: int) -> requests.Response:
+        return service.post("/v1/videos", json={"prompt": "x", "seed": number})
+
+    def broken(number: int) -> requests.Response:
+        return service.post("/v1/images/generations", data=b"{", headers={"Content-Type": "application/json"})
+
+    return [chat, chat, chat, stream, stream, image, late, video, broken, chat]
+
+
+def test_two_hundred_mixed_requests_are_all_accounted_for(busy: Running) -> None:
+    kinds = _kinds(busy)
+    order = [kinds[number % len(kinds)] for number in range(200)]
+    random.Random(5).shuffle(order)
+    before = _counted(busy)
+    with ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(lambda pair: (pair[1].__name__, pair[1](pair[0])), enumerate(order)))
+    told = Counter((name, answer.status_code) for name, answer in answers)
+    allowed = {"late": {504, 429}, "broken": {400}}
+    assert sum(told.values()) == 200
+    for name, status in told:
+        assert status in allowed.get(name, {200, 429}), told
+    assert told["broken", 400] == 20
+    assert any(status == 504 for _, status in told)
+    assert sum(count for (_, status), count in told.items() if status == 200) >= 40
+    for name, answer in answers:
+        if answer.status_code == 429:
+            assert int(answer.headers["Retry-After"]) >= 1
+        elif name == "stream":
+            assert answer.text.endswith("data: [DONE]\n\n")
+    counted = _counted(busy)
+    assert sum(counted.values()) - sum(before.values()) == 200  # as many as were asked, by the service's own count
+    jobs = [answer.json()["id"] for name, answer in answers if name == "video" and answer.ok]
+    wait_for(lambda: all(_status(busy, job) == "completed" for job in jobs), "jobs are not done", 200)
+    assert busy.metric("videolavit_requests_in_flight") == 1
+
+
+def _counted(service: Running) -> Counter[str]:
+    counted: Counter[str] = Counter()
+    for line in service.get("/metrics").text.splitlines():
+        if line.startswith("videolavit_requests_total{") and "POST" not in line:
+            labels, value = line.removeprefix("videolavit_requests_total").rsplit(" ", 1)
+            if any(path in labels for path in ("completions", "generations", '"/v1/videos"')):
+                counted[labels] += round(float(value))
+    return counted
+
+
+def _status(service: Running, job: str) -> str:
+    status: str = service.get(f"/v1/videos/{job}").json()["status"]
+    return status
+
+
+def test_requests_join_a_batch(busy: Running) -> None:
+    """What was sampled together, by the service's own count."""
+    name, label = "videolavit_step_batch", {"deployment": "keyframe_detokenizer"}
+    before = [busy.metric(f"{name}_{part}", **label) for part in ("sum", "count")]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(
+            pool.map(lambda seed: busy.post("/v1/images/generations", json={"prompt": "x", "seed": seed}), range(8))
+        )
+    assert all(answer.ok for answer in answers)
+    after = [busy.metric(f"{name}_{part}", **label) for part in ("sum", "count")]
+    assert (after[0] - before[0]) / (after[1] - before[1]) > 1.5
+
+
+def test_a_client_that_leaves_frees_its_place(busy: Running) -> None:
+    body = {"prompt": "x", "size": "960x640"}
+    for _ in range(16):
+        with pytest.raises(requests.Timeout):
+            requests.post(f"{busy.url}/v1/images/generations", json=body, timeout=0.4)
+    wait_for(lambda: busy.metric("videolavit_requests_in_flight") == 1, "places are not free", 30)
+    began = time.monotonic()
+    assert busy.post("/v1/images/generations", json={"prompt": "x"}).status_code == 200
+    assert time.monotonic() - began < 15
+
+
+def test_a_client_that_leaves_a_stream_stops_it(busy: Running) -> None:
+    before = busy.metric("videolavit_tokens_total", kind="written")
+    with requests.post(
+        f"{busy.url}/v1/chat/completions", json=ASK | {"max_tokens": 1024, "stream": True}, stream=True, timeout=30
+    ) as answer:
+        next(answer.iter_lines())
+    wait_for(lambda: busy.metric("videolavit_requests_in_flight") == 1, "the stream goes on", 10)
+    assert busy.metric("videolavit_tokens_total", kind="written") == before  # counted at an answer's end
+
+
+@pytest.mark.parametrize("deployment", ["KeyframeDetokenizer", "LanguageModel"])
+def test_a_replica_that_is_killed_is_replaced_and_its_requests_are_done_again(busy: Running, deployment: str) -> None:
+    body = {"prompt": "x", "size": "288x192"}
+    (victim,) = busy.replicas(deployment)
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(busy.post, "/v1/images/generations", json=body | {"seed": seed}) for seed in range(6)]
+        time.sleep(0.3)
+        victim.kill()
+        answers = [one.result() for one in asked]
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    for answer in answers:
+        assert answer.ok or answer.json()["error"]["code"] == "unavailable"
+    wait_for(lambda: busy.post("/v1/images/generations", json={"prompt": "x"}).ok, "no new replica", 60)
+    again = busy.post("/v1/images/generations", json=body | {"seed": 0}).json()["data"]
+    done = [answer.json()["data"] for answer in answers if answer.ok]
+    assert len(done) >= 1
+    assert again
+    assert busy.replicas(deployment)[0].pid != victim.pid
+
+
+def test_jobs_survive_the_death_of_every_process(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Killed in the middle of jobs and started again: each is done once, and looks as if nothing had been."""
+    folder = tmp_path_factory.mktemp("killed")
+    with serving(folder, generation=SLOW, lease_seconds=3) as running:
+        jobs = [_create(running, seed) for seed in range(3)]
+        wait_for(lambda: any(_progress(running, job) > 20 for job in jobs), "no progress", 60)
+        running.kill()
+    assert not list((folder / "data" / "results").glob("*/*/video.mp4"))
+    with serving(folder, generation=SLOW, lease_seconds=3) as running:
+        wait_for(lambda: all(_status(running, job) == "completed" for job in jobs), "jobs are not done", 200)
+        contents = {job: running.get(f"/v1/videos/{job}/content").content for job in jobs}
+        undisturbed = _create(running, 1)
+        wait_for(lambda: _status(running, undisturbed) == "completed", "the job is not done", 100)
+        assert running.get(f"/v1/videos/{undisturbed}/content").content == contents[jobs[1]]
+        listed = [job["id"] for job in running.get("/v1/videos").json()["data"]]
+        assert sorted(listed) == sorted([*jobs, undisturbed])
+        assert not list((folder / "data" / "uploads").iterdir())
+        for job in jobs:
+            assert len(list((folder / "data" / "results" / job).iterdir())) == 1
+
+
+def _create(service: Running, seed: int) -> str:
+    made = service.post("/v1/videos", data={"prompt": "x", "seed": str(seed)}, files={"input_reference": picture()})
+    job: str = made.json()["id"]
+    return job
+
+
+def _progress(service: Running, job: str) -> int:
+    progress: int = service.get(f"/v1/videos/{job}").json()["progress"]
+    return progress
+
+
+def test_an_orderly_end_gives_jobs_back(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder: Path = tmp_path_factory.mktemp("ended")
+    with serving(folder, generation=SLOW, drain_seconds=5) as running:
+        job = _create(running, 1)
+        wait_for(lambda: _progress(running, job) > 10, "no progress", 60)
+    with serving(folder, generation=SLOW) as running:
+        wait_for(lambda: _status(running, job) == "completed", "the job is not done", 60)
