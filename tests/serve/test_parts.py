@@ -1,0 +1,284 @@
+"""Parts of the service by themselves: the store, the batcher, what is fetched, the settings."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from aiohttp import web
+from ray.serve.schema import ServeDeploySchema
+
+from serve.application import build
+from serve.batching import Finished, Step, StepBatcher
+from serve.errors import ApiError
+from serve.fetching import Fetcher, is_public
+from serve.keys import add_key, read_keys
+from serve.settings import read_settings
+from serve.store import JobStore, new_id
+from tests.conftest import ROOT, free_port
+from videolavit.models.sampling import OnStep
+
+# ---- the store ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    return JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+
+
+def _add(store: JobStore, owner: str = "a", most: int = 100, own: int = 100) -> str | None:
+    job = store.add(owner, "generate", {"prompt": "x"}, most, own, new_id())
+    return None if job is None else job.id
+
+
+def test_a_job_is_claimed_once_and_the_oldest_first(store: JobStore) -> None:
+    made = [_add(store) for _ in range(20)]
+    claimed: list[str] = []
+
+    def claim() -> None:
+        while (job := store.claim(60)) is not None:
+            claimed.append(job.id)
+
+    threads = [threading.Thread(target=claim) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(claimed) == sorted(name for name in made if name)
+    first = _add(store)
+    _add(store)
+    job = store.claim(60)
+    assert job is not None
+    assert job.id == first
+
+
+def test_a_lost_lease_ends_nothing(store: JobStore) -> None:
+    _add(store)
+    first = store.claim(0.05)
+    assert first is not None
+    assert store.claim(60) is None
+    time.sleep(0.1)
+    second = store.claim(60)
+    assert second is not None
+    assert (second.id, second.attempts) == (first.id, 2)
+    assert not store.renew(first, 50, 60)
+    assert not store.complete(first, "mine", {}, 60)
+    assert not store.fail(first, "x", "y", 60)
+    assert store.complete(second, "other", {"visual": 3}, 60)
+    done = store.get("a", second.id)
+    assert done is not None
+    assert (done.status, done.result, done.progress) == ("completed", "other", 100)
+    assert not store.complete(second, "again", {}, 60)
+
+
+def test_a_released_job_counts_no_attempt(store: JobStore) -> None:
+    _add(store)
+    for _ in range(5):
+        job = store.claim(60)
+        assert job is not None
+        assert job.attempts == 1
+        assert store.release(job)
+
+
+def test_a_deleted_job_cannot_be_ended(store: JobStore) -> None:
+    made = _add(store)
+    assert made is not None
+    job = store.claim(60)
+    assert job is not None
+    assert store.remove("b", made) is None
+    assert store.remove("a", made) is not None
+    assert not store.complete(job, "r", {}, 60)
+    assert store.get("a", made) is None
+
+
+def test_jobs_are_limited_and_expire(store: JobStore) -> None:
+    assert _add(store, "a", 3, 2)
+    assert _add(store, "a", 3, 2)
+    assert _add(store, "a", 3, 2) is None
+    assert _add(store, "b", 3, 2)
+    assert _add(store, "b", 3, 2) is None
+    job = store.claim(60)
+    assert job is not None
+    store.complete(job, "r", {}, keep_seconds=-2)
+    assert store.expired() == [job.id]
+    assert store.counts() == {"queued": 2}
+
+
+# ---- the batcher ----------------------------------------------------------------------------------------------------
+
+
+class _Sampler:
+    """Counts to five; notes who was in the batch at each step."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.begin = threading.Event()
+
+    def __call__(self, orders: list[str], on_step: OnStep) -> Sequence[str]:
+        self.begin.wait(10)
+        rows = list(orders)
+        for step in range(5):
+            self.batches.append(list(rows))
+            time.sleep(0.02)
+            kept = on_step(step + 1, 5)
+            rows = rows if kept is None else [rows[row] for row in kept]
+        if "bad" in rows:
+            raise ValueError("a bad order")
+        return [row.upper() for row in rows]
+
+
+async def _last(batcher: StepBatcher[str, str], order: str) -> tuple[str, list[int]]:
+    steps: list[int] = []
+    async for event in batcher.run(order):
+        if isinstance(event, Step):
+            steps.append(event.done)
+        else:
+            assert isinstance(event, Finished)
+            return event.value, steps
+    raise AssertionError("no end")
+
+
+def test_orders_of_one_shape_are_sampled_together() -> None:
+    sampler = _Sampler()
+    sampler.begin.set()
+    batcher = StepBatcher[str, str](sampler, len, limit=3, wait=0.2)
+
+    async def run() -> list[tuple[str, list[int]]]:
+        return list(await asyncio.gather(*(_last(batcher, order) for order in ("ab", "cd", "xyz", "ef", "gh"))))
+
+    results = asyncio.run(run())
+    assert [value for value, _ in results] == ["AB", "CD", "XYZ", "EF", "GH"]
+    assert all(steps == [1, 2, 3, 4, 5] for _, steps in results)
+    assert [batch for number, batch in enumerate(sampler.batches) if number % 5 == 0] == [
+        ["ab", "cd", "ef"],
+        ["xyz"],
+        ["gh"],
+    ]
+
+
+def test_a_cancelled_order_leaves_at_the_next_step() -> None:
+    sampler = _Sampler()
+    sampler.begin.set()
+    batcher = StepBatcher[str, str](sampler, len, limit=3, wait=0.2)
+
+    async def run() -> tuple[str, list[int]]:
+        left = asyncio.create_task(_last(batcher, "ab"))
+        stays = asyncio.create_task(_last(batcher, "cd"))
+        while not sampler.batches:
+            await asyncio.sleep(0.005)
+        left.cancel()
+        return await stays
+
+    assert asyncio.run(run()) == ("CD", [1, 2, 3, 4, 5])
+    assert sampler.batches[0] == ["ab", "cd"]
+    assert sampler.batches[-1] == ["cd"]
+
+
+def test_a_batch_that_nobody_waits_for_stops_and_errors_reach_all() -> None:
+    sampler = _Sampler()
+    sampler.begin.set()
+    batcher = StepBatcher[str, str](sampler, len, limit=3, wait=0.05)
+
+    async def run() -> None:
+        alone = asyncio.create_task(_last(batcher, "a"))
+        while not sampler.batches:
+            await asyncio.sleep(0.005)
+        alone.cancel()
+        for order in ("bad", "ok!"):
+            with pytest.raises(ValueError, match="a bad order"):
+                await asyncio.gather(_last(batcher, "bad"), _last(batcher, order))
+        assert (await _last(batcher, "x"))[0] == "X"
+
+    asyncio.run(run())
+    assert len([batch for batch in sampler.batches if batch == ["a"]]) < 5
+
+
+# ---- what is fetched ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1", "::1", "fc00::1"])
+def test_private_addresses_are_not_public(address: str) -> None:
+    assert not is_public(address)
+    assert is_public("93.184.215.14")
+
+
+def test_only_allowed_hosts_at_public_addresses_are_asked() -> None:
+    async def run() -> None:
+        asked: list[str] = []
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            asked.append(request.path)
+            if request.path == "/moved":
+                raise web.HTTPFound("http://127.0.0.1/elsewhere")
+            return web.Response(body=b"x" * 5000, content_type="image/png")
+
+        application = web.Application()
+        application.router.add_get("/{path:.*}", answer)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        port = free_port()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        url = f"http://localhost:{port}"
+        try:
+            with pytest.raises(ApiError, match="does not fetch"):
+                await Fetcher([], 10_000).read(f"{url}/a", "p")
+            for host in ("localhost", "127.0.0.1"):
+                with pytest.raises(ApiError, match="not of the internet"):
+                    await Fetcher([host], 10_000).read(f"http://{host}:{port}/a", "p")
+            assert asked == []
+            open_to_tests = Fetcher(["localhost"], 10_000, allowed=lambda address: True)
+            assert await open_to_tests.read(f"{url}/a", "p") == (b"x" * 5000, "image/png")
+            with pytest.raises(ApiError, match="status 302"):
+                await open_to_tests.read(f"{url}/moved", "p")
+            with pytest.raises(ApiError, match="more than 4000"):
+                await Fetcher(["localhost"], 4000, allowed=lambda address: True).read(f"{url}/a", "p")
+            assert "/elsewhere" not in asked
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(run())
+
+
+# ---- settings and keys ----------------------------------------------------------------------------------------------
+
+
+def test_the_cluster_config_is_one_of_rays_own_schema_and_builds() -> None:
+    config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
+    schema = ServeDeploySchema.model_validate(config)
+    (application,) = schema.applications
+    assert application.import_path == "serve.application:build"
+    graph = build(config["applications"][0]["args"])
+    assert graph._bound_deployment.name == "Ingress"
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"modle": "tiny"}, "modle"),
+        ({"limits": {"in_flights": 3}}, "limits.in_flights"),
+        ({"limits": {"in_flight": 0}}, "in_flight must be above 0"),
+        ({"language_model": {"batch": "many"}}, "language_model.batch"),
+        ({"host": "0.0.0.0"}, "give API keys"),
+        ({"storage": "s3://bucket/x"}, "give a database"),
+    ],
+)
+def test_settings_that_are_none_are_refused(values: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        read_settings(values)
+
+
+def test_a_file_of_keys(tmp_path: Path) -> None:
+    file = str(tmp_path / "keys.json")
+    secret = add_key(file, "a")
+    assert secret not in Path(file).read_text()
+    assert Path(file).stat().st_mode & 0o077 == 0
+    with pytest.raises(ValueError, match="has a key a already"):
+        add_key(file, "a")
+    add_key(file, "b")
+    assert [key.name for key in read_keys(file)] == ["a", "b"]
+    Path(file).write_text('{"keys": [{"name": "a", "sha256": "abc"}]}')
+    with pytest.raises(ValueError, match="no file of keys"):
+        read_keys(file)
