@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo proof test lint types unit bench clean
+.PHONY: demo proof serve test lint types unit bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m jobs.demo
@@ -11,6 +11,12 @@ demo: $(VENV)/demo
 # Trains everything from nothing; an hour or more on two cores.
 proof: $(VENV)/installed
 	$(BIN)/python -m jobs.proof
+
+# Serves what the demo trained; `make serve MODEL=proof-output/model` another model.
+MODEL ?= demo-output/train-motion-tokenizer/model
+serve: $(VENV)/demo
+	test -d $(MODEL) || $(BIN)/python -m jobs.demo
+	$(BIN)/python -m jobs.serve --model $(MODEL) --name videolavit
 
 test: lint types unit
 
@@ -30,6 +36,7 @@ bench: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python -m benchmarks.generate
 	$(BIN)/python -m benchmarks.tokenize
 	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.serve
 
 $(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -49,4 +56,4 @@ $(VENV)/demo: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-output proof-output bench-output
+	rm -rf $(VENV) demo-output proof-output bench-output serve-data

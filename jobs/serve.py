@@ -9,6 +9,8 @@ import signal
 import socket
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +18,7 @@ from rich.markup import escape
 
 from videolavit.models.folder import ModelFolder
 from videolavit.models.network import ModelError
+from videolavit.records.storage import absolute_url
 
 from .common import JobParser, console, fail, pick, ray_runtime, user_errors
 
@@ -42,12 +45,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         if settings.keys is not None:
             read_keys(settings.keys)
         start = ModelFolder(settings.model)
+        settings = _located(settings)
         _check_port(settings.host, settings.port)
     if not start.is_trained:
         remark = f"[yellow]the weights of {escape(settings.model)} are untrained: what comes out means nothing[/]"
         console.print(remark, soft_wrap=True)
     with ray_runtime():
         _serve(settings)
+
+
+def _located(settings: Any) -> Any:
+    """The settings with whole paths: the service's processes may have another working directory."""
+    model = absolute_url(settings.model) if Path(settings.model).is_dir() else settings.model
+    keys = None if settings.keys is None else absolute_url(settings.keys)
+    return replace(settings, model=model, keys=keys, storage=absolute_url(settings.storage))
 
 
 def _check_port(host: str, port: int) -> None:

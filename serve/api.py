@@ -211,15 +211,12 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
 
         async def events() -> AsyncIterator[str]:
             async with place:
-                stream = service.stream(body, order)
                 try:
-                    async with deadline(seconds):
+                    async with deadline(seconds), contextlib.aclosing(service.stream(body, order)) as stream:
                         async for event in stream:
                             yield event
                 except ApiError as error:
                     yield f"data: {json.dumps(error.body)}\n\n"
-                finally:
-                    await stream.aclose()  # type: ignore[attr-defined]
 
         return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -80,7 +80,7 @@ class StepBatcher(Generic[Order, Result]):
         self._news = threading.Condition()
         threading.Thread(target=self._run, name="sampler", daemon=True).start()
 
-    async def run(self, order: Order) -> AsyncIterator[Step | Finished[Result]]:
+    async def run(self, order: Order) -> AsyncGenerator[Step | Finished[Result]]:
         """Yields the steps of a request, and at last its result. Raises what the work raised."""
         waiting = _Waiting(order, asyncio.get_running_loop())
         with self._news:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,7 +159,7 @@ class LanguageModel:
         if self._writer_model is not None:
             self._writing = Engine(self._writer_model, max(2, batch))
 
-    async def answer(self, order: AnswerOrder) -> AsyncIterator[Answer]:
+    async def answer(self, order: AnswerOrder) -> AsyncGenerator[Answer]:
         """Yields an answer's text as it is made, or in one piece. Raises PromptTooLong."""
         assert self._speaker is not None
         settings = order.settings
@@ -194,7 +195,7 @@ class LanguageModel:
         pending += stream.finish()
         yield Answer(pending, len(prompt), count, "length" if ended_by_length else "stop")
 
-    async def write(self, order: ScriptOrder) -> AsyncIterator[Step | Written]:
+    async def write(self, order: ScriptOrder) -> AsyncGenerator[Step | Written]:
         """Yields the ids written so far, and the codes of each clip as it is complete. Raises PromptTooLong."""
         assert self._writer_model is not None
         model, settings = self._model, order.settings
@@ -216,13 +217,14 @@ class LanguageModel:
             rows: dict[bool, list[int]] = {}
             for segment, is_motion in segments:
                 codes: list[int] = []
-                async for codes in self._segment(script, segment):
-                    yield Step(min(done + len(codes), total), total, 1, 0.0)
+                async with aclosing(self._segment(script, segment)) as growing:
+                    async for codes in growing:
+                        yield Step(min(done + len(codes), total), total, 1, 0.0)
                 rows[is_motion] = codes
                 done += len(codes)
             yield Written(rows.get(False), rows.get(True), sum(map(len, rows.values())))
 
-    async def _segment(self, script: Script, segment: Segment) -> AsyncIterator[list[int]]:
+    async def _segment(self, script: Script, segment: Segment) -> AsyncGenerator[list[int]]:
         """Writes a segment behind a script; yields its codes so far."""
         assert self._writer_model is not None
         script.ids.append(segment.start)
@@ -293,11 +295,12 @@ class KeyframeDetokenizer:
             self._paint, _paint_shape, settings.keyframe_detokenizer.batch, settings.batch_wait
         )
 
-    async def paint(self, order: PaintOrder) -> AsyncIterator[Step | Finished[Any]]:
+    async def paint(self, order: PaintOrder) -> AsyncGenerator[Step | Finished[Any]]:
         """Yields the steps, and at last a reference to the picture."""
         last = None if order.last is None else await order.last
-        async for event in self._batcher.run((order, last)):
-            yield Finished(ray.put(event.value)) if isinstance(event, Finished) else event
+        async with aclosing(self._batcher.run((order, last))) as events:
+            async for event in events:
+                yield Finished(ray.put(event.value)) if isinstance(event, Finished) else event
 
     def _paint(self, orders: list[tuple[PaintOrder, Picture | None]], on_step: OnStep) -> Sequence[Picture]:
         size, settings = orders[0][0].size, orders[0][0].settings
@@ -320,10 +323,11 @@ class VideoDetokenizer:
             self._animate, _animate_shape, settings.video_detokenizer.batch, settings.batch_wait
         )
 
-    async def animate(self, order: AnimateOrder) -> AsyncIterator[Step | Finished[Any]]:
+    async def animate(self, order: AnimateOrder) -> AsyncGenerator[Step | Finished[Any]]:
         """Yields the steps, and at last a reference to the frames."""
-        async for event in self._batcher.run((order, await order.keyframe)):
-            yield Finished(ray.put(event.value)) if isinstance(event, Finished) else event
+        async with aclosing(self._batcher.run((order, await order.keyframe))) as events:
+            async for event in events:
+                yield Finished(ray.put(event.value)) if isinstance(event, Finished) else event
 
     def _animate(self, orders: list[tuple[AnimateOrder, Picture]], on_step: OnStep) -> Sequence[Picture]:
         size, settings = orders[0][0].size, orders[0][0].settings

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -88,10 +89,11 @@ class Graph:
         sight: ray.ObjectRef[object] = await _call(self._visual_tokenizer.look, Upload(ray.put(data), kind))
         return sight
 
-    async def answer(self, order: AnswerOrder) -> AsyncIterator[Answer]:
+    async def answer(self, order: AnswerOrder) -> AsyncGenerator[Answer]:
         """Yields an answer's pieces."""
-        async for piece in _stream(self._language_model.answer, order):
-            yield piece
+        async with aclosing(_stream(self._language_model.answer, order)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def image(self, prompt: str, seed: int, size: tuple[int, int], settings: GenerateSettings) -> Picture:
         """A picture from a text."""
@@ -131,12 +133,13 @@ class Graph:
     async def _write(self, order: ScriptOrder, scripts: list[asyncio.Future[Written]], progress: _Progress) -> None:
         """Has all clips written; each is used as soon as it is there."""
         number = 0
-        async for event in _stream(self._language_model.write, order):
-            if isinstance(event, Written):
-                scripts[number].set_result(event)
-                number += 1
-            else:
-                progress.tokens(event.done / event.total)
+        async with aclosing(_stream(self._language_model.write, order)) as events:
+            async for event in events:
+                if isinstance(event, Written):
+                    scripts[number].set_result(event)
+                    number += 1
+                else:
+                    progress.tokens(event.done / event.total)
 
     async def reconstruct(
         self, data: bytes, seed: int, max_clips: int, settings: GenerateSettings, on_progress: OnProgress
@@ -182,11 +185,12 @@ class Graph:
         return frames
 
     async def _sampled(self, part: str, method: Any, order: object, on_share: OnProgress) -> Any:
-        async for event in _stream(method, order):
-            if isinstance(event, Finished):
-                return event.value
-            self.on_step(part, event)
-            on_share(event.done / event.total)
+        async with aclosing(_stream(method, order)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    return event.value
+                self.on_step(part, event)
+                on_share(event.done / event.total)
         raise RuntimeError(f"{part} ended without a result")
 
 
@@ -269,7 +273,7 @@ class _Progress:
         self._on_progress(done)
 
 
-async def _stream(method: Any, order: object) -> AsyncIterator[Any]:
+async def _stream(method: Any, order: object) -> AsyncGenerator[Any]:
     """What a deployment yields. Whoever stops listening, stops it.
 
     Everything follows from an order and its seed; so when a replica dies, another one does it again, and what was

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import io
 import logging
 import tempfile
 import time
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from videolavit.evaluation.motion import decomposed
-from videolavit.generation.output import origin, save_video
+from videolavit.generation.output import origin, png, save_video
 from videolavit.generation.prompts import Picture
 from videolavit.generation.writing import PromptTooLong
 from videolavit.media import MediaError, contact_sheet, draw_motion
@@ -172,8 +170,8 @@ class JobWorker:
             about = origin(job.request.get("prompt", ""), job.request["seed"], self._settings.model_name)
             save_video(made.frames, file, fps, about)
             self._folder.create(f"{name}/{VIDEO}", file)
-        self._folder.create_bytes(f"{name}/{THUMBNAIL}", _png(made.keyframes[0]))
-        self._folder.create_bytes(f"{name}/{SPRITES}", _png(sprites(made, fps)))
+        self._folder.create_bytes(f"{name}/{THUMBNAIL}", png(made.keyframes[0], {}))
+        self._folder.create_bytes(f"{name}/{SPRITES}", png(sprites(made, fps), {}))
 
     async def _sweep(self) -> None:
         """Removes the files of jobs that are gone."""
@@ -218,12 +216,6 @@ def sprites(made: Made, fps: int) -> Picture:
         for clip in decomposed(made.frames, fps)
     ]
     return contact_sheet(cells)
-
-
-def _png(picture: Picture) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return file.getvalue()
 
 
 def _size(text: str) -> tuple[int, int]:

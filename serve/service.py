@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
-from PIL import Image as Pillow
-
 from videolavit.generation.describe import DescribeSettings
-from videolavit.generation.output import origin
-from videolavit.generation.prompts import Picture
+from videolavit.generation.output import origin, png
 from videolavit.models.folder import ModelFolder
 from videolavit.records.storage import Folder, StorageSettings
 
@@ -122,8 +120,9 @@ class Service:
     async def answer(self, request: ChatRequest, order: AnswerOrder) -> ChatResponse:
         """A whole answer."""
         text, last = "", None
-        async for piece in self.graph.answer(order):
-            text, last = text + piece.text, piece
+        async with aclosing(self.graph.answer(order)) as pieces:
+            async for piece in pieces:
+                text, last = text + piece.text, piece
         assert last is not None
         choice = Choice(message=AnswerMessage(content=text.strip()), finish_reason=last.finished or "stop")
         return ChatResponse(
@@ -134,23 +133,24 @@ class Service:
             usage=self._usage(last),
         )
 
-    async def stream(self, request: ChatRequest, order: AnswerOrder) -> AsyncIterator[str]:
+    async def stream(self, request: ChatRequest, order: AnswerOrder) -> AsyncGenerator[str]:
         """An answer as server-sent events; what goes wrong on the way is the last of them."""
         name, created, started = f"chatcmpl-{random.getrandbits(96):024x}", now(), time.monotonic()
 
         def event(**choice: Any) -> str:
             return f"data: {json.dumps(chunk(name, request.model, created, **choice))}\n\n"
 
-        first, last = True, None
+        first, last = True, None  # spaces in front of the text are left out
         try:
-            async for piece in self.graph.answer(order):
-                if first:
-                    self.metrics.first_text.observe(time.monotonic() - started)
-                    yield event(delta={"role": "assistant", "content": ""})
-                text = piece.text.lstrip() if first else piece.text
-                first, last = first and not text, piece
-                if text:
-                    yield event(delta={"content": text})
+            async with aclosing(self.graph.answer(order)) as pieces:
+                async for piece in pieces:
+                    if last is None:
+                        self.metrics.first_text.observe(time.monotonic() - started)
+                        yield event(delta={"role": "assistant", "content": ""})
+                    text = piece.text.lstrip() if first else piece.text
+                    first, last = first and not text, piece
+                    if text:
+                        yield event(delta={"content": text})
             assert last is not None
             yield event(delta={}, finish_reason=last.finished)
             usage = self._usage(last)
@@ -183,7 +183,8 @@ class Service:
                 for number in range(count)
             ]
         about = [origin(request.prompt, seed + number, self.settings.model_name) for number in range(count)]
-        texts = [await asyncio.to_thread(_png, one.result(), told) for one, told in zip(made, about, strict=True)]
+        pngs = [await asyncio.to_thread(png, one.result(), told) for one, told in zip(made, about, strict=True)]
+        texts = [base64.b64encode(one).decode() for one in pngs]
         if request.response_format == "url":
             return ImageResponse(created=now(), data=[Image(url=f"data:image/png;base64,{text}") for text in texts])
         return ImageResponse(created=now(), data=[Image(b64_json=text) for text in texts])
@@ -303,19 +304,7 @@ def _seed(asked: int | None) -> int:
     return random.getrandbits(31) if asked is None else asked
 
 
-def _png(picture: Picture, about: dict[str, str]) -> str:
-    from PIL.PngImagePlugin import PngInfo
-
-    texts, file = PngInfo(), io.BytesIO()
-    for name, value in about.items():
-        texts.add_itxt(name, value)
-    Pillow.fromarray(picture).save(file, "PNG", pnginfo=texts)
-    return base64.b64encode(file.getvalue()).decode()
-
-
 def _sqlite(folder: Folder) -> str:
-    from pathlib import Path
-
     path = Path(folder.path)
     path.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{path / 'jobs.sqlite'}"

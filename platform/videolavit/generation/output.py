@@ -1,6 +1,7 @@
 """What is made as files: pictures and videos that say where they come from."""
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -40,10 +41,16 @@ def save_video(frames: Picture, path: Path, fps: int, metadata: Mapping[str, str
 def save_picture(picture: Picture, path: Path, metadata: Mapping[str, str]) -> None:
     """Writes uint8 [height, width, 3] as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    texts = PngInfo()
+    path.write_bytes(png(picture, metadata))
+
+
+def png(picture: Picture, metadata: Mapping[str, str]) -> bytes:
+    """A PNG file of uint8 [height, width, 3]."""
+    texts, file = PngInfo(), io.BytesIO()
     for name, value in metadata.items():
         texts.add_itxt(name, value)
-    Image.fromarray(picture).save(path, "PNG", pnginfo=texts)
+    Image.fromarray(picture).save(file, "PNG", pnginfo=texts)
+    return file.getvalue()
 
 
 def side_by_side(left: Picture, right: Picture) -> Picture:

@@ -1,0 +1,244 @@
+"""The service against the same models in one process; see README.md beside this file.
+
+python -m benchmarks.serve [--model tiny] [--rounds 3] [--output bench-output]
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import openai
+import requests
+import torch
+
+from videolavit.generation.continuous import Engine, Passage
+from videolavit.generation.decoding import GREEDY
+from videolavit.generation.describe import DescribeSettings, answer_policy, prompt_of
+from videolavit.generation.generate import generate_videos
+from videolavit.generation.prompts import Prompt
+from videolavit.generation.runtime import Runtime
+from videolavit.generation.settings import GenerateSettings
+from videolavit.models.folder import ModelFolder
+from videolavit.models.language_model import VisualPrompts
+
+from .decompose import machine
+from .shared import console, result_table
+
+CHATS, VIDEOS, TOKENS = 16, 8, 128
+QUESTION = "What happens in a video where a ball rolls to the left?"
+SETTINGS = GenerateSettings(keyframe_steps=25, video_steps=12, visual_guidance=2.0, motion_guidance=2.0)
+GOALS = {
+    "chat_share": 0.95,
+    "video_share": 0.95,
+    "first_text_seconds": 0.15,
+    "chats_together": 4.0,
+    "videos_together": 1.5,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, and writes the numbers to a JSON file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__)
+    parser.add_argument("--model", default="tiny", help="model folder or preset")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn, of which the median counts")
+    parser.add_argument("--output", type=Path, default=Path("bench-output"))
+    options = parser.parse_args(argv)
+    options.output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # as each part of the service has
+    with _serving(options.model) as url:
+        result = measure(options.model, url, options.rounds)
+    _show(result)
+    told = {"machine": machine(), "model": options.model, "rounds": options.rounds} | result
+    file = options.output / f"serve-{time.strftime('%Y%m%dT%H%M%S')}.json"
+    file.write_text(json.dumps(told, indent=1) + "\n")
+    console.print(f"numbers: {file}")
+
+
+def measure(model: str, url: str, rounds: int) -> dict[str, Any]:
+    """Rates and latencies of both sides, in turn."""
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=600)
+    name = client.models.list().data[0].id
+    inside = _Inside(ModelFolder(model))
+    seconds: dict[str, list[float]] = {}
+    latencies: dict[str, list[float]] = {"chat": [], "video": []}
+    firsts: dict[str, list[float]] = {"serve": [], "inside": []}
+
+    def timed(side: str, work: Callable[[], object]) -> None:
+        began = time.monotonic()
+        work()
+        seconds.setdefault(side, []).append(time.monotonic() - began)
+
+    _chat(client, name, 0), _video(client, 0), inside.chats(1), inside.videos(1)  # nothing is timed the first time
+    for _ in range(rounds):
+        timed("chats, service", lambda: latencies["chat"].extend(_together(CHATS, lambda n: _chat(client, name, n))))
+        timed("chats, inside", lambda: inside.chats(CHATS))
+        timed("chats one by one", lambda: [_chat(client, name, n) for n in range(CHATS)])
+        timed("videos, service", lambda: latencies["video"].extend(_together(VIDEOS, lambda n: _video(client, n))))
+        timed("videos, inside", lambda: inside.videos(VIDEOS))
+        timed("videos one by one", lambda: [_video(client, n) for n in range(VIDEOS)])
+        firsts["serve"] += [_first_text(client, name) for _ in range(10)]
+        firsts["inside"] += [inside.first_token() for _ in range(10)]
+    middle = {side: median(values) for side, values in seconds.items()}
+    return {
+        "seconds": seconds,
+        "percentiles": {kind: _percentiles(values) for kind, values in latencies.items()},
+        "reached": {
+            "chat_share": middle["chats, inside"] / middle["chats, service"],
+            "video_share": middle["videos, inside"] / middle["videos, service"],
+            "first_text_seconds": median(firsts["serve"]) - median(firsts["inside"]),
+            "chats_together": middle["chats one by one"] / middle["chats, service"],
+            "videos_together": middle["videos one by one"] / middle["videos, service"],
+        },
+    }
+
+
+class _Inside:
+    """The same models, called directly."""
+
+    def __init__(self, model: ModelFolder) -> None:
+        self._runtime = Runtime(model)
+        self._speaker = VisualPrompts(model.load("understanding/language_model"), model.vocabulary)
+        self._text = model.text_tokenizer("understanding/language_model")
+        self._engine = Engine(self._speaker.language_model, 32)
+
+    def chats(self, count: int) -> None:
+        """So many answers at once."""
+        ends = [self._ask(TOKENS, lambda token: None) for _ in range(count)]
+        for end in ends:
+            end.wait()
+
+    def first_token(self) -> float:
+        """Seconds to the first id."""
+        first = threading.Event()
+        began = time.monotonic()
+        end = self._ask(8, lambda token: first.set())
+        first.wait()
+        taken = time.monotonic() - began
+        end.wait()
+        return taken
+
+    def _ask(self, tokens: int, on_token: Callable[[int], None]) -> threading.Event:
+        settings = DescribeSettings(min_tokens=tokens, max_tokens=tokens)
+        prompt = prompt_of(self._speaker, self._text, (), QUESTION, None, tokens)
+        end = threading.Event()
+        policy, draws = answer_policy(self._speaker, settings), torch.Generator()
+        self._engine.submit(Passage(prompt, policy, GREEDY, draws, None, on_token, lambda error: end.set()))
+        return end
+
+    def videos(self, count: int) -> None:
+        """So many videos in a batch."""
+        generate_videos(self._runtime, [Prompt((_prompt(n),), n) for n in range(count)], 1, SETTINGS)
+
+
+def _prompt(number: int) -> str:
+    return f"a ball rolls to the left, number {number}"
+
+
+def _together(count: int, work: Callable[[int], float]) -> list[float]:
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, range(count)))
+
+
+def _chat(client: openai.OpenAI, name: str, number: int) -> float:
+    began = time.monotonic()
+    messages: Any = [{"role": "user", "content": QUESTION}]
+    told = client.chat.completions.create(model=name, messages=messages, max_tokens=TOKENS, temperature=0)
+    assert told.usage is not None
+    return time.monotonic() - began
+
+
+def _first_text(client: openai.OpenAI, name: str) -> float:
+    """Seconds to the first event with an answer, of a stream that is then left."""
+    messages: Any = [{"role": "user", "content": QUESTION}]
+    began = time.monotonic()
+    with client.chat.completions.create(model=name, messages=messages, max_tokens=TOKENS, stream=True) as stream:
+        for _ in stream:
+            return time.monotonic() - began
+    raise RuntimeError("the stream is empty")
+
+
+def _video(client: openai.OpenAI, number: int) -> float:
+    began = time.monotonic()
+    job = client.videos.create_and_poll(
+        prompt=_prompt(number), seconds="4", extra_body={"seed": number}, poll_interval_ms=50
+    )
+    if job.status != "completed":
+        raise RuntimeError(f"a video failed: {job.error}")
+    return time.monotonic() - began
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    return {f"p{share}": float(np.percentile(values, share)) for share in (50, 95, 99)}
+
+
+@contextlib.contextmanager
+def _serving(model: str) -> Iterator[str]:
+    """The service, as a user starts it."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        generation = {name: value for name, value in asdict(SETTINGS).items() if value is not None}
+        config = {"model": model, "port": port, "storage": folder, "generation": generation}
+        file = Path(folder) / "config.yaml"
+        file.write_text(json.dumps(config))
+        command = [sys.executable, "-m", "jobs.serve", "--config", str(file)]
+        # Ray's workers step back for other processes, which on a busy machine would be all that is measured
+        process = subprocess.Popen(command, env=os.environ | {"RAY_worker_niceness": "0"})
+        url = f"http://127.0.0.1:{port}"
+        try:
+            _wait_until_ready(url, process)
+            yield url
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(120)
+
+
+def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
+    for _ in range(240):
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(f"{url}/readyz", timeout=5).ok:
+                return
+        if process.poll() is not None:
+            raise RuntimeError("the service did not start")
+        time.sleep(0.5)
+    raise RuntimeError("the service is not ready after two minutes")
+
+
+def _show(result: dict[str, Any]) -> None:
+    names = {
+        "chat_share": f"{CHATS} chats of {TOKENS} tokens: throughput against in-process",
+        "video_share": f"{VIDEOS} videos: throughput against in-process",
+        "first_text_seconds": "first text: seconds beyond in-process",
+        "chats_together": f"{CHATS} chats at once against one by one",
+        "videos_together": f"{VIDEOS} videos at once against one by one",
+    }
+    table = result_table("the service", "measured", "goal", "")
+    for name, value in result["reached"].items():
+        goal = GOALS[name]
+        met = value <= goal if name == "first_text_seconds" else value >= goal
+        table.add_row(names[name], f"{value:.3g}", f"{goal:g}", "met" if met else "missed")
+    for kind, found in result["percentiles"].items():
+        table.add_row(
+            f"{kind}, seconds, p50 / p95 / p99", " / ".join(f"{value:.2f}" for value in found.values()), "", ""
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
