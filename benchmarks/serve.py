@@ -5,6 +5,7 @@ python -m benchmarks.serve [--model tiny] [--rounds 3] [--output bench-output]
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import signal
@@ -25,11 +26,13 @@ import numpy as np
 import openai
 import requests
 import torch
+from openai.types.chat import ChatCompletion
+from PIL import Image
 
 from videolavit.generation.continuous import Engine, Passage
 from videolavit.generation.decoding import GREEDY
-from videolavit.generation.describe import DescribeSettings, answer_policy, prompt_of
-from videolavit.generation.generate import generate_videos
+from videolavit.generation.describe import DescribeSettings, TextStream, answer_policy, prompt_of
+from videolavit.generation.generate import Video, generate_videos
 from videolavit.generation.prompts import Prompt
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings
@@ -37,6 +40,7 @@ from videolavit.models.folder import ModelFolder
 from videolavit.models.language_model import VisualPrompts
 
 from .decompose import machine
+from .generate import LEVELS
 from .shared import console, result_table
 
 CHATS, VIDEOS, TOKENS = 16, 8, 128
@@ -83,11 +87,11 @@ def measure(model: str, url: str, rounds: int) -> dict[str, Any]:
         work()
         seconds.setdefault(side, []).append(time.monotonic() - began)
 
-    _chat(client, name, 0), _video(client, 0), inside.chats(1), inside.videos(1)  # nothing is timed the first time
+    _compare(client, name, inside)  # and nothing is timed the first time
     for _ in range(rounds):
-        timed("chats, service", lambda: latencies["chat"].extend(_together(CHATS, lambda n: _chat(client, name, n))))
+        timed("chats, service", lambda: latencies["chat"].extend(_together(CHATS, lambda n: _chat(client, name))))
         timed("chats, inside", lambda: inside.chats(CHATS))
-        timed("chats one by one", lambda: [_chat(client, name, n) for n in range(CHATS)])
+        timed("chats one by one", lambda: [_chat(client, name) for _ in range(CHATS)])
         timed("videos, service", lambda: latencies["video"].extend(_together(VIDEOS, lambda n: _video(client, n))))
         timed("videos, inside", lambda: inside.videos(VIDEOS))
         timed("videos one by one", lambda: [_video(client, n) for n in range(VIDEOS)])
@@ -140,9 +144,28 @@ class _Inside:
         self._engine.submit(Passage(prompt, policy, GREEDY, draws, None, on_token, lambda error: end.set()))
         return end
 
-    def videos(self, count: int) -> None:
+    def videos(self, count: int) -> list[Video]:
         """So many videos in a batch."""
-        generate_videos(self._runtime, [Prompt((_prompt(n),), n) for n in range(count)], 1, SETTINGS)
+        return generate_videos(self._runtime, [Prompt((_prompt(n),), n) for n in range(count)], 1, SETTINGS)
+
+    def text(self) -> str:
+        """An answer."""
+        ids: list[int] = []
+        self._ask(TOKENS, ids.append).wait()
+        stream = TextStream(self._text)
+        return ("".join(map(stream.push, ids)) + stream.finish()).strip()
+
+
+def _compare(client: openai.OpenAI, name: str, inside: _Inside) -> None:
+    """Raises AssertionError if the two sides differ: then the times compare nothing."""
+    if _ask(client, name).choices[0].message.content != inside.text():
+        raise AssertionError("the two sides answer differently")
+    (video,) = inside.videos(1)
+    thumbnail = client.videos.download_content(_finished(client, 0), variant="thumbnail").read()
+    keyframe = np.asarray(Image.open(io.BytesIO(thumbnail))).astype(int)
+    difference = int(np.abs(keyframe - video.keyframes[0]).max())
+    if difference > LEVELS:
+        raise AssertionError(f"keyframes of the two sides differ by {difference} levels")
 
 
 def _prompt(number: int) -> str:
@@ -154,12 +177,20 @@ def _together(count: int, work: Callable[[int], float]) -> list[float]:
         return list(pool.map(work, range(count)))
 
 
-def _chat(client: openai.OpenAI, name: str, number: int) -> float:
+def _chat(client: openai.OpenAI, name: str) -> float:
     began = time.monotonic()
-    messages: Any = [{"role": "user", "content": QUESTION}]
-    told = client.chat.completions.create(model=name, messages=messages, max_tokens=TOKENS, temperature=0)
-    assert told.usage is not None
+    told = _ask(client, name)
+    if told.usage is None or told.usage.completion_tokens != TOKENS:
+        raise AssertionError(f"an answer has not {TOKENS} tokens: the two sides do not the same")
     return time.monotonic() - began
+
+
+def _ask(client: openai.OpenAI, name: str) -> ChatCompletion:
+    messages: Any = [{"role": "user", "content": QUESTION}]
+    answer: ChatCompletion = client.chat.completions.create(
+        model=name, messages=messages, max_tokens=TOKENS, temperature=0
+    )
+    return answer
 
 
 def _first_text(client: openai.OpenAI, name: str) -> float:
@@ -174,12 +205,18 @@ def _first_text(client: openai.OpenAI, name: str) -> float:
 
 def _video(client: openai.OpenAI, number: int) -> float:
     began = time.monotonic()
+    _finished(client, number)
+    return time.monotonic() - began
+
+
+def _finished(client: openai.OpenAI, number: int) -> str:
+    """Id of a video that was made."""
     job = client.videos.create_and_poll(
         prompt=_prompt(number), seconds="4", extra_body={"seed": number}, poll_interval_ms=50
     )
     if job.status != "completed":
         raise RuntimeError(f"a video failed: {job.error}")
-    return time.monotonic() - began
+    return job.id
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:

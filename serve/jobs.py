@@ -210,9 +210,9 @@ class JobWorker:
 
 
 def sprites(made: Made, fps: int) -> Picture:
-    """The keyframe of each clip with its motion as arrows: what the video is made of."""
+    """The keyframe of each clip with the motion of its first second as arrows: what the video is made of."""
     cells = [
-        (draw_motion(clip.keyframe, clip.motion.sum(axis=0, dtype=np.int16)), f"{clip.seconds:.1f} s")
+        (draw_motion(clip.keyframe, clip.motion[:fps].sum(axis=0, dtype=np.int16)), f"{clip.seconds:.1f} s")
         for clip in decomposed(made.frames, fps)
     ]
     return contact_sheet(cells)
