@@ -20,7 +20,7 @@ from ray.serve.schema import DeploymentStatus
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from .content import file_response
+from .content import file_response, page_policy
 from .errors import ApiError, bad_request
 from .failures import explained, of_details, validation
 from .jobs import SPRITES, THUMBNAIL, VIDEO
@@ -46,10 +46,6 @@ POLL_MS = "500"
 """What clients are told to wait between two looks at a job."""
 
 FILES = {"video": (VIDEO, "video/mp4"), "thumbnail": (THUMBNAIL, "image/png"), "spritesheet": (SPRITES, "image/png")}
-PLAYGROUND_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
-    "img-src 'self' data: blob:; media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": why}
@@ -141,11 +137,12 @@ def _seconds(service: Service, request: Request) -> float:
 
 def _add_service_routes(app: FastAPI, service: Service) -> None:
     page = files("serve").joinpath("playground.html").read_text()
+    policy = page_policy(page)
     owner = _entrance(service)
 
     @app.get("/", include_in_schema=False)
     async def playground() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": PLAYGROUND_POLICY})
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
     @app.get("/healthz")
     async def healthz() -> Health:

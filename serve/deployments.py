@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import ray
 import torch
 
 from videolavit.generation.continuous import Engine, Passage
@@ -41,6 +41,8 @@ from .orders import (
 )
 from .settings import ServeSettings
 
+T = TypeVar("T")
+
 CHILDREN = 2
 """Uploads that are decoded at once."""
 
@@ -59,27 +61,27 @@ class VisualTokenizer:
             for part in ("visual_tokenizer", "motion_tokenizer")
             if model.has(f"understanding/{part}")
         ]
-        self._in_use = asyncio.Lock()
-        self._decoders: queue.SimpleQueue[tuple[IsolatedFunction, IsolatedFunction]] = queue.SimpleQueue()
+        # a request that is given up does not stop its thread: what it uses is free when the thread is done
+        self._networks, self._decoding = ThreadPoolExecutor(1), ThreadPoolExecutor(CHILDREN)
+        self._decoders: queue.SimpleQueue[dict[str, IsolatedFunction]] = queue.SimpleQueue()
         for _ in range(CHILDREN):
-            functions = (IsolatedFunction(f"serve.intake:{name}") for name in ("read_image", "read_clips"))
-            self._decoders.put(tuple(functions))  # type: ignore[arg-type]
-        self._free = asyncio.Semaphore(CHILDREN)
+            names = ("read_image", "read_clips")
+            self._decoders.put({name: IsolatedFunction(f"serve.intake:{name}") for name in names})
 
-    async def look(self, upload: Upload) -> ray.ObjectRef[Sight]:
+    async def look(self, upload: Upload) -> Sight:
         """What a question can be about. Raises MediaError."""
         about: Picture | list[Clip]
         about = await self._picture(upload) if upload.kind == "image" else await self._clips(upload, "eval", None)
         visual, motion = self._eyes
-        async with self._in_use:
-            sight = await asyncio.to_thread(see, visual, motion, about)
-        return ray.put(sight)
+        sight = await self._run(self._networks, see, visual, motion, about)
+        assert sight is not None
+        return sight
 
     async def encode_picture(self, upload: Upload) -> EncodedPicture:
         """A picture for a prompt. Raises MediaError."""
         picture = await self._picture(upload)
         (codes,) = await self._encode([picture])
-        return EncodedPicture(ray.put(picture), codes)
+        return EncodedPicture(picture, codes)
 
     async def encode_video(self, upload: Upload, max_clips: int) -> list[EncodedClip]:
         """The codes of a video's clips. Raises MediaError."""
@@ -92,8 +94,7 @@ class VisualTokenizer:
         ]
 
     async def _encode(self, pictures: Sequence[Picture]) -> list[list[int]]:
-        async with self._in_use:
-            return await asyncio.to_thread(encode_pictures, pictures, self._runtime.loaded("visual_tokenizer"))
+        return await self._run(self._networks, encode_pictures, pictures, self._runtime.loaded("visual_tokenizer"))
 
     async def _encode_motion(self, clips: Sequence[Clip]) -> list[list[int]]:
         tokenizer = self._runtime.loaded("motion_tokenizer")
@@ -104,34 +105,40 @@ class VisualTokenizer:
             codes: list[list[int]] = tokenizer.encode(features.to(self._runtime.device, self._runtime.dtype)).tolist()
             return codes
 
-        async with self._in_use:
-            return await asyncio.to_thread(encode)
+        return await self._run(self._networks, encode)
 
     async def _picture(self, upload: Upload) -> Picture:
-        picture: Picture = await self._decode(0, await upload.data, self._limits.input_pixels)
+        picture: Picture = await self._decode("read_image", await upload.data, self._limits.input_pixels)
         return picture
 
     async def _clips(self, upload: Upload, policy: str, max_clips: int | None) -> list[Clip]:
         limits = self._limits
         clips: list[Clip] = await self._decode(
-            1, await upload.data, policy, max_clips, limits.input_seconds, limits.input_pixels
+            "read_clips", await upload.data, policy, max_clips, limits.input_seconds, limits.input_pixels
         )
         if not clips:
             raise MediaError("the video has no clip")
         return clips
 
-    async def _decode(self, which: int, *arguments: Any) -> Any:
-        async with self._free:
+    async def _decode(self, function: str, *arguments: Any) -> Any:
+        limit = self._limits.decode_seconds
+
+        def call() -> Any:
             functions = self._decoders.get()
             try:
-                call = functions[which]
-                return await asyncio.to_thread(call, *arguments, time_limit=self._limits.decode_seconds)
-            except TimeLimitExceeded:
-                raise MediaError(f"its decoding took longer than {self._limits.decode_seconds:g} s") from None
-            except ProcessDied as error:
-                raise MediaError(f"it cannot be decoded: {error}") from None
+                return functions[function](*arguments, time_limit=limit)
             finally:
                 self._decoders.put(functions)
+
+        try:
+            return await self._run(self._decoding, call)
+        except TimeLimitExceeded:
+            raise MediaError(f"its decoding took longer than {limit:g} s") from None
+        except ProcessDied as error:
+            raise MediaError(f"it cannot be decoded: {error}") from None
+
+    async def _run(self, threads: ThreadPoolExecutor, call: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
 
 
 @dataclass(frozen=True)
@@ -295,12 +302,12 @@ class KeyframeDetokenizer:
             self._paint, _paint_shape, settings.keyframe_detokenizer.batch, settings.batch_wait
         )
 
-    async def paint(self, order: PaintOrder) -> AsyncGenerator[Step | Finished[Any]]:
-        """Yields the steps, and at last a reference to the picture."""
+    async def paint(self, order: PaintOrder) -> AsyncGenerator[Step | Finished[Picture]]:
+        """Yields the steps, and at last the picture."""
         last = None if order.last is None else await order.last
         async with aclosing(self._batcher.run((order, last))) as events:
             async for event in events:
-                yield Finished(ray.put(event.value)) if isinstance(event, Finished) else event
+                yield event
 
     def _paint(self, orders: list[tuple[PaintOrder, Picture | None]], on_step: OnStep) -> Sequence[Picture]:
         size, settings = orders[0][0].size, orders[0][0].settings
@@ -323,11 +330,11 @@ class VideoDetokenizer:
             self._animate, _animate_shape, settings.video_detokenizer.batch, settings.batch_wait
         )
 
-    async def animate(self, order: AnimateOrder) -> AsyncGenerator[Step | Finished[Any]]:
-        """Yields the steps, and at last a reference to the frames."""
+    async def animate(self, order: AnimateOrder) -> AsyncGenerator[Step | Finished[Picture]]:
+        """Yields the steps, and at last the frames."""
         async with aclosing(self._batcher.run((order, await order.keyframe))) as events:
             async for event in events:
-                yield Finished(ray.put(event.value)) if isinstance(event, Finished) else event
+                yield event
 
     def _animate(self, orders: list[tuple[AnimateOrder, Picture]], on_step: OnStep) -> Sequence[Picture]:
         size, settings = orders[0][0].size, orders[0][0].settings

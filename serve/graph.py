@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -86,12 +87,11 @@ class Graph:
 
     async def look(self, data: bytes, kind: Literal["image", "video"]) -> ray.ObjectRef[object]:
         """What a question can be about. Raises MediaError."""
-        sight: ray.ObjectRef[object] = await _call(self._visual_tokenizer.look, Upload(ray.put(data), kind))
-        return sight
+        return ray.put(await _call(self._visual_tokenizer.look, Upload(ray.put(data), kind)))
 
     async def answer(self, order: AnswerOrder) -> AsyncGenerator[Answer]:
         """Yields an answer's pieces."""
-        async with aclosing(_stream(self._language_model.answer, order)) as pieces:
+        async with aclosing(_stream(self._language_model.answer, order, not order.in_pieces)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -101,9 +101,7 @@ class Graph:
         written = [event async for event in _stream(self._language_model.write, order) if isinstance(event, Written)]
         codes = written[0].visual
         assert codes is not None
-        painted = await self._paint(PaintOrder(codes, seed, 0, None, size, settings), lambda share: None)
-        picture: Picture = await painted
-        return picture
+        return await self.paint(PaintOrder(codes, seed, 0, None, size, settings), lambda share: None)
 
     async def video(
         self,
@@ -151,17 +149,24 @@ class Graph:
         progress.tokens(1.0)
         size = self.like(encoded[0].height, encoded[0].width)
         settings = replace(settings, constraint="none")  # each keyframe has its own codes to follow
+
+        def painting(number: int) -> asyncio.Task[Picture]:
+            order = PaintOrder(encoded[number].visual, seed, number, None, self.keyframe_size, settings)
+            return asyncio.create_task(self.paint(order, partial(progress.keyframe, number)))
+
         keyframes: list[Picture] = []
         frames: list[Picture] = []
-        for number, clip in enumerate(encoded):
-            order = PaintOrder(clip.visual, seed, number, None, self.keyframe_size, settings)
-            keyframe = await self._paint(order, lambda share, n=number: progress.keyframe(n, share))  # type: ignore[misc]
-            video = await self._animate(
-                AnimateOrder(keyframe, clip.motion, seed, number, size, settings),
-                lambda share, n=number: progress.frames(n, share),  # type: ignore[misc]
-            )
-            keyframes.append(await keyframe)
-            frames.append(video[: clip.num_frames])
+        ahead = painting(0)
+        try:
+            for number, clip in enumerate(encoded):
+                keyframes.append(await ahead)
+                if number + 1 < len(encoded):
+                    ahead = painting(number + 1)
+                order = AnimateOrder(ray.put(keyframes[-1]), clip.motion, seed, number, size, settings)
+                video = await self.animate(order, partial(progress.frames, number))
+                frames.append(video[: clip.num_frames])
+        finally:
+            ahead.cancel()
         tokens = {
             "visual": sum(len(clip.visual) for clip in encoded),
             "motion": sum(len(clip.motion) for clip in encoded),
@@ -175,13 +180,16 @@ class Graph:
         high, wide = (max(round(side * scale / multiple), 1) * multiple for side in (height, width))
         return high, wide
 
-    async def _paint(self, order: PaintOrder, on_share: OnProgress) -> ray.ObjectRef[Picture]:
-        return await self._sampled("keyframe_detokenizer", self._keyframe_detokenizer.paint, order, on_share)
-
-    async def _animate(self, order: AnimateOrder, on_share: OnProgress) -> Picture:
-        frames: Picture = await (
-            await self._sampled("video_detokenizer", self._video_detokenizer.animate, order, on_share)
+    async def paint(self, order: PaintOrder, on_share: OnProgress) -> Picture:
+        """A keyframe."""
+        picture: Picture = await self._sampled(
+            "keyframe_detokenizer", self._keyframe_detokenizer.paint, order, on_share
         )
+        return picture
+
+    async def animate(self, order: AnimateOrder, on_share: OnProgress) -> Picture:
+        """Frames of a clip."""
+        frames: Picture = await self._sampled("video_detokenizer", self._video_detokenizer.animate, order, on_share)
         return frames
 
     async def _sampled(self, part: str, method: Any, order: object, on_share: OnProgress) -> Any:
@@ -219,9 +227,9 @@ class _Making:
                 keyframe = await ahead[clip]
                 motion = (await script).motion
                 assert motion is not None
-                order = AnimateOrder(keyframe, motion, self.seed, clip, self.size, self.settings)
-                video = await self.graph._animate(order, lambda share, n=clip: self.progress.frames(n, share))  # type: ignore[misc]
-                keyframes.append(await keyframe)
+                order = AnimateOrder(ray.put(keyframe), motion, self.seed, clip, self.size, self.settings)
+                video = await self.graph.animate(order, partial(self.progress.frames, clip))
+                keyframes.append(keyframe)
                 frames.append(video if clip == 0 else video[1:])
                 if not alone and clip + 1 < len(self.scripts):
                     ahead.append(asyncio.ensure_future(self._keyframe(clip + 1, video[-1])))
@@ -235,7 +243,7 @@ class _Making:
         }
         return Made(np.concatenate(frames), keyframes, tokens)
 
-    async def _keyframe(self, clip: int, last: Picture | None) -> ray.ObjectRef[Any]:
+    async def _keyframe(self, clip: int, last: Picture | None) -> Picture:
         """The given picture for the first clip, or one painted from the script."""
         if clip == 0 and self.given is not None:
             self.progress.keyframe(0, 1.0)
@@ -244,7 +252,7 @@ class _Making:
         assert codes is not None
         before = None if last is None else ray.put(last)
         order = PaintOrder(codes, self.seed, clip, before, self.graph.keyframe_size, self.settings)
-        return await self.graph._paint(order, lambda share: self.progress.keyframe(clip, share))
+        return await self.graph.paint(order, partial(self.progress.keyframe, clip))
 
 
 class _Progress:
@@ -273,31 +281,35 @@ class _Progress:
         self._on_progress(done)
 
 
-async def _stream(method: Any, order: object) -> AsyncGenerator[Any]:
+async def _stream(method: Any, order: object, repeatable: bool = True) -> AsyncGenerator[Any]:
     """What a deployment yields. Whoever stops listening, stops it.
 
-    Everything follows from an order and its seed; so when a replica dies, another one does it again, and what was
-    yielded before is left out.
+    Everything follows from an order and its seed; so when a replica dies, another one does it again. Its steps are told
+    again, and results that were yielded before are left out.
+
+    Args:
+        repeatable: False for results in pieces, which may be cut elsewhere the second time: once there was one, the
+            death of the replica is an error.
     """
     yielded = 0
     for last_try in (False, True):
         response = method.options(stream=True).remote(order)
-        finished, number = False, 0
+        ended, number = False, 0
         try:
             async for event in response:
-                number += 1
-                if number > yielded:
-                    yielded = number
+                number += not isinstance(event, Step)
+                if number > yielded or isinstance(event, Step):
+                    yielded = max(yielded, number)
                     yield event
-            finished = True
+            ended = True
             return
         except DIED:
-            finished = True
-            if last_try:
+            ended = True
+            if last_try or (yielded and not repeatable):
                 raise
             await asyncio.sleep(RETRY_SECONDS)
         finally:
-            if not finished:
+            if not ended:
                 response.cancel()
 
 

@@ -1,4 +1,7 @@
-"""What deployments tell each other. Pictures, features and videos travel as references, the rest is small."""
+"""What deployments are told. Pictures, features and files travel as references into shared memory, the rest is small.
+
+The references are the ingress's, so that they outlive the replicas.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from videolavit.generation.describe import DescribeSettings
+from videolavit.generation.prompts import Picture
 from videolavit.generation.settings import GenerateSettings
 
 if TYPE_CHECKING:
@@ -31,11 +35,11 @@ class EncodedPicture:
     """A picture and its codes.
 
     Args:
-        picture: Reference to uint8 [height, width, 3].
+        picture: uint8 [height, width, 3].
         codes: Visual codes.
     """
 
-    picture: ObjectRef[object]
+    picture: Picture
     codes: list[int]
 
 

@@ -89,6 +89,8 @@ class Service:
     async def question(self, request: ChatRequest) -> AnswerOrder:
         """What a chat asks, with what is to be seen. Raises ApiError."""
         self.check_model(request.model)
+        if not self.model.has("understanding/language_model"):
+            raise bad_request("this model makes pictures and videos, and answers no questions", "model", "not_able")
         limits = self.settings.limits
         most = request.max_completion_tokens or request.max_tokens or min(512, limits.tokens)
         if most > limits.tokens:

@@ -246,3 +246,16 @@ def test_output_that_is_a_file_is_a_mistake(tmp_path: Path, capsys: pytest.Captu
         main([f"--output={tmp_path / 'file'}", "--videos=1", *SHORT])
     assert stopped.value.code == 2
     assert "file" in capsys.readouterr().err
+
+
+def test_shapes_have_the_scale_that_is_asked_for() -> None:
+    usual, larger = SynthSettings(speed=0.1), SynthSettings(speed=0.1, shape_scale=1.4)
+    for index in range(20):
+        before, after = (draw_scene(settings, 3, index) for settings in (usual, larger))
+        if len(before.shapes) == len(after.shapes) == 1:
+            assert after.text == before.text
+            assert after.shapes[0].size == pytest.approx(1.4 * before.shapes[0].size, abs=0.01)
+    with pytest.raises(ValueError, match="shape_scale must be"):
+        SynthSettings(shape_scale=3)
+    with pytest.raises(ValueError, match="use at most 3"):
+        SynthSettings(shape_scale=1.4)
