@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -235,8 +234,7 @@ def _serving(model: str) -> Iterator[str]:
         file = Path(folder) / "config.yaml"
         file.write_text(json.dumps(config))
         command = [sys.executable, "-m", "jobs.serve", "--config", str(file)]
-        # Ray's workers step back for other processes, which on a busy machine would be all that is measured
-        process = subprocess.Popen(command, env=os.environ | {"RAY_worker_niceness": "0"})
+        process = subprocess.Popen(command)
         url = f"http://127.0.0.1:{port}"
         try:
             _wait_until_ready(url, process)

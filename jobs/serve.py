@@ -5,9 +5,11 @@ with Ctrl-C or SIGTERM: what is in work is finished, or given back to the queue 
 """
 
 import logging
+import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,8 @@ from videolavit.records.storage import absolute_url
 from .common import JobParser, console, fail, pick, ray_runtime, user_errors
 
 KEYS = "keys.json"
+MARGIN = 15.0
+"""Seconds beyond the drain that Serve may take to end."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not start.is_trained:
         remark = f"[yellow]the weights of {escape(settings.model)} are untrained: what comes out means nothing[/]"
         console.print(remark, soft_wrap=True)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by default Ray's processes step back for all others
     with ray_runtime():
         _serve(settings)
 
@@ -74,6 +79,7 @@ def _check_port(host: str, port: int) -> None:
 def _serve(settings: Any) -> None:
     """Starts the service, tells where it is, and waits for the end."""
     from ray import serve
+    from ray.exceptions import RayError
 
     from serve.application import NAME, application, problems
 
@@ -82,18 +88,23 @@ def _serve(settings: Any) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     with console.status("loading the model"):
-        serve.start(http_options={"host": settings.host, "port": settings.port})
         try:
+            serve.start(http_options={"host": settings.host, "port": settings.port})
             serve.run(application(settings), name=NAME, route_prefix="/", blocking=False)
-        except RuntimeError:
-            found = problems()
+        except (RuntimeError, RayError) as error:
+            found = problems() or [str(error).splitlines()[0]]
             serve.shutdown()
             fail("the service could not be started: " + "; ".join(found))
     url = f"http://{settings.host}:{settings.port}"
     told = f"{settings.model_name} is served at {url} (documentation: {url}/docs)"
     Console(highlight=False).print(told, soft_wrap=True, markup=False)
     ended.wait()
-    with console.status("ending"):
+    with console.status("ending: what is in work is finished, or given back to the queue"):
+        serve.delete(NAME, _blocking=False)
+        given_up = time.monotonic() + settings.drain_seconds + MARGIN
+        while NAME in serve.status().applications and time.monotonic() < given_up:
+            time.sleep(0.2)
+    if "RAY_ADDRESS" not in os.environ:  # else others may serve there too
         serve.shutdown()
 
 

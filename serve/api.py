@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import AsyncIterator
 from importlib.resources import files
@@ -24,7 +23,7 @@ from .content import file_response, page_policy
 from .errors import ApiError, bad_request
 from .failures import explained, of_details, validation
 from .jobs import SPRITES, THUMBNAIL, VIDEO
-from .keys import deadline
+from .keys import until
 from .protocol import (
     ChatRequest,
     ChatResponse,
@@ -40,8 +39,9 @@ from .protocol import (
     VideoRequest,
 )
 from .service import Service
-from .store import Job
+from .store import STATUSES, Job, is_id
 
+WORKING = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
 POLL_MS = "500"
 """What clients are told to wait between two looks at a job."""
 
@@ -52,6 +52,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for status, why in {
         400: "The request cannot be done as it is",
         401: "No known API key",
+        403: "The service has no keys, and the request comes from elsewhere",
         404: "No such thing",
         405: "Not with this method",
         413: "The body is too large",
@@ -115,30 +116,28 @@ def _add_error_handlers(app: FastAPI) -> None:
             return answer(found)
 
 
-def _entrance(service: Service) -> Any:
-    """A dependency that gives the owner of the request's key."""
-
-    async def owner(request: Request, authorization: Annotated[str | None, Header()] = None) -> str:
-        name = service.gate.owner(authorization)
-        request.state.owner = name
-        return name
-
-    return Depends(owner)
+async def _owner(request: Request, authorization: Annotated[str | None, Header()] = None) -> str:
+    """Whose key the request has, as the entrance found; here the document learns of the header."""
+    owner: str = request.state.owner
+    return owner
 
 
-def _seconds(service: Service, request: Request) -> float:
-    """The deadline of a request: the service's, or an earlier one of the client's."""
+OWNER = Depends(_owner)
+
+
+def _deadline(service: Service, request: Request) -> tuple[float, float]:
+    """When a request must be done, on the loop's clock, and in how many seconds: the service's, or the client's."""
     most = service.settings.limits.request_seconds
     try:
-        return min(most, max(0.001, float(request.headers.get("x-deadline-seconds", most))))
+        seconds = min(most, max(0.001, float(request.headers.get("x-deadline-seconds", most))))
     except ValueError:
         raise bad_request("x-deadline-seconds is a number", "x-deadline-seconds") from None
+    return asyncio.get_running_loop().time() + seconds, seconds
 
 
 def _add_service_routes(app: FastAPI, service: Service) -> None:
     page = files("serve").joinpath("playground.html").read_text()
     policy = page_policy(page)
-    owner = _entrance(service)
 
     @app.get("/", include_in_schema=False)
     async def playground() -> HTMLResponse:
@@ -153,24 +152,25 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
     async def readyz() -> JSONResponse:
         """All its deployments can work."""
         states = await asyncio.to_thread(_deployments)
-        ready = bool(states) and all(state == DeploymentStatus.HEALTHY for state in states.values())
+        ready = bool(states) and all(state in WORKING for state in states.values())
         health = Health(status="ok" if ready else "not ready", deployments=states)
         return JSONResponse(health.model_dump(), 200 if ready else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics(who: str = owner) -> Response:
+    async def metrics(who: str = OWNER) -> Response:
         """Measurements for Prometheus."""
-        for status, count in (await asyncio.to_thread(service.store.counts)).items():
-            service.metrics.jobs.labels(status).set(count)
+        counts = await asyncio.to_thread(service.store.counts)
+        for status in STATUSES:
+            service.metrics.jobs.labels(status).set(counts.get(status, 0))
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")
-    async def models(who: str = owner) -> ModelList:
+    async def models(who: str = OWNER) -> ModelList:
         """What can be asked."""
         return ModelList(data=[Model(id=service.settings.model_name, created=service.started)])
 
     @app.get("/v1/models/{model}")
-    async def model(model: str, who: str = owner) -> Model:
+    async def model(model: str, who: str = OWNER) -> Model:
         """One of them."""
         service.check_model(model)
         return Model(id=model, created=service.started)
@@ -184,67 +184,47 @@ def _deployments() -> dict[str, str]:
 
 
 def _add_model_routes(app: FastAPI, service: Service) -> None:
-    owner = _entrance(service)
-
     @app.post(
         "/v1/chat/completions",
         response_model=ChatResponse,
         responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
     )
-    async def chat(body: ChatRequest, request: Request, who: str = owner) -> Any:
+    async def chat(body: ChatRequest, request: Request, who: str = OWNER) -> Any:
         """Answers a question about a picture, a video, or nothing; with `stream`, as it is written."""
-        seconds = _seconds(service, request)
-        if not body.stream:
-            async with service.gate.admitted(who), deadline(seconds):
-                return await service.answer(body, await service.question(body))
-        place = contextlib.AsyncExitStack()
-        await place.enter_async_context(service.gate.admitted(who))
-        try:
-            async with deadline(seconds):
-                order = await service.question(body)
-        except BaseException:
-            await place.aclose()
-            raise
-
-        async def events() -> AsyncIterator[str]:
-            async with place:
-                try:
-                    async with deadline(seconds), contextlib.aclosing(service.stream(body, order)) as stream:
-                        async for event in stream:
-                            yield event
-                except ApiError as error:
-                    yield f"data: {json.dumps(error.body)}\n\n"
-
-        return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        deadline = _deadline(service, request)
+        async with until(*deadline):
+            order = await service.question(body)
+            if not body.stream:
+                return await service.answer(body, order)
+        events = service.stream(body, order, deadline)
+        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     @app.post("/v1/images/generations", response_model_exclude_none=True)
-    async def images(body: ImageRequest, request: Request, who: str = owner) -> ImageResponse:
+    async def images(body: ImageRequest, request: Request, who: str = OWNER) -> ImageResponse:
         """Pictures from a text."""
-        async with service.gate.admitted(who), deadline(_seconds(service, request)):
+        async with until(*_deadline(service, request)):
             return await service.images(body)
 
 
 def _add_video_routes(app: FastAPI, service: Service) -> None:
-    owner = _entrance(service)
-
     async def found(who: str, job_id: str) -> Job:
-        job = await asyncio.to_thread(service.store.get, who, job_id)
+        job = await asyncio.to_thread(service.store.get, who, job_id) if is_id(job_id) else None
         if job is None:
             raise ApiError(404, f"there is no video {job_id!r}", "not_found", param="video_id")
         return job
 
     @app.post("/v1/videos", openapi_extra=_video_body())
-    async def create(request: Request, response: Response, who: str = owner) -> Video:
+    async def create(request: Request, response: Response, who: str = OWNER) -> Video:
         """Queues a video from a text, a picture, or both."""
-        async with service.gate.admitted(who), deadline(_seconds(service, request)):
+        async with until(*_deadline(service, request)):
             body, reference = await _video_request(request)
             response.headers["openai-poll-after-ms"] = POLL_MS
             return await service.create_video(who, body, reference)
 
     @app.post("/v1/videos/reconstruct", openapi_extra=_upload_body())
-    async def reconstruct(request: Request, response: Response, who: str = owner) -> Video:
+    async def reconstruct(request: Request, response: Response, who: str = OWNER) -> Video:
         """Queues a video to go through its tokens and back; the job tells how many."""
-        async with service.gate.admitted(who), deadline(_seconds(service, request)):
+        async with until(*_deadline(service, request)):
             data, seed = await _upload_request(request)
             response.headers["openai-poll-after-ms"] = POLL_MS
             return await service.create_reconstruction(who, data, seed)
@@ -254,10 +234,11 @@ def _add_video_routes(app: FastAPI, service: Service) -> None:
         after: str | None = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         order: Literal["asc", "desc"] = "desc",
-        who: str = owner,
+        who: str = OWNER,
     ) -> VideoList:
         """The jobs of the caller's key, newest first."""
-        jobs = await asyncio.to_thread(service.store.page, who, after, limit, order == "asc")
+        known = after is None or is_id(after)
+        jobs = await asyncio.to_thread(service.store.page, who, after, limit, order == "asc") if known else None
         if jobs is None:
             raise ApiError(404, f"there is no video {after!r}", "not_found", param="after")
         shown = [service.shown(job) for job in jobs[0]]
@@ -265,7 +246,7 @@ def _add_video_routes(app: FastAPI, service: Service) -> None:
         return VideoList(data=shown, first_id=first, last_id=last, has_more=jobs[1])
 
     @app.get("/v1/videos/{video_id}")
-    async def status(video_id: str, response: Response, who: str = owner) -> Video:
+    async def status(video_id: str, response: Response, who: str = OWNER) -> Video:
         """A job: where it is, and what became of it."""
         response.headers["openai-poll-after-ms"] = POLL_MS
         return service.shown(await found(who, video_id))
@@ -283,7 +264,7 @@ def _add_video_routes(app: FastAPI, service: Service) -> None:
         video_id: str,
         request: Request,
         variant: Literal["video", "thumbnail", "spritesheet"] = "video",
-        who: str = owner,
+        who: str = OWNER,
     ) -> Response:
         """The video as mp4, its first keyframe, or its keyframes with their motion as arrows; ranges are served."""
         job = await found(who, video_id)
@@ -294,8 +275,9 @@ def _add_video_routes(app: FastAPI, service: Service) -> None:
         return await file_response(service.folder, f"{job.result}/{name}", media_type, request)
 
     @app.delete("/v1/videos/{video_id}")
-    async def delete(video_id: str, who: str = owner) -> Deleted:
+    async def delete(video_id: str, who: str = OWNER) -> Deleted:
         """Deletes a job, stops it if it is in work, and removes its files."""
+        await found(who, video_id)
         job = await asyncio.to_thread(service.store.remove, who, video_id)
         if job is None:
             raise ApiError(404, f"there is no video {video_id!r}", "not_found", param="video_id")

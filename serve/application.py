@@ -16,7 +16,7 @@ from videolavit.models.folder import ModelFolder
 from .api import make_app
 from .deployments import KeyframeDetokenizer, LanguageModel, VideoDetokenizer, VisualTokenizer
 from .graph import Graph
-from .middleware import Frame
+from .middleware import Entrance, Frame
 from .service import Service
 from .settings import Replicas, ServeSettings, read_settings
 
@@ -46,6 +46,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> Any:
         app: FastAPI = make_app(self.service)
         limits = self.service.settings.limits
+        app.add_middleware(Entrance, gate=self.service.gate)
         app.add_middleware(Frame, max_bytes=limits.body_megabytes << 20, metrics=self.service.metrics)
         return app
 

@@ -99,8 +99,9 @@ class StepBatcher(Generic[Order, Result]):
 
     def _run(self) -> None:
         while True:
-            batch = self._next()
+            batch: list[_Waiting[Order]] = []
             try:
+                batch = self._next()
                 self._sample(batch)
             except AllCancelled:
                 continue

@@ -75,7 +75,7 @@ class VisualTokenizer:
         visual, motion = self._eyes
         sight = await self._run(self._networks, see, visual, motion, about)
         assert sight is not None
-        return sight
+        return sight.on_cpu()
 
     async def encode_picture(self, upload: Upload) -> EncodedPicture:
         """A picture for a prompt. Raises MediaError."""

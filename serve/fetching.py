@@ -1,7 +1,6 @@
 """Pictures and videos that a request names: data URLs, and addresses that the service allows."""
 
 import base64
-import binascii
 import re
 import socket
 from collections.abc import Callable
@@ -41,7 +40,10 @@ class Fetcher:
         """Content and media type. Raises ApiError."""
         if url.startswith("data:"):
             return _decoded(url, param)
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            raise bad_request("that is no URL", param) from None
         if parts.scheme not in ("http", "https") or parts.hostname is None:
             raise bad_request("give a data URL (data:TYPE;base64,...)", param)
         if parts.hostname not in self._hosts:
@@ -116,7 +118,7 @@ def _decoded(url: str, param: str) -> tuple[bytes, str]:
         raise bad_request("a data URL looks like data:image/png;base64,...", param)
     try:
         return base64.b64decode(url[match.end() :], validate=True), match[1] or "text/plain"
-    except binascii.Error:
+    except ValueError:
         raise bad_request("the data URL is not valid base64", param) from None
 
 

@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from videolavit.generation.prompts import Picture
 from videolavit.generation.settings import GenerateSettings
+from videolavit.media import MediaError
 from videolavit.models.folder import ModelFolder
 
 from .batching import Finished, Step
@@ -36,6 +37,9 @@ OnProgress = Callable[[float], None]
 
 OnStep = Callable[[str, Step], None]
 """Called with the name of a deployment and a step of it."""
+
+WIDEST = 2.0
+"""A reconstruction has at most so many times the pixels of the model's own videos."""
 
 RETRY_SECONDS = 0.5
 """Before an order of a replica that died is given to another."""
@@ -174,10 +178,16 @@ class Graph:
         return Made(np.concatenate(frames), keyframes, tokens)
 
     def like(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of about the model's own number of pixels, in another aspect ratio."""
+        """(height, width) of about the model's own number of pixels, in another aspect ratio.
+
+        Raises:
+            MediaError: of a shape that would need many more, since sides have a least length.
+        """
         scale = (self.video_size[0] * self.video_size[1] / (height * width)) ** 0.5
         multiple = self._video_multiple
         high, wide = (max(round(side * scale / multiple), 1) * multiple for side in (height, width))
+        if high * wide > WIDEST * self.video_size[0] * self.video_size[1]:
+            raise MediaError(f"its picture, {width} x {height}, is too narrow")
         return high, wide
 
     async def paint(self, order: PaintOrder, on_share: OnProgress) -> Picture:
@@ -315,8 +325,15 @@ async def _stream(method: Any, order: object, repeatable: bool = True) -> AsyncG
 
 async def _call(method: Any, *arguments: object) -> Any:
     """What a deployment answers; as `_stream`."""
-    try:
-        return await method.remote(*arguments)
-    except DIED:
-        await asyncio.sleep(RETRY_SECONDS)
-        return await method.remote(*arguments)
+    for last_try in (False, True):
+        response = method.remote(*arguments)
+        try:
+            return await response
+        except DIED:
+            if last_try:
+                raise
+            await asyncio.sleep(RETRY_SECONDS)
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+    raise AssertionError("the second try returns or raises")

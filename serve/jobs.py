@@ -6,8 +6,9 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from videolavit.generation.writing import PromptTooLong
 from videolavit.media import MediaError, contact_sheet, draw_motion
 from videolavit.records.storage import Folder, StorageError
 
-from .failures import root
+from .failures import DIED, root
 from .graph import Graph, Made
 from .settings import ServeSettings
 from .store import Job, JobStore
@@ -29,6 +30,8 @@ CLIP_SECONDS = 4.0
 
 POLL, SWEEP = 0.5, 60.0
 """Seconds between two looks for jobs of other processes, and between two sweeps of expired results."""
+
+T = TypeVar("T")
 
 log = logging.getLogger("videolavit.serve")
 
@@ -50,6 +53,8 @@ class JobWorker:
     ) -> None:
         self._settings, self._store, self._folder, self._graph = settings, store, folder, graph
         self._on_end = on_end
+        # leases are renewed in time however long results take to be written
+        self._storing, self._publishing = ThreadPoolExecutor(2), ThreadPoolExecutor(2)
         self._running: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
@@ -104,14 +109,18 @@ class JobWorker:
                 return  # the lease is lost: it was deleted, or another process has it
             name, tokens = making.result()
             if not await self._end(job, self._store.complete, name, tokens, keep):
-                await asyncio.to_thread(self._remove, name)
+                await self._in(self._publishing, self._remove, name)
         except asyncio.CancelledError:
-            await asyncio.shield(asyncio.to_thread(self._store.release, job))
-            raise
+            stopped = asyncio.current_task()
+            if stopped is not None and stopped.cancelling():  # by `stop`, and not from below
+                await asyncio.shield(self._in(self._storing, self._store.release, job))
+                raise
         except TimeoutError:
             limit = f"not finished within {self._settings.limits.job_seconds:g} s"
             await self._end(job, self._store.fail, "deadline_exceeded", limit, keep)
         except Exception as error:
+            if isinstance(root(error), DIED):
+                return  # the deployments are going, or coming: when the lease runs out, the job is begun again
             code, message = _reason(error)
             if code == "server_error":
                 log.exception("job %s failed", job.id)
@@ -122,10 +131,10 @@ class JobWorker:
             await asyncio.gather(making, renewing, return_exceptions=True)
 
     async def _end(self, job: Job, how: Callable[..., bool], *values: Any) -> bool:
-        ended = await asyncio.to_thread(how, job, *values)
+        ended: bool = await self._in(self._storing, how, job, *values)
         if ended:
             if job.request.get("upload"):
-                await asyncio.to_thread(self._remove, job.request["upload"])
+                await self._in(self._publishing, self._remove, job.request["upload"])
             self._on_end("completed" if how == self._store.complete else "failed")
         return ended
 
@@ -148,7 +157,7 @@ class JobWorker:
         asked, settings = job.request, self._settings.generation
         upload = None
         if asked.get("upload"):
-            upload = await asyncio.to_thread(self._folder.read, asked["upload"])
+            upload = await self._in(self._publishing, self._folder.read, asked["upload"])
             if upload is None:
                 raise StorageError("the upload is gone")
         if job.kind == "reconstruct":
@@ -159,7 +168,7 @@ class JobWorker:
             size, clips = _size(asked["size"]), _clips(float(asked["seconds"]))
             made = await self._graph.video(asked["prompt"], upload, asked["seed"], clips, size, settings, tell)
         name = f"results/{job.id}/{job.lease}"
-        await asyncio.to_thread(self._publish, job, name, made)
+        await self._in(self._publishing, self._publish, job, name, made)
         return name, made.tokens
 
     def _publish(self, job: Job, name: str, made: Made) -> None:
@@ -176,7 +185,7 @@ class JobWorker:
     async def _sweep(self) -> None:
         """Removes the files of jobs that are gone."""
         while True:
-            await self._unless_storage_fails(self._remove_orphans)
+            await self._unless_storage_fails(self._remove_orphans, threads=self._publishing)
             await asyncio.sleep(SWEEP)
 
     def _remove_orphans(self) -> None:
@@ -200,13 +209,18 @@ class JobWorker:
         with contextlib.suppress(FileNotFoundError):
             self._folder.fs.rm(self._folder.join(name), recursive=True)
 
-    async def _unless_storage_fails(self, call: Callable[..., Any], *arguments: Any) -> Any:
+    async def _unless_storage_fails(
+        self, call: Callable[..., Any], *arguments: Any, threads: ThreadPoolExecutor | None = None
+    ) -> Any:
         """The call's result; None, and a line in the log, if the database or the storage does not answer."""
         try:
-            return await asyncio.to_thread(call, *arguments)
+            return await self._in(threads or self._storing, call, *arguments)
         except Exception as error:
             log.warning("%s: %s", getattr(call, "__name__", "storage"), type(error).__name__)
             return None
+
+    async def _in(self, threads: ThreadPoolExecutor, call: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
 
 
 def sprites(made: Made, fps: int) -> Picture:

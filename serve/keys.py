@@ -17,7 +17,8 @@ from pydantic.dataclasses import dataclass
 
 from videolavit.models.network import STRICT
 
-from .errors import ApiError, too_many
+from .errors import ApiError, too_late, too_many
+from .settings import is_loopback
 
 PREFIX = "vl-"
 ANYBODY = "anybody"
@@ -108,9 +109,16 @@ class Gate:
         """Requests in work."""
         return sum(self._busy.values())
 
-    def owner(self, authorization: str | None) -> str:
-        """Whose key a header has. Raises ApiError for none that is known."""
+    def owner(self, authorization: str | None, client: str) -> str:
+        """Whose key a header has. Raises ApiError for none that is known.
+
+        Args:
+            client: Address of who asks; where there are no keys, only this machine may.
+        """
         if self._keys is None:
+            if not is_loopback(client):
+                message = "this service has no API keys, and so answers the machine that it runs on alone"
+                raise ApiError(403, message, "no_keys", kind="permission_error")
             return ANYBODY
         scheme, _, secret = (authorization or "").partition(" ")
         asked = _hash(secret.strip())
@@ -150,12 +158,10 @@ class Gate:
 
 
 @contextlib.asynccontextmanager
-async def deadline(seconds: float) -> AsyncIterator[None]:
-    """Ends the body after so many seconds, as an ApiError."""
-    from .errors import too_late
-
+async def until(moment: float, seconds: float) -> AsyncIterator[None]:
+    """Ends the body at a moment of the loop's clock, as an ApiError that names the seconds."""
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout_at(moment):
             yield
     except TimeoutError:
         raise too_late(seconds) from None

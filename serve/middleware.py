@@ -6,9 +6,12 @@ import time
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError
+from .keys import Gate
 
 log = logging.getLogger("videolavit.serve")
 LONGEST_ID = 100
@@ -32,6 +35,36 @@ class Metrics:
         )
         self.jobs = Gauge("jobs", "video jobs by status", ["status"], **own)
         self.ended = Counter("jobs_ended", "video jobs that ended", ["status"], **own)
+
+
+class Entrance:
+    """Asks for the key, and takes a place in the service, before anything of a request's body is read.
+
+    The place is given back when the answer has been sent, to its last byte, or cannot be sent any more.
+
+    Args:
+        app: What is inside.
+        gate: Who may come in.
+    """
+
+    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+        self._app, self._gate = app, gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(("/v1/", "/metrics")):
+            await self._app(scope, receive, send)
+            return
+        try:
+            client = scope.get("client")
+            owner = self._gate.owner(Headers(scope=scope).get("authorization"), client[0] if client else "")
+            scope.setdefault("state", {})["owner"] = owner
+            if scope["method"] != "POST":
+                await self._app(scope, receive, send)
+                return
+            async with self._gate.admitted(owner):
+                await self._app(scope, receive, send)
+        except ApiError as error:  # the app answers its own
+            await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
 
 
 class Frame:
@@ -59,7 +92,8 @@ class Frame:
             if call.was_too_large:
                 raise _TooLarge
         except _TooLarge:
-            await call.refuse()
+            if not call.begun:
+                await call.refuse()
         finally:
             self._metrics.in_flight.dec()
             self._tell(scope, call)
@@ -89,7 +123,7 @@ class _Call:
         self.declared = int(length) if length.isdecimal() else 0
         self.started, self.status = time.monotonic(), 499
         self._max_bytes, self._receive, self._send = max_bytes, receive, send
-        self._read, self._too_large, self._begun = 0, False, False
+        self._read, self._too_large, self.begun = 0, False, False
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -100,17 +134,17 @@ class _Call:
         return message
 
     async def send(self, message: Message) -> None:
-        if self._too_large and not self._begun:
+        if self._too_large and not self.begun:
             return  # parsers make a mistake of the client of it; `refuse` says what it was
         if message["type"] == "http.response.start":
-            self._begun, self.status = True, message["status"]
+            self.begun, self.status = True, message["status"]
         await self._send(message)
 
     async def refuse(self) -> None:
         """Answers with 413."""
         error = ApiError(413, f"the body has more than {self._max_bytes >> 20} MiB", "too_large")
         body = json.dumps(error.body).encode()
-        self._too_large, self._begun, self.status = False, True, 413
+        self._too_large, self.begun, self.status = False, True, 413
         headers: list[Any] = [(b"content-type", b"application/json"), (b"connection", b"close")]
         await self._send({"type": "http.response.start", "status": 413, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})

@@ -3,7 +3,7 @@
 import time
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 SIZE = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
 Size = Annotated[str, Field(pattern=SIZE, examples=["256x256"])]
@@ -196,13 +196,6 @@ class VideoRequest(Request):
     size: Size | None = None
     seed: Seed | None = None
     input_reference: ReferenceUrl | None = None
-
-    @field_validator("prompt")
-    @classmethod
-    def _without_nul(cls, prompt: str) -> str:
-        if "\0" in prompt:
-            raise ValueError("a prompt has no NUL character")
-        return prompt
 
 
 class VideoError(BaseModel):

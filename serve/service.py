@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import random
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .failures import explained
 from .fetching import Fetcher, Kind, kind_of
 from .graph import Graph
 from .jobs import JobWorker
-from .keys import Gate, read_keys
+from .keys import Gate, read_keys, until
 from .middleware import Metrics
 from .orders import Answer, AnswerOrder
 from .protocol import (
@@ -47,6 +48,8 @@ from .protocol import (
 )
 from .settings import ServeSettings
 from .store import Job, JobStore, new_id
+
+log = logging.getLogger("videolavit.serve")
 
 MIN_TOKENS = 8
 """Of an answer, as published; a request for fewer gets fewer."""
@@ -98,6 +101,9 @@ class Service:
         turns, question, media = _conversation(request)
         if sum(len(text) for turn in (*turns, (question,)) for text in turn) > limits.prompt_characters:
             raise bad_request(f"the messages have more than {limits.prompt_characters} characters", "messages")
+        for turn in (*turns, (question,)):
+            for text in turn:
+                _check_text(text, "messages")
         settings = DescribeSettings(
             temperature=request.temperature or 0.0,
             top_p=request.top_p or 1.0,
@@ -135,32 +141,42 @@ class Service:
             usage=self._usage(last),
         )
 
-    async def stream(self, request: ChatRequest, order: AnswerOrder) -> AsyncGenerator[str]:
-        """An answer as server-sent events; what goes wrong on the way is the last of them."""
+    async def stream(
+        self, request: ChatRequest, order: AnswerOrder, deadline: tuple[float, float]
+    ) -> AsyncGenerator[str]:
+        """An answer as server-sent events; what goes wrong on the way is the last of them.
+
+        Args:
+            deadline: As for `keys.until`.
+        """
         name, created, started = f"chatcmpl-{random.getrandbits(96):024x}", now(), time.monotonic()
 
         def event(**choice: Any) -> str:
             return f"data: {json.dumps(chunk(name, request.model, created, **choice))}\n\n"
 
-        first, last = True, None  # spaces in front of the text are left out
+        begun, last = False, None
         try:
             async with aclosing(self.graph.answer(order)) as pieces:
-                async for piece in pieces:
+                while last is None or last.finished is None:
+                    async with until(*deadline):
+                        piece = await anext(pieces)
                     if last is None:
                         self.metrics.first_text.observe(time.monotonic() - started)
                         yield event(delta={"role": "assistant", "content": ""})
-                    text = piece.text.lstrip() if first else piece.text
-                    first, last = first and not text, piece
+                    text = piece.text if begun else piece.text.lstrip()  # as in a whole answer
+                    begun, last = begun or bool(text), piece
                     if text:
                         yield event(delta={"content": text})
-            assert last is not None
             yield event(delta={}, finish_reason=last.finished)
             usage = self._usage(last)
             if request.stream_options is not None and request.stream_options.include_usage:
                 yield event(usage=usage.model_dump())
             yield "data: [DONE]\n\n"
         except Exception as error:
-            yield f"data: {json.dumps(explained(error).body)}\n\n"
+            told = explained(error)
+            if told.status == 500:
+                log.exception("a stream failed")
+            yield f"data: {json.dumps(told.body)}\n\n"
 
     def _usage(self, last: Answer) -> Usage:
         self.metrics.tokens.labels("read").inc(last.prompt_tokens)
@@ -191,12 +207,13 @@ class Service:
             return ImageResponse(created=now(), data=[Image(url=f"data:image/png;base64,{text}") for text in texts])
         return ImageResponse(created=now(), data=[Image(b64_json=text) for text in texts])
 
-    def _check_prompt(self, prompt: str) -> None:
+    def _check_prompt(self, prompt: str, needed: bool = True) -> None:
         limit = self.settings.limits.prompt_characters
-        if not prompt.strip():
+        if needed and not prompt.strip():
             raise bad_request("the prompt is empty", "prompt")
         if len(prompt) > limit:
             raise bad_request(f"the prompt has more than {limit} characters", "prompt")
+        _check_text(prompt, "prompt")
 
     def _size(self, asked: str | None, own: tuple[int, int], unit: Any) -> tuple[int, int]:
         """(height, width) in pixels. Raises ApiError for one that the model cannot do."""
@@ -219,8 +236,7 @@ class Service:
             if reference is not None:
                 raise bad_request("give one input_reference", "input_reference")
             reference, _ = await self._fetcher.read(request.input_reference.image_url, "input_reference")
-        if reference is None:
-            self._check_prompt(request.prompt)
+        self._check_prompt(request.prompt, needed=reference is None)
         self._check_seconds(request.seconds)
         height, width = self._size(request.size, self.graph.video_size, "video_detokenizer")
         asked = {"prompt": request.prompt, "seconds": f"{request.seconds:g}", "size": f"{width}x{height}"}
@@ -253,7 +269,7 @@ class Service:
 
     def remove_files(self, name: str) -> None:
         """Deletes a file or a folder of the storage, if it is there."""
-        if self.folder.fs.exists(self.folder.join(name)):
+        with suppress(FileNotFoundError):
             self.folder.fs.rm(self.folder.join(name), recursive=True)
 
     def shown(self, job: Job) -> Video:
@@ -300,6 +316,16 @@ def _conversation(
     if not "".join(said).strip():
         raise bad_request("the last message must be a user's question", "messages")
     return turns, "\n".join(said), media[0] if media else None
+
+
+def _check_text(text: str, param: str) -> None:
+    """Raises ApiError for what JSON can hold and is no text: half a character, or NUL."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise bad_request("the text has half a character (a lone surrogate)", param) from None
+    if "\0" in text:
+        raise bad_request("a text has no NUL character", param)
 
 
 def _seed(asked: int | None) -> int:

@@ -33,6 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Engine
 
 OPEN = ("queued", "in_progress")
+STATUSES = (*OPEN, "completed", "failed")
 
 _METADATA = MetaData()
 JOBS = Table(
@@ -211,6 +212,11 @@ def new_id() -> str:
     return f"video_{secrets.token_hex(16)}"
 
 
+def is_id(text: str) -> bool:
+    """Whether a text can be the id of a job."""
+    return len(text) <= 64 and text.startswith("video_") and text.removeprefix("video_").isalnum()
+
+
 def _free(now: float) -> Any:
     """Jobs that nobody works on."""
     return or_(JOBS.c.status == "queued", and_(JOBS.c.status == "in_progress", JOBS.c.lease_until < now))
@@ -218,6 +224,6 @@ def _free(now: float) -> Any:
 
 def _prepare_sqlite(connection: Any, record: object) -> None:
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=20000"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=3000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

@@ -18,5 +18,5 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         "images": 2,
     }
     folder = tmp_path_factory.mktemp("service")
-    with serving(folder, keys=("alice", "bob"), limits=limits, lease_seconds=3) as running:
+    with serving(folder, keys=("alice", "bob", "carol", "dave"), limits=limits, lease_seconds=3) as running:
         yield running

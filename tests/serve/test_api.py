@@ -136,11 +136,11 @@ def test_a_video_starts_from_its_picture(service: Running) -> None:
 
 
 def test_jobs_are_listed_in_pages_and_deleted(service: Running) -> None:
-    client = service.client("bob")
+    client = service.client("carol")
     made = [client.videos.create(prompt=f"number {number}") for number in range(3)]
     listed = list(client.videos.list(limit=2))
     assert [job.id for job in listed] == [job.id for job in reversed(made)]
-    oldest = service_page(service, "bob", order="asc", limit="2")
+    oldest = service_page(service, "carol", order="asc", limit="2")
     assert ([job["id"] for job in oldest["data"]], oldest["has_more"]) == ([made[0].id, made[1].id], True)
     for job in made:
         assert client.videos.delete(job.id).deleted

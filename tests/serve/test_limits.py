@@ -17,6 +17,7 @@ from serve.keys import Gate, Key
 
 from .running import Running, picture, serving, video
 
+PIXEL = "data:image/png;base64," + base64.b64encode(picture(0, 8, 8)).decode()
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
 
 
@@ -61,7 +62,7 @@ def test_nobody_sees_the_jobs_of_another_key(service: Running) -> None:
 def test_keys_are_hashed_where_they_lie(service: Running) -> None:
     kept = (service.storage.parent / "keys.json").read_text()
     assert all(secret not in kept for secret in service.secrets.values())
-    assert [key["name"] for key in json.loads(kept)["keys"]] == ["alice", "bob"]
+    assert [key["name"] for key in json.loads(kept)["keys"]] == ["alice", "bob", "carol", "dave"]
 
 
 # ---- limits ---------------------------------------------------------------------------------------------------------
@@ -77,6 +78,9 @@ def test_keys_are_hashed_where_they_lie(service: Running) -> None:
         ("/v1/chat/completions", ASK | {"messages": [{"role": "user", "content": "x" * 6000}]}, None, "context"),
         ("/v1/chat/completions", ASK | {"messages": [{"role": "assistant", "content": "x"}]}, "messages", "user"),
         ("/v1/chat/completions", ASK | {"n": 2}, "n", "1"),
+        ("/v1/chat/completions", ASK | {"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "half"),
+        ("/v1/videos", {"prompt": "x\0"}, "prompt", "NUL"),
+        ("/v1/videos", {"prompt": "x" * 30_000, "input_reference": {"image_url": PIXEL}}, "prompt", "20000"),
         ("/v1/images/generations", {"prompt": "x", "n": 3}, "n", "at most 2"),
         ("/v1/images/generations", {"prompt": " "}, "prompt", "empty"),
         ("/v1/images/generations", {"prompt": "x", "size": "8000x8000"}, "size", "pixels"),
@@ -185,7 +189,7 @@ def test_hostile_videos_are_refused(service: Running, data: bytes, says: str) ->
 def test_a_deadline_ends_a_request_and_what_it_started(service: Running) -> None:
     began = time.monotonic()
     answer = service.post(
-        "/v1/images/generations", json={"prompt": "x", "size": "960x640"}, headers={"X-Deadline-Seconds": "0.3"}
+        "/v1/images/generations", json={"prompt": "x", "size": "480x320"}, headers={"X-Deadline-Seconds": "0.3"}
     )
     assert answer.status_code == 504
     assert error_of(answer)["code"] == "deadline_exceeded"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from serve.store import JobStore
 from tests.conftest import wait_for
 
 from .running import QUICK, Running, picture, serving
@@ -140,22 +141,25 @@ def test_a_client_that_leaves_a_stream_stops_it(busy: Running) -> None:
 
 @pytest.mark.parametrize("deployment", ["KeyframeDetokenizer", "LanguageModel"])
 def test_a_replica_that_is_killed_is_replaced_and_its_requests_are_done_again(busy: Running, deployment: str) -> None:
-    body = {"prompt": "x", "size": "288x192"}
+    body = {"prompt": "x", "size": "480x320"}
+    undisturbed = busy.post("/v1/images/generations", json=body | {"seed": 0}).json()["data"]
     (victim,) = busy.replicas(deployment)
+    step = ("videolavit_step_seconds_count", {"deployment": "keyframe_detokenizer"})
+    before = busy.metric(step[0], **step[1])
     with ThreadPoolExecutor(6) as pool:
         asked = [pool.submit(busy.post, "/v1/images/generations", json=body | {"seed": seed}) for seed in range(6)]
-        time.sleep(0.3)
+        if deployment == "KeyframeDetokenizer":  # in the middle of a batch
+            wait_for(lambda: busy.metric(step[0], **step[1]) > before, "nothing is sampled")
         victim.kill()
         answers = [one.result() for one in asked]
-    assert {answer.status_code for answer in answers} <= {200, 503}
-    for answer in answers:
-        assert answer.ok or answer.json()["error"]["code"] == "unavailable"
+    told = Counter(answer.status_code for answer in answers)
+    assert set(told) <= {200, 503}
+    assert told[200] >= 1, told  # done again, unless Serve takes longer to notice than a second try waits
+    assert all(answer.ok or answer.json()["error"]["code"] == "unavailable" for answer in answers)
     wait_for(lambda: busy.post("/v1/images/generations", json={"prompt": "x"}).ok, "no new replica", 60)
-    again = busy.post("/v1/images/generations", json=body | {"seed": 0}).json()["data"]
-    done = [answer.json()["data"] for answer in answers if answer.ok]
-    assert len(done) >= 1
-    assert again
     assert busy.replicas(deployment)[0].pid != victim.pid
+    again = busy.post("/v1/images/generations", json=body | {"seed": 0}).json()["data"]
+    assert again == undisturbed
 
 
 def test_jobs_survive_the_death_of_every_process(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -190,10 +194,24 @@ def _progress(service: Running, job: str) -> int:
     return progress
 
 
-def test_an_orderly_end_gives_jobs_back(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_an_orderly_end_finishes_requests_and_gives_jobs_back(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder: Path = tmp_path_factory.mktemp("ended")
-    with serving(folder, generation=SLOW, drain_seconds=5) as running:
+    with (
+        serving(folder, generation=SLOW | {"video_steps": 400}, lease_seconds=60) as running,
+        ThreadPoolExecutor(1) as pool,
+    ):
         job = _create(running, 1)
-        wait_for(lambda: _progress(running, job) > 10, "no progress", 60)
-    with serving(folder, generation=SLOW) as running:
+        wait_for(lambda: _progress(running, job) > 35, "no progress", 60)
+        asked = pool.submit(running.post, "/v1/images/generations", json={"prompt": "x", "size": "480x320"})
+        time.sleep(0.5)
+        running.process.terminate()
+        assert asked.result().status_code == 200
+        running.process.wait(120)
+    store = JobStore(f"sqlite:///{folder / 'data' / 'jobs.sqlite'}")
+    assert store.counts() == {"queued": 1}
+    again = store.claim(60)
+    assert again is not None
+    assert again.attempts == 1  # what was given back is not counted
+    assert store.release(again)
+    with serving(folder) as running:
         wait_for(lambda: _status(running, job) == "completed", "the job is not done", 60)

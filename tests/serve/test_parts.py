@@ -13,12 +13,15 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve.application import build
 from serve.batching import Finished, Step, StepBatcher
+from serve.deployments import LanguageModel
 from serve.errors import ApiError
 from serve.fetching import Fetcher, is_public
-from serve.keys import add_key, read_keys
+from serve.keys import Gate, add_key, read_keys
+from serve.orders import AnswerOrder
 from serve.settings import read_settings
 from serve.store import JobStore, new_id
 from tests.conftest import ROOT, free_port
+from videolavit.generation.describe import DescribeSettings
 from videolavit.models.sampling import OnStep
 
 # ---- the store ------------------------------------------------------------------------------------------------------
@@ -196,6 +199,26 @@ def test_a_batch_that_nobody_waits_for_stops_and_errors_reach_all() -> None:
     assert len([batch for batch in sampler.batches if batch == ["a"]]) < 5
 
 
+# ---- the language model ---------------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_nobody_reads_is_not_written_on() -> None:
+    async def run() -> None:
+        model = LanguageModel(read_settings({"model": "tiny"}))
+        settings = DescribeSettings(min_tokens=3000, max_tokens=3000)
+        answer = model.answer(AnswerOrder((), "hello", None, settings, in_pieces=True))
+        await anext(answer)
+        assert model._speaking.load == (1, 0)
+        await answer.aclose()
+        for _ in range(100):
+            if model._speaking.load == (0, 0):
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("it goes on")
+
+    asyncio.run(run())
+
+
 # ---- what is fetched ------------------------------------------------------------------------------------------------
 
 
@@ -225,6 +248,9 @@ def test_only_allowed_hosts_at_public_addresses_are_asked() -> None:
         try:
             with pytest.raises(ApiError, match="does not fetch"):
                 await Fetcher([], 10_000).read(f"{url}/a", "p")
+            for broken in ("http://[", "data:image/png;base64,\u00e4", "nonsense"):
+                with pytest.raises(ApiError):
+                    await Fetcher([], 10_000).read(broken, "p")
             for host in ("localhost", "127.0.0.1"):
                 with pytest.raises(ApiError, match="not of the internet"):
                     await Fetcher([host], 10_000).read(f"http://{host}:{port}/a", "p")
@@ -268,6 +294,15 @@ def test_the_cluster_config_is_one_of_rays_own_schema_and_builds() -> None:
 def test_settings_that_are_none_are_refused(values: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         read_settings(values)
+
+
+def test_without_keys_only_this_machine_is_answered() -> None:
+    gate = Gate(None, in_flight=3)
+    assert gate.owner(None, "127.0.0.1") == gate.owner(None, "::1")
+    for client in ("10.0.0.7", "93.184.215.14", ""):
+        with pytest.raises(ApiError) as refused:
+            gate.owner(None, client)
+        assert refused.value.status == 403
 
 
 def test_a_file_of_keys(tmp_path: Path) -> None:

@@ -179,12 +179,14 @@ class Engine:
             for row in range(first, end)
         ]
         self._active = [one for one in self._active if one not in leaving]
-        if not rows:
-            self._reader = None
-        elif self._reader is not None:
-            self._reader.keep(rows)
-        for one in leaving:
-            one.passage.on_end(why)
+        try:
+            if not rows:
+                self._reader = None
+            elif self._reader is not None:
+                self._reader.keep(rows)
+        finally:  # they have left, whatever becomes of the others
+            for one in leaving:
+                one.passage.on_end(why)
 
 
 class _Writing:

@@ -79,9 +79,15 @@ class Sight:
 
     def embedded(self, model: VisualPrompts) -> torch.Tensor:
         """[n, hidden] in place of the prompt's marker."""
+        device = model.language_model.device
+        features = [one.to(device) for one in self.features]
         if self.motion is None:
-            return model.embed_features(self.features)[0]
-        return model.embed_clips(self.features, self.motion)
+            return model.embed_features(features)[0]
+        return model.embed_clips(features, self.motion.to(device))
+
+    def on_cpu(self) -> "Sight":
+        """To be sent elsewhere."""
+        return Sight([one.cpu() for one in self.features], None if self.motion is None else self.motion.cpu())
 
 
 def answer(runtime: Runtime, questions: Sequence[Question], settings: DescribeSettings | None = None) -> list[str]:
