@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
+from tests.conftest import wait_for
+
 from .running import Running, video
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -48,8 +50,10 @@ def page(browser: Browser, service: Running) -> Iterator[Page]:
 
 
 def _plays(page: Page, element: str) -> None:
-    page.wait_for_function(f"document.querySelector('{element}').readyState >= 2", timeout=LIMIT)
-    page.wait_for_function(f"document.querySelector('{element}').currentTime > 0.1", timeout=LIMIT)
+    # the page's own policy forbids what a wait inside the page would evaluate
+    shown = f"document.querySelector('{element}')"
+    playing = f"{shown}.readyState >= 2 && {shown}.currentTime > 0.1"
+    wait_for(lambda: bool(page.evaluate(playing)), "it does not play", LIMIT / 1000)
     assert page.evaluate(f"document.querySelector('{element}').videoWidth") > 0
 
 
