@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -68,8 +69,11 @@ def application(settings: ServeSettings) -> Application:
 
 
 def build(arguments: dict[str, Any]) -> Application:
-    """What `serve/config.yaml` names. Raises ValueError for settings that are none."""
-    return application(read_settings(arguments))
+    """What `serve/config.yaml` names. Raises ValueError for settings that are none, or depend on the node."""
+    settings = read_settings(arguments)
+    if "://" not in settings.storage and not Path(settings.storage).is_absolute():
+        raise ValueError(f"storage: {settings.storage} is another folder on each node; give a whole path")
+    return application(settings)
 
 
 def problems() -> list[str]:

@@ -278,6 +278,8 @@ def test_the_cluster_config_is_one_of_rays_own_schema_and_builds() -> None:
     assert application.import_path == "serve.application:build"
     graph = build(config["applications"][0]["args"])
     assert graph._bound_deployment.name == "Ingress"
+    with pytest.raises(ValueError, match="whole path"):
+        build({"storage": "here"})
 
 
 @pytest.mark.parametrize(
