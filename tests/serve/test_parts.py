@@ -1,9 +1,10 @@
 """Parts of the service by themselves: the store, the batcher, what is fetched, the settings."""
 
 import asyncio
+import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from serve.fetching import Fetcher, is_public
 from serve.keys import Gate, add_key, read_keys
 from serve.orders import AnswerOrder
 from serve.settings import read_settings
-from serve.store import JobStore, new_id
+from serve.store import JOBS, JobStore, new_id
 from tests.conftest import ROOT, free_port
 from videolavit.generation.describe import DescribeSettings
 from videolavit.models.sampling import OnStep
@@ -27,9 +28,24 @@ from videolavit.models.sampling import OnStep
 # ---- the store ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> JobStore:
-    return JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str]:
+    """URL of a real server; its user may not see into pytest's own folders."""
+    pgserver = pytest.importorskip("pgserver", reason="has no wheel for this Python")
+    with tempfile.TemporaryDirectory() as folder:
+        server = pgserver.get_server(Path(folder) / "data")
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
+    on_disk = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    made = JobStore(on_disk if request.param == "sqlite" else request.getfixturevalue("postgresql"))
+    with made.engine.begin() as connection:
+        connection.execute(JOBS.delete())
+    yield made
+    made.engine.dispose()
 
 
 def _add(store: JobStore, owner: str = "a", most: int = 100, own: int = 100) -> str | None:
