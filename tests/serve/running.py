@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from PIL import Image
 
 from tests.conftest import ROOT, free_port, moving_texture, wait_for
 from videolavit.media import write_mp4
+
+LOGS = (".err", ".out", ".log")
 
 QUICK = {
     "keyframe_steps": 4,
@@ -67,6 +70,16 @@ class Running:
         """Processes of a deployment."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         return [one for one in family if _title(one).startswith(f"ray::ServeReplica:videolavit:{deployment}")]
+
+    def log_lines(self) -> list[str]:
+        """What all processes of the service have logged."""
+        titles = " ".join(map(_title, psutil.Process(self.process.pid).children(recursive=True)))
+        session = re.search(r"(/\S*/session_[\d_-]+)", titles)
+        assert session is not None
+        files = [
+            file for file in Path(session[1]).rglob("*") if file.is_file() and file.suffix in (".err", ".out", ".log")
+        ]
+        return [line for file in files for line in file.read_text(errors="replace").splitlines()]
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of a measurement."""

@@ -259,22 +259,9 @@ def test_a_request_id_comes_back_and_prompts_are_not_logged(service: Running) ->
     asked = {"model": MODEL, "messages": [{"role": "user", "content": secret}], "max_tokens": 8}
     answer = service.post("/v1/chat/completions", json=asked, headers={"X-Request-Id": "mine-1"})
     assert answer.headers["x-request-id"] == "mine-1"
-    own = service.post("/v1/chat/completions", json=asked).headers["x-request-id"]
-    assert len(own) > 10
-    lines = [json.loads(line) for line in _log_lines() if line.startswith("{") and "mine-1" in line]
-    assert lines
-    assert lines[0]["route"] == "/v1/chat/completions"
-    assert lines[0]["status"] == 200
-    assert lines[0]["owner"] == "alice"
-    assert not any(secret in line for line in _log_lines())
-
-
-def _log_lines() -> list[str]:
-    """What all of Ray's processes of the latest session have logged."""
-    from pathlib import Path
-
-    lines: list[str] = []
-    for file in Path("/tmp/ray/session_latest/logs").rglob("*"):
-        if file.is_file() and file.suffix in (".err", ".out", ".log"):
-            lines += file.read_text(errors="replace").splitlines()
-    return lines
+    assert len(service.post("/v1/chat/completions", json=asked).headers["x-request-id"]) > 10
+    lines = service.log_lines()
+    own = [json.loads(line) for line in lines if line.startswith("{") and "mine-1" in line]
+    assert own
+    assert (own[0]["route"], own[0]["status"], own[0]["owner"]) == ("/v1/chat/completions", 200, "alice")
+    assert not any(secret in line for line in lines)
