@@ -31,6 +31,7 @@ VAE = VAEConfig(block_out_channels=(32, 32), layers_per_block=1, scaling_factor=
 NUM_STEPS = 6
 SIZE = (16, 24)
 LATENT = (4, 8, 12)
+from videolavit.models.sampling import OnStep
 
 
 def ancestral() -> EulerAncestralDiscreteScheduler:
@@ -75,6 +76,18 @@ def test_pictures_in_a_batch_are_as_alone(detokenizer: KeyframeDetokenizer) -> N
     pictures = detokenizer.decode(together)
     assert pictures.shape == (2, *SIZE, 3)
     assert pictures.dtype == np.uint8
+
+
+def test_a_picture_that_is_left_out_changes_nothing_for_the_others(detokenizer: KeyframeDetokenizer) -> None:
+    both = conditions(detokenizer)
+
+    def make(on_step: OnStep | None) -> torch.Tensor:
+        own = generators(8, 9)
+        return detokenizer.sample(both, detokenizer.noise(*SIZE, NUM_STEPS, own), NUM_STEPS, 3.0, own, on_step)
+
+    left = make(lambda done, total: [1] if done == 1 else None)
+    assert left.shape == (1, *LATENT)
+    torch.testing.assert_close(left[0], make(None)[1], atol=1e-3, rtol=1e-3)
 
 
 def test_noised_start_of_an_ancestral_scheduler() -> None:

@@ -114,6 +114,16 @@ def test_clips_in_a_batch_are_as_alone(detokenizer: VideoDetokenizer) -> None:
         assert np.abs(alone.astype(int) - together[index]).max() <= 1
 
 
+def test_a_clip_that_is_left_out_changes_nothing_for_the_others(detokenizer: VideoDetokenizer) -> None:
+    motion, pictures = noise(3, 2, FRAMES, 8, 16), keyframes(3)
+    together = detokenizer.generate(pictures, motion, generators(3, 4, 5), SETTINGS)
+    left = detokenizer.generate(
+        pictures, motion, generators(3, 4, 5), SETTINGS, lambda done, total: [0, 2] if done == 1 else None
+    )
+    assert left.shape == (2, FRAMES, 16, 32, 3)
+    assert np.abs(left.astype(int) - together[[0, 2]]).max() <= 1
+
+
 def test_the_generator_decides(detokenizer: VideoDetokenizer) -> None:
     motion, pictures = noise(1, 2, FRAMES, 8, 16), keyframes(1)
     first, again, other = (
