@@ -27,11 +27,12 @@ UNET = KeyframeUNetConfig(
     addition_time_embed_dim=4,
     pooled_dim=CONDITIONS.pooled_dim,
 )
+from videolavit.models.sampling import OnStep
+
 VAE = VAEConfig(block_out_channels=(32, 32), layers_per_block=1, scaling_factor=0.3)
 NUM_STEPS = 6
 SIZE = (16, 24)
 LATENT = (4, 8, 12)
-from videolavit.models.sampling import OnStep
 
 
 def ancestral() -> EulerAncestralDiscreteScheduler:
