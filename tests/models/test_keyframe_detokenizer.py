@@ -17,6 +17,7 @@ from videolavit.models.keyframe_detokenizer import (
     ddim_scheduler,
 )
 from videolavit.models.keyframe_detokenizer.detokenizer import Start
+from videolavit.models.sampling import OnStep
 
 UNET = KeyframeUNetConfig(
     block_out_channels=(32, 64),
@@ -27,7 +28,6 @@ UNET = KeyframeUNetConfig(
     addition_time_embed_dim=4,
     pooled_dim=CONDITIONS.pooled_dim,
 )
-from videolavit.models.sampling import OnStep
 
 VAE = VAEConfig(block_out_channels=(32, 32), layers_per_block=1, scaling_factor=0.3)
 NUM_STEPS = 6
