@@ -263,7 +263,7 @@ def _show(result: dict[str, Any]) -> None:
         "chats_together": f"{CHATS} chats at once against one by one",
         "videos_together": f"{VIDEOS} videos at once against one by one",
     }
-    table = result_table("the service", "measured", "goal", "")
+    table = result_table("the service", "what", "measured", "goal", "")
     for name, value in result["reached"].items():
         goal = GOALS[name]
         met = value <= goal if name == "first_text_seconds" else value >= goal
