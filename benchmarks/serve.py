@@ -210,9 +210,7 @@ def _video(client: openai.OpenAI, number: int) -> float:
 
 def _finished(client: openai.OpenAI, number: int) -> str:
     """Id of a video that was made."""
-    job = client.videos.create_and_poll(
-        prompt=_prompt(number), seconds="4", extra_body={"seed": number}, poll_interval_ms=50
-    )
+    job = client.videos.create_and_poll(prompt=_prompt(number), seconds="4", extra_body={"seed": number})
     if job.status != "completed":
         raise RuntimeError(f"a video failed: {job.error}")
     return job.id

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 from ray import serve
@@ -116,8 +117,12 @@ def _add_error_handlers(app: FastAPI) -> None:
             return answer(found)
 
 
-async def _owner(request: Request, authorization: Annotated[str | None, Header()] = None) -> str:
-    """Whose key the request has, as the entrance found; here the document learns of the header."""
+KEY = HTTPBearer(auto_error=False, description="an API key, where the service asks for one")
+"""For the document alone: the entrance looks at the key."""
+
+
+async def _owner(request: Request, key: Annotated[object, Depends(KEY)]) -> str:
+    """Whose key the request has, as the entrance found."""
     owner: str = request.state.owner
     return owner
 
@@ -283,7 +288,7 @@ def _add_video_routes(app: FastAPI, service: Service) -> None:
             raise ApiError(404, f"there is no video {video_id!r}", "not_found", param="video_id")
         for name in (f"results/{job.id}", job.request.get("upload")):
             if name:
-                await asyncio.to_thread(service.remove_files, name)
+                await asyncio.to_thread(service.folder.remove, name)
         return Deleted(id=video_id)
 
 

@@ -155,7 +155,8 @@ class LanguageModel:
     def __init__(self, settings: ServeSettings) -> None:
         runtime = Runtime(ModelFolder(settings.model), settings.runtime)
         self._model, batch = runtime.model, settings.language_model.batch
-        self._writer_model = runtime.loaded("language_model") if self._model.has("language_model") else None
+        self._writer_model = runtime.loaded("language_model")
+        self._writing = Engine(self._writer_model, max(2, batch))
         self._text = self._model.text_tokenizer()
         self._speaker: VisualPrompts | None = None
         if self._model.has("understanding/language_model"):
@@ -163,8 +164,6 @@ class LanguageModel:
             self._speaker = VisualPrompts(loaded, self._model.vocabulary)
             self._spoken = self._model.text_tokenizer("understanding/language_model")
             self._speaking = Engine(loaded, max(2, batch))
-        if self._writer_model is not None:
-            self._writing = Engine(self._writer_model, max(2, batch))
 
     async def answer(self, order: AnswerOrder) -> AsyncGenerator[Answer]:
         """Yields an answer's text as it is made, or in one piece. Raises PromptTooLong."""
@@ -204,7 +203,6 @@ class LanguageModel:
 
     async def write(self, order: ScriptOrder) -> AsyncGenerator[Step | Written]:
         """Yields the ids written so far, and the codes of each clip as it is complete. Raises PromptTooLong."""
-        assert self._writer_model is not None
         model, settings = self._model, order.settings
         limits = settings.visual_limits(model.num_patches)
         writer = Writer(self._writer_model, model.vocabulary, model.motion_tokens, limits, settings)
@@ -229,11 +227,10 @@ class LanguageModel:
                         yield Step(min(done + len(codes), total), total, 1, 0.0)
                 rows[is_motion] = codes
                 done += len(codes)
-            yield Written(rows.get(False), rows.get(True), sum(map(len, rows.values())))
+            yield Written(rows.get(False), rows.get(True))
 
     async def _segment(self, script: Script, segment: Segment) -> AsyncGenerator[list[int]]:
         """Writes a segment behind a script; yields its codes so far."""
-        assert self._writer_model is not None
         script.ids.append(segment.start)
         with torch.inference_mode():
             prompt = embed_prompts(self._writer_model, [script.ids]).embeds[0]

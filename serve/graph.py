@@ -171,11 +171,7 @@ class Graph:
                 frames.append(video[: clip.num_frames])
         finally:
             ahead.cancel()
-        tokens = {
-            "visual": sum(len(clip.visual) for clip in encoded),
-            "motion": sum(len(clip.motion) for clip in encoded),
-        }
-        return Made(np.concatenate(frames), keyframes, tokens)
+        return Made(np.concatenate(frames), keyframes, _counted(encoded))
 
     def like(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of about the model's own number of pixels, in another aspect ratio.
@@ -246,11 +242,7 @@ class _Making:
         finally:
             for task in ahead:
                 task.cancel()
-        written = [script.result() for script in self.scripts]
-        tokens = {
-            "visual": sum(len(one.visual or ()) for one in written),
-            "motion": sum(len(one.motion or ()) for one in written),
-        }
+        tokens = _counted([script.result() for script in self.scripts])
         return Made(np.concatenate(frames), keyframes, tokens)
 
     async def _keyframe(self, clip: int, last: Picture | None) -> Picture:
@@ -263,6 +255,11 @@ class _Making:
         before = None if last is None else ray.put(last)
         order = PaintOrder(codes, self.seed, clip, before, self.graph.keyframe_size, self.settings)
         return await self.graph.paint(order, partial(self.progress.keyframe, clip))
+
+
+def _counted(clips: Sequence[Written | EncodedClip]) -> dict[str, int]:
+    """Codes of a video by kind."""
+    return {kind: sum(len(getattr(clip, kind) or ()) for clip in clips) for kind in ("visual", "motion")}
 
 
 class _Progress:

@@ -109,7 +109,7 @@ class JobWorker:
                 return  # the lease is lost: it was deleted, or another process has it
             name, tokens = making.result()
             if not await self._end(job, self._store.complete, name, tokens, keep):
-                await self._in(self._publishing, self._remove, name)
+                await self._in(self._publishing, self._folder.remove, name)
         except asyncio.CancelledError:
             stopped = asyncio.current_task()
             if stopped is not None and stopped.cancelling():  # by `stop`, and not from below
@@ -134,7 +134,7 @@ class JobWorker:
         ended: bool = await self._in(self._storing, how, job, *values)
         if ended:
             if job.request.get("upload"):
-                await self._in(self._publishing, self._remove, job.request["upload"])
+                await self._in(self._publishing, self._folder.remove, job.request["upload"])
             self._on_end("completed" if how == self._store.complete else "failed")
         return ended
 
@@ -195,7 +195,7 @@ class JobWorker:
         for kind, names in stored.items():
             for name in names:
                 if name.startswith("video_") and name.split(".")[0] not in known and self._is_old(f"{kind}/{name}"):
-                    self._remove(f"{kind}/{name}")
+                    self._folder.remove(f"{kind}/{name}")
 
     def _is_old(self, name: str) -> bool:
         """Whether no request or job can still be about to use a file."""
@@ -204,10 +204,6 @@ class JobWorker:
         except (NotImplementedError, OSError, KeyError, AttributeError):
             return True
         return bool(time.time() - changed > self._settings.limits.request_seconds)
-
-    def _remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._folder.fs.rm(self._folder.join(name), recursive=True)
 
     async def _unless_storage_fails(
         self, call: Callable[..., Any], *arguments: Any, threads: ThreadPoolExecutor | None = None

@@ -101,7 +101,7 @@ class Gate:
 
     def __init__(self, keys: list[Key] | None, in_flight: int) -> None:
         self._keys, self._in_flight = keys, in_flight
-        self._allowance = {key.name: (key.requests_per_minute / 60, 0.0) for key in keys or ()}
+        self._allowance: dict[str, tuple[float, float]] = {}
         self._busy: dict[str, int] = {}
 
     @property
@@ -148,9 +148,9 @@ class Gate:
         """Takes one request from the key's bucket, which fills evenly and holds ten seconds' worth, at least one."""
         rate = key.requests_per_minute / 60
         size = max(1.0, rate * 10)
-        left, at = self._allowance[key.name]
         now = time.monotonic()
-        left = size if not at else min(size, left + (now - at) * rate)
+        left, at = self._allowance.get(key.name, (size, now))
+        left = min(size, left + (now - at) * rate)
         if left < 1:
             self._allowance[key.name] = (left, now)
             raise too_many(f"this key may ask {key.requests_per_minute:g} times a minute", (1 - left) / rate)

@@ -89,7 +89,7 @@ class Frame:
             if call.declared > self._max_bytes:
                 raise _TooLarge
             await self._app(scope, call.receive, call.send)
-            if call.was_too_large:
+            if call.too_large:  # and something inside made another mistake of it
                 raise _TooLarge
         except _TooLarge:
             if not call.begun:
@@ -123,18 +123,18 @@ class _Call:
         self.declared = int(length) if length.isdecimal() else 0
         self.started, self.status = time.monotonic(), 499
         self._max_bytes, self._receive, self._send = max_bytes, receive, send
-        self._read, self._too_large, self.begun = 0, False, False
+        self._read, self.too_large, self.begun = 0, False, False
 
     async def receive(self) -> Message:
         message = await self._receive()
         self._read += len(message.get("body", b""))
         if self._read > self._max_bytes:
-            self._too_large = True
+            self.too_large = True
             raise _TooLarge
         return message
 
     async def send(self, message: Message) -> None:
-        if self._too_large and not self.begun:
+        if self.too_large and not self.begun:
             return  # parsers make a mistake of the client of it; `refuse` says what it was
         if message["type"] == "http.response.start":
             self.begun, self.status = True, message["status"]
@@ -144,12 +144,7 @@ class _Call:
         """Answers with 413."""
         error = ApiError(413, f"the body has more than {self._max_bytes >> 20} MiB", "too_large")
         body = json.dumps(error.body).encode()
-        self._too_large, self.begun, self.status = False, True, 413
+        self.too_large, self.begun, self.status = False, True, 413
         headers: list[Any] = [(b"content-type", b"application/json"), (b"connection", b"close")]
         await self._send({"type": "http.response.start", "status": 413, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
-
-    @property
-    def was_too_large(self) -> bool:
-        """Whether the limit was passed, even if something inside caught it."""
-        return self._too_large

@@ -124,12 +124,10 @@ class Written:
     Args:
         visual: Codes of its picture; None where that was given.
         motion: Codes of its motion; None for a picture alone.
-        tokens: Ids written for it.
     """
 
     visual: list[int] | None
     motion: list[int] | None
-    tokens: int
 
 
 @dataclass(frozen=True)

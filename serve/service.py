@@ -9,7 +9,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +237,9 @@ class Service:
                 raise bad_request("give one input_reference", "input_reference")
             reference, _ = await self._fetcher.read(request.input_reference.image_url, "input_reference")
         self._check_prompt(request.prompt, needed=reference is None)
-        self._check_seconds(request.seconds)
+        limit = self.settings.limits.seconds
+        if request.seconds > limit:
+            raise bad_request(f"at most {limit:g} seconds are made, not {request.seconds:g}", "seconds")
         height, width = self._size(request.size, self.graph.video_size, "video_detokenizer")
         asked = {"prompt": request.prompt, "seconds": f"{request.seconds:g}", "size": f"{width}x{height}"}
         return await self._queue(owner, "generate", asked | {"seed": _seed(request.seed)}, reference)
@@ -246,11 +248,6 @@ class Service:
         """Queues a video to go through its tokens and back. Raises ApiError."""
         asked = {"prompt": "", "seconds": f"{self.settings.limits.seconds:g}", "size": "auto", "seed": _seed(seed)}
         return await self._queue(owner, "reconstruct", asked, video)
-
-    def _check_seconds(self, seconds: float) -> None:
-        limit = self.settings.limits.seconds
-        if seconds > limit:
-            raise bad_request(f"at most {limit:g} seconds are made, not {seconds:g}", "seconds")
 
     async def _queue(self, owner: str, kind: str, asked: dict[str, Any], upload: bytes | None) -> Video:
         job_id, limits = new_id(), self.settings.limits
@@ -262,15 +259,10 @@ class Service:
         )
         if job is None:
             if upload is not None:
-                await asyncio.to_thread(self.remove_files, asked["upload"])
+                await asyncio.to_thread(self.folder.remove, asked["upload"])
             raise too_many("too many videos are queued; try again when one is done", 10, "queue_full")
         self.worker.wake()
         return self.shown(job)
-
-    def remove_files(self, name: str) -> None:
-        """Deletes a file or a folder of the storage, if it is there."""
-        with suppress(FileNotFoundError):
-            self.folder.fs.rm(self.folder.join(name), recursive=True)
 
     def shown(self, job: Job) -> Video:
         """A job as clients see it."""

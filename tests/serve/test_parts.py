@@ -17,6 +17,7 @@ from serve.batching import Finished, Step, StepBatcher
 from serve.deployments import LanguageModel
 from serve.errors import ApiError
 from serve.fetching import Fetcher, is_public
+from serve.jobs import JobWorker
 from serve.keys import Gate, add_key, read_keys
 from serve.orders import AnswerOrder
 from serve.settings import read_settings
@@ -24,6 +25,7 @@ from serve.store import JOBS, JobStore, new_id
 from tests.conftest import ROOT, free_port
 from videolavit.generation.describe import DescribeSettings
 from videolavit.models.sampling import OnStep
+from videolavit.records.storage import Folder, StorageSettings
 
 # ---- the store ------------------------------------------------------------------------------------------------------
 
@@ -124,6 +126,20 @@ def test_jobs_are_limited_and_expire(store: JobStore) -> None:
     store.complete(job, "r", {}, keep_seconds=-2)
     assert store.expired() == [job.id]
     assert store.counts() == {"queued": 2}
+
+
+def test_files_of_jobs_that_are_gone_are_removed(store: JobStore, tmp_path: Path) -> None:
+    settings = read_settings({"storage": str(tmp_path), "limits": {"request_seconds": 0.05}})
+    folder = Folder(settings.storage, StorageSettings())
+    kept, gone = _add(store), new_id()
+    for job in (kept, gone):
+        folder.create_bytes(f"results/{job}/lease/video.mp4", b"x")
+        folder.create_bytes(f"uploads/{job}.bin", b"x")
+    folder.create_bytes("results/notes.txt", b"somebody else's")
+    time.sleep(0.1)
+    JobWorker(settings, store, folder, None)._remove_orphans()  # type: ignore[arg-type]
+    assert sorted(folder.names("results", "")) == ["notes.txt", kept]
+    assert folder.names("uploads", "") == [f"{kept}.bin"]
 
 
 # ---- the batcher ----------------------------------------------------------------------------------------------------

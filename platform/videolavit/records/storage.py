@@ -232,6 +232,11 @@ class Folder:
         except OSError as error:
             raise StorageError(f"cannot write to {self.url}: {error}") from None
 
+    def remove(self, name: str) -> None:
+        """Deletes a file, or a sub-folder with all that is in it, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.join(name), recursive=True)
+
     def replace(self, name: str, data: bytes) -> None:
         """Writes a derived file (a summary, a report) in one step over what may be there."""
         if self.is_local:
