@@ -1,6 +1,6 @@
 """The service against the same models in one process; see README.md beside this file.
 
-python -m benchmarks.serve [--model tiny] [--rounds 3] [--output bench-output]
+python -m benchmarks.serve [--model tiny] [--rounds 3] [--chats-only] [--output bench-output]
 """
 
 import argparse
@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import openai
@@ -42,7 +42,11 @@ from .decompose import machine
 from .generate import LEVELS
 from .shared import console, result_table
 
-CHATS, VIDEOS, TOKENS = 16, 8, 128
+T = TypeVar("T")
+
+CHATS, EACH, VIDEOS, TOKENS = 16, 4, 8, 128
+"""Clients that chat at once, chats that each of them has in turn, videos, and tokens of an answer."""
+
 QUESTION = "What happens in a video where a ball rolls to the left?"
 SETTINGS = GenerateSettings(keyframe_steps=25, video_steps=12, visual_guidance=2.0, motion_guidance=2.0)
 GOALS = {
@@ -59,12 +63,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__)
     parser.add_argument("--model", default="tiny", help="model folder or preset")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn, of which the median counts")
+    parser.add_argument("--chats-only", action="store_true", help="no videos, which take long with a larger model")
     parser.add_argument("--output", type=Path, default=Path("bench-output"))
     options = parser.parse_args(argv)
     options.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # as each part of the service has
     with _serving(options.model) as url:
-        result = measure(options.model, url, options.rounds)
+        result = measure(options.model, url, options.rounds, videos=not options.chats_only)
     _show(result)
     told = {"machine": machine(), "model": options.model, "rounds": options.rounds} | result
     file = options.output / f"serve-{time.strftime('%Y%m%dT%H%M%S')}.json"
@@ -72,42 +77,46 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print(f"numbers: {file}")
 
 
-def measure(model: str, url: str, rounds: int) -> dict[str, Any]:
-    """Rates and latencies of both sides, in turn."""
+def measure(model: str, url: str, rounds: int, videos: bool) -> dict[str, Any]:
+    """Seconds a chat and a video, and latencies, of both sides, in turn."""
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=600)
     name = client.models.list().data[0].id
     inside = _Inside(ModelFolder(model))
     seconds: dict[str, list[float]] = {}
-    latencies: dict[str, list[float]] = {"chat": [], "video": []}
+    latencies: dict[str, list[float]] = {}
     firsts: dict[str, list[float]] = {"serve": [], "inside": []}
 
-    def timed(side: str, work: Callable[[], object]) -> None:
+    def timed(side: str, count: int, work: Callable[[], object]) -> None:
         began = time.monotonic()
         work()
-        seconds.setdefault(side, []).append(time.monotonic() - began)
+        seconds.setdefault(side, []).append((time.monotonic() - began) / count)
 
-    _compare(client, name, inside)  # and nothing is timed the first time
+    def chats() -> None:
+        for told in _together(CHATS, lambda n: [_chat(client, name) for _ in range(EACH)]):
+            latencies.setdefault("chat", []).extend(told)
+
+    def together() -> None:
+        latencies.setdefault("video", []).extend(_together(VIDEOS, lambda n: _video(client, n)))
+
+    _compare(client, name, inside, videos)  # and nothing is timed the first time
     for _ in range(rounds):
-        timed("chats, service", lambda: latencies["chat"].extend(_together(CHATS, lambda n: _chat(client, name))))
-        timed("chats, inside", lambda: inside.chats(CHATS))
-        timed("chats one by one", lambda: [_chat(client, name) for _ in range(CHATS)])
-        timed("videos, service", lambda: latencies["video"].extend(_together(VIDEOS, lambda n: _video(client, n))))
-        timed("videos, inside", lambda: inside.videos(VIDEOS))
-        timed("videos one by one", lambda: [_video(client, n) for n in range(VIDEOS)])
+        timed("chats, service", CHATS * EACH, chats)
+        timed("chats, inside", CHATS * EACH, lambda: _together(CHATS, lambda n: inside.chats(EACH)))
+        timed("chats one by one", CHATS, lambda: [_chat(client, name) for _ in range(CHATS)])
         firsts["serve"] += [_first_text(client, name) for _ in range(10)]
         firsts["inside"] += [inside.first_token() for _ in range(10)]
+        if videos:
+            timed("videos, service", VIDEOS, together)
+            timed("videos, inside", VIDEOS, lambda: inside.videos(VIDEOS))
+            timed("videos one by one", VIDEOS, lambda: [_video(client, n) for n in range(VIDEOS)])
     middle = {side: median(values) for side, values in seconds.items()}
-    return {
-        "seconds": seconds,
-        "percentiles": {kind: _percentiles(values) for kind, values in latencies.items()},
-        "reached": {
-            "chat_share": middle["chats, inside"] / middle["chats, service"],
-            "video_share": middle["videos, inside"] / middle["videos, service"],
-            "first_text_seconds": median(firsts["serve"]) - median(firsts["inside"]),
-            "chats_together": middle["chats one by one"] / middle["chats, service"],
-            "videos_together": middle["videos one by one"] / middle["videos, service"],
-        },
-    }
+    reached = {"first_text_seconds": median(firsts["serve"]) - median(firsts["inside"])}
+    for kind in latencies:
+        service = middle[f"{kind}s, service"]
+        reached[f"{kind}_share"] = middle[f"{kind}s, inside"] / service
+        reached[f"{kind}s_together"] = middle[f"{kind}s one by one"] / service
+    percentiles = {kind: _percentiles(values) for kind, values in latencies.items()}
+    return {"seconds_each": seconds, "percentiles": percentiles, "reached": reached}
 
 
 class _Inside:
@@ -120,10 +129,9 @@ class _Inside:
         self._engine = Engine(self._speaker.language_model, 32)
 
     def chats(self, count: int) -> None:
-        """So many answers at once."""
-        ends = [self._ask(TOKENS, lambda token: None) for _ in range(count)]
-        for end in ends:
-            end.wait()
+        """So many answers in turn."""
+        for _ in range(count):
+            self._ask(TOKENS, lambda token: None).wait()
 
     def first_token(self) -> float:
         """Seconds to the first id."""
@@ -152,13 +160,15 @@ class _Inside:
         ids: list[int] = []
         self._ask(TOKENS, ids.append).wait()
         stream = TextStream(self._text)
-        return ("".join(map(stream.push, ids)) + stream.finish()).strip()
+        return (stream.push(ids) + stream.finish()).strip()
 
 
-def _compare(client: openai.OpenAI, name: str, inside: _Inside) -> None:
+def _compare(client: openai.OpenAI, name: str, inside: _Inside, videos: bool) -> None:
     """Raises AssertionError if the two sides differ: then the times compare nothing."""
     if _ask(client, name).choices[0].message.content != inside.text():
         raise AssertionError("the two sides answer differently")
+    if not videos:
+        return
     (video,) = inside.videos(1)
     thumbnail = client.videos.download_content(_finished(client, 0), variant="thumbnail").read()
     keyframe = np.asarray(Image.open(io.BytesIO(thumbnail))).astype(int)
@@ -171,7 +181,7 @@ def _prompt(number: int) -> str:
     return f"a ball rolls to the left, number {number}"
 
 
-def _together(count: int, work: Callable[[int], float]) -> list[float]:
+def _together(count: int, work: Callable[[int], T]) -> list[T]:
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(work, range(count)))
 
@@ -255,7 +265,7 @@ def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
 
 def _show(result: dict[str, Any]) -> None:
     names = {
-        "chat_share": f"{CHATS} chats of {TOKENS} tokens: throughput against in-process",
+        "chat_share": f"{CHATS} chats at once, of {TOKENS} tokens: throughput against in-process",
         "video_share": f"{VIDEOS} videos: throughput against in-process",
         "first_text_seconds": "first text: seconds beyond in-process",
         "chats_together": f"{CHATS} chats at once against one by one",

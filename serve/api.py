@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
@@ -161,7 +161,8 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
         health = Health(status="ok" if ready else "not ready", deployments=states)
         return JSONResponse(health.model_dump(), 200 if ready else 503)
 
-    @app.get("/metrics", response_class=PlainTextResponse)
+    # Not as a PlainTextResponse: its errors would be documented as plain text, too.
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics(who: str = OWNER) -> Response:
         """Measurements for Prometheus."""
         counts = await asyncio.to_thread(service.store.counts)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -45,6 +46,9 @@ T = TypeVar("T")
 
 CHILDREN = 2
 """Uploads that are decoded at once."""
+
+PIECE_SECONDS, STEP_SECONDS = 0.02, 0.1
+"""Between two pieces of an answer, and between two looks at what nobody reads along."""
 
 
 class VisualTokenizer:
@@ -141,14 +145,6 @@ class VisualTokenizer:
         return await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
 
 
-@dataclass(frozen=True)
-class _Written:
-    """An event out of an engine's thread: an id, or the end."""
-
-    token: int | None = None
-    error: BaseException | None = None
-
-
 class LanguageModel:
     """Text and codes, token by token; requests join and leave the batch between two tokens."""
 
@@ -173,26 +169,17 @@ class LanguageModel:
         prompt = await asyncio.to_thread(
             prompt_of, self._speaker, self._spoken, order.turns, order.question, sight, settings.max_tokens
         )
-        passage, events = _passage(
-            prompt,
-            answer_policy(self._speaker, settings),
-            settings.sampling(),
-            generator(settings.seed, "answer"),
-            None,
-        )
-        stream, count, pending = TextStream(self._spoken), 0, ""
+        ids = _Ids(PIECE_SECONDS if order.in_pieces else STEP_SECONDS)
+        policy, draws = answer_policy(self._speaker, settings), generator(settings.seed, "answer")
+        passage = ids.passage(prompt, policy, settings.sampling(), draws, None)
+        stream, count, pending, ended = TextStream(self._spoken), 0, "", False
         try:
             self._speaking.submit(passage)
-            while not stream.stopped:
-                event, written = await _drain(events)
-                for token in written:
-                    pending += stream.push(token)
+            while not stream.stopped and not ended:
+                written, ended = await ids.read()
+                pending += stream.push(written)
                 count += len(written)
-                if event is not None:
-                    if event.error is not None:
-                        raise event.error
-                    break
-                if pending and order.in_pieces and not stream.stopped:
+                if pending and order.in_pieces and not stream.stopped and not ended:
                     yield Answer(pending, len(prompt), count)
                     pending = ""
         finally:
@@ -234,59 +221,76 @@ class LanguageModel:
         script.ids.append(segment.start)
         with torch.inference_mode():
             prompt = embed_prompts(self._writer_model, [script.ids]).embeds[0]
-        passage, events = _passage(prompt, segment.policy, segment.sampling, script.generator, segment.guidance)
+        ids = _Ids(STEP_SECONDS)
+        passage = ids.passage(prompt, segment.policy, segment.sampling, script.generator, segment.guidance)
         row: list[int] = []
+        ended = False
         try:
             self._writing.submit(passage)
-            while True:
-                event, written = await _drain(events)
+            while not ended:
+                written, ended = await ids.read()
                 row += written
-                if event is not None:
-                    if event.error is not None:
-                        raise event.error
-                    break
                 yield segment.codes(row)
         finally:
             passage.cancelled.set()
         script.ids += [*row, segment.policy.end]
-        yield segment.codes(row)
 
 
-def _passage(
-    prompt: torch.Tensor,
-    policy: TokenPolicy,
-    sampling: Sampling,
-    draws: torch.Generator,
-    guidance: float | None,
-) -> tuple[Passage, asyncio.Queue[_Written]]:
-    """A passage whose events come to the running loop."""
-    loop, events = asyncio.get_running_loop(), asyncio.Queue[_Written]()
+class _Ids:
+    """What an engine's thread writes, for the running loop.
 
-    def tell(event: _Written) -> None:
-        loop.call_soon_threadsafe(events.put_nowait, event)
+    That thread is not to be held up: it wakes the loop for the first id of a batch of them, not for each.
 
-    passage = Passage(
-        prompt,
-        policy,
-        sampling,
-        draws,
-        guidance,
-        on_token=lambda token: tell(_Written(token)),
-        on_end=lambda error: tell(_Written(error=error)),
-    )
-    return passage, events
+    Args:
+        pace: Seconds between two batches.
+    """
 
+    def __init__(self, pace: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pace, self._next = pace, 0.0
+        self._ids: deque[int] = deque()
+        self._news, self._end = asyncio.Event(), asyncio.Event()
+        self._told = False
+        self._error: BaseException | None = None
 
-async def _drain(events: asyncio.Queue[_Written]) -> tuple[_Written | None, list[int]]:
-    """What has come: the end, if it has, and the ids before it. Waits for the first."""
-    event = await events.get()
-    tokens: list[int] = []
-    while event.token is not None:
-        tokens.append(event.token)
-        if events.empty():
-            return None, tokens
-        event = events.get_nowait()
-    return event, tokens
+    def passage(
+        self,
+        prompt: torch.Tensor,
+        policy: TokenPolicy,
+        sampling: Sampling,
+        draws: torch.Generator,
+        guidance: float | None,
+    ) -> Passage:
+        """A passage that is written to here."""
+        return Passage(prompt, policy, sampling, draws, guidance, self._on_id, self._on_end)
+
+    async def read(self) -> tuple[list[int], bool]:
+        """The next ids, and whether they are the last. Raises what went wrong."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._next):
+                await self._end.wait()
+        await self._news.wait()
+        self._next = self._loop.time() + self._pace
+        self._news.clear()
+        self._told, ended = False, self._end.is_set()  # before looking: what comes meanwhile wakes again
+        ids = [self._ids.popleft() for _ in range(len(self._ids))]
+        if self._error is not None:
+            raise self._error
+        return ids, ended
+
+    def _on_id(self, token: int) -> None:
+        self._ids.append(token)
+        if not self._told:
+            self._told = True
+            self._loop.call_soon_threadsafe(self._news.set)
+
+    def _on_end(self, error: BaseException | None) -> None:
+        self._error = error
+        self._loop.call_soon_threadsafe(self._close)
+
+    def _close(self) -> None:
+        self._end.set()
+        self._news.set()
 
 
 class KeyframeDetokenizer:

@@ -124,7 +124,7 @@ def stream_answers(
         sampling = [settings.sampling()] * len(questions)
         for step in steps(model.language_model, prompts, policy, sampling, generators):
             for row, (stream, token) in enumerate(zip(ends, step.ids, strict=True)):
-                text = stream.push(token)
+                text = "" if token is None else stream.push([token])
                 if text:
                     yield row, text
             if all(stream.stopped or token is None for stream, token in zip(ends, step.ids, strict=True)):
@@ -203,11 +203,11 @@ class TextStream:
         self._sent = 0
         self.stopped = False
 
-    def push(self, token: int | None) -> str:
-        """The text that a token makes certain; "" for None."""
-        if token is None or self.stopped:
+    def push(self, ids: Sequence[int]) -> str:
+        """The text that further ids make certain."""
+        if not ids or self.stopped:
             return ""
-        self._ids.append(token)
+        self._ids += ids
         return self._send(held=len(STOP) - 1)
 
     def finish(self) -> str:
