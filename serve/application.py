@@ -10,7 +10,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import DeploymentStatus
+from ray.serve.schema import DeploymentStatus, LoggingConfig
 
 from videolavit.models.folder import ModelFolder
 
@@ -55,7 +55,7 @@ class Ingress:
 def application(settings: ServeSettings) -> Application:
     """The graph: Ingress -> VisualTokenizer, LanguageModel -> KeyframeDetokenizer -> VideoDetokenizer."""
     parts = [
-        _deployment(kind, settings, copies, ongoing=4 * copies.batch).bind(settings)
+        _deployment(kind, settings, copies, ongoing=4 * copies.together).bind(settings)
         for kind, copies in (
             (VisualTokenizer, settings.visual_tokenizer),
             (LanguageModel, settings.language_model),
@@ -93,7 +93,9 @@ def _deployment(kind: Any, settings: ServeSettings, copies: Replicas, ongoing: i
     if copies.max_replicas > copies.min_replicas:
         scale = {
             "autoscaling_config": AutoscalingConfig(
-                min_replicas=copies.min_replicas, max_replicas=copies.max_replicas, target_ongoing_requests=copies.batch
+                min_replicas=copies.min_replicas,
+                max_replicas=copies.max_replicas,
+                target_ongoing_requests=copies.together,
             )
         }
     return serve.deployment(
@@ -103,6 +105,8 @@ def _deployment(kind: Any, settings: ServeSettings, copies: Replicas, ongoing: i
         max_constructor_retry_count=CONSTRUCTOR_RETRIES,
         graceful_shutdown_timeout_s=settings.drain_seconds,
         health_check_timeout_s=60,
+        # the ingress has a line of its own for each request
+        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         ray_actor_options={"num_cpus": copies.num_cpus, "num_gpus": copies.num_gpus},
         **scale,
     )

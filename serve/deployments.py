@@ -150,7 +150,7 @@ class LanguageModel:
 
     def __init__(self, settings: ServeSettings) -> None:
         runtime = Runtime(ModelFolder(settings.model), settings.runtime)
-        self._model, batch = runtime.model, settings.language_model.batch
+        self._model, batch = runtime.model, settings.language_model.together
         self._writer_model = runtime.loaded("language_model")
         self._writing = Engine(self._writer_model, max(2, batch))
         self._text = self._model.text_tokenizer()
@@ -160,6 +160,11 @@ class LanguageModel:
             self._speaker = VisualPrompts(loaded, self._model.vocabulary)
             self._spoken = self._model.text_tokenizer("understanding/language_model")
             self._speaking = Engine(loaded, max(2, batch))
+
+    async def whole_answer(self, order: AnswerOrder) -> Answer:
+        """An answer in one piece: one message instead of a stream of them. Raises PromptTooLong."""
+        async with aclosing(self.answer(order)) as pieces:
+            return await anext(pieces)
 
     async def answer(self, order: AnswerOrder) -> AsyncGenerator[Answer]:
         """Yields an answer's text as it is made, or in one piece. Raises PromptTooLong."""
@@ -300,7 +305,7 @@ class KeyframeDetokenizer:
         self._runtime = Runtime(ModelFolder(settings.model), settings.runtime)
         self._runtime.loaded("keyframe_detokenizer")
         self._batcher = StepBatcher[tuple[PaintOrder, Picture | None], Picture](
-            self._paint, _paint_shape, settings.keyframe_detokenizer.batch, settings.batch_wait
+            self._paint, _paint_shape, settings.keyframe_detokenizer.together, settings.batch_wait
         )
 
     async def paint(self, order: PaintOrder) -> AsyncGenerator[Step | Finished[Picture]]:
@@ -328,7 +333,7 @@ class VideoDetokenizer:
         for unit in ("video_detokenizer", "motion_tokenizer"):
             self._runtime.loaded(unit)
         self._batcher = StepBatcher[tuple[AnimateOrder, Picture], Picture](
-            self._animate, _animate_shape, settings.video_detokenizer.batch, settings.batch_wait
+            self._animate, _animate_shape, settings.video_detokenizer.together, settings.batch_wait
         )
 
     async def animate(self, order: AnimateOrder) -> AsyncGenerator[Step | Finished[Picture]]:

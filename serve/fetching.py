@@ -4,7 +4,7 @@ import base64
 import re
 import socket
 from collections.abc import Callable
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -16,12 +16,20 @@ from .errors import ApiError, bad_request
 
 Kind = Literal["image", "video"]
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
+_NAT64 = IPv6Network("64:ff9b::/96")
 FETCH_SECONDS = 30.0
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is of the internet, and not of this machine or its network."""
-    return ip_address(address).is_global
+    """Whether an address is of the internet, and not of this machine or its network.
+
+    An IPv6 address that stands for an IPv4 address is what that one is.
+    """
+    found = ip_address(address)
+    if isinstance(found, IPv6Address):
+        translated = IPv4Address(int(found) & 0xFFFFFFFF) if found in _NAT64 else None
+        found = found.ipv4_mapped or found.sixtofour or translated or found
+    return found.is_global and not found.is_multicast
 
 
 class Fetcher:

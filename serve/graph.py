@@ -94,8 +94,11 @@ class Graph:
         return ray.put(await _call(self._visual_tokenizer.look, Upload(ray.put(data), kind)))
 
     async def answer(self, order: AnswerOrder) -> AsyncGenerator[Answer]:
-        """Yields an answer's pieces."""
-        async with aclosing(_stream(self._language_model.answer, order, not order.in_pieces)) as pieces:
+        """Yields an answer's pieces, or the whole."""
+        if not order.in_pieces:
+            yield await _call(self._language_model.whole_answer, order)
+            return
+        async with aclosing(_stream(self._language_model.answer, order, repeatable=False)) as pieces:
             async for piece in pieces:
                 yield piece
 

@@ -64,18 +64,26 @@ class Replicas:
         max_replicas: Most copies; between the two the number follows the load.
         num_cpus: Cores of a copy.
         num_gpus: GPUs of a copy, or a share of one.
-        batch: Requests that a copy works on together.
+        batch: Requests that a copy works on together; None for 8 with a GPU and 2 without, where a batch takes as long
+            as its requests one by one, and the next part of the graph waits for it.
     """
 
     min_replicas: int = 1
     max_replicas: int = 1
     num_cpus: float = 0.25
     num_gpus: float = 0.0
-    batch: int = 8
+    batch: int | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_replicas <= self.max_replicas or self.batch < 1:
+        if not 1 <= self.min_replicas <= self.max_replicas or self.together < 1:
             raise ValueError("min_replicas must be at least 1 and not above max_replicas, and batch at least 1")
+
+    @property
+    def together(self) -> int:
+        """Requests that a copy works on together."""
+        if self.batch is not None:
+            return self.batch
+        return 8 if self.num_gpus else 2
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

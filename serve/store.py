@@ -28,6 +28,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.engine import Engine
@@ -111,15 +112,19 @@ class JobStore:
         self, owner: str, kind: str, request: dict[str, Any], most: int, most_of_owner: int, job_id: str
     ) -> Job | None:
         """Queues a job; None if as many are open as may be, of all owners or of this one."""
-        with self._engine.begin() as connection:
-            is_open = JOBS.c.status.in_(OPEN)
+        row = {"id": job_id, "owner": owner, "kind": kind, "status": "queued", "progress": 0, "attempts": 0}
+        row |= {"order": time.time_ns(), "created_at": int(time.time()), "request": request}
+        is_open = JOBS.c.status.in_(OPEN)
+        with self._engine.connect() as connection:
+            if self._engine.dialect.name == "postgresql":
+                connection.execute(text(f"LOCK TABLE {JOBS.name} IN SHARE ROW EXCLUSIVE MODE"))
+            # counted behind the insertion, which waits for other writers: no two take the last place
+            connection.execute(insert(JOBS).values(row))
             total = connection.scalar(select(func.count()).where(is_open)) or 0
             own = connection.scalar(select(func.count()).where(is_open, JOBS.c.owner == owner)) or 0
-            if total >= most or own >= most_of_owner:
+            if total > most or own > most_of_owner:
                 return None
-            row = {"id": job_id, "owner": owner, "kind": kind, "status": "queued", "progress": 0, "attempts": 0}
-            row |= {"order": time.time_ns(), "created_at": int(time.time()), "request": request}
-            connection.execute(insert(JOBS).values(row))
+            connection.commit()
         return self.get(owner, job_id)
 
     def get(self, owner: str, job_id: str) -> Job | None:

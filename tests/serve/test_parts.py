@@ -5,6 +5,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,13 @@ def test_jobs_are_limited_and_expire(store: JobStore) -> None:
     assert store.counts() == {"queued": 2}
 
 
+def test_calls_at_the_same_moment_do_not_pass_the_limit(store: JobStore) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        added = list(pool.map(lambda n: _add(store, owner=f"owner {n % 2}", most=5, own=3), range(40)))
+    assert len([one for one in added if one is not None]) == 5
+    assert store.counts() == {"queued": 5}
+
+
 def test_files_of_jobs_that_are_gone_are_removed(store: JobStore, tmp_path: Path) -> None:
     settings = read_settings({"storage": str(tmp_path), "limits": {"request_seconds": 0.05}})
     folder = Folder(settings.storage, StorageSettings())
@@ -234,6 +243,19 @@ def test_a_batch_that_nobody_waits_for_stops_and_errors_reach_all() -> None:
 # ---- the language model ---------------------------------------------------------------------------------------------
 
 
+def test_an_answer_is_the_same_in_pieces_and_as_a_whole() -> None:
+    async def run() -> None:
+        model = LanguageModel(read_settings({"model": "tiny"}))
+        order = AnswerOrder((), "hello", None, DescribeSettings(min_tokens=400, max_tokens=400), in_pieces=True)
+        pieces = [piece async for piece in model.answer(order)]
+        whole = await model.whole_answer(replace(order, in_pieces=False))
+        assert len(pieces) > 2
+        assert "".join(piece.text for piece in pieces) == whole.text
+        assert (pieces[-1].tokens, pieces[-1].finished) == (whole.tokens, whole.finished) == (400, "length")
+
+    asyncio.run(run())
+
+
 def test_an_answer_that_nobody_reads_is_not_written_on() -> None:
     async def run() -> None:
         model = LanguageModel(read_settings({"model": "tiny"}))
@@ -254,10 +276,27 @@ def test_an_answer_that_nobody_reads_is_not_written_on() -> None:
 # ---- what is fetched ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1", "::1", "fc00::1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.0.0.1",
+        "169.254.169.254",
+        "192.168.1.1",
+        "224.0.0.1",
+        "::1",
+        "fc00::1",
+        "ff02::1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::a9fe:a9fe",
+        "2002:7f00:1::",
+    ],
+)
 def test_private_addresses_are_not_public(address: str) -> None:
     assert not is_public(address)
     assert is_public("93.184.215.14")
+    assert is_public("2606:2800:21f:cb07:6820:80da:af6b:8b2c")
+    assert is_public("64:ff9b::5db8:d70e")
 
 
 def test_only_allowed_hosts_at_public_addresses_are_asked() -> None:
