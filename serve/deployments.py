@@ -177,21 +177,20 @@ class LanguageModel:
         ids = _Ids(PIECE_SECONDS if order.in_pieces else STEP_SECONDS)
         policy, draws = answer_policy(self._speaker, settings), generator(settings.seed, "answer")
         passage = ids.passage(prompt, policy, settings.sampling(), draws, None)
-        stream, count, pending, ended = TextStream(self._spoken), 0, "", False
+        stream, pending, ended = TextStream(self._spoken), "", False
         try:
             self._speaking.submit(passage)
             while not stream.stopped and not ended:
                 written, ended = await ids.read()
                 pending += stream.push(written)
-                count += len(written)
                 if pending and order.in_pieces and not stream.stopped and not ended:
-                    yield Answer(pending, len(prompt), count)
+                    yield Answer(pending, len(prompt), stream.count)
                     pending = ""
         finally:
             passage.cancelled.set()
-        ended_by_length = not stream.stopped and count >= settings.max_tokens
+        ended_by_length = not stream.stopped and stream.count >= settings.max_tokens
         pending += stream.finish()
-        yield Answer(pending, len(prompt), count, "length" if ended_by_length else "stop")
+        yield Answer(pending, len(prompt), stream.count, "length" if ended_by_length else "stop")
 
     async def write(self, order: ScriptOrder) -> AsyncGenerator[Step | Written]:
         """Yields the ids written so far, and the codes of each clip as it is complete. Raises PromptTooLong."""

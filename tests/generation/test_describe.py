@@ -9,13 +9,14 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from videolavit.generation.describe import DescribeSettings, Question, answer, stream_answers
+from videolavit.generation.describe import DescribeSettings, Question, TextStream, answer, stream_answers
 from videolavit.generation.prompts import Picture
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.writing import PromptTooLong
 from videolavit.media import Clip, DecomposeSettings, decompose
 from videolavit.models.folder import ModelFolder, save_part
 from videolavit.models.language_model import LanguageModelConfig
+from videolavit.vocabulary.prompts import STOP
 
 SHORT = DescribeSettings(max_tokens=24)
 PART = "understanding/language_model"
@@ -138,6 +139,17 @@ def test_text_is_streamed_as_soon_as_it_is_certain(
     runtime = speaker(said)
     assert [piece for _, piece in stream_answers(runtime, [Question("?")], settings)] == list(pieces)
     assert answer(runtime, [Question("?"), Question("Why?")], settings) == ["".join(pieces).strip()] * 2
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_what_comes_behind_the_stop_string_is_neither_told_nor_counted(runtime: Runtime, at_once: int) -> None:
+    tokenizer = runtime.model.text_tokenizer()
+    ids = tokenizer.encode(f"a fair é {STOP} and on and on", add_special_tokens=False)
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(ids[start : start + at_once]) for start in range(0, len(ids), at_once)]
+    assert "".join(pieces) + stream.finish() == "a fair é "
+    assert stream.stopped
+    assert stream.count == len(tokenizer.encode(f"a fair é {STOP}", add_special_tokens=False))
 
 
 def test_pictures_without_features_still_have_answers(

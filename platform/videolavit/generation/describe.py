@@ -208,14 +208,22 @@ class TextStream:
         if not ids or self.stopped:
             return ""
         self._ids += ids
-        return self._send(held=len(STOP) - 1)
+        text = self._send(held=len(STOP) - 1)
+        while self.stopped and STOP in self._decoded(self._ids[:-1]):
+            self._ids.pop()
+        return text
+
+    @property
+    def count(self) -> int:
+        """Ids so far, up to the one that completed the stop string."""
+        return len(self._ids)
 
     def finish(self) -> str:
         """What was held back."""
         return "" if self.stopped else self._send(held=0)
 
     def _send(self, held: int) -> str:
-        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        text = self._decoded(self._ids)
         at = text.find(STOP)
         if at >= 0:
             self.stopped = True
@@ -226,3 +234,7 @@ class TextStream:
         piece = text[self._sent : certain] if certain > self._sent else ""
         self._sent = max(self._sent, certain)
         return piece
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
