@@ -28,6 +28,7 @@ import torch
 from openai.types.chat import ChatCompletion
 from PIL import Image
 
+from serve.settings import Replicas
 from videolavit.generation.continuous import Engine, Passage
 from videolavit.generation.decoding import GREEDY
 from videolavit.generation.describe import DescribeSettings, TextStream, answer_policy, prompt_of
@@ -152,8 +153,10 @@ class _Inside:
         return end
 
     def videos(self, count: int) -> list[Video]:
-        """So many videos in a batch."""
-        return generate_videos(self._runtime, [Prompt((_prompt(n),), n) for n in range(count)], 1, SETTINGS)
+        """So many videos, in batches as the service has them."""
+        prompts, batch = [Prompt((_prompt(n),), n) for n in range(count)], Replicas().together
+        batches = [prompts[start : start + batch] for start in range(0, count, batch)]
+        return [video for some in batches for video in generate_videos(self._runtime, some, 1, SETTINGS)]
 
     def text(self) -> str:
         """An answer."""
