@@ -51,8 +51,8 @@ class Sizes:
     held_out_videos: int = 200
     prompts: int = 100
     recipe: str = "tiny"
-    shape_scale: float = 1.4
-    speed: float = 0.115
+    shape_scale: float = 1.75
+    speed: float = 0.09
     background_contrast: float = 0.1
     seed: int = 7
 
