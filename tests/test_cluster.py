@@ -60,6 +60,7 @@ def test_submitted_training_takes_the_workers_there_are_and_shows_its_metrics(ra
         assert told is not None, job.communicate()[0].decode()
         assert 'component="motion-tokenizer"' in told
         assert float(told.split()[-1]) > 0
+        wait_for(lambda: any((output / "checkpoints").glob("*/manifest.json")), "no checkpoint", limit=60)
         manifests = sorted((output / "checkpoints").glob("*/manifest.json"))
         assert json.loads(manifests[-1].read_text())["world"] == 2
     finally:

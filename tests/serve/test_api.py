@@ -45,7 +45,7 @@ def test_a_chat_answers_and_counts_its_tokens(service: Running) -> None:
 
 
 def test_a_stream_gives_the_same_text_as_the_whole_answer(service: Running) -> None:
-    asked = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 60, "seed": 3}
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 600, "seed": 5}
     asked |= {"temperature": 0.7}
     client = service.client()
     whole = client.chat.completions.create(**asked)  # type: ignore[call-overload]
@@ -54,7 +54,7 @@ def test_a_stream_gives_the_same_text_as_the_whole_answer(service: Running) -> N
     )
     said = "".join(event.choices[0].delta.content or "" for event in events if event.choices)
     assert said.strip() == whole.choices[0].message.content
-    assert len(events) > 4
+    assert len([event for event in events if event.choices and event.choices[0].delta.content]) > 2  # as it is made
     assert events[-1].usage == whole.usage
     assert events[-2].choices[0].finish_reason == whole.choices[0].finish_reason
 
