@@ -87,6 +87,13 @@ class Replicas:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class WriterReplicas(Replicas):
+    """The same for a language model, to whose steps further rows add little, with a GPU or without."""
+
+    batch: int | None = 32
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ServeSettings:
     """A service.
 
@@ -128,7 +135,7 @@ class ServeSettings:
     limits: Limits = field(default_factory=Limits)
     ingress: Replicas = field(default_factory=Replicas)
     visual_tokenizer: Replicas = field(default_factory=Replicas)
-    language_model: Replicas = field(default_factory=lambda: Replicas(batch=32))
+    language_model: WriterReplicas = field(default_factory=WriterReplicas)
     keyframe_detokenizer: Replicas = field(default_factory=Replicas)
     video_detokenizer: Replicas = field(default_factory=Replicas)
 

@@ -342,6 +342,13 @@ def test_only_allowed_hosts_at_public_addresses_are_asked() -> None:
 # ---- settings and keys ----------------------------------------------------------------------------------------------
 
 
+def test_settings_of_a_part_keep_the_batch_that_suits_it() -> None:
+    settings = read_settings({"language_model": {"max_replicas": 2}, "video_detokenizer": {"num_gpus": 1}})
+    assert settings.language_model.together == 32
+    assert (settings.keyframe_detokenizer.together, settings.video_detokenizer.together) == (2, 8)
+    assert read_settings({"video_detokenizer": {"batch": 4}}).video_detokenizer.together == 4
+
+
 def test_the_cluster_config_is_one_of_rays_own_schema_and_builds() -> None:
     config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
     schema = ServeDeploySchema.model_validate(config)
