@@ -149,6 +149,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
                 "-s3.port.lance=0",
                 "-master.volumeSizeLimitMB=128",
                 "-volume.max=20",
+                "-volume.minFreeSpace=64MiB",  # by default it refuses to write where 1 % of a large disk is left
             ],
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -191,12 +192,14 @@ def s3_filesystem(environment: dict[str, str]) -> Any:
 def _make_bucket(environment: dict[str, str]) -> None:
     def made() -> bool:
         try:
-            s3_filesystem(environment).mkdir("bucket")
+            fs = s3_filesystem(environment)
+            fs.makedirs("bucket", exist_ok=True)
+            fs.pipe_file("bucket/.ready", b"a server that cannot write is not up")
         except (OSError, BotoCoreError):  # the volume server joins a moment after the gateway answers
             return False
         return True
 
-    wait_for(made, "no bucket")
+    wait_for(made, "no bucket that can be written to")
 
 
 def moving_texture(frames: int, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
