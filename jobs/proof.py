@@ -31,6 +31,15 @@ STAGES = "stages.json"
 TICK = 10.0
 """Seconds between two notes of a running stage's time."""
 
+ENVIRONMENT = {
+    # two chains of stages share the cores, and networks this small gain nothing from more than one
+    "OMP_NUM_THREADS": "1",
+    # glibc hands what a step frees back to the kernel and asks for it again at the next, page by page
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 34),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+}
+"""Of every stage."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -78,8 +87,7 @@ class Stages:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as out, self.timed(name):
             command = [sys.executable, "-m", f"jobs.{job}", *map(str, words)]
-            # two chains of stages share the cores, and networks this small gain nothing from more than one
-            done = subprocess.run(command, stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            done = subprocess.run(command, stdout=out, stderr=out, env=os.environ | ENVIRONMENT)
             if done.returncode:
                 tail = log.read_text(errors="replace").splitlines()[-5:]
                 raise StageFailed(f"the stage {name} failed; {log} ends with:\n" + "\n".join(tail))

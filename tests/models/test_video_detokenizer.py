@@ -5,11 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import nn
 
 from tests.models import made
 from tests.models.made import VIDEO_UNET, noise
 from tests.parity.results import outputs_of
 from videolavit.models.keyframe_detokenizer import VAEConfig
+from videolavit.models.layers import TemporalConv
 from videolavit.models.sampling import guide
 from videolavit.models.video_detokenizer import MotionUNet, VideoDetokenizer, VideoSettings, edm_scheduler
 from videolavit.models.video_detokenizer.unet import MotionContext, TemporalMotionAttention
@@ -98,6 +100,16 @@ def test_a_sampling_does_not_keep_an_older_context(unet: MotionUNet) -> None:
 def test_more_frames_than_a_temporal_table_has() -> None:
     with pytest.raises(ValueError, match="9 frames of motion; this encoder has 8 positions"):
         made.motion_encoder()(noise(1, 2, 9, 4, 4))
+
+
+def test_convolutions_over_time_are_those_of_the_library(unet: MotionUNet) -> None:
+    """A tensor as the network gives it: frames moved behind the channels, not contiguous."""
+    layers = [layer for layer in unet.modules() if isinstance(layer, nn.Conv3d)]
+    assert layers
+    assert all(type(layer) is TemporalConv for layer in layers)
+    x = noise(2, FRAMES, layers[0].in_channels, 5, 4).transpose(1, 2)
+    expected = F.conv3d(x, layers[0].weight, layers[0].bias, padding=(1, 0, 0))
+    torch.testing.assert_close(layers[0](x), expected, atol=1e-5, rtol=1e-4)
 
 
 # ---- sampling -----------------------------------------------------------------------------------------------------

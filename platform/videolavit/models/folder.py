@@ -31,7 +31,7 @@ from videolavit.vocabulary import Vocabulary
 
 from .keyframe_detokenizer import ConditionDecoder, KeyframeDetokenizer, ddim_scheduler
 from .language_model import UnderstandingModel, byte_tokenizer
-from .layers import set_norm_groups
+from .layers import set_norm_groups, speed_up_temporal_convolutions
 from .motion_tokenizer import MotionTokenizer, MotionTokenizerConfig
 from .network import ModelError, Network, parse_config
 from .video_detokenizer import MotionConditionEncoder, MotionUNet, VideoDetokenizer, edm_scheduler
@@ -363,6 +363,7 @@ def _read_diffusers(folder: Path, kind: str) -> Any:
         )
     if "norm_num_groups" in network.config:  # not every network of the library minds it
         set_norm_groups(network, network.config.norm_num_groups)
+    speed_up_temporal_convolutions(network)
     return network
 
 

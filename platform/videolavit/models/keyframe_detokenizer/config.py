@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic.dataclasses import dataclass
 
-from ..layers import set_norm_groups
+from ..layers import set_norm_groups, speed_up_temporal_convolutions
 from ..network import STRICT
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class VAEConfig:
         if self.norm_groups != 32:  # the library knows no other number here; the config says it to `ModelFolder.load`
             vae.register_to_config(norm_num_groups=self.norm_groups)
             set_norm_groups(vae, self.norm_groups)
+        speed_up_temporal_convolutions(vae)
         return vae
 
 

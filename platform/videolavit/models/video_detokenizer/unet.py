@@ -13,7 +13,7 @@ from torch import Tensor
 
 from videolavit.media.motion import TOKENIZER_SCALE
 
-from ..layers import merge_heads, set_norm_groups, split_heads
+from ..layers import merge_heads, set_norm_groups, speed_up_temporal_convolutions, split_heads
 from ..network import STRICT, Network
 from .motion_condition import GRID
 
@@ -77,6 +77,7 @@ class MotionUNet(Network[MotionUNetConfig]):
             projection_class_embeddings_input_dim=ADDED_IDS * config.addition_time_embed_dim,
         )
         set_norm_groups(self.unet, config.norm_groups)
+        speed_up_temporal_convolutions(self.unet)
         # Motion at the U-Net's scale is a tenth of what networks are made for: it begins as loud as the latents.
         self.unet.conv_in.weight.data[:, -MOTION_CHANNELS:] *= TOKENIZER_SCALE
         self._context = MotionContext()
