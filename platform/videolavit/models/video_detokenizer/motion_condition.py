@@ -3,14 +3,16 @@
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from videolavit.media.motion import TOKENIZER_SCALE
-
 from ..layers import SpaceTimeBlock, init_weights, table
 from ..motion_tokenizer import resize_frames
 from ..network import STRICT, Network
 
 GRID = 16
 """Side of the square that motion is resized to."""
+
+FIRST_GAIN = 40.0
+"""Of the first weights that motion at the U-Net's scale meets. Slow things move by some hundredths there: so they begin
+as loud as the latents, and are not learned last."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -50,7 +52,7 @@ class MotionConditionEncoder(Network[MotionConditionEncoderConfig]):
         self.norm = nn.LayerNorm(config.dim)
         self.out_proj = nn.Linear(config.dim, config.out_channels)
         self.apply(init_weights)
-        self.in_proj.weight.data *= TOKENIZER_SCALE  # motion at the U-Net's scale is that much smaller
+        self.in_proj.weight.data *= FIRST_GAIN
 
     def forward(self, motion: Tensor) -> Tensor:
         """Raises ValueError if a temporal table is too short for the motion."""

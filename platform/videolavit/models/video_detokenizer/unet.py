@@ -11,11 +11,9 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from videolavit.media.motion import TOKENIZER_SCALE
-
 from ..layers import merge_heads, set_norm_groups, speed_up_temporal_convolutions, split_heads
 from ..network import STRICT, Network
-from .motion_condition import GRID
+from .motion_condition import FIRST_GAIN, GRID
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
@@ -78,8 +76,7 @@ class MotionUNet(Network[MotionUNetConfig]):
         )
         set_norm_groups(self.unet, config.norm_groups)
         speed_up_temporal_convolutions(self.unet)
-        # Motion at the U-Net's scale is a tenth of what networks are made for: it begins as loud as the latents.
-        self.unet.conv_in.weight.data[:, -MOTION_CHANNELS:] *= TOKENIZER_SCALE
+        self.unet.conv_in.weight.data[:, -MOTION_CHANNELS:] *= FIRST_GAIN
         self._context = MotionContext()
         self.unet.set_attn_processor(
             {name: _processor(name, stock, self._context) for name, stock in self.unet.attn_processors.items()}
