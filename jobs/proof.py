@@ -75,7 +75,9 @@ class Stages:
         file = output / STAGES
         found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         self._done: list[str] = found.get("done", [])
-        self._times: dict[str, list[tuple[float, float]]] = found.get("times", {})
+        self._times: dict[str, list[tuple[float, float]]] = {
+            name: [(start, end) for start, end in spans] for name, spans in found.get("times", {}).items()
+        }
 
     def run(self, name: str, job: str, *words: object) -> None:
         """Runs `python -m jobs.JOB WORDS`, unless the stage is done; ends the proof if it fails."""

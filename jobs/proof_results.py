@@ -39,15 +39,17 @@ CLEARLY = 0.05
 
 QUESTIONED, REBUILT = 100, 100
 GENERATION = GenerateSettings(
+    temperature=0.5,
     top_k=50,
-    visual_guidance=2.0,
+    visual_guidance=4.0,
     motion_guidance=2.0,
     min_visual=1,
     keyframe_steps=25,
     keyframe_guidance=3.0,
     video_steps=12,
 )
-"""How the proof's videos are generated."""
+"""How the proof's videos are generated. Temperature and guidance were chosen on held-out captions behind the first
+hundred, which are the measured ones."""
 
 REPAINTING = replace(GENERATION, keyframe_guidance=1.0)
 """How pictures are painted that are compared with their originals: guidance makes them clearer, and less alike."""

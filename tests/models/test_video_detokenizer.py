@@ -102,9 +102,10 @@ def test_more_frames_than_a_temporal_table_has() -> None:
         made.motion_encoder()(noise(1, 2, 9, 4, 4))
 
 
-def test_convolutions_over_time_are_those_of_the_library(unet: MotionUNet) -> None:
+@pytest.mark.parametrize("network", ["unet", "vae"])
+def test_convolutions_over_time_are_those_of_the_library(network: str, detokenizer: VideoDetokenizer) -> None:
     """A tensor as the network gives it: frames moved behind the channels, not contiguous."""
-    layers = [layer for layer in unet.modules() if isinstance(layer, nn.Conv3d)]
+    layers = [layer for layer in getattr(detokenizer, network).modules() if isinstance(layer, nn.Conv3d)]
     assert layers
     assert all(type(layer) is TemporalConv for layer in layers)
     x = noise(2, FRAMES, layers[0].in_channels, 5, 4).transpose(1, 2)
