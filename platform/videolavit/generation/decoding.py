@@ -9,7 +9,6 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    DynamicCache,
     LogitsProcessorList,
     PreTrainedModel,
     TemperatureLogitsWarper,
@@ -18,6 +17,8 @@ from transformers import (
 )
 
 from videolavit.models.network import STRICT
+
+from .cache import RowsCache
 
 OnToken = Callable[[int], None]
 """Called with the number of steps made; it may raise to stop."""
@@ -183,7 +184,7 @@ class Reader:
 
     def __init__(self, model: PreTrainedModel, prompts: Prompts) -> None:
         self._model = model
-        self._cache = DynamicCache(config=model.config)
+        self._cache = RowsCache(model.config)
         self._mask = prompts.attention_mask
         self._is_padded = not bool(prompts.attention_mask.all())
         self._position = prompts.attention_mask.sum(1, keepdim=True)
@@ -200,12 +201,10 @@ class Reader:
     def join(self, other: "Reader") -> None:
         """Takes over the rows of another reader of the same model, behind its own."""
         length = max(self._mask.shape[1], other._mask.shape[1])
-        self._mask = torch.cat([_padded(one, length, dim=1) for one in (self._mask, other._mask)])
+        self._mask = torch.cat([F.pad(one, (length - one.shape[1], 0)) for one in (self._mask, other._mask)])
         self._position = torch.cat([self._position, other._position])
         self.logits = torch.cat([self.logits, other.logits])
-        for own, new in zip(self._cache.layers, other._cache.layers, strict=True):
-            own.keys = torch.cat([_padded(one.keys, length, dim=2) for one in (own, new)])
-            own.values = torch.cat([_padded(one.values, length, dim=2) for one in (own, new)])
+        self._cache.join(other._cache)
         self._is_padded = not bool(self._mask.all())
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -214,9 +213,7 @@ class Reader:
         mask = self._mask[chosen]
         unused = int(mask.int().argmax(1).min())
         self._mask, self._position, self.logits = mask[:, unused:], self._position[chosen], self.logits[chosen]
-        for layer in self._cache.layers:
-            layer.keys = layer.keys[chosen][:, :, unused:]
-            layer.values = layer.values[chosen][:, :, unused:]
+        self._cache.keep(chosen, unused)
         self._is_padded = not bool(self._mask.all())
 
     def _run(self, **inputs: Tensor) -> Tensor:
@@ -230,16 +227,6 @@ class Reader:
             logits_to_keep=1,
         )
         return output.logits[:, -1]
-
-
-def _padded(tensor: Tensor, length: int, dim: int) -> Tensor:
-    """Zeros in front until a dimension is so long."""
-    missing = length - tensor.shape[dim]
-    if not missing:
-        return tensor
-    shape = list(tensor.shape)
-    shape[dim] = missing
-    return torch.cat([tensor.new_zeros(shape), tensor], dim=dim)
 
 
 class Chooser:

@@ -1,0 +1,66 @@
+"""The key-value cache: what is read stays where it is, and rows come and go without a change for the others."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from videolavit.generation.cache import ROOM
+from videolavit.generation.decoding import Reader, embed_prompts
+
+WORDS = 50
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=WORDS, num_hidden_layers=2, **sizes)).eval()
+
+
+@torch.inference_mode()
+def test_rows_that_come_and_go_read_what_they_read_alone(model: LlamaForCausalLM) -> None:
+    """Over more ids than there is room for at first, so that the cache grows on the way."""
+    rows = [list(range(3, 3 + length)) for length in (4, 9, 30)]
+    reader = Reader(model, embed_prompts(model, rows[:2]))
+    draw = torch.Generator().manual_seed(1)
+
+    def feed(count: int) -> None:
+        for _ in range(count):
+            ids = torch.randint(WORDS, (len(rows),), generator=draw).tolist()
+            for row, token in zip(rows, ids, strict=True):
+                row.append(token)
+            reader.feed(ids)
+
+    def check() -> None:
+        for row, logits in zip(rows, reader.logits, strict=True):
+            expected = model(torch.tensor([row])).logits[0, -1]
+            torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+
+    late = rows.pop()
+    feed(ROOM + 5)
+    check()
+    rows.append(late)
+    reader.join(Reader(model, embed_prompts(model, [late])))
+    check()
+    feed(ROOM + 5)
+    check()
+    reader.keep([1, 2])
+    del rows[0]
+    feed(2)
+    check()
+    reader.keep([1])  # and the padding that only the others needed
+    del rows[0]
+    feed(3 * ROOM)
+    check()
+
+
+@torch.inference_mode()
+def test_an_id_is_written_in_place(model: LlamaForCausalLM) -> None:
+    reader = Reader(model, embed_prompts(model, [[3, 4, 5]]))
+    places = []
+    for token in range(ROOM):
+        reader.feed([token % WORDS])
+        places.append(reader._cache.layers[1].keys.data_ptr())
+    assert len(set(places)) == 1
+    reader.feed([1])
+    assert reader._cache.layers[1].keys.data_ptr() != places[0]
