@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
@@ -35,7 +37,7 @@ class RowsCache(Cache):
 class GrowingLayer(DynamicLayer):
     """Keys and values [rows, heads, length, channels] at the front of larger tensors.
 
-    The usual layer copies all that was read before for each further id: with 16 rows, more work than the attention.
+    The usual layer copies all that was read before for each further id.
     """
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -61,24 +63,13 @@ class GrowingLayer(DynamicLayer):
         self._hold([self.keys[:, :, start:][rows]], [self.values[:, :, start:][rows]])
 
     def _hold(self, keys: Sequence[Tensor], values: Sequence[Tensor], new: int = 0) -> None:
-        """Copies to tensors with room for `new` ids and more."""
+        """Copies to tensors with zeros in front of shorter rows, and room for `new` ids and more."""
         length = max(part.shape[2] for part in keys)
         room = new + max(length // 4, ROOM)
-        self._keys, self._values = (_stacked(parts, length, room) for parts in (keys, values))
+        self._keys, self._values = (
+            torch.cat([F.pad(part, (0, 0, length - part.shape[2], room)) for part in parts]) for parts in (keys, values)
+        )
         self._show(length)
 
     def _show(self, length: int) -> None:
         self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
-
-
-def _stacked(parts: Sequence[Tensor], length: int, room: int) -> Tensor:
-    """Rows of all parts, with zeros in front of shorter ones and room behind."""
-    rows, (_, heads, _, channels) = sum(len(part) for part in parts), parts[0].shape
-    stacked = parts[0].new_empty(rows, heads, length + room, channels)
-    first = 0
-    for part in parts:
-        own, missing = stacked[first : first + len(part)], length - part.shape[2]
-        own[:, :, :missing] = 0  # what is not attended to must still be a number
-        own[:, :, missing:length] = part
-        first += len(part)
-    return stacked
