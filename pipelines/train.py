@@ -7,6 +7,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from videolavit.training.data import DataError
 from videolavit.training.parallel import Ranks
 from videolavit.training.run import TrainTask, train
 from videolavit.training.trainer import Diverged
+
+from .common import cluster_has
+from .feed import ray_feed
 
 RAY_FILES = "ray"
 """Folder in that of the run for what Ray Train writes about it."""
@@ -52,6 +56,8 @@ class ClusterSettings:
         workers: Processes under Ray Train, one a GPU where there are any; 0 trains in this process, without Ray.
         min_workers: With fewer than `workers` the run is elastic: it goes on with as many as there are.
         cpus_per_worker: Cores that each is given.
+        loaders: Actors of Ray Data that load the samples of each worker, a core each, on any node; for inputs that are
+            heavy to decode, resize or encode. 0 leaves it to threads of the worker.
         max_failures: Times that lost workers are replaced.
         timeout: Seconds after which a collective operation that hangs is an error.
     """
@@ -59,12 +65,15 @@ class ClusterSettings:
     workers: int = 0
     min_workers: int | None = None
     cpus_per_worker: float = 1.0
+    loaders: int = 0
     max_failures: int = 3
     timeout: int = 1800
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or self.max_failures < 0:
-            raise ValueError("workers and max_failures must be at least 0")
+        if min(self.workers, self.loaders, self.max_failures) < 0:
+            raise ValueError("workers, loaders and max_failures must be at least 0")
+        if self.loaders and not self.workers:
+            raise ValueError("loaders are for training under Ray Train; give --workers 1 or more")
         if self.min_workers is not None and not 1 <= self.min_workers <= max(self.workers, 1):
             raise ValueError(f"min_workers must be 1 to workers ({self.workers}), not {self.min_workers}")
 
@@ -86,10 +95,11 @@ def train_on_ray(task: TrainTask, cluster: ClusterSettings) -> None:
     output = Path(task.output)
     (output / MISTAKE).unlink(missing_ok=True)
     _check_counts(task, cluster)
-    use_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    _check_cores(cluster)
+    use_gpu = cluster_has("GPU") > 0
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"task": task, "token": _mark(output)},
+        train_loop_config={"task": task, "token": _mark(output), "loaders": cluster.loaders},
         scaling_config=cluster.scaling(use_gpu),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=cluster.timeout),
         run_config=RunConfig(
@@ -120,6 +130,17 @@ def _check_counts(task: TrainTask, cluster: ClusterSettings) -> None:
             )
 
 
+def _check_cores(cluster: ClusterSettings) -> None:
+    """Without a core for its loaders a run would wait for ever."""
+    workers = cluster.min_workers or cluster.workers
+    needed, there = workers * (cluster.cpus_per_worker + cluster.loaders), cluster_has("CPU")
+    if cluster.loaders and needed > there:
+        raise UserMistake(
+            f"{workers} workers with {cluster.loaders} loaders each take {needed:g} cores, and the cluster has "
+            f"{there:g}; lower --loaders, --workers or --cpus-per-worker"
+        )
+
+
 def _work(config: dict[str, Any]) -> None:
     """What a worker does."""
     task: TrainTask = config["task"]
@@ -130,7 +151,8 @@ def _work(config: dict[str, Any]) -> None:
     first = ray.train.get_context().get_world_rank() == 0
     trackers = [RayMetrics(task.component)] if first else []
     try:
-        train(task, Ranks.here(), trackers=trackers, line=_line(output), on_save=_report)
+        feed = partial(ray_feed, loaders=config["loaders"]) if config["loaders"] else None
+        train(task, Ranks.here(), trackers=trackers, line=_line(output), on_save=_report, feed=feed)
     except USER_MISTAKES as error:
         (output / MISTAKE).write_text(str(error))
         raise

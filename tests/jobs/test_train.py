@@ -12,8 +12,10 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, Job, command
+from tests.conftest import ROOT, Job, command, moving_texture
+from tests.training.test_sources import write_run as write_run_of_clips
 from tests.training.token_runs import random_rows, write_run
+from videolavit.media import write_mp4
 from videolavit.models.folder import ModelFolder
 
 STEPS = 20
@@ -114,6 +116,45 @@ def test_two_workers_of_ray_train_recover_from_a_lost_one(
         assert ours == pytest.approx(theirs, rel=1e-3)
     newest = output / "checkpoints" / f"step-{STEPS:08d}" / "manifest.json"
     assert json.loads(newest.read_text())["world"] == 2
+
+
+def test_samples_come_through_ray_data_also_after_a_loader_was_killed(
+    tmp_path: Path, ray_head: str, run_job: Job
+) -> None:
+    write_mp4(moving_texture(240, 96, 128, 0), tmp_path / "video.mp4", 12)
+    clips = write_run_of_clips(tmp_path / "clips", [{"source": str(tmp_path / "video.mp4")}])
+    objective = {"part": "video_detokenizer/vae", "start": "keyframe", "frames": 2, "height": 16, "width": 16}
+    named = [word for name, value in objective.items() for word in (f"--objective.{name}", value)]
+    count = ["--steps", 40, "--batch", 8, "--micro-batch", 2, "--log-every", 1]
+    words = ["train", "vae", "--model", "tiny", "--input", clips, *named, *count]
+    alone = run_job(*words, "--output", tmp_path / "here", OMP_NUM_THREADS="1")  # as a worker has
+    assert alone.returncode == 0, alone.stderr
+    output, killed, seen = tmp_path / "ray", 0, set()
+    job = subprocess.Popen(
+        command(*words, "--output", output, "--workers", 1, "--cpus-per-worker", 0.5, "--loaders", 1),
+        cwd=ROOT,
+        env=os.environ | {"RAY_ADDRESS": ray_head},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while job.poll() is None:
+        for loader in _below(int(os.environ["TESTS_RAY_HEAD"])):
+            if "_LoadActor" in " ".join(loader.cmdline()):
+                seen.add(loader.pid)
+                if not killed and (output / "metrics.jsonl").exists():
+                    loader.kill()
+                    killed = loader.pid
+        time.sleep(0.05)
+    _, error = job.communicate(timeout=LIMIT)
+    assert job.returncode == 0, error
+    assert len(seen) == 2, "the loader was not killed at work"
+    ours, theirs = (
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open() if '"loss"' in line]
+        for folder in (output, tmp_path / "here")
+    )
+    assert ours == theirs
+    assert "continues from" not in error
 
 
 def _below(pid: int) -> list[psutil.Process]:

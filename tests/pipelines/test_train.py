@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.train import ClusterSettings, StorageNotShared, UserMistake, _check_counts, _check_shared, _mark
+from pipelines.train import (
+    ClusterSettings,
+    StorageNotShared,
+    UserMistake,
+    _check_cores,
+    _check_counts,
+    _check_shared,
+    _mark,
+)
 from videolavit.training.inputs import Inputs
 from videolavit.training.run import TrainTask
 from videolavit.training.settings import TrainSettings
@@ -32,3 +40,12 @@ def test_an_elastic_range_must_fit_the_batch() -> None:
         _check_counts(task, ClusterSettings(**range_))
     with pytest.raises(UserMistake, match=r"12 cannot be divided among 5 workers, which --min-workers 4 allows; .* 60"):
         _check_counts(task, ClusterSettings(workers=6, min_workers=4))
+
+
+def test_loaders_need_workers_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="loaders are for training under Ray Train"):
+        ClusterSettings(loaders=1)
+    monkeypatch.setattr("pipelines.train.cluster_has", lambda resource: 4.0)
+    _check_cores(ClusterSettings(workers=2, loaders=1))
+    with pytest.raises(UserMistake, match="2 workers with 2 loaders each take 6 cores, and the cluster has 4"):
+        _check_cores(ClusterSettings(workers=2, loaders=2))

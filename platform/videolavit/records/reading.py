@@ -1,6 +1,5 @@
 """Rows of Parquet files by their number, without holding whole files."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from videolavit.media import MediaError
+from videolavit.recent import Recent
 
 from .storage import StorageSettings, open_source
 
@@ -31,8 +31,8 @@ class TableReader:
 
     def __init__(self, storage: StorageSettings, keep: int = 1) -> None:
         self._storage = storage
-        self._footer = functools.lru_cache(maxsize=max(keep, 1))(self._read_footer)
-        self._group = functools.lru_cache(maxsize=max(keep, 1))(self._read_group)
+        self._footer = Recent(self._read_footer, max(keep, 1))
+        self._group = Recent(self._read_group, max(keep, 1))
 
     def row(self, url: str, number: int, columns: Sequence[str]) -> pa.Table:
         """One row of a file.

@@ -194,6 +194,9 @@ class _Cache:
         self._kept: OrderedDict[str, Shown] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Cache, (self._limit,)  # in another process it begins empty
+
     def get(self, key: str, make: Callable[[], Shown]) -> Shown:
         with self._lock:
             if key in self._kept:

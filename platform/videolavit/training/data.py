@@ -6,11 +6,13 @@ number of ranks too, and every epoch of a source holds each of its samples once.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from videolavit.recent import Recent
 
 PERIOD = 1024
 """Positions after which the pattern of a mixture repeats: weights are kept to a thousandth."""
@@ -93,8 +95,8 @@ class ShuffledSource:
     def __init__(self, sizes: Sequence[int], key: Sequence[int], window: int) -> None:
         self._sizes = np.asarray(sizes, np.int64)
         self._key, self._window = list(key), window
-        self._windows = lru_cache(maxsize=4)(self._shuffled_window)
-        self._epochs = lru_cache(maxsize=2)(self._shuffled_epoch)
+        self._windows = Recent(self._shuffled_window, 4)
+        self._epochs = Recent(self._shuffled_epoch, 2)
 
     def __len__(self) -> int:
         return int(self._sizes.sum())

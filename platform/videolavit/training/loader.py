@@ -1,31 +1,22 @@
 """From the data order to the micro batches of a rank, ahead of the training."""
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from videolavit.media import MediaError
 from videolavit.models.objective import Batch
 
 from .component import Collate
 from .data import DataError, Item, Stream
+from .feed import Feed, Reject, Share, loaded
 
 LOOK_AHEAD = 256
 """Samples of which one must be loadable, where a rank has none that it can use."""
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A sample that could not be loaded."""
-
-    source: str
-    position: int
-    error_type: str
-    message: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,56 +39,45 @@ class Loader:
 
     Args:
         stream: The same on every rank.
-        batch: Items of a step over all ranks.
-        micro_batch: Items of a micro batch.
+        share: Of this rank.
+        steps: That are loaded, from where the stream is.
         threads: That load items; 0 loads in the caller.
         prefetch: Steps that are ready ahead.
-
-    Raises:
-        DataError: the batch cannot be divided among the ranks.
+        feed: Loads the items in place of the threads.
     """
 
     def __init__(
         self,
         stream: Stream,
         collate: Collate,
-        batch: int,
-        micro_batch: int,
-        rank: int = 0,
-        world: int = 1,
+        share: Share,
+        steps: int,
         threads: int = 2,
         prefetch: int = 2,
+        feed: Feed | None = None,
     ) -> None:
-        if batch % world:
-            raise DataError(
-                f"a batch of {batch} cannot be divided among {world} ranks; choose a multiple of {world}, "
-                "or another number of workers"
-            )
-        self._stream, self._collate, self._batch, self._micro = stream, collate, batch, micro_batch
-        self._rank, self._world, self._threads, self._prefetch = rank, world, threads, prefetch
+        self._stream, self._collate, self._share, self._steps = stream, collate, share, steps
+        self._threads, self._prefetch, self._feed = threads, prefetch, feed
         self._stand_in: Batch | None = None
         self.wait_seconds = 0.0
 
     def __iter__(self) -> Generator[StepData, None, None]:
-        if self._threads == 0:
+        with contextlib.closing(self._ahead() if self._threads else self._data()) as steps:
             while True:
                 started = time.perf_counter()
-                data = self._load(self._stream.take(self._batch), None)
+                data = next(steps, None)
                 self.wait_seconds += time.perf_counter() - started
+                if data is None:
+                    return
                 yield data
-        else:
-            yield from self._ahead()
 
     def _ahead(self) -> Generator[StepData, None, None]:
-        ready: queue.Queue[StepData | BaseException] = queue.Queue(self._prefetch)
+        ready: queue.Queue[StepData | BaseException | None] = queue.Queue(self._prefetch)
         stop = threading.Event()
         thread = threading.Thread(target=self._produce, args=(ready, stop), daemon=True, name="loader")
         thread.start()
         try:
-            while True:
-                started = time.perf_counter()
-                data = ready.get()
-                self.wait_seconds += time.perf_counter() - started
+            while (data := ready.get()) is not None:
                 if isinstance(data, BaseException):
                     raise data
                 yield data
@@ -108,31 +88,47 @@ class Loader:
                     ready.get_nowait()
                 thread.join(0.05)
 
-    def _produce(self, ready: "queue.Queue[StepData | BaseException]", stop: threading.Event) -> None:
-        with ThreadPoolExecutor(self._threads, "loader") as pool:
+    def _produce(self, ready: "queue.Queue[StepData | BaseException | None]", stop: threading.Event) -> None:
+        def put(data: StepData | BaseException | None) -> None:
             while not stop.is_set():
-                try:
-                    data: StepData | BaseException = self._load(self._stream.take(self._batch), pool)
-                except BaseException as error:  # it is raised where the data is wanted
-                    data = error
-                while not stop.is_set():
-                    try:
-                        ready.put(data, timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
-                if isinstance(data, BaseException):
-                    return
+                with contextlib.suppress(queue.Full):
+                    ready.put(data, timeout=0.1)
+                    break
 
-    def _load(self, items: list[Item], pool: ThreadPoolExecutor | None) -> StepData:
+        try:
+            with contextlib.closing(self._data()) as steps:
+                for step in steps:
+                    put(step)
+                    if stop.is_set():
+                        return
+            put(None)
+        except BaseException as error:  # it is raised where the data is wanted
+            put(error)
+
+    def _data(self) -> Generator[StepData, None, None]:
+        with self._loading() as load:
+            for _ in range(self._steps):
+                parts = self._share.take(self._stream)
+                yield self._step(parts, load(parts))
+
+    @contextlib.contextmanager
+    def _loading(self) -> Iterator[Callable[[list[list[Item]]], list[list[Any]]]]:
+        """What loads the items of micro batches."""
+        if self._feed is not None:
+            with contextlib.closing(self._feed(self._share, self._stream.state(), self._steps)) as fed:
+                yield lambda parts: [next(fed) for _ in parts]
+        elif self._threads:
+            with ThreadPoolExecutor(self._threads, "loader") as pool:
+                yield lambda parts: [list(part) for part in [pool.map(loaded, part) for part in parts]]
+        else:
+            yield lambda parts: [[loaded(item) for item in part] for part in parts]
+
+    def _step(self, parts: list[list[Item]], samples: list[list[Any]]) -> StepData:
         state = self._stream.state()
-        own = items[self._rank :: self._world]
-        loaded = list(pool.map(_try, own) if pool else map(_try, own))
         batches, rejects = [], []
-        for start in range(0, len(own), self._micro):
-            part = list(zip(own[start : start + self._micro], loaded[start : start + self._micro], strict=True))
-            rejects += [sample for _, sample in part if isinstance(sample, Reject)]
-            good = [(item, sample) for item, sample in part if not isinstance(sample, Reject)]
+        for items, found in zip(parts, samples, strict=True):
+            rejects += [sample for sample in found if isinstance(sample, Reject)]
+            good = [pair for pair in zip(items, found, strict=True) if not isinstance(pair[1], Reject)]
             batches.append(self._collated(good))
         return StepData(batches, state, rejects)
 
@@ -152,7 +148,7 @@ class Loader:
         items = self._stream.take(LOOK_AHEAD)
         self._stream.seek(state)
         for item in items:
-            sample = _try(item)
+            sample = loaded(item)
             if not isinstance(sample, Reject):
                 return _without_weight(self._collate([item], [sample]))
         raise _none_usable(items, sample)
@@ -182,19 +178,12 @@ def usable(items: Sequence[Item]) -> list[tuple[Item, Any]]:
     Raises:
         DataError: none can.
     """
-    loaded = [(item, _try(item)) for item in items]
-    good = [(item, sample) for item, sample in loaded if not isinstance(sample, Reject)]
+    pairs = [(item, loaded(item)) for item in items]
+    good = [(item, sample) for item, sample in pairs if not isinstance(sample, Reject)]
     if not good:
-        raise _none_usable(items, loaded[-1][1])
+        raise _none_usable(items, pairs[-1][1])
     return good
 
 
 def _none_usable(items: Sequence[Item], last: Reject) -> DataError:
     return DataError(f"none of {len(items)} samples can be used; the last, of {last.source}: {last.message}")
-
-
-def _try(item: Item) -> Any:
-    try:
-        return item.load()
-    except MediaError as error:
-        return Reject(item.source, item.position, type(error).__name__, str(error))

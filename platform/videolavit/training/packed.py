@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 
 from videolavit.models.language_model.flops import Flops
 from videolavit.models.objective import Batch
+from videolavit.recent import Recent
 from videolavit.vocabulary import Vocabulary
 from videolavit.vocabulary.packing import pack
 from videolavit.vocabulary.sequences import Ids, Modality, modality_of
@@ -71,7 +72,7 @@ class PackedStream:
     def __init__(self, documents: Documents, settings: RowSettings) -> None:
         self._documents, self._settings = documents, settings
         self._chunk = self._row = 0
-        self._rows = lru_cache(maxsize=2)(self._make_rows)
+        self._rows = Recent(self._make_rows, 2)
 
     def take(self, count: int) -> list[Item]:
         items: list[Item] = []

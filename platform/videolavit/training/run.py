@@ -14,6 +14,8 @@ from videolavit.models.folder import ModelFolder
 
 from .component import Component
 from .curves import draw_curves
+from .data import Stream
+from .feed import Feed
 from .inputs import Inputs
 from .parallel import Ranks
 from .saving import save_model
@@ -57,8 +59,13 @@ def train(
     trackers: Sequence[Tracker] = (),
     line: Callable[[str], None] = print,
     on_save: OnSave | None = None,
+    feed: Callable[[Stream], Feed] | None = None,
 ) -> Path:
     """Trains a component, and writes the model that it is a part of.
+
+    Args:
+        trackers, line, on_save: As the trainer has them.
+        feed: Makes what loads the samples of a stream; by default threads of this process do.
 
     Returns:
         The model's folder, on every rank.
@@ -77,6 +84,7 @@ def train(
         trackers=trackers,
         line=line,
         on_save=on_save,
+        feed=feed(component.stream) if feed is not None else None,
     )
     trainer.run()
     target = Path(task.output) / MODEL

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from videolavit.models.folder import ModelFolder
 from videolavit.models.objective import generator_of
+from videolavit.recent import Recent
 from videolavit.records import schema
 from videolavit.records.shards import TOKENS, Ledger
 from videolavit.records.storage import Folder, StorageSettings
@@ -79,7 +79,7 @@ class TokenSource:
             footers = list(readers.map(self._footer, self._names))
         self.sizes: Sequence[int] = [rows for rows, _ in footers]
         self._metadata = [metadata for _, metadata in footers]
-        self._shard = lru_cache(maxsize=kept)(self._read)
+        self._shard = Recent(self._read, kept)
 
     def check(self, model: ModelFolder) -> None:
         """Raises DataError unless the model's own tokenizers made all shards."""

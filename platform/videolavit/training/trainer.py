@@ -19,8 +19,9 @@ from videolavit.records.identity import differences
 from .checkpoint import CheckpointError, Checkpoints, Position
 from .component import Component
 from .data import DataError
+from .feed import Feed, Reject, Share
 from .interval import Interval, mean_terms, merged, summed
-from .loader import Loader, Reject, StepData, fixed_batches
+from .loader import Loader, StepData, fixed_batches
 from .optimizer import AveragedWeights, Optimizer
 from .parallel import Ranks, accumulate, autocast, forget_gathered, gathered, parallelize
 from .settings import TrainSettings
@@ -48,6 +49,7 @@ class Trainer:
         trackers: Further trackers than the settings name.
         line: Prints a line for people; given to the first rank only.
         on_save: See OnSave.
+        feed: Loads samples in place of this process's threads.
 
     Raises:
         DataError: the batch or the ranks do not divide.
@@ -64,12 +66,13 @@ class Trainer:
         trackers: Sequence[Tracker] = (),
         line: Callable[[str], None] = print,
         on_save: OnSave | None = None,
+        feed: Feed | None = None,
     ) -> None:
         self.component, self.settings, self.ranks, self.folder = component, settings, ranks, folder
         self.step = 0
         self.metrics: dict[str, float] = {}
         self._line = line if ranks.is_first else _silent
-        self._on_save = on_save
+        self._on_save, self._feed = on_save, feed
         self._objective = component.objective.to(ranks.device)
         parallelize(self._objective, settings.parallel, ranks)
         self._optimizer = Optimizer(self._objective, settings.optimizer, settings.steps)
@@ -101,15 +104,15 @@ class Trainer:
             Diverged: too many steps in a row without a finite gradient.
         """
         settings = self.settings
+        share = Share(self._batch, settings.micro_batch, self.ranks.rank, self.ranks.world)
         loader = Loader(
             self.component.stream,
             self.component.collate,
-            self._batch,
-            settings.micro_batch,
-            self.ranks.rank,
-            self.ranks.world,
+            share,
+            settings.steps - self.step,
             settings.loader_threads,
             settings.prefetch,
+            self._feed,
         )
         interval = Interval()
         data = iter(loader)

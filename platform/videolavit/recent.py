@@ -1,0 +1,27 @@
+"""Last results of a function, for objects that travel between processes."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Generic, ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class Recent(Generic[Arguments, Result]):
+    """`functools.lru_cache` of a method, for one object. Where the object is sent to, it begins empty.
+
+    Args:
+        size: Results that are kept.
+    """
+
+    def __init__(self, function: Callable[Arguments, Result], size: int) -> None:
+        self._function, self._size = function, size
+        self._kept: Any = lru_cache(maxsize=size)(function)
+
+    def __call__(self, *arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        result: Result = self._kept(*arguments, **named)
+        return result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Recent, (self._function, self._size)

@@ -1,0 +1,76 @@
+"""Streams that go to other processes, to be loaded there."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from ray import cloudpickle
+
+from tests.conftest import moving_texture
+from tests.training.test_detokenizer_ranks import built
+from tests.training.test_sources import write_run
+from tests.training.token_runs import random_rows
+from tests.training.token_runs import write_run as write_token_run
+from tests.training.toys import toy
+from videolavit.media import write_mp4
+from videolavit.models.folder import ModelFolder
+from videolavit.training.component import Component
+from videolavit.training.components import keyframe_detokenizer, language_model, motion_tokenizer, visual_tokenizer
+from videolavit.training.feed import Share, loaded
+from videolavit.training.inputs import Inputs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("run")
+    write_mp4(moving_texture(60, 96, 128, 0), folder / "video.mp4", 12)
+    return write_run(folder / "clips", [{"source": str(folder / "video.mp4")}])
+
+
+def cached_keyframes(run: str, folder: Path) -> Component:
+    settings = keyframe_detokenizer.Settings(height=16, width=16, validation_samples=1, cache=str(folder / "cache"))
+    return keyframe_detokenizer.build(ModelFolder("tiny"), Inputs(train=[run]), settings)
+
+
+def token_rows(run: str, folder: Path) -> Component:
+    model = ModelFolder("tiny")
+    tokens = write_token_run(folder / "tokens", model, random_rows(model, 8))
+    return language_model.build(model, Inputs(train=[str(tokens)]), language_model.Settings(sequence_length=256))
+
+
+COMPONENTS: dict[str, Callable[[str, Path], Component]] = {
+    "motion-tokenizer": lambda run, _: motion_tokenizer.build(
+        ModelFolder("tiny"), Inputs(train=[run]), motion_tokenizer.Settings()
+    ),
+    "visual-tokenizer": lambda run, _: visual_tokenizer.build(
+        ModelFolder("tiny"), Inputs(train=[run]), visual_tokenizer.Settings()
+    ),
+    "vae": lambda run, _: built("vae", run),
+    "keyframe-detokenizer, cached": cached_keyframes,
+    "video-detokenizer": lambda run, _: built("video-detokenizer", run),
+    "language-model": token_rows,
+}
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_stream_that_was_sent_loads_the_same(name: str, run: str, tmp_path: Path) -> None:
+    component = COMPONENTS[name](run, tmp_path)
+    component.stream.take(3)
+    sent = cloudpickle.loads(cloudpickle.dumps(component.stream))
+    sent.seek(component.stream.state())
+    ours, theirs = (
+        component.collate(items, [loaded(item) for item in items]) for items in (component.stream.take(2), sent.take(2))
+    )
+    assert ours.positions == theirs.positions
+    assert ours.inputs.keys() == theirs.inputs.keys()
+    assert all(torch.equal(ours.inputs[key], theirs.inputs[key]) for key in ours.inputs)
+
+
+def test_a_share_is_every_ranks_part_of_each_step_and_the_stream_goes_on_by_whole_steps() -> None:
+    found = {}
+    for rank in (0, 1):
+        stream, share = toy().stream, Share(batch=6, micro_batch=2, rank=rank, world=2)
+        found[rank] = [[[item.position for item in part] for part in share.take(stream)] for _ in range(2)]
+        assert share.parts == 2
+    assert found == {0: [[[0, 2], [4]], [[6, 8], [10]]], 1: [[[1, 3], [5]], [[7, 9], [11]]]}
