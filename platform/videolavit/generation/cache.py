@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
@@ -66,10 +64,17 @@ class GrowingLayer(DynamicLayer):
         """Copies to tensors with zeros in front of shorter rows, and room for `new` ids and more."""
         length = max(part.shape[2] for part in keys)
         room = new + max(length // 4, ROOM)
-        self._keys, self._values = (
-            torch.cat([F.pad(part, (0, 0, length - part.shape[2], room)) for part in parts]) for parts in (keys, values)
-        )
+        self._keys, self._values = (_behind_each_other(parts, length, room) for parts in (keys, values))
         self._show(length)
 
     def _show(self, length: int) -> None:
         self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
+
+
+def _behind_each_other(parts: Sequence[Tensor], length: int, room: int) -> Tensor:
+    """Rows [n, heads, up to length, channels] as one tensor; all end at `length`, and there is room behind it."""
+    _, heads, _, channels = parts[0].shape
+    held = parts[0].new_zeros(sum(map(len, parts)), heads, length + room, channels)
+    for rows, part in zip(held.split([len(part) for part in parts]), parts, strict=True):
+        rows[:, :, length - part.shape[2] : length] = part
+    return held

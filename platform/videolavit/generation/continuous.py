@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .decoding import Chooser, Reader, Sampling, TokenPolicy, guided, pad_prompts
+
+GATHER_SECONDS = 0.02
+"""Least time between two readings of prompts while others are written: these stand still for each reading, and many
+prompts take hardly longer than one."""
 
 
 class Stopped(Exception):
@@ -67,6 +72,7 @@ class Engine:
         self._active: list[_Writing] = []
         self._reader: Reader | None = None
         self._closed = False
+        self._next_reading = 0.0
         self._news = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="language model", daemon=True)
         self._thread.start()
@@ -111,6 +117,8 @@ class Engine:
 
     def _admit(self) -> None:
         """Reads the prompts of waiting passages in one go and joins them to the batch."""
+        if not self._waiting or (self._active and time.monotonic() < self._next_reading):
+            return
         room = self._max_rows - sum(one.passage.rows for one in self._active)
         new: list[Passage] = []
         with self._news:
@@ -123,6 +131,7 @@ class Engine:
                 room -= passage.rows
         if not new:
             return
+        self._next_reading = time.monotonic() + GATHER_SECONDS
         prompts = [prompt for one in new for prompt in (one.prompt, one.prompt[-1:])[: one.rows]]
         try:
             reader = Reader(self._model, pad_prompts(prompts))

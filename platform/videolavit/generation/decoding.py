@@ -18,7 +18,7 @@ from transformers import (
 
 from videolavit.models.network import STRICT
 
-from .cache import RowsCache
+from .cache import ROOM, RowsCache
 
 OnToken = Callable[[int], None]
 """Called with the number of steps made; it may raise to stop."""
@@ -185,46 +185,60 @@ class Reader:
     def __init__(self, model: PreTrainedModel, prompts: Prompts) -> None:
         self._model = model
         self._cache = RowsCache(model.config)
-        self._mask = prompts.attention_mask
-        self._is_padded = not bool(prompts.attention_mask.all())
-        self._position = prompts.attention_mask.sum(1, keepdim=True)
-        positions = (prompts.attention_mask.cumsum(1) - 1).clamp(min=0)
-        self.logits = self._run(inputs_embeds=prompts.embeds, position_ids=positions)
+        mask = prompts.attention_mask
+        self._length = mask.shape[1]
+        self._set_padding(self._length - mask.sum(1))
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        self.logits = self._run(mask if self._is_padded else None, inputs_embeds=prompts.embeds, position_ids=positions)
 
     def feed(self, tokens: list[int]) -> None:
         """Appends one id to every row."""
         ids = torch.tensor(tokens, device=self._model.device)[:, None]
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(ids), 1)], dim=1)
-        self.logits = self._run(input_ids=ids, position_ids=self._position)
-        self._position = self._position + 1
+        positions = (self._length - self._padding)[:, None]
+        self._length += 1
+        self.logits = self._run(self._bias(), input_ids=ids, position_ids=positions)
 
     def join(self, other: "Reader") -> None:
         """Takes over the rows of another reader of the same model, behind its own."""
-        length = max(self._mask.shape[1], other._mask.shape[1])
-        self._mask = torch.cat([F.pad(one, (length - one.shape[1], 0)) for one in (self._mask, other._mask)])
-        self._position = torch.cat([self._position, other._position])
+        length = max(self._length, other._length)
+        self._set_padding(torch.cat([one._padding + (length - one._length) for one in (self, other)]))
+        self._length = length
         self.logits = torch.cat([self.logits, other.logits])
         self._cache.join(other._cache)
-        self._is_padded = not bool(self._mask.all())
 
     def keep(self, rows: Sequence[int]) -> None:
         """Forgets all rows but these, and the padding that none of them needs."""
-        chosen = torch.tensor(rows, device=self._mask.device)
-        mask = self._mask[chosen]
-        unused = int(mask.int().argmax(1).min())
-        self._mask, self._position, self.logits = mask[:, unused:], self._position[chosen], self.logits[chosen]
+        chosen = torch.tensor(rows, device=self._padding.device)
+        padding = self._padding[chosen]
+        unused = int(padding.min())
+        self._set_padding(padding - unused)
+        self._length -= unused
+        self.logits = self.logits[chosen]
         self._cache.keep(chosen, unused)
-        self._is_padded = not bool(self._mask.all())
 
-    def _run(self, **inputs: Tensor) -> Tensor:
+    def _set_padding(self, padding: Tensor) -> None:
+        """Ids on the left of each row that are none, [rows]."""
+        self._padding = padding
+        self._is_padded = bool(padding.any())
+        self._biases: Tensor | None = None
+
+    def _bias(self) -> Tensor | None:
+        """What is added to the attention of one id to all before it, [rows, 1, 1, length].
+
+        Made for many ids to come: the model would make it anew for each, and its kernels convert it in every layer.
+        Without padding they need none.
+        """
+        if not self._is_padded:
+            return None
+        if self._biases is None or self._biases.shape[-1] < self._length:
+            places = torch.arange(self._length + ROOM, device=self._padding.device)
+            biases = torch.zeros(len(self._padding), 1, 1, len(places), dtype=self._model.dtype, device=places.device)
+            self._biases = biases.masked_fill_(places < self._padding[:, None, None, None], -torch.inf)
+        return self._biases[..., : self._length]
+
+    def _run(self, mask: Tensor | None, **inputs: Tensor) -> Tensor:
         output = self._model(
-            **inputs,
-            attention_mask=self._mask
-            if self._is_padded
-            else None,  # without padding the attention kernels need no mask
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
+            **inputs, attention_mask=mask, past_key_values=self._cache, use_cache=True, logits_to_keep=1
         )
         return output.logits[:, -1]
 
