@@ -64,3 +64,18 @@ def test_an_id_is_written_in_place(model: LlamaForCausalLM) -> None:
     assert len(set(places)) == 1
     reader.feed([1])
     assert reader._cache.layers[1].keys.data_ptr() != places[0]
+
+
+@torch.inference_mode()
+def test_a_row_takes_the_place_of_one_that_left_and_nothing_of_it(model: LlamaForCausalLM) -> None:
+    """Not even what is no number."""
+    reader = Reader(model, embed_prompts(model, [[3, 4, 5, 6], [7, 8, 9, 10, 11]]))
+    layer = reader._cache.layers[0]
+    layer.keys[0], layer.values[0] = torch.nan, torch.nan
+    before = layer.keys.untyped_storage().data_ptr()
+    reader.keep([1])
+    reader.join(Reader(model, embed_prompts(model, [[12, 13]])))
+    reader.feed([20, 21])
+    assert layer.keys.untyped_storage().data_ptr() == before
+    for row, logits in zip([[7, 8, 9, 10, 11, 20], [12, 13, 21]], reader.logits, strict=True):
+        torch.testing.assert_close(logits, model(torch.tensor([row])).logits[0, -1], atol=1e-5, rtol=1e-4)

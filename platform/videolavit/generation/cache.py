@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
@@ -16,65 +17,84 @@ ROOM = 64
 class RowsCache(Cache):
     """Keys and values of a batch whose rows have their padding on the left."""
 
-    layers: list[GrowingLayer]
+    layers: list[RowsLayer]
 
     def __init__(self, config: PretrainedConfig) -> None:
-        super().__init__(layers=[GrowingLayer() for _ in range(config.num_hidden_layers)])
+        super().__init__(layers=[RowsLayer() for _ in range(config.num_hidden_layers)])
 
     def join(self, other: RowsCache) -> None:
         """Takes over the rows of another cache, behind its own."""
         for own, new in zip(self.layers, other.layers, strict=True):
             own.join(new)
 
-    def keep(self, rows: Tensor, start: int) -> None:
-        """Forgets all rows but these, and what is before a position."""
+    def keep(self, rows: Sequence[int], unused: int) -> None:
+        """Forgets all rows but these, in ascending order, and so many first ids of each."""
+        moved = [(row, to) for to, row in enumerate(rows) if row != to]
+        places = torch.tensor(moved, device=self.layers[0].device).unbind(1) if moved else None
         for layer in self.layers:
-            layer.keep(rows, start)
+            layer.keep(len(rows), places, unused)
 
 
-class GrowingLayer(DynamicLayer):
-    """Keys and values [rows, heads, length, channels] at the front of larger tensors.
+class RowsLayer(DynamicLayer):
+    """Keys and values [rows, heads, length, channels], which are a part of larger tensors.
 
-    The usual layer copies all that was read before for each further id.
+    The usual layer copies all that was read before for each further id. This one writes ids and rows where there is
+    room, and copies all when there is none.
     """
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Appends, and returns all."""
+        new = key_states.shape[2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._hold([key_states], [value_states])
-            return self.keys, self.values
-        before, new = self.keys.shape[2], key_states.shape[2]
-        if before + new > self._keys.shape[2]:
-            self._hold([self.keys], [self.values], new)
-        self._keys[:, :, before : before + new] = key_states
-        self._values[:, :, before : before + new] = value_states
-        self._show(before + new)
+            self._rows, self._start, self._end = len(key_states), 0, 0
+            self._held = _zeros(key_states, self._rows, new)
+        elif self._end + new > self._held.shape[3]:
+            self._move(self._rows, self._end - self._start, new)
+        for held, states in zip(self._held, (key_states, value_states), strict=True):
+            held[: self._rows, :, self._end : self._end + new] = states
+        self._end += new
+        self._show()
         return self.keys, self.values
 
-    def join(self, other: GrowingLayer) -> None:
-        """Rows of another layer behind the own ones; all end at the same place."""
-        self._hold([self.keys, other.keys], [self.values, other.values])
+    def join(self, other: RowsLayer) -> None:
+        """Rows of another layer behind the own ones; all end at the same place, with zeros in front of shorter ones."""
+        own, new = self._end - self._start, other._end - other._start
+        rows, length = self._rows + other._rows, max(own, new)
+        if rows > self._held.shape[1] or length > self._end:
+            self._move(rows, length)
+        start = self._end - length
+        self._held[:, : self._rows, :, start : self._end - own] = 0
+        self._held[:, self._rows : rows, :, start : self._end - new] = 0
+        self._held[:, self._rows : rows, :, self._end - new : self._end] = other._shown()
+        self._rows, self._start = rows, start
+        self._show()
 
-    def keep(self, rows: Tensor, start: int) -> None:
-        """Only these rows, from a position on."""
-        self._hold([self.keys[:, :, start:][rows]], [self.values[:, :, start:][rows]])
+    def keep(self, rows: int, moved: Sequence[Tensor] | None, unused: int) -> None:
+        """Only so many rows, after some were moved (from, to), without so many of their first ids."""
+        self._start += unused
+        if moved is not None:
+            before, after = moved
+            window = self._held[:, :, :, self._start : self._end]
+            window[:, after] = window[:, before]
+        self._rows = rows
+        self._show()
 
-    def _hold(self, keys: Sequence[Tensor], values: Sequence[Tensor], new: int = 0) -> None:
-        """Copies to tensors with zeros in front of shorter rows, and room for `new` ids and more."""
-        length = max(part.shape[2] for part in keys)
-        room = new + max(length // 4, ROOM)
-        self._keys, self._values = (_behind_each_other(parts, length, room) for parts in (keys, values))
-        self._show(length)
+    def _move(self, rows: int, length: int, new: int = 0) -> None:
+        """Copies to tensors for so many rows and ids, the last of which are those that are there, and `new` ones."""
+        before, own = self._shown(), self._end - self._start
+        self._held = _zeros(before[0], rows, length + new)
+        self._start, self._end = length - own, length
+        self._held[:, : self._rows, :, self._start : self._end] = before
 
-    def _show(self, length: int) -> None:
-        self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
+    def _shown(self) -> Tensor:
+        return self._held[:, : self._rows, :, self._start : self._end]
+
+    def _show(self) -> None:
+        self.keys, self.values = self._shown()
 
 
-def _behind_each_other(parts: Sequence[Tensor], length: int, room: int) -> Tensor:
-    """Rows [n, heads, up to length, channels] as one tensor; all end at `length`, and there is room behind it."""
-    _, heads, _, channels = parts[0].shape
-    held = parts[0].new_zeros(sum(map(len, parts)), heads, length + room, channels)
-    for rows, part in zip(held.split([len(part) for part in parts]), parts, strict=True):
-        rows[:, :, length - part.shape[2] : length] = part
-    return held
+def _zeros(like: Tensor, rows: int, length: int) -> Tensor:
+    """For keys and values of so many rows and ids, with room for more ids."""
+    _, heads, _, channels = like.shape
+    return like.new_zeros(2, rows, heads, length + max(length // 4, ROOM), channels)

@@ -207,14 +207,14 @@ class Reader:
         self._cache.join(other._cache)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Forgets all rows but these, and the padding that none of them needs."""
+        """Forgets all rows but these, in ascending order, and the padding that none of them needs."""
         chosen = torch.tensor(rows, device=self._padding.device)
         padding = self._padding[chosen]
         unused = int(padding.min())
         self._set_padding(padding - unused)
         self._length -= unused
         self.logits = self.logits[chosen]
-        self._cache.keep(chosen, unused)
+        self._cache.keep(rows, unused)
 
     def _set_padding(self, padding: Tensor) -> None:
         """Ids on the left of each row that are none, [rows]."""
