@@ -1,6 +1,6 @@
 """The service against the same models in one process; see README.md beside this file.
 
-python -m benchmarks.serve [--model tiny] [--rounds 3] [--chats-only] [--output bench-output]
+python -m benchmarks.serve [--model tiny] [--rounds 3] [--chats-only] [--copies 1] [--output bench-output]
 """
 
 import argparse
@@ -65,14 +65,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="tiny", help="model folder or preset")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn, of which the median counts")
     parser.add_argument("--chats-only", action="store_true", help="no videos, which take long with a larger model")
+    parser.add_argument("--copies", type=int, default=1, help="of the video detokenizer, which has most of the work")
     parser.add_argument("--output", type=Path, default=Path("bench-output"))
     options = parser.parse_args(argv)
     options.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # as each part of the service has
-    with _serving(options.model) as url:
+    with _serving(options.model, options.copies) as url:
         result = measure(options.model, url, options.rounds, videos=not options.chats_only)
     _show(result)
-    told = {"machine": machine(), "model": options.model, "rounds": options.rounds} | result
+    told = {"machine": machine(), "model": options.model, "rounds": options.rounds, "copies": options.copies} | result
     file = options.output / f"serve-{time.strftime('%Y%m%dT%H%M%S')}.json"
     file.write_text(json.dumps(told, indent=1) + "\n")
     console.print(f"numbers: {file}")
@@ -234,7 +235,7 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _serving(model: str) -> Iterator[str]:
+def _serving(model: str, copies: int) -> Iterator[str]:
     """The service, as a user starts it."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -242,6 +243,7 @@ def _serving(model: str) -> Iterator[str]:
         probe.close()
         generation = {name: value for name, value in asdict(SETTINGS).items() if value is not None}
         config = {"model": model, "port": port, "storage": folder, "generation": generation}
+        config["video_detokenizer"] = {"min_replicas": copies, "max_replicas": copies}
         file = Path(folder) / "config.yaml"
         file.write_text(json.dumps(config))
         command = [sys.executable, "-m", "jobs.serve", "--config", str(file)]
