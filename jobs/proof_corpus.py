@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,10 @@ from videolavit.training.sources import ClipSample, clip_sources
 from .proof_results import GENERATION, RESULTS, RUNS, save_sheet
 
 SHEET = "side-by-side.png"
+
+RECALLING = replace(GENERATION, temperature=0.0, visual_guidance=1.0, motion_guidance=1.0)
+"""How the videos are generated: what was learned by heart is what is most probable, so nothing is drawn, and guidance,
+which exaggerates what a caption has over none, only leads away."""
 
 Frames = NDArray[np.uint8]
 
@@ -80,7 +84,7 @@ def _generated(runtime: Runtime, captions: Sequence[str]) -> list[Frames]:
     made: list[Frames] = []
     for start in range(0, len(captions), BATCH):
         prompts = [Prompt((caption,), seed) for seed, caption in enumerate(captions[start : start + BATCH], start)]
-        made += [video.frames for video in generate_videos(runtime, prompts, 1, GENERATION)]
+        made += [video.frames for video in generate_videos(runtime, prompts, 1, RECALLING)]
     return made
 
 
