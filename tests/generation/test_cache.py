@@ -69,11 +69,11 @@ def test_an_id_is_written_in_place(model: LlamaForCausalLM) -> None:
 @torch.inference_mode()
 def test_a_row_takes_the_place_of_one_that_left_and_nothing_of_it(model: LlamaForCausalLM) -> None:
     """Not even what is no number."""
-    reader = Reader(model, embed_prompts(model, [[3, 4, 5, 6], [7, 8, 9, 10, 11]]))
+    reader = Reader(model, embed_prompts(model, [[7, 8, 9, 10, 11], [3, 4, 5, 6]]))
     layer = reader._cache.layers[0]
-    layer.keys[0], layer.values[0] = torch.nan, torch.nan
+    layer.keys[1], layer.values[1] = torch.nan, torch.nan
     before = layer.keys.untyped_storage().data_ptr()
-    reader.keep([1])
+    reader.keep([0])
     reader.join(Reader(model, embed_prompts(model, [[12, 13]])))
     reader.feed([20, 21])
     assert layer.keys.untyped_storage().data_ptr() == before
