@@ -6,6 +6,7 @@ python -m benchmarks.serve [--model tiny] [--rounds 3] [--chats-only] [--copies 
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import signal
 import socket
@@ -28,7 +29,7 @@ import torch
 from openai.types.chat import ChatCompletion
 from PIL import Image
 
-from serve.settings import Replicas
+from serve.settings import Replicas, WriterReplicas
 from videolavit.generation.continuous import Engine, Passage
 from videolavit.generation.decoding import GREEDY
 from videolavit.generation.describe import DescribeSettings, TextStream, answer_policy, prompt_of
@@ -48,7 +49,6 @@ T = TypeVar("T")
 CHATS, EACH, VIDEOS, TOKENS = 16, 4, 8, 128
 """Clients that chat at once, chats that each of them has in turn, videos, and tokens of an answer."""
 
-QUESTION = "What happens in a video where a ball rolls to the left?"
 SETTINGS = GenerateSettings(keyframe_steps=25, video_steps=12, visual_guidance=2.0, motion_guidance=2.0)
 GOALS = {
     "chat_share": 0.95,
@@ -94,7 +94,7 @@ def measure(model: str, url: str, rounds: int, videos: bool) -> dict[str, Any]:
         seconds.setdefault(side, []).append((time.monotonic() - began) / count)
 
     def chats() -> None:
-        for told in _together(CHATS, lambda n: [_chat(client, name) for _ in range(EACH)]):
+        for told in _together(CHATS, lambda n: [_chat(client, name, _new_question()) for _ in range(EACH)]):
             latencies.setdefault("chat", []).extend(told)
 
     def together() -> None:
@@ -104,7 +104,7 @@ def measure(model: str, url: str, rounds: int, videos: bool) -> dict[str, Any]:
     for _ in range(rounds):
         timed("chats, service", CHATS * EACH, chats)
         timed("chats, inside", CHATS * EACH, lambda: _together(CHATS, lambda n: inside.chats(EACH)))
-        timed("chats one by one", CHATS, lambda: [_chat(client, name) for _ in range(CHATS)])
+        timed("chats one by one", CHATS, lambda: [_chat(client, name, _new_question()) for _ in range(CHATS)])
         firsts["serve"] += [_first_text(client, name) for _ in range(10)]
         firsts["inside"] += [inside.first_token() for _ in range(10)]
         if videos:
@@ -126,28 +126,29 @@ class _Inside:
 
     def __init__(self, model: ModelFolder) -> None:
         self._runtime = Runtime(model)
-        self._speaker = VisualPrompts(model.load("understanding/language_model"), model.vocabulary)
+        self._speaker = VisualPrompts(self._runtime.loaded("understanding/language_model"), model.vocabulary)
         self._text = model.text_tokenizer("understanding/language_model")
-        self._engine = Engine(self._speaker.language_model, 32)
+        writer = WriterReplicas()
+        self._engine = Engine(self._speaker.language_model, writer.together, writer.prefix_tokens)
 
     def chats(self, count: int) -> None:
         """So many answers in turn."""
         for _ in range(count):
-            self._ask(TOKENS, lambda token: None).wait()
+            self._ask(_new_question(), TOKENS, lambda token: None).wait()
 
     def first_token(self) -> float:
         """Seconds to the first id."""
         first = threading.Event()
         began = time.monotonic()
-        end = self._ask(8, lambda token: first.set())
+        end = self._ask(_new_question(), 8, lambda token: first.set())
         first.wait()
         taken = time.monotonic() - began
         end.wait()
         return taken
 
-    def _ask(self, tokens: int, on_token: Callable[[int], None]) -> threading.Event:
+    def _ask(self, question: str, tokens: int, on_token: Callable[[int], None]) -> threading.Event:
         settings = DescribeSettings(min_tokens=tokens, max_tokens=tokens)
-        prompt = prompt_of(self._speaker, self._text, (), QUESTION, None, tokens)
+        prompt = prompt_of(self._speaker, self._text, (), question, None, tokens)
         end = threading.Event()
         policy, draws = answer_policy(self._speaker, settings), torch.Generator()
         self._engine.submit(Passage(prompt, policy, GREEDY, draws, None, on_token, lambda error: end.set()))
@@ -159,17 +160,18 @@ class _Inside:
         batches = [prompts[start : start + batch] for start in range(0, count, batch)]
         return [video for some in batches for video in generate_videos(self._runtime, some, 1, SETTINGS)]
 
-    def text(self) -> str:
+    def text(self, question: str) -> str:
         """An answer."""
         ids: list[int] = []
-        self._ask(TOKENS, ids.append).wait()
+        self._ask(question, TOKENS, ids.append).wait()
         stream = TextStream(self._text)
         return (stream.push(ids) + stream.finish()).strip()
 
 
 def _compare(client: openai.OpenAI, name: str, inside: _Inside, videos: bool) -> None:
     """Raises AssertionError if the two sides differ: then the times compare nothing."""
-    if _ask(client, name).choices[0].message.content != inside.text():
+    question = _new_question()
+    if _ask(client, name, question).choices[0].message.content != inside.text(question):
         raise AssertionError("the two sides answer differently")
     if not videos:
         return
@@ -181,6 +183,14 @@ def _compare(client: openai.OpenAI, name: str, inside: _Inside, videos: bool) ->
         raise AssertionError(f"keyframes of the two sides differ by {difference} levels")
 
 
+_numbers = itertools.count(1000)
+
+
+def _new_question() -> str:
+    """That was not asked before: of its prompt, only the model's own words in front of all questions are known."""
+    return f"{next(_numbers)} balls roll to the left in a video. What happens then?"
+
+
 def _prompt(number: int) -> str:
     return f"a ball rolls to the left, number {number}"
 
@@ -190,16 +200,16 @@ def _together(count: int, work: Callable[[int], T]) -> list[T]:
         return list(pool.map(work, range(count)))
 
 
-def _chat(client: openai.OpenAI, name: str) -> float:
+def _chat(client: openai.OpenAI, name: str, question: str) -> float:
     began = time.monotonic()
-    told = _ask(client, name)
+    told = _ask(client, name, question)
     if told.usage is None or told.usage.completion_tokens != TOKENS:
         raise AssertionError(f"an answer has not {TOKENS} tokens: the two sides do not the same")
     return time.monotonic() - began
 
 
-def _ask(client: openai.OpenAI, name: str) -> ChatCompletion:
-    messages: Any = [{"role": "user", "content": QUESTION}]
+def _ask(client: openai.OpenAI, name: str, question: str) -> ChatCompletion:
+    messages: Any = [{"role": "user", "content": question}]
     answer: ChatCompletion = client.chat.completions.create(
         model=name, messages=messages, max_tokens=TOKENS, temperature=0
     )
@@ -208,7 +218,7 @@ def _ask(client: openai.OpenAI, name: str) -> ChatCompletion:
 
 def _first_text(client: openai.OpenAI, name: str) -> float:
     """Seconds to the first event with an answer, of a stream that is then left."""
-    messages: Any = [{"role": "user", "content": QUESTION}]
+    messages: Any = [{"role": "user", "content": _new_question()}]
     began = time.monotonic()
     with client.chat.completions.create(model=name, messages=messages, max_tokens=TOKENS, stream=True) as stream:
         for _ in stream:

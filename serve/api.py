@@ -199,7 +199,7 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
         """Answers a question about a picture, a video, or nothing; with `stream`, as it is written."""
         deadline = _deadline(service, request)
         async with until(*deadline):
-            order = await service.question(body)
+            order = await service.question(body, who)
             if not body.stream:
                 return await service.answer(body, order)
         events = service.stream(body, order, deadline)

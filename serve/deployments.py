@@ -156,10 +156,10 @@ class LanguageModel:
         self._text = self._model.text_tokenizer()
         self._speaker: VisualPrompts | None = None
         if self._model.has("understanding/language_model"):
-            loaded = self._model.load("understanding/language_model", runtime.device, runtime.dtype)
+            loaded = runtime.loaded("understanding/language_model")
             self._speaker = VisualPrompts(loaded, self._model.vocabulary)
             self._spoken = self._model.text_tokenizer("understanding/language_model")
-            self._speaking = Engine(loaded, max(2, batch))
+            self._speaking = Engine(loaded, max(2, batch), settings.language_model.prefix_tokens)
 
     async def whole_answer(self, order: AnswerOrder) -> Answer:
         """An answer in one piece: one message instead of a stream of them. Raises PromptTooLong."""
@@ -176,7 +176,7 @@ class LanguageModel:
         )
         ids = _Ids(PIECE_SECONDS if order.in_pieces else STEP_SECONDS)
         policy, draws = answer_policy(self._speaker, settings), generator(settings.seed, "answer")
-        passage = ids.passage(prompt, policy, settings.sampling(), draws, None)
+        passage = ids.passage(prompt, policy, settings.sampling(), draws, None, order.owner)
         stream, pending, ended = TextStream(self._spoken), "", False
         try:
             self._speaking.submit(passage)
@@ -264,9 +264,10 @@ class _Ids:
         sampling: Sampling,
         draws: torch.Generator,
         guidance: float | None,
+        owner: str = "",
     ) -> Passage:
         """A passage that is written to here."""
-        return Passage(prompt, policy, sampling, draws, guidance, self._on_id, self._on_end)
+        return Passage(prompt, policy, sampling, draws, guidance, self._on_id, self._on_end, owner)
 
     async def read(self) -> tuple[list[int], bool]:
         """The next ids, and whether they are the last. Raises what went wrong."""

@@ -72,6 +72,7 @@ class AnswerOrder:
         sight: Reference to a `generation.describe.Sight`.
         settings: How the answer is written.
         in_pieces: Whether its text is wanted as it comes.
+        owner: Whose question it is.
     """
 
     turns: Sequence[tuple[str, str]]
@@ -79,6 +80,7 @@ class AnswerOrder:
     sight: ObjectRef[object] | None
     settings: DescribeSettings
     in_pieces: bool
+    owner: str = ""
 
 
 @dataclass(frozen=True)

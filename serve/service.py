@@ -89,7 +89,7 @@ class Service:
 
     # ---- chat -------------------------------------------------------------------------------------------------------
 
-    async def question(self, request: ChatRequest) -> AnswerOrder:
+    async def question(self, request: ChatRequest, owner: str) -> AnswerOrder:
         """What a chat asks, with what is to be seen. Raises ApiError."""
         self.check_model(request.model)
         if not self.model.has("understanding/language_model"):
@@ -115,7 +115,7 @@ class Service:
         if media is not None:
             data, kind = await self._media(media)
             sight = await self.graph.look(data, kind)
-        return AnswerOrder(turns, question, sight, settings, bool(request.stream))
+        return AnswerOrder(turns, question, sight, settings, bool(request.stream), owner)
 
     async def _media(self, part: ImagePart | VideoPart | FilePart) -> tuple[bytes, Kind]:
         if isinstance(part, FilePart):

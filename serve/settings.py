@@ -88,9 +88,20 @@ class Replicas:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class WriterReplicas(Replicas):
-    """The same for a language model, to whose steps further rows add little, with a GPU or without."""
+    """The same for a language model, to whose steps further rows add little, with a GPU or without.
+
+    Args:
+        prefix_tokens: Tokens of chats that are remembered, so that a chat's next question, and another chat of the same
+            key, are read from where they differ; 0 for none.
+    """
 
     batch: int | None = 32
+    prefix_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prefix_tokens < 0:
+            raise ValueError("prefix_tokens must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -22,6 +22,22 @@ class RowsCache(Cache):
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(layers=[RowsLayer() for _ in range(config.num_hidden_layers)])
 
+    def begin(self, known: Sequence[Tensor]) -> None:
+        """Starts from keys and values of each row, [2, layers, heads, ids, channels], which all end at one place."""
+        for number, layer in enumerate(self.layers):
+            layer.begin([one[:, number] if one.shape[3] else None for one in known])
+
+    def close(self, lengths: Sequence[int], end: int, gaps: Sequence[int]) -> None:
+        """Moves the first ids of each row, so many that end there, over the gap behind them."""
+        moves = [(row, *one) for row, one in enumerate(zip(lengths, gaps, strict=True)) if all(one)]
+        for layer in self.layers:
+            for row, length, gap in moves:
+                layer.shift(row, end - length, end, gap)
+
+    def read(self, row: int, start: int, end: int) -> Tensor:
+        """A copy of keys and values of a row, [2, layers, heads, ids, channels]."""
+        return torch.stack([layer.read(row, start, end) for layer in self.layers], dim=1)
+
     def join(self, other: RowsCache) -> None:
         """Takes over the rows of another cache, behind its own."""
         for own, new in zip(self.layers, other.layers, strict=True):
@@ -56,6 +72,27 @@ class RowsLayer(DynamicLayer):
         self._end += new
         self._show()
         return self.keys, self.values
+
+    def begin(self, known: Sequence[Tensor | None]) -> None:
+        """Starts from keys and values of each row, [2, heads, ids, channels] or None, which all end at one place."""
+        there = [one for one in known if one is not None]
+        (_, heads, _, channels), self._end = there[0].shape, max(one.shape[2] for one in there)
+        self.lazy_initialization(*there[0])
+        self._rows, self._start = len(known), 0
+        self._held = _zeros(there[0].new_empty(self._rows, heads, 0, channels), self._rows, self._end)
+        for row, one in enumerate(known):
+            if one is not None:
+                self._held[:, row, :, self._end - one.shape[2] : self._end] = one
+        self._show()
+
+    def shift(self, row: int, start: int, end: int, by: int) -> None:
+        """Moves some ids of a row behind."""
+        window = self._shown()[:, row]
+        window[:, :, start + by : end + by] = window[:, :, start:end].clone()
+
+    def read(self, row: int, start: int, end: int) -> Tensor:
+        """Keys and values of some ids of a row, [2, heads, ids, channels]."""
+        return self._shown()[:, row, :, start:end]
 
     def join(self, other: RowsLayer) -> None:
         """Rows of another layer behind the own ones; all end at the same place, with zeros in front of shorter ones."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .decoding import Chooser, Reader, Sampling, TokenPolicy, guided, pad_prompts
+from .prefixes import Prefixes
 
 GATHER_SECONDS = 0.02
 """Least time between two readings of prompts while others are written: these stand still for each reading, and many
@@ -37,6 +38,7 @@ class Passage:
         guidance: As for `decoding.steps`.
         on_token: Called in the engine's thread with each id, the end not among them.
         on_end: Called there once, with what went wrong or None.
+        owner: Whose it is; see `Prefixes.find`.
     """
 
     prompt: Tensor
@@ -46,6 +48,7 @@ class Passage:
     guidance: float | None
     on_token: Callable[[int], None]
     on_end: Callable[[BaseException | None], None]
+    owner: str = ""
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -62,12 +65,14 @@ class Engine:
     Args:
         model: Used by this thread alone from now on.
         max_rows: Rows of the batch.
+        prefix_tokens: Ids of prompts whose keys and values are kept for prompts that begin alike.
     """
 
-    def __init__(self, model: PreTrainedModel, max_rows: int = 64) -> None:
+    def __init__(self, model: PreTrainedModel, max_rows: int = 64, prefix_tokens: int = 0) -> None:
         if max_rows < 2:
             raise ValueError(f"max_rows must be at least 2, a guided passage's, not {max_rows}")
         self._model, self._max_rows = model, max_rows
+        self._prefixes = Prefixes(prefix_tokens)
         self._waiting: deque[Passage] = deque()
         self._active: list[_Writing] = []
         self._reader: Reader | None = None
@@ -132,9 +137,8 @@ class Engine:
         if not new:
             return
         self._next_reading = time.monotonic() + GATHER_SECONDS
-        prompts = [prompt for one in new for prompt in (one.prompt, one.prompt[-1:])[: one.rows]]
         try:
-            reader = Reader(self._model, pad_prompts(prompts))
+            reader = self._read(new)
             if self._reader is None:
                 self._reader = reader
             else:
@@ -146,6 +150,16 @@ class Engine:
                 raise  # the batch itself was damaged
             return
         self._active += [_Writing(one, self._model.device) for one in new]
+
+    def _read(self, passages: Sequence[Passage]) -> Reader:
+        """Reads prompts, without what is known of them."""
+        prompts = [(one, prompt) for one in passages for prompt in (one.prompt, one.prompt[-1:])[: one.rows]]
+        beginnings = [self._prefixes.find(prompt, one.owner) for one, prompt in prompts]
+        rests = [prompt[found.length :] for (_, prompt), found in zip(prompts, beginnings, strict=True)]
+        reader = Reader(self._model, pad_prompts(rests), [found.known for found in beginnings])
+        for row, found in enumerate(beginnings):
+            self._prefixes.keep(found, reader, row)
+        return reader
 
     def _step(self) -> None:
         """Chooses an id for each passage, and has the model read them."""

@@ -180,16 +180,30 @@ class Reader:
 
     Rows may come and go between two ids. Their padding is on the left, and positions are a row's own, so that what is
     in the other rows changes nothing.
+
+    Args:
+        model: A causal language model.
+        prompts: What is to be read.
+        known: Keys and values of what comes before each of the prompts, [2, layers, heads, ids, channels], which may
+            be without an id.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Prompts) -> None:
+    def __init__(self, model: PreTrainedModel, prompts: Prompts, known: Sequence[Tensor] = ()) -> None:
         self._model = model
         self._cache = RowsCache(model.config)
         mask = prompts.attention_mask
-        self._length = mask.shape[1]
-        self._set_padding(self._length - mask.sum(1))
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        self.logits = self._run(mask if self._is_padded else None, inputs_embeds=prompts.embeds, position_ids=positions)
+        before = torch.tensor([one.shape[3] for one in known] or [0] * len(mask), device=mask.device)
+        most, gaps = int(before.max()), mask.shape[1] - mask.sum(1)
+        positions = (mask.cumsum(1) - 1).clamp(min=0) + before[:, None]
+        self._length = most + mask.shape[1]
+        self._set_padding(most - before + gaps)
+        if most:
+            self._cache.begin(known)
+            mask = torch.cat([torch.arange(most, device=mask.device) >= most - before[:, None], mask], dim=1)
+        self.logits = self._run(
+            mask if most or self._is_padded else None, inputs_embeds=prompts.embeds, position_ids=positions
+        )
+        self._cache.close(before.tolist(), most, gaps.tolist())
 
     def feed(self, tokens: list[int]) -> None:
         """Appends one id to every row."""
@@ -215,6 +229,11 @@ class Reader:
         self._length -= unused
         self.logits = self.logits[chosen]
         self._cache.keep(rows, unused)
+
+    def keys_and_values(self, row: int, first: int, end: int) -> Tensor:
+        """Of some ids of a row, [2, layers, heads, ids, channels]."""
+        padding = int(self._padding[row])
+        return self._cache.read(row, padding + first, padding + end)
 
     def _set_padding(self, padding: Tensor) -> None:
         """Ids on the left of each row that are none, [rows]."""

@@ -13,6 +13,8 @@ from torch import nn
 from videolavit.models.folder import ModelFolder
 from videolavit.models.network import STRICT, ModelError
 
+from .packing import pack_linears
+
 UNITS = (
     "visual_tokenizer",
     "motion_tokenizer",
@@ -108,6 +110,8 @@ class Runtime:
         loaded = load(start, self.dtype)
         if self.settings.compile and unit.endswith("detokenizer"):
             loaded.unet.compile()
+        if self.device.type == "cpu" and unit.endswith(("language_model", "understanding")):
+            pack_linears(loaded.language_model if unit == "understanding" else loaded)
         return loaded
 
 
