@@ -1,6 +1,6 @@
 """The service against the same models in one process; see README.md beside this file.
 
-python -m benchmarks.serve [--model tiny] [--rounds 3] [--chats-only] [--copies 1] [--output bench-output]
+python -m benchmarks.serve [--model tiny] [--rounds 3] [--chats-only] [--copies N] [--output bench-output]
 """
 
 import argparse
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="tiny", help="model folder or preset")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn, of which the median counts")
     parser.add_argument("--chats-only", action="store_true", help="no videos, which take long with a larger model")
-    parser.add_argument("--copies", type=int, default=1, help="of the video detokenizer, which has most of the work")
+    parser.add_argument("--copies", type=int, help="of the video detokenizer; else as many as the service has")
     parser.add_argument("--output", type=Path, default=Path("bench-output"))
     options = parser.parse_args(argv)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -84,6 +85,8 @@ def measure(model: str, url: str, rounds: int, videos: bool) -> dict[str, Any]:
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=600)
     name = client.models.list().data[0].id
     inside = _Inside(ModelFolder(model))
+    # none is asked twice: of its prompt, only the model's own words in front of all questions are to be known
+    questions = inside.questions(1 + rounds * (CHATS * EACH + CHATS))
     seconds: dict[str, list[float]] = {}
     latencies: dict[str, list[float]] = {}
     firsts: dict[str, list[float]] = {"serve": [], "inside": []}
@@ -93,20 +96,26 @@ def measure(model: str, url: str, rounds: int, videos: bool) -> dict[str, Any]:
         work()
         seconds.setdefault(side, []).append((time.monotonic() - began) / count)
 
-    def chats() -> None:
-        for told in _together(CHATS, lambda n: [_chat(client, name, _new_question()) for _ in range(EACH)]):
+    def chats(asked: Sequence[Sequence[str]]) -> None:
+        for told in _together(CHATS, lambda n: [_chat(client, name, question) for question in asked[n]]):
             latencies.setdefault("chat", []).extend(told)
+
+    def one_by_one(asked: Sequence[str]) -> None:
+        for question in asked:
+            _chat(client, name, question)
 
     def together() -> None:
         latencies.setdefault("video", []).extend(_together(VIDEOS, lambda n: _video(client, n)))
 
-    _compare(client, name, inside, videos)  # and nothing is timed the first time
+    _compare(client, name, inside, questions.pop(), videos)  # and nothing is timed the first time
     for _ in range(rounds):
-        timed("chats, service", CHATS * EACH, chats)
-        timed("chats, inside", CHATS * EACH, lambda: _together(CHATS, lambda n: inside.chats(EACH)))
-        timed("chats one by one", CHATS, lambda: [_chat(client, name, _new_question()) for _ in range(CHATS)])
-        firsts["serve"] += [_first_text(client, name) for _ in range(10)]
-        firsts["inside"] += [inside.first_token() for _ in range(10)]
+        asked = [[questions.pop() for _ in range(EACH)] for _ in range(CHATS)]
+        alone = [questions.pop() for _ in range(CHATS)]
+        timed("chats, service", CHATS * EACH, partial(chats, asked))
+        timed("chats, inside", CHATS * EACH, partial(inside.chats_together, asked))
+        timed("chats one by one", CHATS, partial(one_by_one, alone))
+        firsts["serve"] += [_first_text(client, name, f"{number} is first") for number in range(10)]
+        firsts["inside"] += [inside.first_token(f"{number} is first") for number in range(10)]
         if videos:
             timed("videos, service", VIDEOS, together)
             timed("videos, inside", VIDEOS, lambda: inside.videos(VIDEOS))
@@ -128,27 +137,49 @@ class _Inside:
         self._runtime = Runtime(model)
         self._speaker = VisualPrompts(self._runtime.loaded("understanding/language_model"), model.vocabulary)
         self._text = model.text_tokenizer("understanding/language_model")
-        writer = WriterReplicas()
-        self._engine = Engine(self._speaker.language_model, writer.together, writer.prefix_tokens)
+        self._writer = WriterReplicas()
+        self._engine = self._new_engine()
 
-    def chats(self, count: int) -> None:
-        """So many answers in turn."""
-        for _ in range(count):
-            self._ask(_new_question(), TOKENS, lambda token: None).wait()
+    def _new_engine(self) -> Engine:
+        return Engine(self._speaker.language_model, self._writer.together, self._writer.prefix_tokens)
 
-    def first_token(self) -> float:
+    def questions(self, count: int) -> list[str]:
+        """Some whose answers do not end early, as untrained models' may. Nothing of them is remembered."""
+        found: list[str] = []
+        numbers = itertools.count(1000)
+        while len(found) < count:
+            some = [f"{next(numbers)} balls roll to the left in a video. What happens then?" for _ in range(CHATS * 2)]
+            answers: list[list[int]] = [[] for _ in some]
+            ends = [self._ask(one, 0, ids.append) for one, ids in zip(some, answers, strict=True)]
+            for end in ends:
+                end.wait()
+            found += [question for question, ids in zip(some, answers, strict=True) if len(ids) == TOKENS]
+        self._engine.close()
+        self._engine = self._new_engine()
+        return found[:count]
+
+    def chats_together(self, asked: Sequence[Sequence[str]]) -> None:
+        """Answers to everybody's questions, to each one's in turn."""
+
+        def chats(number: int) -> None:
+            for question in asked[number]:
+                self._ask(question, TOKENS, lambda token: None).wait()
+
+        _together(len(asked), chats)
+
+    def first_token(self, question: str) -> float:
         """Seconds to the first id."""
         first = threading.Event()
         began = time.monotonic()
-        end = self._ask(_new_question(), 8, lambda token: first.set())
+        end = self._ask(question, TOKENS, lambda token: first.set())
         first.wait()
         taken = time.monotonic() - began
         end.wait()
         return taken
 
-    def _ask(self, question: str, tokens: int, on_token: Callable[[int], None]) -> threading.Event:
-        settings = DescribeSettings(min_tokens=tokens, max_tokens=tokens)
-        prompt = prompt_of(self._speaker, self._text, (), question, None, tokens)
+    def _ask(self, question: str, least: int, on_token: Callable[[int], None]) -> threading.Event:
+        settings = DescribeSettings(min_tokens=least, max_tokens=TOKENS)
+        prompt = prompt_of(self._speaker, self._text, (), question, None, TOKENS)
         end = threading.Event()
         policy, draws = answer_policy(self._speaker, settings), torch.Generator()
         self._engine.submit(Passage(prompt, policy, GREEDY, draws, None, on_token, lambda error: end.set()))
@@ -168,9 +199,8 @@ class _Inside:
         return (stream.push(ids) + stream.finish()).strip()
 
 
-def _compare(client: openai.OpenAI, name: str, inside: _Inside, videos: bool) -> None:
+def _compare(client: openai.OpenAI, name: str, inside: _Inside, question: str, videos: bool) -> None:
     """Raises AssertionError if the two sides differ: then the times compare nothing."""
-    question = _new_question()
     if _ask(client, name, question).choices[0].message.content != inside.text(question):
         raise AssertionError("the two sides answer differently")
     if not videos:
@@ -181,14 +211,6 @@ def _compare(client: openai.OpenAI, name: str, inside: _Inside, videos: bool) ->
     difference = int(np.abs(keyframe - video.keyframes[0]).max())
     if difference > LEVELS:
         raise AssertionError(f"keyframes of the two sides differ by {difference} levels")
-
-
-_numbers = itertools.count(1000)
-
-
-def _new_question() -> str:
-    """That was not asked before: of its prompt, only the model's own words in front of all questions are known."""
-    return f"{next(_numbers)} balls roll to the left in a video. What happens then?"
 
 
 def _prompt(number: int) -> str:
@@ -216,9 +238,9 @@ def _ask(client: openai.OpenAI, name: str, question: str) -> ChatCompletion:
     return answer
 
 
-def _first_text(client: openai.OpenAI, name: str) -> float:
+def _first_text(client: openai.OpenAI, name: str, question: str) -> float:
     """Seconds to the first event with an answer, of a stream that is then left."""
-    messages: Any = [{"role": "user", "content": _new_question()}]
+    messages: Any = [{"role": "user", "content": question}]
     began = time.monotonic()
     with client.chat.completions.create(model=name, messages=messages, max_tokens=TOKENS, stream=True) as stream:
         for _ in stream:
@@ -245,7 +267,7 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _serving(model: str, copies: int) -> Iterator[str]:
+def _serving(model: str, copies: int | None) -> Iterator[str]:
     """The service, as a user starts it."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -253,7 +275,8 @@ def _serving(model: str, copies: int) -> Iterator[str]:
         probe.close()
         generation = {name: value for name, value in asdict(SETTINGS).items() if value is not None}
         config = {"model": model, "port": port, "storage": folder, "generation": generation}
-        config["video_detokenizer"] = {"min_replicas": copies, "max_replicas": copies}
+        if copies is not None:
+            config["video_detokenizer"] = {"min_replicas": copies, "max_replicas": copies}
         file = Path(folder) / "config.yaml"
         file.write_text(json.dumps(config))
         command = [sys.executable, "-m", "jobs.serve", "--config", str(file)]

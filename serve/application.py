@@ -89,13 +89,12 @@ def problems() -> list[str]:
 
 def _deployment(kind: Any, settings: ServeSettings, copies: Replicas, ongoing: int) -> Any:
     """A deployment as Serve wants it. Its batches need so many requests to be with it at once."""
-    scale: dict[str, Any] = {"num_replicas": copies.min_replicas}
-    if copies.max_replicas > copies.min_replicas:
+    least, most = copies.copies
+    scale: dict[str, Any] = {"num_replicas": least}
+    if most > least:
         scale = {
             "autoscaling_config": AutoscalingConfig(
-                min_replicas=copies.min_replicas,
-                max_replicas=copies.max_replicas,
-                target_ongoing_requests=copies.together,
+                min_replicas=least, max_replicas=most, target_ongoing_requests=copies.together
             )
         }
     return serve.deployment(

@@ -60,23 +60,35 @@ class Replicas:
     """How many copies of a deployment run, and on what.
 
     Args:
-        min_replicas: Fewest copies.
-        max_replicas: Most copies; between the two the number follows the load.
+        min_replicas: Fewest copies; None for one, and for two of the video detokenizer where it has no GPU.
+        max_replicas: Most copies, None for as many as the fewest; between the two the number follows the load.
         num_cpus: Cores of a copy.
         num_gpus: GPUs of a copy, or a share of one.
         batch: Requests that a copy works on together; None for 8 with a GPU and 2 without, where a batch takes as long
             as its requests one by one, and the next part of the graph waits for it.
     """
 
-    min_replicas: int = 1
-    max_replicas: int = 1
+    min_replicas: int | None = None
+    max_replicas: int | None = None
     num_cpus: float = 0.25
     num_gpus: float = 0.0
     batch: int | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_replicas <= self.max_replicas or self.together < 1:
+        least, most = self.copies
+        if not 1 <= least <= most or self.together < 1:
             raise ValueError("min_replicas must be at least 1 and not above max_replicas, and batch at least 1")
+
+    @property
+    def copies(self) -> tuple[int, int]:
+        """Fewest and most."""
+        usual = self._usual if self.max_replicas is None else min(self._usual, self.max_replicas)
+        least = usual if self.min_replicas is None else self.min_replicas
+        return least, least if self.max_replicas is None else self.max_replicas
+
+    @property
+    def _usual(self) -> int:
+        return 1
 
     @property
     def together(self) -> int:
@@ -102,6 +114,15 @@ class WriterReplicas(Replicas):
         super().__post_init__()
         if self.prefix_tokens < 0:
             raise ValueError("prefix_tokens must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class VideoReplicas(Replicas):
+    """The same for the video detokenizer, which has most of a video's work: on a CPU only copies make it faster."""
+
+    @property
+    def _usual(self) -> int:
+        return 1 if self.num_gpus else 2
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -148,7 +169,7 @@ class ServeSettings:
     visual_tokenizer: Replicas = field(default_factory=Replicas)
     language_model: WriterReplicas = field(default_factory=WriterReplicas)
     keyframe_detokenizer: Replicas = field(default_factory=Replicas)
-    video_detokenizer: Replicas = field(default_factory=Replicas)
+    video_detokenizer: VideoReplicas = field(default_factory=VideoReplicas)
 
     def __post_init__(self) -> None:
         if self.keys is None and not is_loopback(self.host):

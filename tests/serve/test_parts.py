@@ -349,6 +349,25 @@ def test_settings_of_a_part_keep_the_batch_that_suits_it() -> None:
     assert read_settings({"video_detokenizer": {"batch": 4}}).video_detokenizer.together == 4
 
 
+@pytest.mark.parametrize(
+    ("values", "copies"),
+    [
+        ({}, (2, 2)),
+        ({"num_gpus": 0.5}, (1, 1)),
+        ({"max_replicas": 1}, (1, 1)),
+        ({"max_replicas": 4}, (2, 4)),
+        ({"min_replicas": 3}, (3, 3)),
+        ({"min_replicas": 1, "max_replicas": 2}, (1, 2)),
+    ],
+)
+def test_a_video_detokenizer_without_a_gpu_has_two_copies_unless_told(
+    values: dict[str, object], copies: tuple[int, int]
+) -> None:
+    settings = read_settings({"video_detokenizer": values})
+    assert settings.video_detokenizer.copies == copies
+    assert settings.keyframe_detokenizer.copies == (1, 1)
+
+
 def test_the_cluster_config_is_one_of_rays_own_schema_and_builds() -> None:
     config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
     schema = ServeDeploySchema.model_validate(config)
