@@ -86,7 +86,7 @@ def measure(model: str, url: str, rounds: int, videos: bool) -> dict[str, Any]:
     name = client.models.list().data[0].id
     inside = _Inside(ModelFolder(model))
     # none is asked twice: of its prompt, only the model's own words in front of all questions are to be known
-    questions = inside.questions(1 + rounds * (CHATS * EACH + CHATS))
+    questions = (f"{number} balls roll to the left in a video. What happens then?" for number in itertools.count(1000))
     seconds: dict[str, list[float]] = {}
     latencies: dict[str, list[float]] = {}
     firsts: dict[str, list[float]] = {"serve": [], "inside": []}
@@ -107,10 +107,10 @@ def measure(model: str, url: str, rounds: int, videos: bool) -> dict[str, Any]:
     def together() -> None:
         latencies.setdefault("video", []).extend(_together(VIDEOS, lambda n: _video(client, n)))
 
-    _compare(client, name, inside, questions.pop(), videos)  # and nothing is timed the first time
+    _compare(client, name, inside, next(questions), videos)  # and nothing is timed the first time
     for _ in range(rounds):
-        asked = [[questions.pop() for _ in range(EACH)] for _ in range(CHATS)]
-        alone = [questions.pop() for _ in range(CHATS)]
+        asked = [[next(questions) for _ in range(EACH)] for _ in range(CHATS)]
+        alone = [next(questions) for _ in range(CHATS)]
         timed("chats, service", CHATS * EACH, partial(chats, asked))
         timed("chats, inside", CHATS * EACH, partial(inside.chats_together, asked))
         timed("chats one by one", CHATS, partial(one_by_one, alone))
@@ -137,26 +137,8 @@ class _Inside:
         self._runtime = Runtime(model)
         self._speaker = VisualPrompts(self._runtime.loaded("understanding/language_model"), model.vocabulary)
         self._text = model.text_tokenizer("understanding/language_model")
-        self._writer = WriterReplicas()
-        self._engine = self._new_engine()
-
-    def _new_engine(self) -> Engine:
-        return Engine(self._speaker.language_model, self._writer.together, self._writer.prefix_tokens)
-
-    def questions(self, count: int) -> list[str]:
-        """Some whose answers do not end early, as untrained models' may. Nothing of them is remembered."""
-        found: list[str] = []
-        numbers = itertools.count(1000)
-        while len(found) < count:
-            some = [f"{next(numbers)} balls roll to the left in a video. What happens then?" for _ in range(CHATS * 2)]
-            answers: list[list[int]] = [[] for _ in some]
-            ends = [self._ask(one, 0, ids.append) for one, ids in zip(some, answers, strict=True)]
-            for end in ends:
-                end.wait()
-            found += [question for question, ids in zip(some, answers, strict=True) if len(ids) == TOKENS]
-        self._engine.close()
-        self._engine = self._new_engine()
-        return found[:count]
+        writer = WriterReplicas()
+        self._engine = Engine(self._speaker.language_model, writer.together, writer.prefix_tokens)
 
     def chats_together(self, asked: Sequence[Sequence[str]]) -> None:
         """Answers to everybody's questions, to each one's in turn."""
@@ -171,15 +153,15 @@ class _Inside:
         """Seconds to the first id."""
         first = threading.Event()
         began = time.monotonic()
-        end = self._ask(question, TOKENS, lambda token: first.set())
+        end = self._ask(question, 8, lambda token: first.set())
         first.wait()
         taken = time.monotonic() - began
         end.wait()
         return taken
 
-    def _ask(self, question: str, least: int, on_token: Callable[[int], None]) -> threading.Event:
-        settings = DescribeSettings(min_tokens=least, max_tokens=TOKENS)
-        prompt = prompt_of(self._speaker, self._text, (), question, None, TOKENS)
+    def _ask(self, question: str, tokens: int, on_token: Callable[[int], None]) -> threading.Event:
+        settings = DescribeSettings(min_tokens=tokens, max_tokens=tokens)
+        prompt = prompt_of(self._speaker, self._text, (), question, None, tokens)
         end = threading.Event()
         policy, draws = answer_policy(self._speaker, settings), torch.Generator()
         self._engine.submit(Passage(prompt, policy, GREEDY, draws, None, on_token, lambda error: end.set()))
@@ -233,7 +215,7 @@ def _chat(client: openai.OpenAI, name: str, question: str) -> float:
 def _ask(client: openai.OpenAI, name: str, question: str) -> ChatCompletion:
     messages: Any = [{"role": "user", "content": question}]
     answer: ChatCompletion = client.chat.completions.create(
-        model=name, messages=messages, max_tokens=TOKENS, temperature=0
+        model=name, messages=messages, max_tokens=TOKENS, temperature=0, extra_body={"min_tokens": TOKENS}
     )
     return answer
 

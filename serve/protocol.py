@@ -97,10 +97,11 @@ class StreamOptions(Request):
 
 
 class ChatRequest(Request):
-    """`POST /v1/chat/completions`."""
+    """`POST /v1/chat/completions`. `min_tokens` is no field of OpenAI's, but of other servers of their API."""
 
     model: str
     messages: list[Message] = Field(min_length=1, max_length=200)
+    min_tokens: int | None = Field(None, ge=0)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)

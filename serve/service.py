@@ -98,6 +98,8 @@ class Service:
         most = request.max_completion_tokens or request.max_tokens or min(512, limits.tokens)
         if most > limits.tokens:
             raise bad_request(f"at most {limits.tokens} tokens are written, not {most}", "max_tokens")
+        if request.min_tokens is not None and request.min_tokens > most:
+            raise bad_request(f"min_tokens must not be above the most, {most}", "min_tokens")
         turns, question, media = _conversation(request)
         if sum(len(text) for turn in (*turns, (question,)) for text in turn) > limits.prompt_characters:
             raise bad_request(f"the messages have more than {limits.prompt_characters} characters", "messages")
@@ -107,7 +109,7 @@ class Service:
         settings = DescribeSettings(
             temperature=request.temperature or 0.0,
             top_p=request.top_p or 1.0,
-            min_tokens=min(MIN_TOKENS, most),
+            min_tokens=min(MIN_TOKENS, most) if request.min_tokens is None else request.min_tokens,
             max_tokens=most,
             seed=request.seed if request.seed is not None else 0,
         )
