@@ -84,11 +84,17 @@ def test_what_was_not_used_for_longest_is_forgotten(model: LlamaForCausalLM) -> 
     assert [_read(model, prefixes, [long])[1] for _ in range(2)] == [200, 200 - 4 * BLOCK]
 
 
-def test_an_engine_writes_the_same_with_and_without(model: LlamaForCausalLM) -> None:
+def test_an_engine_reads_less_and_writes_the_same(model: LlamaForCausalLM) -> None:
     policy = TokenPolicy((range(WORDS),), WORDS - 1, 12, 12)
     prompts = [[*START, *range(4, 4 + number)] for number in (1, 9, 3, 20, 2)]
     engine = Engine(model, 4, prefix_tokens=8 * BLOCK)
-    for prompt in prompts * 2:
+    read: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["inputs_embeds"].shape[1]) if "inputs_embeds" in given else None,
+        with_kwargs=True,
+    )
+    for number, prompt in enumerate(prompts * 2):
+        read.clear()
         ids: list[int] = []
         errors: list[BaseException | None] = []
         end = threading.Event()
@@ -104,5 +110,6 @@ def test_an_engine_writes_the_same_with_and_without(model: LlamaForCausalLM) -> 
         engine.submit(Passage(embedded, policy, GREEDY, torch.Generator(), None, ids.append, on_end))
         assert end.wait(30)
         assert errors == [None]
+        assert read == [len(prompt) if number == 0 else len(prompt) - len(prompt) // BLOCK * BLOCK or BLOCK]
         assert ids == decode(model, embed_prompts(model, [prompt]), policy, [GREEDY], [torch.Generator()])[0]
     engine.close()

@@ -13,8 +13,8 @@ LEAST = 1 << 18
 def pack_linears(network: nn.Module) -> None:
     """Replaces the large `nn.Linear` of a network on a CPU by layers that do the same, up to rounding, and faster.
 
-    The usual layer has its weights reordered in every call, by a library that leaves half of the vector units of some
-    processors unused. Afterwards the network can be neither trained, moved nor saved.
+    The usual layer was seen to reach half of what a processor can do. Afterwards the network can be neither trained,
+    moved nor saved.
     """
     for parent in list(network.modules()):
         for name, layer in parent.named_children():
