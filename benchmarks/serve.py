@@ -1,6 +1,6 @@
 """The service against the same models in one process; see README.md beside this file.
 
-python -m benchmarks.serve [--model tiny] [--rounds 3] [--chats-only] [--copies N] [--output bench-output]
+python -m benchmarks.serve [--model tiny] [--rounds 3] [--each 8] [--chats-only] [--copies N] [--output bench-output]
 """
 
 import argparse
@@ -27,7 +27,7 @@ import numpy as np
 import openai
 import requests
 import torch
-from openai.types.chat import ChatCompletion
+import urllib3
 from PIL import Image
 
 from serve.settings import Replicas, WriterReplicas
@@ -47,8 +47,9 @@ from .shared import console, result_table
 
 T = TypeVar("T")
 
-CHATS, EACH, VIDEOS, TOKENS = 16, 4, 8, 128
-"""Clients that chat at once, chats that each of them has in turn, videos, and tokens of an answer."""
+BATCH, CLIENTS, VIDEOS, TOKENS = 16, 24, 8, 128
+"""Chats that a language model works on at once, on both sides; clients that keep it busy; videos at once; tokens of an
+answer."""
 
 SETTINGS = GenerateSettings(keyframe_steps=25, video_steps=12, visual_guidance=2.0, motion_guidance=2.0)
 GOALS = {
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__)
     parser.add_argument("--model", default="tiny", help="model folder or preset")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn, of which the median counts")
+    parser.add_argument("--each", type=int, default=8, help="chats that a client has, one after the other")
     parser.add_argument("--chats-only", action="store_true", help="no videos, which take long with a larger model")
     parser.add_argument("--copies", type=int, help="of the video detokenizer; else as many as the service has")
     parser.add_argument("--output", type=Path, default=Path("bench-output"))
@@ -72,18 +74,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # as each part of the service has
     with _serving(options.model, options.copies) as url:
-        result = measure(options.model, url, options.rounds, videos=not options.chats_only)
+        result = measure(options.model, url, options.rounds, options.each, videos=not options.chats_only)
     _show(result)
-    told = {"machine": machine(), "model": options.model, "rounds": options.rounds, "copies": options.copies} | result
+    asked = {name: getattr(options, name) for name in ("model", "rounds", "each", "copies")}
     file = options.output / f"serve-{time.strftime('%Y%m%dT%H%M%S')}.json"
-    file.write_text(json.dumps(told, indent=1) + "\n")
+    file.write_text(json.dumps({"machine": machine()} | asked | result, indent=1) + "\n")
     console.print(f"numbers: {file}")
 
 
-def measure(model: str, url: str, rounds: int, videos: bool) -> dict[str, Any]:
+def measure(model: str, url: str, rounds: int, each: int, videos: bool) -> dict[str, Any]:
     """Seconds a chat and a video, and latencies, of both sides, in turn."""
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=600)
     name = client.models.list().data[0].id
+    asker = _Asker(url, name)
     inside = _Inside(ModelFolder(model))
     # none is asked twice: of its prompt, only the model's own words in front of all questions are to be known
     questions = (f"{number} balls roll to the left in a video. What happens then?" for number in itertools.count(1000))
@@ -96,36 +99,38 @@ def measure(model: str, url: str, rounds: int, videos: bool) -> dict[str, Any]:
         work()
         seconds.setdefault(side, []).append((time.monotonic() - began) / count)
 
-    def chats(asked: Sequence[Sequence[str]]) -> None:
-        for told in _together(CHATS, lambda n: [_chat(client, name, question) for question in asked[n]]):
-            latencies.setdefault("chat", []).extend(told)
+    def asked(clients: int, chats: int) -> list[list[str]]:
+        return [[next(questions) for _ in range(chats)] for _ in range(clients)]
 
-    def one_by_one(asked: Sequence[str]) -> None:
-        for question in asked:
-            _chat(client, name, question)
+    def chats(asked: Sequence[Sequence[str]]) -> list[float]:
+        told = _together(len(asked), lambda n: [asker.chat(question) for question in asked[n]])
+        return [seconds for one in told for seconds in one]
 
-    def together() -> None:
+    def together(asked: Sequence[Sequence[str]]) -> None:
+        latencies.setdefault("chat", []).extend(chats(asked))
+
+    def videos_together() -> None:
         latencies.setdefault("video", []).extend(_together(VIDEOS, lambda n: _video(client, n)))
 
-    _compare(client, name, inside, next(questions), videos)  # and nothing is timed the first time
+    _compare(client, asker, inside, next(questions), videos)  # and nothing is timed the first time
     for _ in range(rounds):
-        asked = [[next(questions) for _ in range(EACH)] for _ in range(CHATS)]
-        alone = [next(questions) for _ in range(CHATS)]
-        timed("chats, service", CHATS * EACH, partial(chats, asked))
-        timed("chats, inside", CHATS * EACH, partial(inside.chats_together, asked))
-        timed("chats one by one", CHATS, partial(one_by_one, alone))
+        many, some, alone = asked(CLIENTS, each), asked(BATCH, each), asked(1, BATCH // 2)
+        timed("chats, service", CLIENTS * each, partial(chats, many))
+        timed("chats, inside", CLIENTS * each, partial(inside.chats_together, many))
+        timed("chats together", BATCH * each, partial(together, some))
+        timed("chats one by one", BATCH // 2, partial(chats, alone))
         firsts["serve"] += [_first_text(client, name, f"{number} is first") for number in range(10)]
         firsts["inside"] += [inside.first_token(f"{number} is first") for number in range(10)]
         if videos:
-            timed("videos, service", VIDEOS, together)
+            timed("videos together", VIDEOS, videos_together)
             timed("videos, inside", VIDEOS, lambda: inside.videos(VIDEOS))
             timed("videos one by one", VIDEOS, lambda: [_video(client, n) for n in range(VIDEOS)])
     middle = {side: median(values) for side, values in seconds.items()}
     reached = {"first_text_seconds": median(firsts["serve"]) - median(firsts["inside"])}
     for kind in latencies:
-        service = middle[f"{kind}s, service"]
-        reached[f"{kind}_share"] = middle[f"{kind}s, inside"] / service
-        reached[f"{kind}s_together"] = middle[f"{kind}s one by one"] / service
+        at_once = middle[f"{kind}s together"]
+        reached[f"{kind}_share"] = middle[f"{kind}s, inside"] / middle.get(f"{kind}s, service", at_once)
+        reached[f"{kind}s_together"] = middle[f"{kind}s one by one"] / at_once
     percentiles = {kind: _percentiles(values) for kind, values in latencies.items()}
     return {"seconds_each": seconds, "percentiles": percentiles, "reached": reached}
 
@@ -137,8 +142,7 @@ class _Inside:
         self._runtime = Runtime(model)
         self._speaker = VisualPrompts(self._runtime.loaded("understanding/language_model"), model.vocabulary)
         self._text = model.text_tokenizer("understanding/language_model")
-        writer = WriterReplicas()
-        self._engine = Engine(self._speaker.language_model, writer.together, writer.prefix_tokens)
+        self._engine = Engine(self._speaker.language_model, BATCH, WriterReplicas().prefix_tokens)
 
     def chats_together(self, asked: Sequence[Sequence[str]]) -> None:
         """Answers to everybody's questions, to each one's in turn."""
@@ -181,9 +185,40 @@ class _Inside:
         return (stream.push(ids) + stream.finish()).strip()
 
 
-def _compare(client: openai.OpenAI, name: str, inside: _Inside, question: str, videos: bool) -> None:
+class _Asker:
+    """Asks with as little work as can be: it runs on the service's own cores, which the official client, with some
+    milliseconds a call, would take from what is measured."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self._pool = urllib3.PoolManager(maxsize=CLIENTS, block=True, retries=False, timeout=600)
+        self._url, self._name = f"{url}/v1/chat/completions", name
+
+    def chat(self, question: str) -> float:
+        """Seconds of an answer."""
+        began = time.monotonic()
+        told = self._ask(question)
+        if told["usage"]["completion_tokens"] != TOKENS:
+            raise AssertionError(f"an answer has not {TOKENS} tokens: the two sides do not the same")
+        return time.monotonic() - began
+
+    def text(self, question: str) -> str:
+        """An answer."""
+        content: str = self._ask(question)["choices"][0]["message"]["content"]
+        return content
+
+    def _ask(self, question: str) -> Any:
+        messages = [{"role": "user", "content": question}]
+        lengths = {"max_tokens": TOKENS, "min_tokens": TOKENS}
+        body = {"model": self._name, "messages": messages, "temperature": 0} | lengths
+        response = self._pool.request("POST", self._url, json=body)
+        if response.status != 200:
+            raise RuntimeError(f"a chat was answered with {response.status}")
+        return response.json()
+
+
+def _compare(client: openai.OpenAI, asker: _Asker, inside: _Inside, question: str, videos: bool) -> None:
     """Raises AssertionError if the two sides differ: then the times compare nothing."""
-    if _ask(client, name, question).choices[0].message.content != inside.text(question):
+    if asker.text(question) != inside.text(question):
         raise AssertionError("the two sides answer differently")
     if not videos:
         return
@@ -202,22 +237,6 @@ def _prompt(number: int) -> str:
 def _together(count: int, work: Callable[[int], T]) -> list[T]:
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(work, range(count)))
-
-
-def _chat(client: openai.OpenAI, name: str, question: str) -> float:
-    began = time.monotonic()
-    told = _ask(client, name, question)
-    if told.usage is None or told.usage.completion_tokens != TOKENS:
-        raise AssertionError(f"an answer has not {TOKENS} tokens: the two sides do not the same")
-    return time.monotonic() - began
-
-
-def _ask(client: openai.OpenAI, name: str, question: str) -> ChatCompletion:
-    messages: Any = [{"role": "user", "content": question}]
-    answer: ChatCompletion = client.chat.completions.create(
-        model=name, messages=messages, max_tokens=TOKENS, temperature=0, extra_body={"min_tokens": TOKENS}
-    )
-    return answer
 
 
 def _first_text(client: openai.OpenAI, name: str, question: str) -> float:
@@ -257,6 +276,7 @@ def _serving(model: str, copies: int | None) -> Iterator[str]:
         probe.close()
         generation = {name: value for name, value in asdict(SETTINGS).items() if value is not None}
         config = {"model": model, "port": port, "storage": folder, "generation": generation}
+        config["language_model"] = {"batch": BATCH}
         if copies is not None:
             config["video_detokenizer"] = {"min_replicas": copies, "max_replicas": copies}
         file = Path(folder) / "config.yaml"
@@ -285,10 +305,10 @@ def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
 
 def _show(result: dict[str, Any]) -> None:
     names = {
-        "chat_share": f"{CHATS} chats at once, of {TOKENS} tokens: throughput against in-process",
+        "chat_share": f"chats of {TOKENS} tokens, {BATCH} a batch: throughput against in-process",
         "video_share": f"{VIDEOS} videos: throughput against in-process",
         "first_text_seconds": "first text: seconds beyond in-process",
-        "chats_together": f"{CHATS} chats at once against one by one",
+        "chats_together": f"{BATCH} chats at once against one by one",
         "videos_together": f"{VIDEOS} videos at once against one by one",
     }
     table = result_table("the service", "what", "measured", "goal", "")

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from videolavit.generation.continuous import Engine, Passage, Stopped
-from videolavit.generation.decoding import GREEDY, Sampling, TokenPolicy, decode, embed_prompts
+from videolavit.generation.decoding import GREEDY, Reader, Sampling, TokenPolicy, decode, embed_prompts
 from videolavit.models.folder import ModelFolder
 
 MODEL = ModelFolder("tiny")
@@ -102,6 +103,24 @@ def test_a_cancelled_passage_leaves_and_the_others_go_on(model: PreTrainedModel)
     assert isinstance(staying.error, Stopped)
     with pytest.raises(Stopped):
         engine.submit(first)
+
+
+def test_few_rows_move_when_one_leaves(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row is a part of every layer's keys and values, and others leave at every other step."""
+    kept: list[Sequence[int]] = []
+    keep = Reader.keep
+    monkeypatch.setattr(Reader, "keep", lambda reader, rows: (kept.append(rows), keep(reader, rows)))
+    engine = Engine(model)
+    told = [Told() for _ in range(5)]
+    passages = [passage(model, 5, number, one, ENDLESS) for number, one in enumerate(told)]
+    for one in passages:
+        engine.submit(one)
+    while min(len(one.ids) for one in told) < 5:
+        time.sleep(0.005)
+    passages[1].cancelled.set()
+    assert told[1].ended.wait(10)
+    assert kept == [[0, 4, 2, 3]]
+    engine.close()
 
 
 def test_a_prompt_that_breaks_the_model_breaks_nobody_else(model: PreTrainedModel) -> None:

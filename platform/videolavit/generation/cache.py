@@ -44,7 +44,7 @@ class RowsCache(Cache):
             own.join(new)
 
     def keep(self, rows: Sequence[int], unused: int) -> None:
-        """Forgets all rows but these, in ascending order, and so many first ids of each."""
+        """Forgets all rows but these, in this order, and so many first ids of each."""
         moved = [(row, to) for to, row in enumerate(rows) if row != to]
         places = torch.tensor(moved, device=self.layers[0].device).unbind(1) if moved else None
         for layer in self.layers:

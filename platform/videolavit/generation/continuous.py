@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from .decoding import Chooser, Reader, Sampling, TokenPolicy, guided, pad_prompts
 from .prefixes import Prefixes
 
-GATHER_SECONDS = 0.02
+GATHER_SECONDS = 0.05
 """Least time between two readings of prompts while others are written: these stand still for each reading, and many
 prompts take hardly longer than one."""
 
@@ -194,14 +194,9 @@ class Engine:
         """Takes passages out of the batch and tells them."""
         if not leaving:
             return
-        firsts = _firsts(self._active)
-        rows = [
-            row
-            for one, (first, end) in zip(self._active, pairwise(firsts), strict=True)
-            if one not in leaving
-            for row in range(first, end)
-        ]
-        self._active = [one for one in self._active if one not in leaving]
+        rows_of = {one: range(*ends) for one, ends in zip(self._active, pairwise(_firsts(self._active)), strict=True)}
+        self._active = _closed_up(self._active, leaving)
+        rows = [row for one in self._active for row in rows_of[one]]
         try:
             if not rows:
                 self._reader = None
@@ -252,6 +247,15 @@ class _Writing:
         self._count += 1
         self.passage.on_token(token)
         return token
+
+
+def _closed_up(active: Sequence[_Writing], leaving: Sequence[_Writing]) -> list[_Writing]:
+    """Those that stay. Where it can be, the last take the places that become free: all others need not be moved."""
+    staying = [one for one in active if one not in leaving]
+    if len({one.passage.rows for one in active}) > 1:
+        return staying
+    last = [one for one in active[len(staying) :] if one not in leaving]
+    return [last.pop() if one in leaving else one for one in active[: len(staying)]]
 
 
 def _firsts(active: Sequence[_Writing]) -> list[int]:

@@ -221,7 +221,7 @@ class Reader:
         self._cache.join(other._cache)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Forgets all rows but these, in ascending order, and the padding that none of them needs."""
+        """Forgets all rows but these, in this order, and the padding that none of them needs."""
         chosen = torch.tensor(rows, device=self._padding.device)
         padding = self._padding[chosen]
         unused = int(padding.min())
