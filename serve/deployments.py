@@ -177,7 +177,7 @@ class LanguageModel:
         ids = _Ids(PIECE_SECONDS if order.in_pieces else STEP_SECONDS)
         policy, draws = answer_policy(self._speaker, settings), generator(settings.seed, "answer")
         passage = ids.passage(prompt, policy, settings.sampling(), draws, None, order.owner)
-        stream, pending, ended = TextStream(self._spoken), "", False
+        stream, pending, ended = TextStream(self._spoken, order.stops), "", False
         try:
             self._speaking.submit(passage)
             while not stream.stopped and not ended:

@@ -73,6 +73,7 @@ class AnswerOrder:
         settings: How the answer is written.
         in_pieces: Whether its text is wanted as it comes.
         owner: Whose question it is.
+        stops: Strings that end the answer, besides the model's own.
     """
 
     turns: Sequence[tuple[str, str]]
@@ -81,6 +82,7 @@ class AnswerOrder:
     settings: DescribeSettings
     in_pieces: bool
     owner: str = ""
+    stops: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SIZE = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
 Size = Annotated[str, Field(pattern=SIZE, examples=["256x256"])]
+Stop = Annotated[str, Field(min_length=1, max_length=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -106,6 +107,7 @@ class ChatRequest(Request):
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     seed: Seed | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None

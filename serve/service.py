@@ -117,7 +117,8 @@ class Service:
         if media is not None:
             data, kind = await self._media(media)
             sight = await self.graph.look(data, kind)
-        return AnswerOrder(turns, question, sight, settings, bool(request.stream), owner)
+        stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+        return AnswerOrder(turns, question, sight, settings, bool(request.stream), owner, stops)
 
     async def _media(self, part: ImagePart | VideoPart | FilePart) -> tuple[bytes, Kind]:
         if isinstance(part, FilePart):

@@ -141,15 +141,28 @@ def test_text_is_streamed_as_soon_as_it_is_certain(
     assert answer(runtime, [Question("?"), Question("Why?")], settings) == ["".join(pieces).strip()] * 2
 
 
+@pytest.mark.parametrize("stops", [(), ("nowhere", "never"), ("fair play", STOP, "d on")])
 @pytest.mark.parametrize("at_once", [1, 3, 100])
-def test_what_comes_behind_the_stop_string_is_neither_told_nor_counted(runtime: Runtime, at_once: int) -> None:
+def test_what_comes_behind_the_stop_string_is_neither_told_nor_counted(
+    runtime: Runtime, at_once: int, stops: Sequence[str]
+) -> None:
     tokenizer = runtime.model.text_tokenizer()
     ids = tokenizer.encode(f"a fair é {STOP} and on and on", add_special_tokens=False)
-    stream = TextStream(tokenizer)
+    stream = TextStream(tokenizer, stops)
     pieces = [stream.push(ids[start : start + at_once]) for start in range(0, len(ids), at_once)]
     assert "".join(pieces) + stream.finish() == "a fair é "
     assert stream.stopped
     assert stream.count == len(tokenizer.encode(f"a fair é {STOP}", add_special_tokens=False))
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_the_stop_string_that_is_complete_first_counts(runtime: Runtime, at_once: int) -> None:
+    tokenizer = runtime.model.text_tokenizer()
+    ids = tokenizer.encode("one, two, three, four", add_special_tokens=False)
+    stream = TextStream(tokenizer, ["four", "two, three", ", thr"])
+    pieces = [stream.push(ids[start : start + at_once]) for start in range(0, len(ids), at_once)]
+    assert "".join(pieces) + stream.finish() == "one, two"
+    assert stream.stopped
 
 
 def test_pictures_without_features_still_have_answers(

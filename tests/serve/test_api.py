@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import time
+from typing import Any
 
 import numpy as np
 import openai
@@ -66,6 +67,23 @@ def test_a_stream_gives_the_same_text_as_the_whole_answer(service: Running) -> N
     assert len([event for event in events if event.choices and event.choices[0].delta.content]) > 2  # as it is made
     assert events[-1].usage == whole.usage
     assert events[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_ends_before_a_stop_string(service: Running, stream: bool) -> None:
+    create = service.client().chat.completions.create
+    asked: Any = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 60}
+    said = create(**asked).choices[0].message.content
+    assert said is not None
+    stop = said[len(said) // 2 :][:4]
+    if stream:
+        events = list(create(**asked, stop=stop, stream=True))
+        short = "".join(event.choices[0].delta.content or "" for event in events)
+        reason = events[-1].choices[0].finish_reason
+    else:
+        choice = create(**asked, stop=["not in it", stop]).choices[0]
+        short, reason = choice.message.content, choice.finish_reason
+    assert (short.strip(), reason) == (said[: said.index(stop)].strip(), "stop")
 
 
 @pytest.mark.parametrize("kind", ["image", "video", "file"])

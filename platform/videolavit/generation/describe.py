@@ -195,10 +195,15 @@ def answer_policy(model: VisualPrompts, settings: DescribeSettings) -> TokenPoli
 
 
 class TextStream:
-    """Ids in, text out as soon as it is certain: whole characters, and nothing from the stop string on."""
+    """Ids in, text out as soon as it is certain: whole characters, and nothing from a stop string on.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    Args:
+        stops: Strings that end the text, besides the model's own.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
+        self._stops = (STOP, *stops)
         self._ids: list[int] = []
         self._sent = 0
         self.stopped = False
@@ -208,8 +213,8 @@ class TextStream:
         if not ids or self.stopped:
             return ""
         self._ids += ids
-        text = self._send(held=len(STOP) - 1)
-        while self.stopped and STOP in self._decoded(self._ids[:-1]):
+        text = self._send(held=max(map(len, self._stops)) - 1)
+        while self.stopped and self._end(self._decoded(self._ids[:-1])) is not None:
             self._ids.pop()
         return text
 
@@ -224,16 +229,21 @@ class TextStream:
 
     def _send(self, held: int) -> str:
         text = self._decoded(self._ids)
-        at = text.find(STOP)
-        if at >= 0:
+        end = self._end(text)
+        if end is not None:
             self.stopped = True
-            certain = at
+            certain = end
         else:
             whole = text.rstrip("\ufffd") if held else text  # a character's bytes may come one id at a time
             certain = len(whole) - held
         piece = text[self._sent : certain] if certain > self._sent else ""
         self._sent = max(self._sent, certain)
         return piece
+
+    def _end(self, text: str) -> int | None:
+        """Where the stop string begins that is complete first: so it does not matter how many ids come at once."""
+        places = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stops if stop in text]
+        return min(places)[1] if places else None
 
     def _decoded(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
