@@ -149,12 +149,14 @@ def test_a_replica_that_is_killed_is_replaced_and_its_requests_are_done_again(bu
     (victim,) = busy.replicas(deployment)
     step = ("videolavit_step_seconds_count", {"deployment": "keyframe_detokenizer"})
     before = busy.metric(step[0], **step[1])
-    with ThreadPoolExecutor(6) as pool:
+    with ThreadPoolExecutor(7) as pool:
         asked = [pool.submit(busy.post, "/v1/images/generations", json=body | {"seed": seed}) for seed in range(6)]
         if deployment == "KeyframeDetokenizer":  # in the middle of a batch
             wait_for(lambda: busy.metric(step[0], **step[1]) > before, "nothing is sampled")
         victim.kill()
+        noticed = pool.submit(wait_for, lambda: _lacking(busy) == [deployment], "it is ready without a part", 30)
         answers = [one.result() for one in asked]
+        noticed.result()
     told = Counter(answer.status_code for answer in answers)
     assert set(told) <= {200, 503}
     assert told[200] >= 1, told  # done again, unless Serve takes longer to notice than a second try waits
@@ -165,15 +167,25 @@ def test_a_replica_that_is_killed_is_replaced_and_its_requests_are_done_again(bu
     assert again == undisturbed
 
 
+def _lacking(service: Running) -> list[str]:
+    """The deployments that make a service not ready."""
+    answer = service.get("/readyz")
+    lacking = [name for name, state in answer.json()["deployments"].items() if state != "HEALTHY"]
+    assert answer.status_code == (503 if lacking else 200)
+    return lacking
+
+
 def test_jobs_survive_the_death_of_every_process(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Killed in the middle of jobs and started again: each is done once, and looks as if nothing had been."""
+    """Killed in the middle of jobs and started again, with two ingresses that share what is left: each is done once,
+    and looks as if nothing had been."""
     folder = tmp_path_factory.mktemp("killed")
     with serving(folder, generation=SLOW, lease_seconds=3, **ALONE) as running:
         jobs = [_create(running, seed) for seed in range(3)]
         wait_for(lambda: any(_progress(running, job) > 20 for job in jobs), "no progress", 60)
         running.kill()
     assert not list((folder / "data" / "results").glob("*/*/video.mp4"))
-    with serving(folder, generation=SLOW, lease_seconds=3, **ALONE) as running:
+    with serving(folder, generation=SLOW, lease_seconds=3, ingress={"min_replicas": 2}, **ALONE) as running:
+        assert len(running.replicas("Ingress")) == 2
         wait_for(lambda: all(_status(running, job) == "completed" for job in jobs), "jobs are not done", 200)
         contents = {job: running.get(f"/v1/videos/{job}/content").content for job in jobs}
         undisturbed = _create(running, 1)
