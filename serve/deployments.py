@@ -47,8 +47,12 @@ T = TypeVar("T")
 CHILDREN = 2
 """Uploads that are decoded at once."""
 
-PIECE_SECONDS, STEP_SECONDS = 0.02, 0.1
-"""Between two pieces of an answer, and between two looks at what nobody reads along."""
+PIECE_SECONDS, LONGEST_PIECE = 0.02, 0.2
+"""Between two pieces of an answer that is written alone, and of one among many: each piece costs a millisecond and more
+that all who are written at once have to wait."""
+
+STEP_SECONDS = 0.1
+"""Between two looks at what nobody reads along."""
 
 
 class VisualTokenizer:
@@ -174,18 +178,19 @@ class LanguageModel:
         prompt = await asyncio.to_thread(
             prompt_of, self._speaker, self._spoken, order.turns, order.question, sight, settings.max_tokens
         )
-        ids = _Ids(PIECE_SECONDS if order.in_pieces else STEP_SECONDS)
+        ids = _Ids()
         policy, draws = answer_policy(self._speaker, settings), generator(settings.seed, "answer")
         passage = ids.passage(prompt, policy, settings.sampling(), draws, None, order.owner)
         stream, pending, ended = TextStream(self._spoken, order.stops), "", False
+        pace = PIECE_SECONDS if order.in_pieces else STEP_SECONDS
         try:
             self._speaking.submit(passage)
             while not stream.stopped and not ended:
-                written, ended = await ids.read()
+                written, ended = await ids.read(pace)
                 pending += stream.push(written)
                 if pending and order.in_pieces and not stream.stopped and not ended:
                     yield Answer(pending, len(prompt), stream.count)
-                    pending = ""
+                    pending, pace = "", min(PIECE_SECONDS * max(1, self._speaking.load[0]), LONGEST_PIECE)
         finally:
             passage.cancelled.set()
         ended_by_length = not stream.stopped and stream.count >= settings.max_tokens
@@ -225,14 +230,14 @@ class LanguageModel:
         script.ids.append(segment.start)
         with torch.inference_mode():
             prompt = embed_prompts(self._writer_model, [script.ids]).embeds[0]
-        ids = _Ids(STEP_SECONDS)
+        ids = _Ids()
         passage = ids.passage(prompt, segment.policy, segment.sampling, script.generator, segment.guidance)
         row: list[int] = []
         ended = False
         try:
             self._writing.submit(passage)
             while not ended:
-                written, ended = await ids.read()
+                written, ended = await ids.read(STEP_SECONDS)
                 row += written
                 yield segment.codes(row)
         finally:
@@ -244,14 +249,11 @@ class _Ids:
     """What an engine's thread writes, for the running loop.
 
     That thread is not to be held up: it wakes the loop for the first id of a batch of them, not for each.
-
-    Args:
-        pace: Seconds between two batches.
     """
 
-    def __init__(self, pace: float) -> None:
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._pace, self._next = pace, 0.0
+        self._last = 0.0
         self._ids: deque[int] = deque()
         self._news, self._end = asyncio.Event(), asyncio.Event()
         self._told = False
@@ -269,13 +271,13 @@ class _Ids:
         """A passage that is written to here."""
         return Passage(prompt, policy, sampling, draws, guidance, self._on_id, self._on_end, owner)
 
-    async def read(self) -> tuple[list[int], bool]:
-        """The next ids, and whether they are the last. Raises what went wrong."""
+    async def read(self, pace: float) -> tuple[list[int], bool]:
+        """The next ids, so many seconds after those before, and whether they are the last. Raises what went wrong."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self._next):
+            async with asyncio.timeout_at(self._last + pace):
                 await self._end.wait()
         await self._news.wait()
-        self._next = self._loop.time() + self._pace
+        self._last = self._loop.time()
         self._news.clear()
         self._told, ended = False, self._end.is_set()  # before looking: what comes meanwhile wakes again
         ids = [self._ids.popleft() for _ in range(len(self._ids))]
