@@ -37,9 +37,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Finished(Generic[Result]):
-    """The end of a request."""
+    """The end of a request.
+
+    Args:
+        seconds: Since the last step: of the decoding of pixels.
+    """
 
     value: Result
+    seconds: float
 
 
 @dataclass(eq=False)
@@ -137,5 +142,7 @@ class StepBatcher(Generic[Order, Result]):
             return kept if left_out else None
 
         if batch:
-            for one, result in zip(batch, self._work([one.order for one in batch], on_step), strict=True):
-                one.tell(Finished(result))
+            results = self._work([one.order for one in batch], on_step)
+            seconds = time.monotonic() - last
+            for one, result in zip(batch, results, strict=True):
+                one.tell(Finished(result, seconds))

@@ -35,8 +35,8 @@ from .orders import (
 OnProgress = Callable[[float], None]
 """Called with the share of the work that is done, 0 to 1."""
 
-OnStep = Callable[[str, Step], None]
-"""Called with the name of a deployment and a step of it."""
+OnStep = Callable[[str, Step | Finished[Picture]], None]
+"""Called with the name of a deployment and a step of it, or its end."""
 
 WIDEST = 2.0
 """A reconstruction has at most so many times the pixels of the model's own videos."""
@@ -48,7 +48,7 @@ SHARES = {"tokens": 0.1, "keyframe": 0.3, "frames": 0.6}
 """Of a clip's work; about what its denoising steps cost."""
 
 
-def _unheard(part: str, step: Step) -> None:
+def _unheard(part: str, step: Step | Finished[Picture]) -> None:
     """A step that nobody listens to."""
 
 
@@ -204,9 +204,9 @@ class Graph:
     async def _sampled(self, part: str, method: Any, order: object, on_share: OnProgress) -> Any:
         async with aclosing(_stream(method, order)) as events:
             async for event in events:
+                self.on_step(part, event)
                 if isinstance(event, Finished):
                     return event.value
-                self.on_step(part, event)
                 on_share(event.done / event.total)
         raise RuntimeError(f"{part} ended without a result")
 

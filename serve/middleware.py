@@ -30,6 +30,9 @@ class Metrics:
         self.first_text = Histogram("first_text_seconds", "time to the first text of an answer", buckets=_TIMES, **own)
         self.tokens = Counter("tokens", "tokens read and written by chats", ["kind"], **own)
         self.steps = Histogram("step_seconds", "time of a denoising step", ["deployment"], buckets=_TIMES, **own)
+        self.decoding = Histogram(
+            "decode_seconds", "time from latents to pixels, of a batch", ["deployment"], buckets=_TIMES, **own
+        )
         self.batch = Histogram(
             "step_batch", "requests sampled together", ["deployment"], buckets=(1, 2, 4, 8, 16, 32), **own
         )

@@ -15,10 +15,11 @@ from typing import Any
 
 from videolavit.generation.describe import DescribeSettings
 from videolavit.generation.output import origin, png
+from videolavit.generation.prompts import Picture
 from videolavit.models.folder import ModelFolder
 from videolavit.records.storage import Folder, StorageSettings
 
-from .batching import Step
+from .batching import Finished, Step
 from .errors import ApiError, bad_request, too_many
 from .failures import explained
 from .fetching import Fetcher, Kind, kind_of
@@ -73,8 +74,11 @@ class Service:
         self._fetcher = Fetcher(settings.fetch_hosts, settings.limits.body_megabytes << 20)
         self.started = now()
 
-    def measure_step(self, part: str, step: Step) -> None:
-        """Notes a step of a sampler."""
+    def measure_step(self, part: str, step: Step | Finished[Picture]) -> None:
+        """Notes a step of a sampler, or its end."""
+        if isinstance(step, Finished):
+            self.metrics.decoding.labels(part).observe(step.seconds)
+            return
         self.metrics.steps.labels(part).observe(step.seconds)
         self.metrics.batch.labels(part).observe(step.batch)
 

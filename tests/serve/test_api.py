@@ -289,8 +289,15 @@ def test_health_documentation_and_measurements(service: Running) -> None:
     before = service.metric("videolavit_tokens_total", kind="written")
     service.client().chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "x"}], max_tokens=9)
     assert service.metric("videolavit_tokens_total", kind="written") == before + 9
-    assert service.metric("videolavit_step_seconds_count", deployment="video_detokenizer") > 0
-    assert service.metric("videolavit_jobs", status="completed") > 0
+    asked, label = {"prompt": "x", "seed": 1}, {"deployment": "keyframe_detokenizer"}
+    names = [f"videolavit_{name}_seconds_count" for name in ("step", "decode")]
+    counted = [service.metric(name, **label) for name in names]
+    assert service.post("/v1/images/generations", json=asked).ok
+    assert [service.metric(name, **label) for name in names] == [counted[0] + QUICK["keyframe_steps"], counted[1] + 1]
+    assert service.metric("videolavit_decode_seconds_sum", **label) > 0
+    done = service.metric("videolavit_jobs", status="completed")
+    assert service.client().videos.create_and_poll(prompt="x", seconds="4").status == "completed"
+    assert service.metric("videolavit_jobs", status="completed") == done + 1
 
 
 def test_a_request_id_comes_back_and_prompts_are_not_logged(service: Running) -> None:
