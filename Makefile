@@ -37,6 +37,7 @@ bench: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python -m benchmarks.tokenize
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.serve
+	$(BIN)/python -m benchmarks.serve --model small --chats-only --rounds 2 --each 2
 
 $(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
