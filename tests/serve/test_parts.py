@@ -1,6 +1,7 @@
 """Parts of the service by themselves: the store, the batcher, what is fetched, the settings."""
 
 import asyncio
+import os
 import tempfile
 import threading
 import time
@@ -36,7 +37,8 @@ from videolavit.records.storage import Folder, StorageSettings
 def postgresql() -> Iterator[str]:
     """URL of a real server; its user may not see into pytest's own folders."""
     pgserver = pytest.importorskip("pgserver", reason="has no wheel for this Python")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "/usr/sbin", prepend=os.pathsep)  # of root, it makes a user
         server = pgserver.get_server(Path(folder) / "data")
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
         server.cleanup()
