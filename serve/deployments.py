@@ -48,8 +48,8 @@ CHILDREN = 2
 """Uploads that are decoded at once."""
 
 PIECE_SECONDS, LONGEST_PIECE = 0.02, 0.2
-"""Between two pieces of an answer that is written alone, and of one among many: each piece costs a millisecond and more
-that all who are written at once have to wait."""
+"""Between two pieces of an answer that is written alone, and of one among many: each piece costs this
+process a millisecond and more."""
 
 STEP_SECONDS = 0.1
 """Between two looks at what nobody reads along."""
