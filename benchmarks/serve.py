@@ -31,9 +31,9 @@ import urllib3
 from PIL import Image
 
 from serve.settings import Replicas, WriterReplicas
-from videolavit.generation.continuous import Engine, Passage
 from videolavit.generation.decoding import GREEDY
 from videolavit.generation.describe import DescribeSettings, TextStream, answer_policy, prompt_of
+from videolavit.generation.engine import Engine, EngineRequest
 from videolavit.generation.generate import Video, generate_videos
 from videolavit.generation.prompts import Prompt
 from videolavit.generation.runtime import Runtime
@@ -168,7 +168,7 @@ class _Inside:
         prompt = prompt_of(self._speaker, self._text, (), question, None, tokens)
         end = threading.Event()
         policy, draws = answer_policy(self._speaker, settings), torch.Generator()
-        self._engine.submit(Passage(prompt, policy, GREEDY, draws, None, on_token, lambda error: end.set()))
+        self._engine.submit(EngineRequest(prompt, policy, GREEDY, draws, None, on_token, lambda error: end.set()))
         return end
 
     def videos(self, count: int) -> list[Video]:

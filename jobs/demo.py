@@ -20,7 +20,7 @@ from .common import console, fail
 
 OUTPUT = Path("demo-output")
 FOOTAGE = ("bigbuckbunny.mp4", "bikes.mp4")
-MODEL = "tiny"
+DEMO_MODEL = "tiny"
 UNTRAINED = (
     "Two parts of the model were trained, for a minute: the keyframes' latent space and the motion tokenizer. The "
     "weights of the others are as they were drawn, so that the reconstruction through tokens shows that every part "
@@ -75,7 +75,7 @@ def _job(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> Non
 
 def _train(run: Path) -> list[Path]:
     """Trains the parts one after the other, each in the model that the one before made; returns the runs' folders."""
-    model, folders = MODEL, []
+    model, folders = DEMO_MODEL, []
     for component, own, options in TRAININGS:
         folder = OUTPUT / f"train-{component}"
         named = {"model": model, "input": run, "validation": run, "output": folder, "micro-batch": 8} | options

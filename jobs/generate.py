@@ -14,7 +14,7 @@ from rich.console import Console
 from videolavit.generation.generate import generate_images, generate_videos
 from videolavit.generation.output import model_hash, origin, save_picture, save_video
 from videolavit.generation.prompts import Picture, Prompt
-from videolavit.generation.runtime import UNITS, Runtime
+from videolavit.generation.runtime import MODEL_PARTS, Runtime
 from videolavit.generation.settings import GenerateSettings
 from videolavit.media import MediaError
 from videolavit.models.network import ModelError
@@ -111,7 +111,7 @@ def _make_videos(
 
 
 def _hash(runtime: Runtime) -> str:
-    return model_hash(runtime.model, [unit for unit in UNITS if unit != "understanding"])
+    return model_hash(runtime.model, [unit for unit in MODEL_PARTS if unit != "understanding"])
 
 
 def _say(file: Path) -> None:

@@ -42,7 +42,7 @@ ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ProofSizes:
     """How large the proof is.
 
     Args:
@@ -150,11 +150,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = JobParser("proof", __doc__)
     parser.add_argument("--output", type=str, default="proof-output", help="folder of the proof")
     parser.add_argument("--corpus", type=str | None, help="folder of videos with captions.jsonl: {video, caption}")
-    parser.add_class_arguments(Sizes, "sizes")
+    parser.add_class_arguments(ProofSizes, "sizes")
     options = parser.parse(argv)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    sizes, stages = pick(Sizes, options.sizes), Stages(output)
+    sizes, stages = pick(ProofSizes, options.sizes), Stages(output)
     try:
         if options.corpus:
             _take_corpus(Path(options.corpus), output, stages)
@@ -200,7 +200,7 @@ def _compare(output: Path) -> None:
     Console(highlight=False).print(str(output / "report.html"), soft_wrap=True)
 
 
-def _make_corpus(output: Path, sizes: Sizes, stages: Stages) -> None:
+def _make_corpus(output: Path, sizes: ProofSizes, stages: Stages) -> None:
     for number, (split, videos) in enumerate((("train", sizes.train_videos), ("held-out", sizes.held_out_videos))):
         corpus = output / split
         looks = {"width": 192, "height": 128, "fps": 6, "max-shapes": 1, "split": split, "seed": sizes.seed + number}

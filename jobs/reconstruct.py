@@ -20,7 +20,7 @@ from videolavit.models.network import ModelError
 from .common import JobParser, pick, user_errors
 from .models import add_model_options, naming, new_file, stages, start_runtime
 
-UNITS = ("visual_tokenizer", "motion_tokenizer", "keyframe_detokenizer", "video_detokenizer")
+RECONSTRUCT_PARTS = ("visual_tokenizer", "motion_tokenizer", "keyframe_detokenizer", "video_detokenizer")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,7 +61,7 @@ def _writers(
     runtime: Runtime, files: list[Path], video: str, settings: ReconstructSettings
 ) -> Iterator[list[Mp4Writer]]:
     """Writers of the files; a run that fails leaves none of them behind."""
-    said = origin(f"reconstruction of {Path(video).name}", settings.seed, model_hash(runtime.model, UNITS))
+    said = origin(f"reconstruction of {Path(video).name}", settings.seed, model_hash(runtime.model, RECONSTRUCT_PARTS))
     unfinished = [file.with_name(f".{file.name}") for file in files]
     try:
         with contextlib.ExitStack() as stack:

@@ -28,7 +28,7 @@ from videolavit.training.run import TrainTask, train
 from videolavit.training.trainer import Diverged
 
 from .common import cluster_has
-from .feed import ray_feed
+from .loaders import ray_feed
 
 RAY_FILES = "ray"
 """Folder in that of the run for what Ray Train writes about it."""

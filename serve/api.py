@@ -23,7 +23,6 @@ from starlette.exceptions import HTTPException
 from .content import file_response, page_policy
 from .errors import ApiError, bad_request
 from .failures import explained, of_details, validation
-from .jobs import SPRITES, THUMBNAIL, VIDEO
 from .keys import until
 from .protocol import (
     ChatRequest,
@@ -41,6 +40,7 @@ from .protocol import (
 )
 from .service import Service
 from .store import STATUSES, Job, is_id
+from .video_jobs import SPRITES, THUMBNAIL, VIDEO
 
 WORKING = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
 POLL_MS = "500"

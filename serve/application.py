@@ -17,7 +17,7 @@ from videolavit.models.folder import ModelFolder
 from .api import make_app
 from .deployments import KeyframeDetokenizer, LanguageModel, VideoDetokenizer, VisualTokenizer
 from .graph import Graph
-from .middleware import Entrance, Frame
+from .middleware import AdmissionMiddleware, RequestMiddleware
 from .service import Service
 from .settings import Replicas, ServeSettings, read_settings
 
@@ -47,8 +47,8 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> Any:
         app: FastAPI = make_app(self.service)
         limits = self.service.settings.limits
-        app.add_middleware(Entrance, gate=self.service.gate)
-        app.add_middleware(Frame, max_bytes=limits.body_megabytes << 20, metrics=self.service.metrics)
+        app.add_middleware(AdmissionMiddleware, gate=self.service.gate)
+        app.add_middleware(RequestMiddleware, max_bytes=limits.body_megabytes << 20, metrics=self.service.metrics)
         return app
 
 

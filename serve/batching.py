@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from videolavit.models.sampling import OnStep
 
-Order = TypeVar("Order")
+BatchItem = TypeVar("BatchItem")
 Result = TypeVar("Result")
 
 
@@ -19,7 +19,7 @@ class AllCancelled(Exception):
 
 
 @dataclass(frozen=True)
-class Step:
+class StepDone:
     """Steps done of a request.
 
     Args:
@@ -48,10 +48,10 @@ class Finished(Generic[Result]):
 
 
 @dataclass(eq=False)
-class _Waiting(Generic[Order]):
+class _Waiting(Generic[BatchItem]):
     """A request; its events go to the loop that it came from."""
 
-    order: Order
+    order: BatchItem
     loop: asyncio.AbstractEventLoop
     events: "asyncio.Queue[Any]" = field(default_factory=asyncio.Queue)
     cancelled: bool = False
@@ -61,7 +61,7 @@ class _Waiting(Generic[Order]):
         self.loop.call_soon_threadsafe(self.events.put_nowait, event)
 
 
-class StepBatcher(Generic[Order, Result]):
+class StepBatcher(Generic[BatchItem, Result]):
     """A thread that works on batches, one after the other, so that a network is used by one at a time.
 
     A request that is cancelled leaves its batch at the next step, with its memory; the others go on.
@@ -75,17 +75,17 @@ class StepBatcher(Generic[Order, Result]):
 
     def __init__(
         self,
-        work: Callable[[list[Order], OnStep], Sequence[Result]],
-        shape: Callable[[Order], Hashable],
+        work: Callable[[list[BatchItem], OnStep], Sequence[Result]],
+        shape: Callable[[BatchItem], Hashable],
         limit: int,
         wait: float,
     ) -> None:
         self._work, self._shape, self._limit, self._wait = work, shape, limit, wait
-        self._waiting: deque[_Waiting[Order]] = deque()
+        self._waiting: deque[_Waiting[BatchItem]] = deque()
         self._news = threading.Condition()
         threading.Thread(target=self._run, name="sampler", daemon=True).start()
 
-    async def run(self, order: Order) -> AsyncGenerator[Step | Finished[Result]]:
+    async def run(self, order: BatchItem) -> AsyncGenerator[StepDone | Finished[Result]]:
         """Yields the steps of a request, and at last its result. Raises what the work raised."""
         waiting = _Waiting(order, asyncio.get_running_loop())
         with self._news:
@@ -104,7 +104,7 @@ class StepBatcher(Generic[Order, Result]):
 
     def _run(self) -> None:
         while True:
-            batch: list[_Waiting[Order]] = []
+            batch: list[_Waiting[BatchItem]] = []
             try:
                 batch = self._next()
                 self._sample(batch)
@@ -114,7 +114,7 @@ class StepBatcher(Generic[Order, Result]):
                 for one in batch:
                     one.tell(error)
 
-    def _next(self) -> list[_Waiting[Order]]:
+    def _next(self) -> list[_Waiting[BatchItem]]:
         """The oldest request and those of its shape, after a moment for more to come."""
         with self._news:
             self._news.wait_for(lambda: self._waiting)
@@ -125,7 +125,7 @@ class StepBatcher(Generic[Order, Result]):
             self._waiting = deque(one for one in alive if one not in batch)
             return batch
 
-    def _sample(self, batch: list[_Waiting[Order]]) -> None:
+    def _sample(self, batch: list[_Waiting[BatchItem]]) -> None:
         last = time.monotonic()
 
         def on_step(done: int, total: int) -> Sequence[int] | None:
@@ -137,7 +137,7 @@ class StepBatcher(Generic[Order, Result]):
             batch[:] = [batch[row] for row in kept]
             now = time.monotonic()
             for one in batch:
-                one.tell(Step(done, total, len(batch), now - last))
+                one.tell(StepDone(done, total, len(batch), now - last))
             last = now
             return kept if left_out else None
 

@@ -14,31 +14,31 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from videolavit.generation.continuous import Engine, Passage
 from videolavit.generation.decoding import Sampling, TokenPolicy, embed_prompts
-from videolavit.generation.describe import Sight, TextStream, answer_policy, prompt_of, see
-from videolavit.generation.generate import ClipOrder, KeyframeOrder, animate, paint
+from videolavit.generation.describe import TextStream, VisualContext, answer_policy, prompt_of, see
+from videolavit.generation.engine import Engine, EngineRequest
+from videolavit.generation.generate import ClipRequest, KeyframeRequest, animate, paint
 from videolavit.generation.prompts import Picture, Prompt, encode_pictures, prompt_ids
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import generator
-from videolavit.generation.writing import Script, Segment, Writer
+from videolavit.generation.token_generator import GeneratedTokens, Segment, TokenGenerator
 from videolavit.isolation import IsolatedFunction, ProcessDied, TimeLimitExceeded
 from videolavit.media import Clip, MediaError
 from videolavit.models.folder import ModelFolder
 from videolavit.models.language_model import VisualPrompts
 from videolavit.models.sampling import OnStep
 
-from .batching import Finished, Step, StepBatcher
-from .orders import (
-    AnimateOrder,
+from .batching import Finished, StepBatcher, StepDone
+from .requests import (
+    AnimateRequest,
     Answer,
-    AnswerOrder,
+    AnswerRequest,
+    ClipTokens,
     EncodedClip,
     EncodedPicture,
-    PaintOrder,
-    ScriptOrder,
+    PaintRequest,
+    TokensRequest,
     Upload,
-    Written,
 )
 from .settings import ServeSettings
 
@@ -74,9 +74,9 @@ class VisualTokenizer:
         self._decoders: queue.SimpleQueue[dict[str, IsolatedFunction]] = queue.SimpleQueue()
         for _ in range(CHILDREN):
             names = ("read_image", "read_clips")
-            self._decoders.put({name: IsolatedFunction(f"serve.intake:{name}") for name in names})
+            self._decoders.put({name: IsolatedFunction(f"serve.uploads:{name}") for name in names})
 
-    async def look(self, upload: Upload) -> Sight:
+    async def look(self, upload: Upload) -> VisualContext:
         """What a question can be about. Raises MediaError."""
         about: Picture | list[Clip]
         about = await self._picture(upload) if upload.kind == "image" else await self._clips(upload, "eval", None)
@@ -165,12 +165,12 @@ class LanguageModel:
             self._spoken = self._model.text_tokenizer("understanding/language_model")
             self._speaking = Engine(loaded, max(2, batch), settings.language_model.prefix_tokens)
 
-    async def whole_answer(self, order: AnswerOrder) -> Answer:
+    async def whole_answer(self, order: AnswerRequest) -> Answer:
         """An answer in one piece: one message instead of a stream of them. Raises PromptTooLong."""
         async with aclosing(self.answer(order)) as pieces:
             return await anext(pieces)
 
-    async def answer(self, order: AnswerOrder) -> AsyncGenerator[Answer]:
+    async def answer(self, order: AnswerRequest) -> AsyncGenerator[Answer]:
         """Yields an answer's text as it is made, or in one piece. Raises PromptTooLong."""
         assert self._speaker is not None
         settings = order.settings
@@ -197,16 +197,16 @@ class LanguageModel:
         pending += stream.finish()
         yield Answer(pending, len(prompt), stream.count, "length" if ended_by_length else "stop")
 
-    async def write(self, order: ScriptOrder) -> AsyncGenerator[Step | Written]:
+    async def write(self, order: TokensRequest) -> AsyncGenerator[StepDone | ClipTokens]:
         """Yields the ids written so far, and the codes of each clip as it is complete. Raises PromptTooLong."""
         model, settings = self._model, order.settings
         limits = settings.visual_limits(model.num_patches)
-        writer = Writer(self._writer_model, model.vocabulary, model.motion_tokens, limits, settings)
+        writer = TokenGenerator(self._writer_model, model.vocabulary, model.motion_tokens, limits, settings)
         pictures = [part for part in order.parts if not isinstance(part, str)]
         blank = np.zeros((1, 1, 3), np.uint8)  # stands where a picture's codes go
         parts = tuple(part if isinstance(part, str) else blank for part in order.parts)
         ids = prompt_ids(Prompt(parts, order.seed), pictures, self._text, model.vocabulary, markers=order.clips > 0)
-        script = Script(ids, generator(order.seed, "tokens"))
+        script = GeneratedTokens(ids, generator(order.seed, "tokens"))
         writer.check_length([script], [max(order.clips, 1) - order.first_given], order.clips)
         total = max(order.clips, 1) * limits[1] + order.clips * model.motion_tokens
         done = 0
@@ -220,12 +220,12 @@ class LanguageModel:
                 codes: list[int] = []
                 async with aclosing(self._segment(script, segment)) as growing:
                     async for codes in growing:
-                        yield Step(min(done + len(codes), total), total, 1, 0.0)
+                        yield StepDone(min(done + len(codes), total), total, 1, 0.0)
                 rows[is_motion] = codes
                 done += len(codes)
-            yield Written(rows.get(False), rows.get(True))
+            yield ClipTokens(rows.get(False), rows.get(True))
 
-    async def _segment(self, script: Script, segment: Segment) -> AsyncGenerator[list[int]]:
+    async def _segment(self, script: GeneratedTokens, segment: Segment) -> AsyncGenerator[list[int]]:
         """Writes a segment behind a script; yields its codes so far."""
         script.ids.append(segment.start)
         with torch.inference_mode():
@@ -267,9 +267,9 @@ class _Ids:
         draws: torch.Generator,
         guidance: float | None,
         owner: str = "",
-    ) -> Passage:
+    ) -> EngineRequest:
         """A passage that is written to here."""
-        return Passage(prompt, policy, sampling, draws, guidance, self._on_id, self._on_end, owner)
+        return EngineRequest(prompt, policy, sampling, draws, guidance, self._on_id, self._on_end, owner)
 
     async def read(self, pace: float) -> tuple[list[int], bool]:
         """The next ids, so many seconds after those before, and whether they are the last. Raises what went wrong."""
@@ -306,24 +306,24 @@ class KeyframeDetokenizer:
     def __init__(self, settings: ServeSettings) -> None:
         self._runtime = Runtime(ModelFolder(settings.model), settings.runtime)
         self._runtime.loaded("keyframe_detokenizer")
-        self._batcher = StepBatcher[tuple[PaintOrder, Picture | None], Picture](
+        self._batcher = StepBatcher[tuple[PaintRequest, Picture | None], Picture](
             self._paint, _paint_shape, settings.keyframe_detokenizer.together, settings.batch_wait
         )
 
-    async def paint(self, order: PaintOrder) -> AsyncGenerator[Step | Finished[Picture]]:
+    async def paint(self, order: PaintRequest) -> AsyncGenerator[StepDone | Finished[Picture]]:
         """Yields the steps, and at last the picture."""
         last = None if order.last is None else await order.last
         async with aclosing(self._batcher.run((order, last))) as events:
             async for event in events:
                 yield event
 
-    def _paint(self, orders: list[tuple[PaintOrder, Picture | None]], on_step: OnStep) -> Sequence[Picture]:
+    def _paint(self, orders: list[tuple[PaintRequest, Picture | None]], on_step: OnStep) -> Sequence[Picture]:
         size, settings = orders[0][0].size, orders[0][0].settings
-        keyframes = [KeyframeOrder(order.codes, order.seed, order.clip, last) for order, last in orders]
+        keyframes = [KeyframeRequest(order.codes, order.seed, order.clip, last) for order, last in orders]
         return list(paint(self._runtime, keyframes, size, settings, on_step))
 
 
-def _paint_shape(order: tuple[PaintOrder, Picture | None]) -> object:
+def _paint_shape(order: tuple[PaintRequest, Picture | None]) -> object:
     return order[0].size, order[0].settings, order[1] is None
 
 
@@ -334,21 +334,21 @@ class VideoDetokenizer:
         self._runtime = Runtime(ModelFolder(settings.model), settings.runtime)
         for unit in ("video_detokenizer", "motion_tokenizer"):
             self._runtime.loaded(unit)
-        self._batcher = StepBatcher[tuple[AnimateOrder, Picture], Picture](
+        self._batcher = StepBatcher[tuple[AnimateRequest, Picture], Picture](
             self._animate, _animate_shape, settings.video_detokenizer.together, settings.batch_wait
         )
 
-    async def animate(self, order: AnimateOrder) -> AsyncGenerator[Step | Finished[Picture]]:
+    async def animate(self, order: AnimateRequest) -> AsyncGenerator[StepDone | Finished[Picture]]:
         """Yields the steps, and at last the frames."""
         async with aclosing(self._batcher.run((order, await order.keyframe))) as events:
             async for event in events:
                 yield event
 
-    def _animate(self, orders: list[tuple[AnimateOrder, Picture]], on_step: OnStep) -> Sequence[Picture]:
+    def _animate(self, orders: list[tuple[AnimateRequest, Picture]], on_step: OnStep) -> Sequence[Picture]:
         size, settings = orders[0][0].size, orders[0][0].settings
-        clips = [ClipOrder(keyframe, order.motion, order.seed, order.clip) for order, keyframe in orders]
+        clips = [ClipRequest(keyframe, order.motion, order.seed, order.clip) for order, keyframe in orders]
         return list(animate(self._runtime, clips, size, settings, on_step))
 
 
-def _animate_shape(order: tuple[AnimateOrder, Picture]) -> object:
+def _animate_shape(order: tuple[AnimateRequest, Picture]) -> object:
     return order[0].size, order[0].settings

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 
-from videolavit.generation.writing import PromptTooLong
+from videolavit.generation.token_generator import PromptTooLong
 from videolavit.media import MediaError
 
 from .errors import ApiError, bad_request, too_many, unavailable

@@ -18,24 +18,24 @@ from videolavit.generation.settings import GenerateSettings
 from videolavit.media import MediaError
 from videolavit.models.folder import ModelFolder
 
-from .batching import Finished, Step
+from .batching import Finished, StepDone
 from .failures import DIED
-from .orders import (
-    AnimateOrder,
+from .requests import (
+    AnimateRequest,
     Answer,
-    AnswerOrder,
+    AnswerRequest,
+    ClipTokens,
     EncodedClip,
     EncodedPicture,
-    PaintOrder,
-    ScriptOrder,
+    PaintRequest,
+    TokensRequest,
     Upload,
-    Written,
 )
 
 OnProgress = Callable[[float], None]
 """Called with the share of the work that is done, 0 to 1."""
 
-OnStep = Callable[[str, Step | Finished[Picture]], None]
+OnEvent = Callable[[str, StepDone | Finished[Picture]], None]
 """Called with the name of a deployment and a step of it, or its end."""
 
 WIDEST = 2.0
@@ -48,12 +48,12 @@ SHARES = {"tokens": 0.1, "keyframe": 0.3, "frames": 0.6}
 """Of a clip's work; about what its denoising steps cost."""
 
 
-def _unheard(part: str, step: Step | Finished[Picture]) -> None:
+def _unheard(part: str, step: StepDone | Finished[Picture]) -> None:
     """A step that nobody listens to."""
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class VideoResult:
     """A video.
 
     Args:
@@ -87,13 +87,13 @@ class Graph:
         self.keyframe_size = model.sizes.keyframe_height, model.sizes.keyframe_width
         self.video_size = model.sizes.video_height, model.sizes.video_width
         self._video_multiple = model.pixel_multiple("video_detokenizer")
-        self.on_step: OnStep = _unheard
+        self.on_step: OnEvent = _unheard
 
     async def look(self, data: bytes, kind: Literal["image", "video"]) -> ray.ObjectRef[object]:
         """What a question can be about. Raises MediaError."""
         return ray.put(await _call(self._visual_tokenizer.look, Upload(ray.put(data), kind)))
 
-    async def answer(self, order: AnswerOrder) -> AsyncGenerator[Answer]:
+    async def answer(self, order: AnswerRequest) -> AsyncGenerator[Answer]:
         """Yields an answer's pieces, or the whole."""
         if not order.in_pieces:
             yield await _call(self._language_model.whole_answer, order)
@@ -104,11 +104,11 @@ class Graph:
 
     async def image(self, prompt: str, seed: int, size: tuple[int, int], settings: GenerateSettings) -> Picture:
         """A picture from a text."""
-        order = ScriptOrder((prompt,), seed, clips=0, first_given=False, settings=settings)
-        written = [event async for event in _stream(self._language_model.write, order) if isinstance(event, Written)]
+        order = TokensRequest((prompt,), seed, clips=0, first_given=False, settings=settings)
+        written = [event async for event in _stream(self._language_model.write, order) if isinstance(event, ClipTokens)]
         codes = written[0].visual
         assert codes is not None
-        return await self.paint(PaintOrder(codes, seed, 0, None, size, settings), lambda share: None)
+        return await self.paint(PaintRequest(codes, seed, 0, None, size, settings), lambda share: None)
 
     async def video(
         self,
@@ -119,28 +119,30 @@ class Graph:
         size: tuple[int, int],
         settings: GenerateSettings,
         on_progress: OnProgress,
-    ) -> Made:
+    ) -> VideoResult:
         """A video from a text, a picture, or both. Raises MediaError for a picture that is none."""
         given: EncodedPicture | None = None
         if reference is not None:
             upload = Upload(ray.put(reference), "image")
             given = await _call(self._visual_tokenizer.encode_picture, upload)
         parts = tuple(part for part in (given.codes if given else None, prompt or None) if part is not None)
-        order = ScriptOrder(parts, seed, clips, given is not None, settings)
+        order = TokensRequest(parts, seed, clips, given is not None, settings)
         progress = _Progress(clips, on_progress)
-        scripts: list[asyncio.Future[Written]] = [asyncio.get_running_loop().create_future() for _ in range(clips)]
-        making = _Making(self, scripts, given, seed, size, settings, progress)
+        scripts: list[asyncio.Future[ClipTokens]] = [asyncio.get_running_loop().create_future() for _ in range(clips)]
+        making = _VideoTask(self, scripts, given, seed, size, settings, progress)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._write(order, scripts, progress))
             made = tasks.create_task(making.clips())
         return made.result()
 
-    async def _write(self, order: ScriptOrder, scripts: list[asyncio.Future[Written]], progress: _Progress) -> None:
+    async def _write(
+        self, order: TokensRequest, scripts: list[asyncio.Future[ClipTokens]], progress: _Progress
+    ) -> None:
         """Has all clips written; each is used as soon as it is there."""
         number = 0
         async with aclosing(_stream(self._language_model.write, order)) as events:
             async for event in events:
-                if isinstance(event, Written):
+                if isinstance(event, ClipTokens):
                     scripts[number].set_result(event)
                     number += 1
                 else:
@@ -148,7 +150,7 @@ class Graph:
 
     async def reconstruct(
         self, data: bytes, seed: int, max_clips: int, settings: GenerateSettings, on_progress: OnProgress
-    ) -> Made:
+    ) -> VideoResult:
         """A video through its tokens and back. Raises MediaError."""
         upload = Upload(ray.put(data), "video")
         encoded: list[EncodedClip] = await _call(self._visual_tokenizer.encode_video, upload, max_clips)
@@ -158,7 +160,7 @@ class Graph:
         settings = replace(settings, constraint="none")  # each keyframe has its own codes to follow
 
         def painting(number: int) -> asyncio.Task[Picture]:
-            order = PaintOrder(encoded[number].visual, seed, number, None, self.keyframe_size, settings)
+            order = PaintRequest(encoded[number].visual, seed, number, None, self.keyframe_size, settings)
             return asyncio.create_task(self.paint(order, partial(progress.keyframe, number)))
 
         keyframes: list[Picture] = []
@@ -169,12 +171,12 @@ class Graph:
                 keyframes.append(await ahead)
                 if number + 1 < len(encoded):
                     ahead = painting(number + 1)
-                order = AnimateOrder(ray.put(keyframes[-1]), clip.motion, seed, number, size, settings)
+                order = AnimateRequest(ray.put(keyframes[-1]), clip.motion, seed, number, size, settings)
                 video = await self.animate(order, partial(progress.frames, number))
                 frames.append(video[: clip.num_frames])
         finally:
             ahead.cancel()
-        return Made(np.concatenate(frames), keyframes, _counted(encoded))
+        return VideoResult(np.concatenate(frames), keyframes, _counted(encoded))
 
     def like(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of about the model's own number of pixels, in another aspect ratio.
@@ -189,14 +191,14 @@ class Graph:
             raise MediaError(f"its picture, {width} x {height}, is too narrow")
         return high, wide
 
-    async def paint(self, order: PaintOrder, on_share: OnProgress) -> Picture:
+    async def paint(self, order: PaintRequest, on_share: OnProgress) -> Picture:
         """A keyframe."""
         picture: Picture = await self._sampled(
             "keyframe_detokenizer", self._keyframe_detokenizer.paint, order, on_share
         )
         return picture
 
-    async def animate(self, order: AnimateOrder, on_share: OnProgress) -> Picture:
+    async def animate(self, order: AnimateRequest, on_share: OnProgress) -> Picture:
         """Frames of a clip."""
         frames: Picture = await self._sampled("video_detokenizer", self._video_detokenizer.animate, order, on_share)
         return frames
@@ -212,18 +214,18 @@ class Graph:
 
 
 @dataclass(frozen=True, eq=False)
-class _Making:
+class _VideoTask:
     """Keyframes and frames of a video, as its script comes."""
 
     graph: Graph
-    scripts: Sequence[asyncio.Future[Written]]
+    scripts: Sequence[asyncio.Future[ClipTokens]]
     given: EncodedPicture | None
     seed: int
     size: tuple[int, int]
     settings: GenerateSettings
     progress: _Progress
 
-    async def clips(self) -> Made:
+    async def clips(self) -> VideoResult:
         """All clips; unless a clip starts from the one before, its keyframe is painted while that one is made."""
         alone = self.settings.constraint == "none"
         ahead = [asyncio.ensure_future(self._keyframe(0, None))]
@@ -236,7 +238,7 @@ class _Making:
                 keyframe = await ahead[clip]
                 motion = (await script).motion
                 assert motion is not None
-                order = AnimateOrder(ray.put(keyframe), motion, self.seed, clip, self.size, self.settings)
+                order = AnimateRequest(ray.put(keyframe), motion, self.seed, clip, self.size, self.settings)
                 video = await self.graph.animate(order, partial(self.progress.frames, clip))
                 keyframes.append(keyframe)
                 frames.append(video if clip == 0 else video[1:])
@@ -246,7 +248,7 @@ class _Making:
             for task in ahead:
                 task.cancel()
         tokens = _counted([script.result() for script in self.scripts])
-        return Made(np.concatenate(frames), keyframes, tokens)
+        return VideoResult(np.concatenate(frames), keyframes, tokens)
 
     async def _keyframe(self, clip: int, last: Picture | None) -> Picture:
         """The given picture for the first clip, or one painted from the script."""
@@ -256,11 +258,11 @@ class _Making:
         codes = (await asyncio.shield(self.scripts[clip])).visual
         assert codes is not None
         before = None if last is None else ray.put(last)
-        order = PaintOrder(codes, self.seed, clip, before, self.graph.keyframe_size, self.settings)
+        order = PaintRequest(codes, self.seed, clip, before, self.graph.keyframe_size, self.settings)
         return await self.graph.paint(order, partial(self.progress.keyframe, clip))
 
 
-def _counted(clips: Sequence[Written | EncodedClip]) -> dict[str, int]:
+def _counted(clips: Sequence[ClipTokens | EncodedClip]) -> dict[str, int]:
     """Codes of a video by kind."""
     return {kind: sum(len(getattr(clip, kind) or ()) for clip in clips) for kind in ("visual", "motion")}
 
@@ -307,8 +309,8 @@ async def _stream(method: Any, order: object, repeatable: bool = True) -> AsyncG
         ended, number = False, 0
         try:
             async for event in response:
-                number += not isinstance(event, Step)
-                if number > yielded or isinstance(event, Step):
+                number += not isinstance(event, StepDone)
+                if number > yielded or isinstance(event, StepDone):
                     yielded = max(yielded, number)
                     yield event
             ended = True

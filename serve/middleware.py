@@ -40,7 +40,7 @@ class Metrics:
         self.ended = Counter("jobs_ended", "video jobs that ended", ["status"], **own)
 
 
-class Entrance:
+class AdmissionMiddleware:
     """Asks for the key, and takes a place in the service, before anything of a request's body is read.
 
     The place is given back when the answer has been sent, to its last byte, or cannot be sent any more.
@@ -70,7 +70,7 @@ class Entrance:
             await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
 
 
-class Frame:
+class RequestMiddleware:
     """The outermost layer.
 
     Args:

@@ -19,15 +19,13 @@ from videolavit.generation.prompts import Picture
 from videolavit.models.folder import ModelFolder
 from videolavit.records.storage import Folder, StorageSettings
 
-from .batching import Finished, Step
+from .batching import Finished, StepDone
 from .errors import ApiError, bad_request, too_many
 from .failures import explained
 from .fetching import Fetcher, Kind, kind_of
 from .graph import Graph
-from .jobs import JobWorker
 from .keys import Gate, read_keys, until
 from .middleware import Metrics
-from .orders import Answer, AnswerOrder
 from .protocol import (
     AnswerMessage,
     ChatRequest,
@@ -47,8 +45,10 @@ from .protocol import (
     chunk,
     now,
 )
+from .requests import Answer, AnswerRequest
 from .settings import ServeSettings
 from .store import Job, JobStore, new_id
+from .video_jobs import JobWorker
 
 log = logging.getLogger("videolavit.serve")
 
@@ -74,7 +74,7 @@ class Service:
         self._fetcher = Fetcher(settings.fetch_hosts, settings.limits.body_megabytes << 20)
         self.started = now()
 
-    def measure_step(self, part: str, step: Step | Finished[Picture]) -> None:
+    def measure_step(self, part: str, step: StepDone | Finished[Picture]) -> None:
         """Notes a step of a sampler, or its end."""
         if isinstance(step, Finished):
             self.metrics.decoding.labels(part).observe(step.seconds)
@@ -93,7 +93,7 @@ class Service:
 
     # ---- chat -------------------------------------------------------------------------------------------------------
 
-    async def question(self, request: ChatRequest, owner: str) -> AnswerOrder:
+    async def question(self, request: ChatRequest, owner: str) -> AnswerRequest:
         """What a chat asks, with what is to be seen. Raises ApiError."""
         self.check_model(request.model)
         if not self.model.has("understanding/language_model"):
@@ -122,7 +122,7 @@ class Service:
             data, kind = await self._media(media)
             sight = await self.graph.look(data, kind)
         stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
-        return AnswerOrder(turns, question, sight, settings, bool(request.stream), owner, stops)
+        return AnswerRequest(turns, question, sight, settings, bool(request.stream), owner, stops)
 
     async def _media(self, part: ImagePart | VideoPart | FilePart) -> tuple[bytes, Kind]:
         if isinstance(part, FilePart):
@@ -132,7 +132,7 @@ class Service:
             return (await self._fetcher.read(part.image_url.url, "messages"))[0], "image"
         return (await self._fetcher.read(part.video_url.url, "messages"))[0], "video"
 
-    async def answer(self, request: ChatRequest, order: AnswerOrder) -> ChatResponse:
+    async def answer(self, request: ChatRequest, order: AnswerRequest) -> ChatResponse:
         """A whole answer."""
         text, last = "", None
         async with aclosing(self.graph.answer(order)) as pieces:
@@ -149,7 +149,7 @@ class Service:
         )
 
     async def stream(
-        self, request: ChatRequest, order: AnswerOrder, deadline: tuple[float, float]
+        self, request: ChatRequest, order: AnswerRequest, deadline: tuple[float, float]
     ) -> AsyncGenerator[str]:
         """An answer as server-sent events; what goes wrong on the way is the last of them.
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from videolavit.generation.cache import ROOM
-from videolavit.generation.decoding import Reader, embed_prompts
+from videolavit.generation.decoding import DecodeBatch, embed_prompts
+from videolavit.generation.kv_cache import ROOM
 
 WORDS = 50
 
@@ -21,7 +21,7 @@ def model() -> LlamaForCausalLM:
 def test_rows_that_come_and_go_read_what_they_read_alone(model: LlamaForCausalLM) -> None:
     """Over more ids than there is room for at first, so that the cache grows on the way."""
     rows = [list(range(3, 3 + length)) for length in (4, 9, 30)]
-    reader = Reader(model, embed_prompts(model, rows[:2]))
+    reader = DecodeBatch(model, embed_prompts(model, rows[:2]))
     draw = torch.Generator().manual_seed(1)
 
     def feed(count: int) -> None:
@@ -40,7 +40,7 @@ def test_rows_that_come_and_go_read_what_they_read_alone(model: LlamaForCausalLM
     feed(ROOM + 5)
     check()
     rows.append(late)
-    reader.join(Reader(model, embed_prompts(model, [late])))
+    reader.join(DecodeBatch(model, embed_prompts(model, [late])))
     check()
     feed(ROOM + 5)
     check()
@@ -56,7 +56,7 @@ def test_rows_that_come_and_go_read_what_they_read_alone(model: LlamaForCausalLM
 
 @torch.inference_mode()
 def test_an_id_is_written_in_place(model: LlamaForCausalLM) -> None:
-    reader = Reader(model, embed_prompts(model, [[3, 4, 5]]))
+    reader = DecodeBatch(model, embed_prompts(model, [[3, 4, 5]]))
     places = []
     for token in range(ROOM):
         reader.feed([token % WORDS])
@@ -69,12 +69,12 @@ def test_an_id_is_written_in_place(model: LlamaForCausalLM) -> None:
 @torch.inference_mode()
 def test_a_row_takes_the_place_of_one_that_left_and_nothing_of_it(model: LlamaForCausalLM) -> None:
     """Not even what is no number."""
-    reader = Reader(model, embed_prompts(model, [[7, 8, 9, 10, 11], [3, 4, 5, 6]]))
+    reader = DecodeBatch(model, embed_prompts(model, [[7, 8, 9, 10, 11], [3, 4, 5, 6]]))
     layer = reader._cache.layers[0]
     layer.keys[1], layer.values[1] = torch.nan, torch.nan
     before = layer.keys.untyped_storage().data_ptr()
     reader.keep([0])
-    reader.join(Reader(model, embed_prompts(model, [[12, 13]])))
+    reader.join(DecodeBatch(model, embed_prompts(model, [[12, 13]])))
     reader.feed([20, 21])
     assert layer.keys.untyped_storage().data_ptr() == before
     for row, logits in zip([[7, 8, 9, 10, 11, 20], [12, 13, 21]], reader.logits, strict=True):

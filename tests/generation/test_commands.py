@@ -15,7 +15,7 @@ from tests.conftest import ROOT, Job
 from videolavit.generation.generate import generate_images
 from videolavit.generation.output import model_hash
 from videolavit.generation.prompts import Picture, Prompt
-from videolavit.generation.runtime import UNITS, Runtime
+from videolavit.generation.runtime import MODEL_PARTS, Runtime
 from videolavit.generation.settings import GenerateSettings
 from videolavit.models.folder import ModelFolder
 
@@ -53,7 +53,7 @@ def test_generate_videos_of_two_prompts(run_job: Job, model_path: Path, model: M
         assert facts["codec"] == ("h264", "High", "yuv420p")
         assert (facts["size"], facts["frames"]) == ((32, 32), 24 + 23)
         assert (facts["title"], facts["prompt"], facts["seed"], facts["clips"]) == (prompt, prompt, 5, 2)
-        assert facts["model"] == model_hash(model, [unit for unit in UNITS if unit != "understanding"])
+        assert facts["model"] == model_hash(model, [unit for unit in MODEL_PARTS if unit != "understanding"])
         data = file.read_bytes()
         assert data.index(b"moov") < data.index(b"mdat")
 

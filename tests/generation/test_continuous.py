@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from videolavit.generation.continuous import Engine, Passage, Stopped
-from videolavit.generation.decoding import GREEDY, Reader, Sampling, TokenPolicy, decode, embed_prompts
+from videolavit.generation.decoding import GREEDY, DecodeBatch, Sampling, TokenPolicy, decode, embed_prompts
+from videolavit.generation.engine import Engine, EngineRequest, Stopped
 from videolavit.models.folder import ModelFolder
 
 MODEL = ModelFolder("tiny")
@@ -47,11 +47,11 @@ def passage(
     policy: TokenPolicy = POLICY,
     sampling: Sampling = GREEDY,
     guidance: float | None = None,
-) -> Passage:
+) -> EngineRequest:
     with torch.inference_mode():
         prompt = embed_prompts(model, [list(range(3, 3 + length))]).embeds[0]
     draws = torch.Generator().manual_seed(seed)
-    return Passage(prompt, policy, sampling, draws, guidance, told.ids.append, told.end)
+    return EngineRequest(prompt, policy, sampling, draws, guidance, told.ids.append, told.end)
 
 
 LENGTHS = (5, 9, 2, 30, 12, 7, 3, 18)
@@ -108,8 +108,8 @@ def test_a_cancelled_passage_leaves_and_the_others_go_on(model: PreTrainedModel)
 def test_few_rows_move_when_one_leaves(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row is a part of every layer's keys and values, and others leave at every other step."""
     kept: list[Sequence[int]] = []
-    keep = Reader.keep
-    monkeypatch.setattr(Reader, "keep", lambda reader, rows: (kept.append(rows), keep(reader, rows)))
+    keep = DecodeBatch.keep
+    monkeypatch.setattr(DecodeBatch, "keep", lambda reader, rows: (kept.append(rows), keep(reader, rows)))
     engine = Engine(model)
     told = [Told() for _ in range(5)]
     passages = [passage(model, 5, number, one, ENDLESS) for number, one in enumerate(told)]
@@ -128,7 +128,7 @@ def test_a_prompt_that_breaks_the_model_breaks_nobody_else(model: PreTrainedMode
     fine, broken = Told(), Told()
     engine.submit(passage(model, 5, 0, fine))
     whole = passage(model, 5, 0, broken)
-    narrow = Passage(whole.prompt[:, :3], POLICY, GREEDY, whole.generator, None, broken.ids.append, broken.end)
+    narrow = EngineRequest(whole.prompt[:, :3], POLICY, GREEDY, whole.generator, None, broken.ids.append, broken.end)
     engine.submit(narrow)
     assert broken.ended.wait(10)
     assert broken.error is not None

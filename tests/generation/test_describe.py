@@ -12,11 +12,11 @@ from transformers import LlamaForCausalLM
 from videolavit.generation.describe import DescribeSettings, Question, TextStream, answer, stream_answers
 from videolavit.generation.prompts import Picture
 from videolavit.generation.runtime import Runtime
-from videolavit.generation.writing import PromptTooLong
+from videolavit.generation.token_generator import PromptTooLong
 from videolavit.media import Clip, DecomposeSettings, decompose
 from videolavit.models.folder import ModelFolder, save_part
 from videolavit.models.language_model import LanguageModelConfig
-from videolavit.vocabulary.prompts import STOP
+from videolavit.vocabulary.conversation import STOP
 
 SHORT = DescribeSettings(max_tokens=24)
 PART = "understanding/language_model"

@@ -13,7 +13,7 @@ from videolavit.generation.generate import Video, generate_images, generate_vide
 from videolavit.generation.prompts import Picture, Prompt
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import generator
-from videolavit.generation.writing import PromptTooLong
+from videolavit.generation.token_generator import PromptTooLong
 from videolavit.models.sampling import draw_noise
 
 LEVELS = 2

@@ -21,7 +21,7 @@ from PIL import Image
 from tests.conftest import moving_texture
 from videolavit.generation.output import model_hash, origin, save_picture, save_video, side_by_side
 from videolavit.generation.prompts import Picture
-from videolavit.generation.runtime import UNITS
+from videolavit.generation.runtime import MODEL_PARTS
 from videolavit.models.folder import ModelFolder, save_part
 
 PROMPT = 'a "red" ball; 赤い玉\nrolls away'
@@ -103,10 +103,10 @@ def test_side_by_side(frames: Picture) -> None:
 
 
 def test_the_hash_of_a_model_is_that_of_its_weights(model_path: Path, model: ModelFolder, tmp_path: Path) -> None:
-    whole = model_hash(model, UNITS)
-    assert whole == model_hash(ModelFolder(model_path), UNITS)
+    whole = model_hash(model, MODEL_PARTS)
+    assert whole == model_hash(ModelFolder(model_path), MODEL_PARTS)
     assert len(whole) == 64
-    without = [unit for unit in UNITS if unit != "motion_tokenizer"]
+    without = [unit for unit in MODEL_PARTS if unit != "motion_tokenizer"]
     assert model_hash(model, without) != whole
     shutil.copytree(model_path, tmp_path / "other")
     tokenizer = model.load("motion_tokenizer")
@@ -114,10 +114,10 @@ def test_the_hash_of_a_model_is_that_of_its_weights(model_path: Path, model: Mod
         next(tokenizer.parameters()).view(-1)[0] += 1e-3
     save_part(tokenizer, tmp_path / "other" / "motion_tokenizer")
     other = ModelFolder(tmp_path / "other")
-    assert model_hash(other, UNITS) != whole
+    assert model_hash(other, MODEL_PARTS) != whole
     assert model_hash(other, without) == model_hash(model, without)
     shutil.rmtree(tmp_path / "other" / "motion_tokenizer")
-    assert model_hash(ModelFolder(tmp_path / "other"), UNITS) == model_hash(model, without)
+    assert model_hash(ModelFolder(tmp_path / "other"), MODEL_PARTS) == model_hash(model, without)
 
 
 PAGE = """<!doctype html><video muted></video><script>

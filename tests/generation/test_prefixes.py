@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from videolavit.generation.continuous import Engine, Passage
-from videolavit.generation.decoding import GREEDY, Reader, TokenPolicy, decode, embed_prompts, pad_prompts
-from videolavit.generation.prefixes import BLOCK, Prefixes
+from videolavit.generation.decoding import GREEDY, DecodeBatch, TokenPolicy, decode, embed_prompts, pad_prompts
+from videolavit.generation.engine import Engine, EngineRequest
+from videolavit.generation.prefix_cache import BLOCK, PrefixCache
 
 WORDS = 50
 START = [3 + number % 40 for number in range(2 * BLOCK + 5)]
@@ -25,18 +25,20 @@ def _embedded(model: LlamaForCausalLM, prompt: list[int]) -> torch.Tensor:
     return embed_prompts(model, [prompt]).embeds[0]
 
 
-def _read(model: LlamaForCausalLM, prefixes: Prefixes, prompts: list[list[int]], owner: str = "") -> tuple[Reader, int]:
+def _read(
+    model: LlamaForCausalLM, prefixes: PrefixCache, prompts: list[list[int]], owner: str = ""
+) -> tuple[DecodeBatch, int]:
     """A reader of prompts as an engine has it, and the number of ids that it had to read."""
     embedded = [_embedded(model, prompt) for prompt in prompts]
     found = [prefixes.find(prompt, owner) for prompt in embedded]
     rests = [prompt[one.length :] for prompt, one in zip(embedded, found, strict=True)]
-    reader = Reader(model, pad_prompts(rests), [one.known for one in found])
+    reader = DecodeBatch(model, pad_prompts(rests), [one.known for one in found])
     for row, one in enumerate(found):
         prefixes.keep(one, reader, row)
     return reader, sum(map(len, rests))
 
 
-def _check(model: LlamaForCausalLM, reader: Reader, prompts: list[list[int]]) -> None:
+def _check(model: LlamaForCausalLM, reader: DecodeBatch, prompts: list[list[int]]) -> None:
     for prompt, logits in zip(prompts, reader.logits, strict=True):
         torch.testing.assert_close(logits, model(torch.tensor([prompt])).logits[0, -1], atol=1e-5, rtol=1e-4)
 
@@ -44,7 +46,7 @@ def _check(model: LlamaForCausalLM, reader: Reader, prompts: list[list[int]]) ->
 @torch.inference_mode()
 def test_rows_that_begin_alike_elsewhere_and_nowhere(model: LlamaForCausalLM) -> None:
     """Beginnings and rests of all lengths in one batch, which then grows and loses a row."""
-    prefixes = Prefixes(32 * BLOCK)
+    prefixes = PrefixCache(32 * BLOCK)
     first, count = _read(model, prefixes, [[*START, 7, 8, 9]])
     assert count == len(START) + 3
     _check(model, first, [[*START, 7, 8, 9]])
@@ -69,13 +71,13 @@ def test_rows_that_begin_alike_elsewhere_and_nowhere(model: LlamaForCausalLM) ->
 
 @torch.inference_mode()
 def test_owners_share_nothing(model: LlamaForCausalLM) -> None:
-    prefixes = Prefixes(32 * BLOCK)
+    prefixes = PrefixCache(32 * BLOCK)
     assert [_read(model, prefixes, [START], owner)[1] for owner in ("a", "b", "a")] == [len(START), len(START), 5]
 
 
 @torch.inference_mode()
 def test_what_was_not_used_for_longest_is_forgotten(model: LlamaForCausalLM) -> None:
-    prefixes = Prefixes(4 * BLOCK)
+    prefixes = PrefixCache(4 * BLOCK)
     one, other = ([word] * (2 * BLOCK + 1) for word in (7, 8))
     assert [_read(model, prefixes, [prompt])[1] for prompt in (one, other, one)] == [65, 65, 1]
     _read(model, prefixes, [[9] * (BLOCK + 1)])  # takes the place of the end of `other`, whose start is still known
@@ -107,7 +109,7 @@ def test_an_engine_reads_less_and_writes_the_same(model: LlamaForCausalLM) -> No
 
         with torch.inference_mode():
             embedded = _embedded(model, prompt)
-        engine.submit(Passage(embedded, policy, GREEDY, torch.Generator(), None, ids.append, on_end))
+        engine.submit(EngineRequest(embedded, policy, GREEDY, torch.Generator(), None, ids.append, on_end))
         assert end.wait(30)
         assert errors == [None]
         assert read == [len(prompt) if number == 0 else len(prompt) - len(prompt) // BLOCK * BLOCK or BLOCK]

@@ -14,7 +14,7 @@ from tests.generation.conftest import FAST, apart
 from videolavit.config import load_preset
 from videolavit.generation.generate import generate_images, generate_videos
 from videolavit.generation.prompts import Picture, Prompt
-from videolavit.generation.runtime import UNITS, Runtime, RuntimeSettings
+from videolavit.generation.runtime import MODEL_PARTS, Runtime, RuntimeSettings
 from videolavit.models.folder import ModelFolder, save_part
 from videolavit.models.network import ModelError
 
@@ -57,12 +57,12 @@ def test_with_offload_only_the_unit_in_use_is_on_the_gpu(model: ModelFolder, off
     seen: set[int] = set()
 
     def look(*_: object) -> None:
-        with_parameters = [unit for unit in UNITS if unit != "understanding"]
+        with_parameters = [unit for unit in MODEL_PARTS if unit != "understanding"]
         seen.add(sum(_device(runtime.loaded(unit)) == "cuda" for unit in with_parameters))
 
     (video,) = generate_videos(runtime, [PROMPT], 1, FAST, look)
     assert video.frames.std() > 1
-    assert seen == ({1} if offload else {len(UNITS) - 1})
+    assert seen == ({1} if offload else {len(MODEL_PARTS) - 1})
     assert (torch.cuda.memory_allocated() == before) == offload
 
 

@@ -9,20 +9,20 @@ from tests.generation.conftest import FAST
 from videolavit.generation.prompts import Picture, Prompt, encode_pictures, prompt_ids
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings, generator
-from videolavit.generation.writing import PromptTooLong, Script, Writer
+from videolavit.generation.token_generator import GeneratedTokens, PromptTooLong, TokenGenerator
 from videolavit.models.folder import ModelFolder
 
 TEXT = [10, 20, 30]
 
 
-def _writer(runtime: Runtime, settings: GenerateSettings = FAST) -> Writer:
+def _writer(runtime: Runtime, settings: GenerateSettings = FAST) -> TokenGenerator:
     with runtime.use("language_model") as model:
         limits = settings.visual_limits(runtime.model.num_patches)
-        return Writer(model, runtime.model.vocabulary, runtime.model.motion_tokens, limits, settings)
+        return TokenGenerator(model, runtime.model.vocabulary, runtime.model.motion_tokens, limits, settings)
 
 
-def _script(seed: int = 0, length: int = 3) -> Script:
-    return Script((TEXT * length)[:length], generator(seed, "tokens"))
+def _script(seed: int = 0, length: int = 3) -> GeneratedTokens:
+    return GeneratedTokens((TEXT * length)[:length], generator(seed, "tokens"))
 
 
 def test_a_clip_is_a_picture_and_135_codes_of_motion(runtime: Runtime, model: ModelFolder) -> None:
@@ -64,7 +64,7 @@ def test_motion_is_greedy_but_behind_a_given_picture(runtime: Runtime) -> None:
 
 
 def test_what_is_written_follows_what_came_before(runtime: Runtime) -> None:
-    one, other = _script(), Script([90, 91], generator(0, "tokens"))
+    one, other = _script(), GeneratedTokens([90, 91], generator(0, "tokens"))
     _writer(runtime).write_motion([one, other], [False, False])
     assert one.motion != other.motion
 

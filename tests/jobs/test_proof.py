@@ -11,7 +11,7 @@ from jobs import proof, proof_corpus
 from jobs.proof import StageFailed, Stages
 from tests.conftest import moving_texture
 from tests.training.test_sources import write_run
-from videolavit.config.model import Sizes
+from videolavit.config.model import OutputSizes
 from videolavit.generation.settings import GenerateSettings
 from videolavit.media import write_mp4
 from videolavit.models.folder import ModelFolder
@@ -60,7 +60,7 @@ def test_captions_are_compared_with_their_own_videos(tmp_path: Path, monkeypatch
     few = GenerateSettings(keyframe_steps=1, video_steps=1, max_visual=2)
     monkeypatch.setattr(proof_corpus, "GENERATION", few)
     side = 16
-    sizes = Sizes(keyframe_width=side, keyframe_height=side, video_width=side, video_height=side)
+    sizes = OutputSizes(keyframe_width=side, keyframe_height=side, video_width=side, video_height=side)
     monkeypatch.setattr(ModelFolder, "sizes", sizes)
     files = [tmp_path / f"{name}.mp4" for name in "ab"]
     for seed, file in enumerate(files):

@@ -145,7 +145,7 @@ PLAYLISTS: dict[str, tuple[Callable[[str], str], str]] = {
 SCRIPTS = {
     "session.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 50004 RTP/AVP 96\n"
     "a=rtpmap:96 H264/90000\n",
-    "subtitle.ass": "[Script Info]\nScriptType: v4.00+\n\n[Events]\nFormat: Layer, Start, End, Style, Text\n"
+    "subtitle.ass": "[GeneratedTokens Info]\nScriptType: v4.00+\n\n[Events]\nFormat: Layer, Start, End, Style, Text\n"
     "Dialogue: 0,0:00:00.00,0:00:02.00,Default,hello\n",
     "subtitle.srt": "1\n00:00:00,000 --> 00:00:02,000\nhello\n\n2\n00:00:02,000 --> 00:00:04,000\nworld\n",
     "subtitle.vtt": "WEBVTT\n\n00:00.000 --> 00:02.000\nhello\n",

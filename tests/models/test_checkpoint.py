@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.models.published_folder import BF16, load, make_published, save, state, video_networks
 from videolavit.models.checkpoint import (
-    CheckpointError,
     ImportPlan,
+    WeightsError,
     model_config,
     new_folder,
     plan_export,
@@ -262,7 +262,7 @@ def test_weights_that_do_not_fit(fault: str, download: Path) -> None:
     change(download / name, edit)
     if fault == "no motion encoder anywhere":
         (download / "video_3d_unet.bin").unlink()
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(WeightsError) as error:
         plan(download, PART_OF[name])
     assert message in str(error.value)
 
@@ -270,14 +270,14 @@ def test_weights_that_do_not_fit(fault: str, download: Path) -> None:
 def test_all_missing_files_are_named_at_once(download: Path) -> None:
     for name in ("motion_tokenizer.bin", "video_detokenizer/vae/config.json", "language_model/tokenizer.json"):
         (download / name).unlink()
-    with pytest.raises(CheckpointError, match="--only") as error:
+    with pytest.raises(WeightsError, match="--only") as error:
         plan(download)
     for name in ("motion_tokenizer.bin", "video_detokenizer/vae/config.json", "language_model/tokenizer.model"):
         assert name in str(error.value)
     (download / "language_model_sft/pytorch_model-00002-of-00004.bin").unlink()
     with pytest.raises(ModelError, match=r"00002-of-00004.bin is missing; pytorch_model.bin.index.json lists it"):
         plan(download)
-    with pytest.raises(CheckpointError, match="no folder"):
+    with pytest.raises(WeightsError, match="no folder"):
         plan(download / "nowhere")
 
 
@@ -286,17 +286,17 @@ def test_parts_of_an_incomplete_download(published: Path, tmp_path: Path) -> Non
     names = ("motion_tokenizer.bin", "visual_tokenizer/eva_vitg_psz14.bin", "visual_tokenizer/tokenizer_encoder.bin")
     for name in names:
         (tmp_path / "some" / name).symlink_to(published / name)
-    with pytest.raises(CheckpointError, match="lacks files"):
+    with pytest.raises(WeightsError, match="lacks files"):
         plan(tmp_path / "some")
     model = ModelFolder(import_to(tmp_path / "model", tmp_path / "some", "motion_tokenizer", "visual_tokenizer"))
     assert [part for part in PARTS if model.has(part)] == ["visual_tokenizer", "motion_tokenizer"]
     assert same(state(model, "visual_tokenizer"), state(ModelFolder("tiny"), "visual_tokenizer"))
-    with pytest.raises(CheckpointError, match=r"not all parts:(?s:.*)--only"):
+    with pytest.raises(WeightsError, match=r"not all parts:(?s:.*)--only"):
         plan_export(model.path, selected_parts(None))
     exported = export_to(tmp_path / "exported", model.path, "motion_tokenizer", "visual_tokenizer")
     assert sorted(weights(exported)) == sorted(names)
     assert selected_parts(["understanding"]) == [part for part in PARTS if part.startswith("understanding/")]
-    with pytest.raises(CheckpointError, match="no part 'motion'"):
+    with pytest.raises(WeightsError, match="no part 'motion'"):
         selected_parts(["motion"])
 
 
@@ -306,7 +306,7 @@ def test_left_over_tensors_can_be_named(download: Path) -> None:
     parts = ("language_model", "visual_tokenizer")
     counts = {"quantize.cluster_size": torch.zeros(512)}
     change(download / "visual_tokenizer/tokenizer_encoder.bin", lambda tensors: tensors.update(counts))
-    with pytest.raises(CheckpointError, match=r"left over quantize.cluster_size(?s:.*)--ignore"):
+    with pytest.raises(WeightsError, match=r"left over quantize.cluster_size(?s:.*)--ignore"):
         plan(download, *parts)
     planned = plan(download, *parts, ignore=("quantize.cluster_*",))
     assert "not used: 1 tensors *.rotary_emb.inv_freq" in planned.remarks
@@ -356,13 +356,13 @@ def test_configs_of_the_folder_are_respected(download: Path, tmp_path: Path) -> 
     unet = download / "image_detokenizer/unet/config.json"
     config = json.loads(unet.read_text())
     replace(unet, json.dumps(config | {"cross_attention_dim": 72}).encode())
-    with pytest.raises(CheckpointError, match=r"attn2.to_k.weight in image_detokenizer/unet/\S+ has shape"):
+    with pytest.raises(WeightsError, match=r"attn2.to_k.weight in image_detokenizer/unet/\S+ has shape"):
         plan(download, "keyframe_detokenizer/unet")
     replace(unet, json.dumps(config | {"_class_name": "UNet3DConditionModel"}).encode())
-    with pytest.raises(CheckpointError, match=r"of a UNet3DConditionModel, expected UNet2DConditionModel"):
+    with pytest.raises(WeightsError, match=r"of a UNet3DConditionModel, expected UNet2DConditionModel"):
         plan(download, "keyframe_detokenizer/unet")
     replace(unet, b"{")
-    with pytest.raises(CheckpointError, match=r"cannot read .*unet/config.json"):
+    with pytest.raises(WeightsError, match=r"cannot read .*unet/config.json"):
         plan(download, "keyframe_detokenizer/unet")
 
 
@@ -379,7 +379,7 @@ def test_a_vae_of_old_names(download: Path, imported: Path, tmp_path: Path) -> N
     assert same(state(model, part), state(ModelFolder(imported), part))
     name = "encoder.mid_block.attentions.0.to_q.bias"
     replace(file, tensors | {name: torch.zeros(32)})
-    with pytest.raises(CheckpointError, match=r"left over encoder.mid_block.attentions.0.(to_q|query).bias"):
+    with pytest.raises(WeightsError, match=r"left over encoder.mid_block.attentions.0.(to_q|query).bias"):
         plan(download, part)
 
 
@@ -397,7 +397,7 @@ class Harm:
 def test_a_malicious_pickle_is_refused_and_not_run(form: str, download: Path, tmp_path: Path) -> None:
     harm, file = Harm(tmp_path / "harmed"), download / "motion_tokenizer.bin"
     replace(file, {"weight": harm} if form == "zip" else pickle.dumps({"weight": harm}, protocol=2))
-    with pytest.raises(CheckpointError, match=r"motion_tokenizer.bin is refused(?s:.*)nothing"):
+    with pytest.raises(WeightsError, match=r"motion_tokenizer.bin is refused(?s:.*)nothing"):
         plan(download, "motion_tokenizer")
     assert not (tmp_path / "harmed").exists()
     if form == "zip":
@@ -417,7 +417,7 @@ def test_a_truncated_file(name: str, download: Path) -> None:
     content = (download / name).read_bytes()
     for length in (0, 5, 1000, len(content) // 2, len(content) - 1):
         replace(download / name, content[:length])
-        with pytest.raises(CheckpointError, match=f"{Path(name).name} is (damaged|refused)"):
+        with pytest.raises(WeightsError, match=f"{Path(name).name} is (damaged|refused)"):
             plan(download, PART_OF[name])
 
 
@@ -429,10 +429,10 @@ def test_other_kinds_of_files(download: Path, tmp_path: Path) -> None:
     model = import_to(tmp_path / "legacy", download, "motion_tokenizer")
     assert same(state(ModelFolder(model), "motion_tokenizer"), tensors)
     replace(file, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 10\n")
-    with pytest.raises(CheckpointError, match="git lfs pull"):
+    with pytest.raises(WeightsError, match="git lfs pull"):
         plan(download, "motion_tokenizer")
     replace(file, [tensors["encoder.pos_embed"]])
-    with pytest.raises(CheckpointError, match="holds a list"):
+    with pytest.raises(WeightsError, match="holds a list"):
         plan(download, "motion_tokenizer")
     save_file(tensors, download / "motion_tokenizer.safetensors")
     assert "not used: motion_tokenizer.bin" in plan(download).remarks
@@ -475,17 +475,17 @@ def test_folders_appear_complete_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), new_folder(target, 0, print) as folder:
         shutil.copy(tmp_path / "nowhere", folder)
     assert not scratch.exists()
-    with pytest.raises(CheckpointError, match="GB free"), new_folder(target, 1 << 60, print):
+    with pytest.raises(WeightsError, match="GB free"), new_folder(target, 1 << 60, print):
         pass
     assert not scratch.exists()
     with (
         new_folder(target, 0, print) as folder,
-        pytest.raises(CheckpointError, match="another run"),
+        pytest.raises(WeightsError, match="another run"),
         new_folder(target, 0, print),
     ):
         pass
     (target / "file").write_text("something")
-    with pytest.raises(CheckpointError, match="not empty"), new_folder(target, 0, print):
+    with pytest.raises(WeightsError, match="not empty"), new_folder(target, 0, print):
         pass
     assert (target / "file").read_text() == "something"
 
@@ -496,5 +496,5 @@ def test_presets_and_files_of_shapes(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("motion_tokeniser: {dim: 96}")
     with pytest.raises(ModelError, match="motion_tokeniser"):
         model_config(str(tmp_path / "wrong.yaml"))
-    with pytest.raises(CheckpointError, match="no preset"):
+    with pytest.raises(WeightsError, match="no preset"):
         model_config("huge")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.models.test_network import Bomb
-from videolavit.models.folder import MODEL, PARTS, ModelFolder
+from videolavit.models.folder import MODEL_FILE, PARTS, ModelFolder
 from videolavit.models.network import ModelError
 
 WEIGHTS = {"model.safetensors", "diffusion_pytorch_model.safetensors"}
@@ -157,7 +157,7 @@ def test_not_a_model(location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_model_of_another_format(copied: Path) -> None:
-    (copied / MODEL).write_text(json.dumps({"format": "videolavit-9", "sizes": {}, "trained": True}))
+    (copied / MODEL_FILE).write_text(json.dumps({"format": "videolavit-9", "sizes": {}, "trained": True}))
     with pytest.raises(ModelError, match="format 'videolavit-9', this version reads"):
         _ = ModelFolder(copied).sizes
 

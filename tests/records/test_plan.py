@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from videolavit.media import VideoInfo
-from videolavit.records.plan import SHARD_BYTES, assign_shards, estimated_cost, segment_ranges
+from videolavit.records.plan import MAX_SHARD_BYTES, assign_shards, estimated_cost, segment_ranges
 
 
 @settings(deadline=None)
@@ -63,4 +63,4 @@ def test_the_longest_work_comes_first_and_shards_stay_small() -> None:
     heavy = [row | {"pixels": 1920 * 1080, "planned_seconds": 120.0} for row in _rows([0.001] * 20)]
     shards = [row["shard"] for row in assign_shards(heavy, 0)]
     bytes_a_sample = 30 * 1920 * 1080 * 0.6
-    assert max(shards.count(shard) for shard in shards) <= max(1, SHARD_BYTES // bytes_a_sample)
+    assert max(shards.count(shard) for shard in shards) <= max(1, MAX_SHARD_BYTES // bytes_a_sample)

@@ -16,15 +16,15 @@ from aiohttp import web
 from ray.serve.schema import ServeDeploySchema
 
 from serve.application import build
-from serve.batching import Finished, Step, StepBatcher
+from serve.batching import Finished, StepBatcher, StepDone
 from serve.deployments import LanguageModel
 from serve.errors import ApiError
 from serve.fetching import Fetcher, is_public
-from serve.jobs import JobWorker
 from serve.keys import Gate, add_key, read_keys
-from serve.orders import AnswerOrder
+from serve.requests import AnswerRequest
 from serve.settings import read_settings
 from serve.store import JOBS, JobStore, new_id
+from serve.video_jobs import JobWorker
 from tests.conftest import ROOT, free_port
 from videolavit.generation.describe import DescribeSettings
 from videolavit.models.sampling import OnStep
@@ -179,7 +179,7 @@ class _Sampler:
 async def _last(batcher: StepBatcher[str, str], order: str) -> tuple[str, list[int]]:
     steps: list[int] = []
     async for event in batcher.run(order):
-        if isinstance(event, Step):
+        if isinstance(event, StepDone):
             steps.append(event.done)
         else:
             assert isinstance(event, Finished)
@@ -248,7 +248,7 @@ def test_a_batch_that_nobody_waits_for_stops_and_errors_reach_all() -> None:
 def test_an_answer_is_the_same_in_pieces_and_as_a_whole() -> None:
     async def run() -> None:
         model = LanguageModel(read_settings({"model": "tiny"}))
-        order = AnswerOrder((), "hello", None, DescribeSettings(min_tokens=400, max_tokens=400), in_pieces=True)
+        order = AnswerRequest((), "hello", None, DescribeSettings(min_tokens=400, max_tokens=400), in_pieces=True)
         pieces = [piece async for piece in model.answer(order)]
         whole = await model.whole_answer(replace(order, in_pieces=False))
         assert len(pieces) > 2
@@ -262,7 +262,7 @@ def test_an_answer_that_nobody_reads_is_not_written_on() -> None:
     async def run() -> None:
         model = LanguageModel(read_settings({"model": "tiny"}))
         settings = DescribeSettings(min_tokens=3000, max_tokens=3000)
-        answer = model.answer(AnswerOrder((), "hello", None, settings, in_pieces=True))
+        answer = model.answer(AnswerRequest((), "hello", None, settings, in_pieces=True))
         await anext(answer)
         assert model._speaking.load == (1, 0)
         await answer.aclose()

@@ -25,7 +25,7 @@ from videolavit.training.components.language_model import ChatSettings, Settings
 from videolavit.training.data import Item
 from videolavit.training.inputs import Inputs
 from videolavit.vocabulary import VIDEO, understanding_prompt
-from videolavit.vocabulary.prompts import SYSTEM, conversation
+from videolavit.vocabulary.conversation import SYSTEM, conversation
 
 CHAT = Settings(stage="chat", chat=ChatSettings(max_clips=2))
 

@@ -17,8 +17,8 @@ from videolavit.media import write_mp4
 from videolavit.models.folder import ModelFolder
 from videolavit.training.component import Component
 from videolavit.training.components import keyframe_detokenizer, language_model, motion_tokenizer, visual_tokenizer
-from videolavit.training.feed import Share, loaded
 from videolavit.training.inputs import Inputs
+from videolavit.training.rank_share import RankShare, loaded
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_a_stream_that_was_sent_loads_the_same(name: str, run: str, tmp_path: Pa
 def test_a_share_is_every_ranks_part_of_each_step_and_the_stream_goes_on_by_whole_steps() -> None:
     found = {}
     for rank in (0, 1):
-        stream, share = toy().stream, Share(batch=6, micro_batch=2, rank=rank, world=2)
+        stream, share = toy().stream, RankShare(batch=6, micro_batch=2, rank=rank, world=2)
         found[rank] = [[[item.position for item in part] for part in share.take(stream)] for _ in range(2)]
         assert share.parts == 2
     assert found == {0: [[[0, 2], [4]], [[6, 8], [10]]], 1: [[[1, 3], [5]], [[7, 9], [11]]]}

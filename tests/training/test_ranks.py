@@ -13,9 +13,9 @@ import torch.multiprocessing as mp
 from tests.training.test_trainer import losses, run, same, settings
 from tests.training.toys import toy
 from videolavit.training.data import DataError
-from videolavit.training.feed import Share
 from videolavit.training.loader import Loader
 from videolavit.training.parallel import Ranks
+from videolavit.training.rank_share import RankShare
 from videolavit.training.settings import ParallelSettings
 from videolavit.training.trainer import Trainer
 
@@ -84,11 +84,11 @@ def test_no_sample_is_dropped_or_doubled_by_the_ranks() -> None:
     positions = []
     for rank in range(3):
         component = toy()
-        data = Loader(component.stream, component.collate, Share(12, 3, rank, 3), 4, threads=0)
+        data = Loader(component.stream, component.collate, RankShare(12, 3, rank, 3), 4, threads=0)
         positions += [position for step in data for batch in step.batches for position in batch.positions]
     assert sorted(positions) == [item.position for item in whole]
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(DataError, match="a batch of 10 cannot be divided among 4 ranks"):
-        Share(batch=10, micro_batch=5, rank=0, world=4)
+        RankShare(batch=10, micro_batch=5, rank=0, world=4)

@@ -36,7 +36,7 @@ class VideoDetokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Sizes:
+class OutputSizes:
     """What a model makes where nothing else is asked for, in pixels.
 
     Args:
@@ -59,7 +59,7 @@ class ModelConfig:
     keyframe_detokenizer: KeyframeDetokenizerConfig = Field(default_factory=KeyframeDetokenizerConfig)
     video_detokenizer: VideoDetokenizerConfig = Field(default_factory=VideoDetokenizerConfig)
     language_model: LanguageModelConfig = Field(default_factory=LanguageModelConfig)
-    sizes: Sizes = Field(default_factory=Sizes)
+    sizes: OutputSizes = Field(default_factory=OutputSizes)
 
     def __post_init__(self) -> None:
         visual, conditions = self.visual_tokenizer, self.keyframe_detokenizer.conditions

@@ -18,7 +18,7 @@ from transformers import (
 
 from videolavit.models.network import STRICT
 
-from .cache import ROOM, RowsCache
+from .kv_cache import ROOM, RowsCache
 
 OnToken = Callable[[int], None]
 """Called with the number of steps made; it may raise to stop."""
@@ -83,7 +83,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Step:
+class DecodeStep:
     """One id of every row.
 
     Args:
@@ -116,7 +116,7 @@ def steps(
     sampling: Sequence[Sampling],
     generators: Sequence[torch.Generator],
     guidance: float | None = None,
-) -> Iterator[Step]:
+) -> Iterator[DecodeStep]:
     """Yields one id a row at a time, until all rows have ended.
 
     A row's ids depend on its own prompt and generator only. With guidance the batch is doubled: the unconditional half
@@ -129,8 +129,8 @@ def steps(
         guidance: Scale g; None for none.
     """
     rows = len(prompts.embeds)
-    reader = Reader(model, prompts if guidance is None else _with_unconditional(prompts))
-    choosers = [Chooser(one, generator) for one, generator in zip(sampling, generators, strict=True)]
+    reader = DecodeBatch(model, prompts if guidance is None else _with_unconditional(prompts))
+    choosers = [Sampler(one, generator) for one, generator in zip(sampling, generators, strict=True)]
     ids = policy.ids(model.device)
     ended = [False] * rows
     for step in range(policy.max_new):
@@ -144,7 +144,7 @@ def steps(
             for done, choose, row in zip(ended, choosers, scores, strict=True)
         ]
         ended = [done or token == policy.end for done, token in zip(ended, chosen, strict=True)]
-        yield Step([None if done else token for done, token in zip(ended, chosen, strict=True)], scores)
+        yield DecodeStep([None if done else token for done, token in zip(ended, chosen, strict=True)], scores)
         if all(ended) or step + 1 == policy.max_new:
             return
         reader.feed(chosen if guidance is None else chosen * 2)
@@ -175,7 +175,7 @@ def decode(
     return rows
 
 
-class Reader:
+class DecodeBatch:
     """The language model, its key-value cache, and its logits [rows, vocabulary] for the next id of each row.
 
     Rows may come and go between two ids. Their padding is on the left, and positions are a row's own, so that what is
@@ -212,7 +212,7 @@ class Reader:
         self._length += 1
         self.logits = self._run(self._bias(), input_ids=ids, position_ids=positions)
 
-    def join(self, other: "Reader") -> None:
+    def join(self, other: "DecodeBatch") -> None:
         """Takes over the rows of another reader of the same model, behind its own."""
         length = max(self._length, other._length)
         self._set_padding(torch.cat([one._padding + (length - one._length) for one in (self, other)]))
@@ -262,7 +262,7 @@ class Reader:
         return output.logits[:, -1]
 
 
-class Chooser:
+class Sampler:
     """Draws an index from scores with a row's own settings and generator."""
 
     def __init__(self, sampling: Sampling, generator: torch.Generator) -> None:

@@ -14,13 +14,13 @@ from videolavit.models.language_model import VisualPrompts
 from videolavit.models.motion_tokenizer import MotionTokenizer
 from videolavit.models.network import STRICT
 from videolavit.models.visual_tokenizer import VisualTokenizer
-from videolavit.vocabulary.prompts import STOP, chat_prompt
+from videolavit.vocabulary.conversation import STOP, chat_prompt
 
 from .decoding import Sampling, TokenPolicy, pad_prompts, steps
 from .prompts import Picture, read_pictures
 from .runtime import Runtime
 from .settings import generator
-from .writing import PromptTooLong
+from .token_generator import PromptTooLong
 
 
 @settings_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -66,7 +66,7 @@ class Question:
 
 
 @dataclass(frozen=True, eq=False)
-class Sight:
+class VisualContext:
     """What the tokenizers see in a picture or in a video: all that a language model needs to know of it.
 
     Args:
@@ -85,9 +85,9 @@ class Sight:
             return model.embed_features(features)[0]
         return model.embed_clips(features, self.motion.to(device))
 
-    def on_cpu(self) -> "Sight":
+    def on_cpu(self) -> "VisualContext":
         """To be sent elsewhere."""
-        return Sight([one.cpu() for one in self.features], None if self.motion is None else self.motion.cpu())
+        return VisualContext([one.cpu() for one in self.features], None if self.motion is None else self.motion.cpu())
 
 
 def answer(runtime: Runtime, questions: Sequence[Question], settings: DescribeSettings | None = None) -> list[str]:
@@ -138,17 +138,17 @@ def stream_answers(
 @torch.inference_mode()
 def see(
     visual_tokenizer: VisualTokenizer, motion_tokenizer: MotionTokenizer, about: Picture | Sequence[Clip] | None
-) -> Sight | None:
+) -> VisualContext | None:
     """What the tokenizers see in what a question is about. Raises ValueError for a video without a clip."""
     if about is None:
         return None
     if isinstance(about, np.ndarray):
-        return Sight(visual_tokenizer.embed(read_pictures([about], visual_tokenizer)), None)
+        return VisualContext(visual_tokenizer.embed(read_pictures([about], visual_tokenizer)), None)
     if not about:
         raise ValueError("the video has no clip to ask about")
     frames = read_pictures([clip.keyframe for clip in about], visual_tokenizer)
     motion = torch.from_numpy(np.stack([clip.features(motion_tokenizer.config.grid) for clip in about]))
-    return Sight(visual_tokenizer.embed(frames), motion_tokenizer.encode(motion.to(frames)))
+    return VisualContext(visual_tokenizer.embed(frames), motion_tokenizer.encode(motion.to(frames)))
 
 
 @torch.inference_mode()
@@ -157,7 +157,7 @@ def prompt_of(
     tokenizer: PreTrainedTokenizerBase,
     turns: Sequence[tuple[str, str]],
     question: str,
-    sight: Sight | None,
+    sight: VisualContext | None,
     max_tokens: int,
 ) -> torch.Tensor:
     """The prompt [length, hidden] of a question.

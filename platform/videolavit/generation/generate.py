@@ -16,14 +16,14 @@ from videolavit.models.video_detokenizer import VideoDetokenizer, VideoSettings
 from .prompts import Picture, Prompt, encode_pictures, prompt_ids
 from .runtime import Runtime
 from .settings import GenerateSettings, generator
-from .writing import Script, Writer
+from .token_generator import GeneratedTokens, TokenGenerator
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, steps done and steps in all; it may raise to stop."""
 
 
 @dataclass(frozen=True, eq=False)
-class Video:
+class GeneratedVideo:
     """A generated video.
 
     Args:
@@ -40,7 +40,7 @@ class Video:
 
 
 @dataclass(frozen=True, eq=False)
-class KeyframeOrder:
+class KeyframeRequest:
     """A keyframe to be painted.
 
     Args:
@@ -57,7 +57,7 @@ class KeyframeOrder:
 
 
 @dataclass(frozen=True, eq=False)
-class ClipOrder:
+class ClipRequest:
     """A clip to be animated.
 
     Args:
@@ -99,7 +99,7 @@ def generate_images(
             if group:
                 guidance = settings.mixed_guidance if mixed else settings.visual_guidance
                 writer.write_pictures(group, guidance, partial(_count, tell, "picture tokens", writer.visual_limits[1]))
-    orders = [KeyframeOrder(script.visual[0], prompt.seed) for script, prompt in zip(scripts, prompts, strict=True)]
+    orders = [KeyframeRequest(script.visual[0], prompt.seed) for script, prompt in zip(scripts, prompts, strict=True)]
     return list(paint(runtime, orders, (height, width), settings, partial(tell, "clip 1 keyframe")))
 
 
@@ -109,7 +109,7 @@ def generate_videos(
     clips: int = 1,
     settings: GenerateSettings | None = None,
     on_progress: Progress | None = None,
-) -> list[Video]:
+) -> list[GeneratedVideo]:
     """A video for each prompt.
 
     The last picture of a prompt, if it has one, is the first keyframe; the model then writes only motion for that clip.
@@ -136,7 +136,7 @@ def generate_videos(
     for clip in range(clips):
         painted = _keyframes(runtime, scripts, prompts, clip, parts, sizes[0], settings, tell)
         clip_orders = [
-            ClipOrder(keyframe, script.motion[clip], prompt.seed, clip)
+            ClipRequest(keyframe, script.motion[clip], prompt.seed, clip)
             for keyframe, script, prompt in zip(painted, scripts, prompts, strict=True)
         ]
         frames = animate(runtime, clip_orders, sizes[1], settings, partial(tell, f"clip {clip + 1} frames"))
@@ -144,12 +144,12 @@ def generate_videos(
             keyframes[row].append(keyframe)
             parts[row].append(video if clip == 0 else video[1:])
     return [
-        Video(np.concatenate(part), pictures, script.visual, script.motion)
+        GeneratedVideo(np.concatenate(part), pictures, script.visual, script.motion)
         for part, pictures, script in zip(parts, keyframes, scripts, strict=True)
     ]
 
 
-def _scripts(runtime: Runtime, prompts: Sequence[Prompt], markers: bool) -> list[Script]:
+def _scripts(runtime: Runtime, prompts: Sequence[Prompt], markers: bool) -> list[GeneratedTokens]:
     if not prompts:
         raise ValueError("there is no prompt")
     pictures = [picture for prompt in prompts for picture in prompt.pictures]
@@ -162,21 +162,21 @@ def _scripts(runtime: Runtime, prompts: Sequence[Prompt], markers: bool) -> list
     for prompt in prompts:
         own, codes = codes[: len(prompt.pictures)], codes[len(prompt.pictures) :]
         ids = prompt_ids(prompt, own, text, runtime.model.vocabulary, markers)
-        scripts.append(Script(ids, generator(prompt.seed, "tokens")))
+        scripts.append(GeneratedTokens(ids, generator(prompt.seed, "tokens")))
     return scripts
 
 
 @contextlib.contextmanager
-def _writer(runtime: Runtime, settings: GenerateSettings) -> Iterator[Writer]:
+def _writer(runtime: Runtime, settings: GenerateSettings) -> Iterator[TokenGenerator]:
     model = runtime.model
     limits = settings.visual_limits(model.num_patches)
     with runtime.use("language_model") as language_model:
-        yield Writer(language_model, model.vocabulary, model.motion_tokens, limits, settings)
+        yield TokenGenerator(language_model, model.vocabulary, model.motion_tokens, limits, settings)
 
 
 def _write_clips(
     runtime: Runtime,
-    scripts: Sequence[Script],
+    scripts: Sequence[GeneratedTokens],
     prompts: Sequence[Prompt],
     clips: int,
     settings: GenerateSettings,
@@ -198,7 +198,7 @@ def _write_clips(
 
 def _keyframes(
     runtime: Runtime,
-    scripts: Sequence[Script],
+    scripts: Sequence[GeneratedTokens],
     prompts: Sequence[Prompt],
     clip: int,
     before: Sequence[Sequence[Picture]],
@@ -213,7 +213,7 @@ def _keyframes(
     rows = [row for row, picture in enumerate(pictures) if picture is None]
     if rows:
         orders = [
-            KeyframeOrder(
+            KeyframeRequest(
                 codes=scripts[row].visual[clip - bool(prompts[row].pictures)],
                 seed=prompts[row].seed,
                 clip=clip,
@@ -229,7 +229,7 @@ def _keyframes(
 
 def paint(
     runtime: Runtime,
-    orders: Sequence[KeyframeOrder],
+    orders: Sequence[KeyframeRequest],
     size: tuple[int, int],
     settings: GenerateSettings,
     on_step: OnStep | None = None,
@@ -251,7 +251,7 @@ def paint(
 def _start(
     detokenizer: KeyframeDetokenizer,
     conditions: Conditions,
-    orders: Sequence[KeyframeOrder],
+    orders: Sequence[KeyframeRequest],
     size: tuple[int, int],
     settings: GenerateSettings,
 ) -> Start:
@@ -270,7 +270,7 @@ def _start(
 
 def animate(
     runtime: Runtime,
-    orders: Sequence[ClipOrder],
+    orders: Sequence[ClipRequest],
     size: tuple[int, int],
     settings: VideoSettings,
     on_step: OnStep | None = None,

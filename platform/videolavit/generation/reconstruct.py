@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from videolavit.evaluation.reconstruction import psnr
-from videolavit.media import Clip, DecomposeSettings, Source, decompose, iter_pictures
+from videolavit.media import Clip, DecomposeSettings, VideoInput, decompose, iter_pictures
 from videolavit.media.resize import resize_picture
 from videolavit.models.network import STRICT
 from videolavit.models.video_detokenizer import VideoSettings
@@ -88,7 +88,7 @@ class ReconstructedClip:
 
 def reconstruct(
     runtime: Runtime,
-    source: Source,
+    source: VideoInput,
     settings: ReconstructSettings | None = None,
     on_progress: Progress | None = None,
 ) -> Iterator[ReconstructedClip]:

@@ -13,9 +13,9 @@ from torch import nn
 from videolavit.models.folder import ModelFolder
 from videolavit.models.network import STRICT, ModelError
 
-from .packing import pack_linears
+from .packed_linear import pack_linears
 
-UNITS = (
+MODEL_PARTS = (
     "visual_tokenizer",
     "motion_tokenizer",
     "language_model",

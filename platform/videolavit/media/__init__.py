@@ -6,7 +6,7 @@ from .errors import MediaError
 from .motion import motion_features, motion_grid, motion_score, normalize_motion
 from .reencode import DecomposedFrame, iter_frames, iter_pictures
 from .settings import BLOCK, CLIP_FRAMES, GOP_FRAMES, DecomposeSettings
-from .source import Source, VideoInfo, probe
+from .source import VideoInfo, VideoInput, probe
 from .write import Mp4Writer, write_mp4
 
 __all__ = [
@@ -18,8 +18,8 @@ __all__ = [
     "DecomposedFrame",
     "MediaError",
     "Mp4Writer",
-    "Source",
     "VideoInfo",
+    "VideoInput",
     "contact_sheet",
     "corpus_groups",
     "decompose",

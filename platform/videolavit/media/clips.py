@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from .motion import motion_features, motion_score
 from .reencode import DecomposedFrame, iter_frames
 from .settings import CLIP_FRAMES, GOP_FRAMES, DecomposeSettings
-from .source import Source
+from .source import VideoInput
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Clip:
 
 
 def decompose(
-    source: Source,
+    source: VideoInput,
     settings: DecomposeSettings | None = None,
     *,
     start_seconds: float = 0.0,

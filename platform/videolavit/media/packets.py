@@ -14,7 +14,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from .settings import DecomposeSettings
-from .source import Source, open_video
+from .source import VideoInput, open_video
 from .timestamps import rescale
 
 DROPPABLE_CODECS = frozenset({"h264", "hevc", "mpeg2video", "mpeg4", "vp8"})
@@ -26,7 +26,7 @@ LOOKAHEAD = 32
 
 @contextmanager
 def open_at(
-    source: Source, settings: DecomposeSettings, start_seconds: float
+    source: VideoInput, settings: DecomposeSettings, start_seconds: float
 ) -> Iterator[tuple[InputContainer, VideoStream, Iterator[Packet[VideoStream]]]]:
     """Opens a source with its packets from a key frame from which the start can be decoded, or with all of them.
 

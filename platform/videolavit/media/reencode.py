@@ -32,7 +32,7 @@ from .motion import motion_grid
 from .packets import mark_droppable, open_at, origin_us
 from .rotation import upright_filters
 from .settings import DecomposeSettings
-from .source import Source
+from .source import VideoInput
 from .timestamps import FrameClock, constant_rate, rescale
 
 _NO_TIMESTAMPS = 0x80
@@ -62,7 +62,7 @@ class DecomposedFrame:
 
 
 def iter_frames(
-    source: Source,
+    source: VideoInput,
     settings: DecomposeSettings | None = None,
     *,
     start_seconds: float = 0.0,
@@ -92,7 +92,7 @@ def iter_frames(
 
 
 def iter_pictures(
-    source: Source,
+    source: VideoInput,
     settings: DecomposeSettings | None = None,
     *,
     start_seconds: float = 0.0,

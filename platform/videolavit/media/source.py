@@ -34,7 +34,7 @@ from .errors import (
 )
 from .settings import DecomposeSettings
 
-Source = str | os.PathLike[str] | bytes | BinaryIO
+VideoInput = str | os.PathLike[str] | bytes | BinaryIO
 
 ALLOWED_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2",
@@ -96,7 +96,7 @@ class VideoInfo:
     num_frames: int
 
 
-def probe(source: Source, settings: DecomposeSettings | None = None) -> VideoInfo:
+def probe(source: VideoInput, settings: DecomposeSettings | None = None) -> VideoInfo:
     """Reads the header only. A length that the header lacks is found by reading the packets, without decoding.
 
     Raises:
@@ -147,7 +147,7 @@ def _scan_seconds(container: InputContainer, stream: VideoStream) -> float | Non
 
 
 @contextmanager
-def open_video(source: Source, settings: DecomposeSettings) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(source: VideoInput, settings: DecomposeSettings) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Opens a source for reading and picks its video stream, refusing what must not be decoded.
 
     Raises:
@@ -172,7 +172,7 @@ def open_video(source: Source, settings: DecomposeSettings) -> Iterator[tuple[In
 
 
 @contextmanager
-def _reader(source: Source) -> Iterator[BinaryIO]:
+def _reader(source: VideoInput) -> Iterator[BinaryIO]:
     if isinstance(source, bytes):
         yield io.BytesIO(source)
     elif isinstance(source, (str, os.PathLike)):

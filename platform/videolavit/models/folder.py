@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from videolavit.config.model import PRESETS, ModelConfig, Sizes, load_preset
+from videolavit.config.model import PRESETS, ModelConfig, OutputSizes, load_preset
 from videolavit.vocabulary import Vocabulary
 
 from .keyframe_detokenizer import ConditionDecoder, KeyframeDetokenizer, ddim_scheduler
@@ -40,7 +40,7 @@ from .visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-MODEL = "model.json"
+MODEL_FILE = "model.json"
 FORMAT = "videolavit-1"
 SEED = 0
 CODEBOOK = "quantize.embedding.weight"
@@ -112,9 +112,9 @@ class ModelFolder:
         self.location = os.fspath(location)
         self.path = Path(self.location)
         self._preset = load_preset(self.location) if self.location in PRESETS and not self.path.is_dir() else None
-        if self._preset is None and not (self.path / MODEL).is_file():
+        if self._preset is None and not (self.path / MODEL_FILE).is_file():
             raise ModelError(
-                f"no model in {self.location}: {MODEL} is missing. Name a model folder, one of the presets "
+                f"no model in {self.location}: {MODEL_FILE} is missing. Name a model folder, one of the presets "
                 f"{', '.join(PRESETS)}, or make a folder with `videolavit import-checkpoint`"
             )
         self._digests: dict[str, str] = {}
@@ -133,9 +133,13 @@ class ModelFolder:
         return [part for part in PARTS if self.has(part)] if trained else []
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> OutputSizes:
         """Default sizes of what it makes."""
-        return self._preset.sizes if self._preset else parse_config(Sizes, self._facts["sizes"], self.path / MODEL)
+        return (
+            self._preset.sizes
+            if self._preset
+            else parse_config(OutputSizes, self._facts["sizes"], self.path / MODEL_FILE)
+        )
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -263,9 +267,11 @@ class ModelFolder:
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
-        facts = _read_json(self.path / MODEL)
+        facts = _read_json(self.path / MODEL_FILE)
         if facts.get("format") != FORMAT:
-            raise ModelError(f"{self.path / MODEL} has format {facts.get('format')!r}, this version reads {FORMAT!r}")
+            raise ModelError(
+                f"{self.path / MODEL_FILE} has format {facts.get('format')!r}, this version reads {FORMAT!r}"
+            )
         return facts
 
     def _config(self, part: str) -> dict[str, Any]:
@@ -303,7 +309,7 @@ class ModelFolder:
         raise ModelError(f"{self.location}/visual_tokenizer has no codebook ({CODEBOOK})")
 
 
-def start_folder(target: Path, sizes: Sizes, trained: bool | list[str]) -> None:
+def start_folder(target: Path, sizes: OutputSizes, trained: bool | list[str]) -> None:
     """Makes a model folder without parts.
 
     Args:
@@ -316,7 +322,7 @@ def start_folder(target: Path, sizes: Sizes, trained: bool | list[str]) -> None:
         raise ModelError(f"{target} is not empty; name a new folder for the model")
     target.mkdir(parents=True, exist_ok=True)
     facts = {"format": FORMAT, "trained": trained, "sizes": asdict(sizes)}
-    (target / MODEL).write_text(json.dumps(facts, indent=2) + "\n")
+    (target / MODEL_FILE).write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def save_part(part: Any, folder: Path) -> None:

@@ -29,11 +29,11 @@ UNKNOWN_COST = 1.0
 CLIP_BYTES_PER_PIXEL = 0.6
 """Size of a clip in a shard: a JPEG of quality 95 and 24 grids."""
 
-SHARD_BYTES = 128 << 20
+MAX_SHARD_BYTES = 128 << 20
 SHARD_MIN_COST = 1.0
 SHARDS_PER_PLAN = 256
 """A plan has about so many shards, unless they would cost less than SHARD_MIN_COST core-seconds or be larger than
-SHARD_BYTES. The number does not depend on the workers, because the output must not."""
+MAX_SHARD_BYTES. The number does not depend on the workers, because the output must not."""
 
 
 def segment_ranges(
@@ -117,7 +117,7 @@ def assign_shards(rows: Iterable[dict[str, Any]], generation: int) -> list[dict[
     cost = size = 0.0
     for row in ordered:
         row_bytes = (row["planned_seconds"] or 0) / 4 * (row.pop("pixels", 0) or 0) * CLIP_BYTES_PER_PIXEL
-        if not groups or cost + row["cost"] > limit or size + row_bytes > SHARD_BYTES:
+        if not groups or cost + row["cost"] > limit or size + row_bytes > MAX_SHARD_BYTES:
             groups.append([])
             cost = size = 0.0
         groups[-1].append(row)

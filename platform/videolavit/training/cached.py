@@ -10,7 +10,7 @@ from torch import Tensor
 
 from videolavit.records.storage import Folder
 
-from .data import Source
+from .data import SampleSource
 
 Tensors = dict[str, Tensor]
 
@@ -24,7 +24,7 @@ class CachedSource:
     """
 
     def __init__(
-        self, source: Source, function: Callable[[Any], Tensors], folder: Folder | None, identity: dict[str, Any]
+        self, source: SampleSource, function: Callable[[Any], Tensors], folder: Folder | None, identity: dict[str, Any]
     ) -> None:
         self.name, self.sizes = source.name, source.sizes
         self._source, self._function, self._folder = source, function, folder

@@ -21,11 +21,11 @@ from .packed import Document
 TEXT_FIRST = OrderSettings(text_first=1.0, drop_text=0.0, drop_keyframe=0.0)
 _ANY = (0.5, 0.5)
 
-Collate = Callable[[Sequence[Item], Sequence[Sequence[Document]]], Batch]
+CollateDocuments = Callable[[Sequence[Item], Sequence[Sequence[Document]]], Batch]
 
 
 def caption_losses(
-    objective: NextToken, samples: Sequence[TokenSample], assembler: Assembler, collate: Collate
+    objective: NextToken, samples: Sequence[TokenSample], assembler: Assembler, collate: CollateDocuments
 ) -> dict[str, float]:
     """Mean loss of visual and motion ids behind a sample's own text, and behind the next sample's.
 

@@ -22,7 +22,7 @@ from videolavit.models.objective import Batch
 from videolavit.models.visual_tokenizer import normalize_images, resize_image
 from videolavit.records.pictures import decode_image
 from videolavit.records.storage import StorageSettings, open_source
-from videolavit.vocabulary.prompts import conversation
+from videolavit.vocabulary.conversation import conversation
 
 from .data import DataError, Item
 

@@ -22,7 +22,7 @@ class DataError(ValueError):
     """The data cannot be trained on; the message names the fix."""
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """Samples in shards, with random access."""
 
     name: str
@@ -59,7 +59,7 @@ class Item:
     load: Callable[[], Any]
 
 
-class Order(Protocol):
+class DataOrder(Protocol):
     """A sample for every position."""
 
     def item(self, position: int) -> Item:
@@ -139,7 +139,12 @@ class Mixture:
     """
 
     def __init__(
-        self, sources: Sequence[Source], weights: Sequence[float] | None = None, *, seed: int = 0, window: int = 16
+        self,
+        sources: Sequence[SampleSource],
+        weights: Sequence[float] | None = None,
+        *,
+        seed: int = 0,
+        window: int = 16,
     ) -> None:
         self.sources = list(sources)
         if not self.sources:
@@ -181,7 +186,7 @@ class Mixture:
 class SampleStream:
     """The samples of an order one by one."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: DataOrder) -> None:
         self._order = order
         self._position = 0
 

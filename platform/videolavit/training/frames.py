@@ -18,7 +18,7 @@ from videolavit.records.pictures import decode_image
 from videolavit.records.reading import SourceChanged
 from videolavit.records.storage import StorageSettings, open_source
 
-from .data import Source
+from .data import SampleSource
 from .sources import ClipSample, MappedSource, clip_sources
 
 SAME_PICTURE = 32.0
@@ -39,7 +39,7 @@ class FramedClip:
     frames: NDArray[np.uint8]
 
 
-def frame_sources(named: Sequence[str], storage: StorageSettings, size: tuple[int, int]) -> list[Source]:
+def frame_sources(named: Sequence[str], storage: StorageSettings, size: tuple[int, int]) -> list[SampleSource]:
     """Sources of FramedClip at a size (height, width), one for each named run or clip shard. Errors: `clip_sources`."""
     return [MappedSource(source, lambda clip: framed(clip, size, storage)) for source in clip_sources(named, storage)]
 

@@ -13,7 +13,7 @@ from videolavit.models.objective import Batch
 
 from .component import Collate
 from .data import DataError, Item, Stream
-from .feed import Feed, Reject, Share, loaded
+from .rank_share import RankShare, RemoteLoader, SkippedSample, loaded
 
 LOOK_AHEAD = 256
 """Samples of which one must be loadable, where a rank has none that it can use."""
@@ -31,7 +31,7 @@ class StepData:
 
     batches: list[Batch]
     state: dict[str, int]
-    rejects: list[Reject]
+    rejects: list[SkippedSample]
 
 
 class Loader:
@@ -50,11 +50,11 @@ class Loader:
         self,
         stream: Stream,
         collate: Collate,
-        share: Share,
+        share: RankShare,
         steps: int,
         threads: int = 2,
         prefetch: int = 2,
-        feed: Feed | None = None,
+        feed: RemoteLoader | None = None,
     ) -> None:
         self._stream, self._collate, self._share, self._steps = stream, collate, share, steps
         self._threads, self._prefetch, self._feed = threads, prefetch, feed
@@ -127,8 +127,8 @@ class Loader:
         state = self._stream.state()
         batches, rejects = [], []
         for items, found in zip(parts, samples, strict=True):
-            rejects += [sample for sample in found if isinstance(sample, Reject)]
-            good = [pair for pair in zip(items, found, strict=True) if not isinstance(pair[1], Reject)]
+            rejects += [sample for sample in found if isinstance(sample, SkippedSample)]
+            good = [pair for pair in zip(items, found, strict=True) if not isinstance(pair[1], SkippedSample)]
             batches.append(self._collated(good))
         return StepData(batches, state, rejects)
 
@@ -149,7 +149,7 @@ class Loader:
         self._stream.seek(state)
         for item in items:
             sample = loaded(item)
-            if not isinstance(sample, Reject):
+            if not isinstance(sample, SkippedSample):
                 return _without_weight(self._collate([item], [sample]))
         raise _none_usable(items, sample)
 
@@ -179,11 +179,11 @@ def usable(items: Sequence[Item]) -> list[tuple[Item, Any]]:
         DataError: none can.
     """
     pairs = [(item, loaded(item)) for item in items]
-    good = [(item, sample) for item, sample in pairs if not isinstance(sample, Reject)]
+    good = [(item, sample) for item, sample in pairs if not isinstance(sample, SkippedSample)]
     if not good:
         raise _none_usable(items, pairs[-1][1])
     return good
 
 
-def _none_usable(items: Sequence[Item], last: Reject) -> DataError:
+def _none_usable(items: Sequence[Item], last: SkippedSample) -> DataError:
     return DataError(f"none of {len(items)} samples can be used; the last, of {last.source}: {last.message}")

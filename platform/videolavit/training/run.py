@@ -15,15 +15,15 @@ from videolavit.models.folder import ModelFolder
 from .component import Component
 from .curves import draw_curves
 from .data import Stream
-from .feed import Feed
 from .inputs import Inputs
 from .parallel import Ranks
+from .rank_share import RemoteLoader
 from .saving import save_model
 from .settings import TrainSettings
 from .telemetry import Tracker
 from .trainer import OnSave, Trainer
 
-MODEL = "model"
+MODEL_FOLDER = "model"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def train(
     trackers: Sequence[Tracker] = (),
     line: Callable[[str], None] = print,
     on_save: OnSave | None = None,
-    feed: Callable[[Stream], Feed] | None = None,
+    feed: Callable[[Stream], RemoteLoader] | None = None,
 ) -> Path:
     """Trains a component, and writes the model that it is a part of.
 
@@ -87,7 +87,7 @@ def train(
         feed=feed(component.stream) if feed is not None else None,
     )
     trainer.run()
-    target = Path(task.output) / MODEL
+    target = Path(task.output) / MODEL_FOLDER
     with trainer.averaged():
         state: dict[str, Any] = get_model_state_dict(
             component.objective, options=StateDictOptions(full_state_dict=True, cpu_offload=ranks.world > 1)

@@ -20,7 +20,7 @@ from videolavit.records.samples import stored_clips
 from videolavit.records.storage import StorageSettings, open_source
 from videolavit.records.token_plan import expand_source
 
-from .data import DataError, Item, Mixture, SampleStream, Source
+from .data import DataError, Item, Mixture, SampleSource, SampleStream
 from .inputs import Inputs
 
 KEPT_GROUPS = 32
@@ -71,7 +71,7 @@ class ClipSample:
         return self.sample_seconds + self.start_frame / self.fps
 
 
-def clip_sources(named: Sequence[str], storage: StorageSettings) -> list[Source]:
+def clip_sources(named: Sequence[str], storage: StorageSettings) -> list[SampleSource]:
     """A source of ClipSample for each named run of `videolavit decompose` or clip shard.
 
     Raises:
@@ -81,7 +81,7 @@ def clip_sources(named: Sequence[str], storage: StorageSettings) -> list[Source]
     return [_clip_source(url, storage) for url in named]
 
 
-def picture_sources(named: Sequence[str], storage: StorageSettings) -> list[Source]:
+def picture_sources(named: Sequence[str], storage: StorageSettings) -> list[SampleSource]:
     """A source of pictures, uint8 [height, width, 3], for each named run (its keyframes) or corpus of images.
 
     Raises:
@@ -91,12 +91,12 @@ def picture_sources(named: Sequence[str], storage: StorageSettings) -> list[Sour
     return [_picture_source(url, storage) for url in named]
 
 
-def sample_stream(sources: Sequence[Source], inputs: Inputs) -> SampleStream:
+def sample_stream(sources: Sequence[SampleSource], inputs: Inputs) -> SampleStream:
     """The sources mixed as the inputs say. Raises DataError."""
     return SampleStream(Mixture(sources, inputs.weights, seed=inputs.seed, window=inputs.window))
 
 
-def validation_items(sources: Sequence[Source], count: int) -> list[Item]:
+def validation_items(sources: Sequence[SampleSource], count: int) -> list[Item]:
     """A fixed choice of held-out samples, spread evenly over the sources. Their positions are below zero, so that
     they share no random numbers with training.
     """
@@ -107,12 +107,12 @@ def validation_items(sources: Sequence[Source], count: int) -> list[Item]:
     return [_item(-1 - number, *places[index]) for number, index in enumerate(chosen)]
 
 
-def data_facts(sources: Sequence[Source]) -> dict[str, Any]:
+def data_facts(sources: Sequence[SampleSource]) -> dict[str, Any]:
     """What a resumed run must find again."""
     return {"sources": [{"name": source.name, "samples": int(sum(source.sizes))} for source in sources]}
 
 
-def _item(position: int, source: Source, shard: int, row: int) -> Item:
+def _item(position: int, source: SampleSource, shard: int, row: int) -> Item:
     return Item(position, source.name, lambda: source.load(shard, row))
 
 
@@ -151,7 +151,7 @@ class ClipSource:
 class MappedSource:
     """What a function makes of another source's samples."""
 
-    def __init__(self, source: Source, function: Callable[[Any], Any]) -> None:
+    def __init__(self, source: SampleSource, function: Callable[[Any], Any]) -> None:
         self.name, self.sizes = source.name, source.sizes
         self._source, self._function = source, function
 
@@ -185,7 +185,7 @@ def _clip_source(url: str, storage: StorageSettings) -> ClipSource:
     return ClipSource(url, [row["url"] for row in listed], storage)
 
 
-def _picture_source(url: str, storage: StorageSettings) -> Source:
+def _picture_source(url: str, storage: StorageSettings) -> SampleSource:
     listed = _listed(url, storage)
     if all(row["kind"] == "clips" for row in listed):
         return MappedSource(_clip_source(url, storage), lambda clip: decode_image(clip.keyframe))

@@ -19,11 +19,11 @@ from videolavit.records.identity import differences
 from .checkpoint import CheckpointError, Checkpoints, Position
 from .component import Component
 from .data import DataError
-from .feed import Feed, Reject, Share
 from .interval import Interval, mean_terms, merged, summed
 from .loader import Loader, StepData, fixed_batches
 from .optimizer import AveragedWeights, Optimizer
 from .parallel import Ranks, accumulate, autocast, forget_gathered, gathered, parallelize
+from .rank_share import RankShare, RemoteLoader, SkippedSample
 from .settings import TrainSettings
 from .telemetry import Telemetry, Tracker, memory_bytes, peak_flops
 
@@ -66,7 +66,7 @@ class Trainer:
         trackers: Sequence[Tracker] = (),
         line: Callable[[str], None] = print,
         on_save: OnSave | None = None,
-        feed: Feed | None = None,
+        feed: RemoteLoader | None = None,
     ) -> None:
         self.component, self.settings, self.ranks, self.folder = component, settings, ranks, folder
         self.step = 0
@@ -104,7 +104,7 @@ class Trainer:
             Diverged: too many steps in a row without a finite gradient.
         """
         settings = self.settings
-        share = Share(self._batch, settings.micro_batch, self.ranks.rank, self.ranks.world)
+        share = RankShare(self._batch, settings.micro_batch, self.ranks.rank, self.ranks.world)
         loader = Loader(
             self.component.stream,
             self.component.collate,
@@ -249,7 +249,7 @@ class Trainer:
         if self._telemetry is not None:
             self._telemetry.log(self.step, metrics)
 
-    def _note_rejects(self, rejects: list[Reject]) -> None:
+    def _note_rejects(self, rejects: list[SkippedSample]) -> None:
         if rejects:
             self._line(f"{len(rejects)} samples cannot be used; the first: {rejects[0].source}: {rejects[0].message}")
             with (self.folder / REJECTS).open("a") as file:

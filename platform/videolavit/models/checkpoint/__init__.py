@@ -3,14 +3,14 @@
 from .exporting import ExportPlan, plan_export
 from .importing import ImportPlan, model_config, plan_import
 from .layout import selected_parts
-from .tensors import CheckpointError
-from .writing import OnWrite, new_folder
+from .new_folder import OnWrite, new_folder
+from .tensors import WeightsError
 
 __all__ = [
-    "CheckpointError",
     "ExportPlan",
     "ImportPlan",
     "OnWrite",
+    "WeightsError",
     "model_config",
     "new_folder",
     "plan_export",

@@ -19,7 +19,7 @@ from ..network import WEIGHTS, Network
 from ..video_detokenizer import MotionConditionEncoder, MotionUNet
 from ..visual_tokenizer import VisualTokenizer
 from .layout import CONFIG_FOLDERS, DIFFUSERS_STEM, config_name
-from .tensors import CheckpointError, Stored, read_json
+from .tensors import Stored, WeightsError, read_json
 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names in VAEs that were saved before `diffusers` 0.17, which still reads them."""
@@ -60,7 +60,7 @@ def expected_part(name: str, folder: Path, config: ModelConfig, found: Mapping[s
         found: The part's tensors. They decide what is optional.
 
     Raises:
-        CheckpointError: a config cannot be used.
+        WeightsError: a config cannot be used.
     """
     file = folder / CONFIG_FOLDERS[name] / config_name(name) if name in CONFIG_FOLDERS else None
     values = read_json(file) if file is not None and file.is_file() else {}
@@ -74,7 +74,7 @@ def expected_part(name: str, folder: Path, config: ModelConfig, found: Mapping[s
                 return _language_model(name, values)
             network = _network(name, config, values, found)
     except Exception as error:  # what libraries raise for a bad value has no end
-        raise CheckpointError(f"cannot use {file or 'the preset'} for {name}: {error}") from None
+        raise WeightsError(f"cannot use {file or 'the preset'} for {name}: {error}") from None
     return Part(name, TypeAdapter(network.Config).dump_python(network.config, mode="json"), _shapes(network))
 
 
@@ -121,7 +121,7 @@ def _scheduler(name: str, values: dict[str, Any]) -> Part:
         remark = f"{name}: the config is of a {kind}; DDIM runs it, as in the published code"
         return Part(name, values | {"_class_name": "DDIMScheduler"}, remark=remark)
     if kind not in SCHEDULERS:
-        raise CheckpointError(f"{name} is a {kind}; known are {', '.join(SCHEDULERS)}")
+        raise WeightsError(f"{name} is a {kind}; known are {', '.join(SCHEDULERS)}")
     return Part(name, values)
 
 

@@ -11,11 +11,11 @@ from ..folder import ModelFolder
 from ..network import CONFIG, parse_config, weight_files
 from ..video_detokenizer import MotionUNet, MotionUNetConfig
 from .expected import weights_name
-from .layout import CONFIG_FOLDERS, LANGUAGE_FILES, Source, config_name, published_place
-from .tensors import CheckpointError, Stored, list_tensors, read_json, refuse
-from .writing import OnWrite, copy_file, write_json, write_weights
+from .layout import CONFIG_FOLDERS, LANGUAGE_FILES, PublishedFile, config_name, published_place
+from .new_folder import OnWrite, copy_file, write_json, write_weights
+from .tensors import Stored, WeightsError, list_tensors, read_json, refuse
 
-SHARD_BYTES = 5_000_000_000
+EXPORT_FILE_BYTES = 5_000_000_000
 """Gives the published language models their three and four shards."""
 
 
@@ -29,7 +29,7 @@ class ExportPlan:
         configs: JSON files, by their paths.
     """
 
-    weights: dict[Source, dict[str, Stored]]
+    weights: dict[PublishedFile, dict[str, Stored]]
     copies: list[tuple[Path, str]]
     configs: dict[str, dict[str, Any]]
 
@@ -39,7 +39,7 @@ class ExportPlan:
         weights = sum(stored.nbytes for tensors in self.weights.values() for stored in tensors.values())
         return weights + sum(file.stat().st_size for file, _ in self.copies)
 
-    def write(self, folder: Path, on_write: OnWrite, shard_bytes: int = SHARD_BYTES) -> None:
+    def write(self, folder: Path, on_write: OnWrite, shard_bytes: int = EXPORT_FILE_BYTES) -> None:
         """Writes into an empty folder.
 
         Args:
@@ -62,10 +62,10 @@ def plan_export(folder: Path, parts: Sequence[str]) -> ExportPlan:
         parts: To be exported.
 
     Raises:
-        CheckpointError: a part is missing or cannot be read. ModelError: there is no model in the folder.
+        WeightsError: a part is missing or cannot be read. ModelError: there is no model in the folder.
     """
     if not folder.is_dir():  # the name of a preset is no model to export
-        raise CheckpointError(f"there is no folder {folder}")
+        raise WeightsError(f"there is no folder {folder}")
     ModelFolder(folder)
     missing = [part for part in parts if not _is_complete(folder / part, part)]
     refuse(f"{folder} has not all parts", missing, "Name the parts that are there with --only")

@@ -13,11 +13,11 @@ from videolavit.config.model import PRESETS, ModelConfig, load_preset
 from ..folder import start_folder
 from ..network import parse_config, weight_files
 from .expected import Part, expected_part
-from .layout import CONFIG_FOLDERS, LANGUAGE_FILES, TOKENIZER, Source, config_name, published_place, sources_of
-from .tensors import CheckpointError, Stored, list_tensors, refuse
-from .writing import OnWrite, copy_file, write_json, write_weights
+from .layout import CONFIG_FOLDERS, LANGUAGE_FILES, TOKENIZER, PublishedFile, config_name, published_place, sources_of
+from .new_folder import OnWrite, copy_file, write_json, write_weights
+from .tensors import Stored, WeightsError, list_tensors, refuse
 
-SHARD_BYTES = 1 << 30
+IMPORT_FILE_BYTES = 1 << 30
 DERIVED = "*.rotary_emb.inv_freq"
 """Tables that old Llama weights hold, and that follow from the config."""
 
@@ -49,7 +49,7 @@ class ImportPlan:
         weights = sum(stored.nbytes for found in self.tensors.values() for stored in found.values())
         return weights + sum(file.stat().st_size for file, _ in self.copies)
 
-    def write(self, folder: Path, on_write: OnWrite, shard_bytes: int = SHARD_BYTES) -> None:
+    def write(self, folder: Path, on_write: OnWrite, shard_bytes: int = IMPORT_FILE_BYTES) -> None:
         """Writes the model into an empty folder.
 
         Args:
@@ -69,14 +69,14 @@ def model_config(preset: str) -> ModelConfig:
     """Shapes by the name of a preset, or from a YAML file of the same form.
 
     Raises:
-        CheckpointError: neither; a file that cannot be read. ModelError: a key or value in it is wrong.
+        WeightsError: neither; a file that cannot be read. ModelError: a key or value in it is wrong.
     """
     if preset in PRESETS:
         return load_preset(preset)
     try:
         values = yaml.safe_load(Path(preset).read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{preset!r} is no preset ({', '.join(PRESETS)}), nor a YAML file: {error}") from None
+        raise WeightsError(f"{preset!r} is no preset ({', '.join(PRESETS)}), nor a YAML file: {error}") from None
     return parse_config(ModelConfig, values or {}, preset)
 
 
@@ -93,10 +93,10 @@ def plan_import(
         whole: Whether to remark on files that belong to other parts.
 
     Raises:
-        CheckpointError: a file or tensor is missing, left over, of another shape, or cannot be read. All are listed.
+        WeightsError: a file or tensor is missing, left over, of another shape, or cannot be read. All are listed.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"there is no folder {folder}")
+        raise WeightsError(f"there is no folder {folder}")
     survey = Survey(folder, set(parts), tuple(ignore))
     survey.find_weights()
     survey.find_files(parts)
@@ -159,7 +159,7 @@ class Survey:
         self._used.update(self.folder / published / name for name in present)
 
     def checked_files(self) -> Tensors:
-        """The tensors by part. Raises CheckpointError if files are missing."""
+        """The tensors by part. Raises WeightsError if files are missing."""
         refuse(
             f"{self.folder} lacks files of the published layout",
             self._missing,
@@ -189,7 +189,7 @@ class Survey:
                 self._misfits.append(f"{stored.name} in {place} has shape {sizes}")
 
     def refuse_misfits(self) -> None:
-        """Raises CheckpointError if a tensor is missing, left over or of another shape."""
+        """Raises WeightsError if a tensor is missing, left over or of another shape."""
         refuse(
             f"the weights in {self.folder} do not fit",
             sorted(self._misfits),
@@ -210,7 +210,7 @@ class Survey:
                     lines.append(f"not used: {self._relative(file)}")
         return lines
 
-    def _files(self, source: Source) -> list[Path]:
+    def _files(self, source: PublishedFile) -> list[Path]:
         folder = self.folder / source.folder
         for name in source.names:
             if files := weight_files(folder, name):
@@ -218,7 +218,7 @@ class Survey:
                 return files
         return []
 
-    def _sort(self, source: Source, files: Sequence[Path], wanted: set[str]) -> None:
+    def _sort(self, source: PublishedFile, files: Sequence[Path], wanted: set[str]) -> None:
         for file in files:
             for stored in list_tensors(file):
                 rule = source.rule(stored.name)
@@ -234,7 +234,7 @@ class Survey:
         else:
             known[name] = stored
 
-    def _stand_in(self, source: Source, files: Sequence[Path], wanted: set[str]) -> None:
+    def _stand_in(self, source: PublishedFile, files: Sequence[Path], wanted: set[str]) -> None:
         absent = wanted - self._tensors.keys()
         if absent:
             self.remarks.append(f"taken from {source.path}: {', '.join(sorted(absent))}")

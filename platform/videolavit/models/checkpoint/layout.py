@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..folder import PARTS
-from .tensors import CheckpointError
+from .tensors import WeightsError
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 
@@ -28,7 +28,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Source:
+class PublishedFile:
     """A file of weights, or the shards of one.
 
     Args:
@@ -69,13 +69,13 @@ class Source:
 
 
 SOURCES = (
-    Source("", "motion_tokenizer", (Rule("motion_tokenizer"),)),
-    Source("visual_tokenizer", "eva_vitg_psz14", (Rule("visual_tokenizer", ours="encoder."),)),
-    Source("visual_tokenizer", "tokenizer_encoder", (Rule("visual_tokenizer"),)),
-    Source("visual_tokenizer", "highres_tokenizer_decoder", (Rule("keyframe_detokenizer/conditions"),)),
-    Source("image_detokenizer/unet", DIFFUSERS_STEM, (Rule("keyframe_detokenizer/unet"),)),
-    Source("image_detokenizer/vae", DIFFUSERS_STEM, (Rule("keyframe_detokenizer/vae"),), suffix=".safetensors"),
-    Source(
+    PublishedFile("", "motion_tokenizer", (Rule("motion_tokenizer"),)),
+    PublishedFile("visual_tokenizer", "eva_vitg_psz14", (Rule("visual_tokenizer", ours="encoder."),)),
+    PublishedFile("visual_tokenizer", "tokenizer_encoder", (Rule("visual_tokenizer"),)),
+    PublishedFile("visual_tokenizer", "highres_tokenizer_decoder", (Rule("keyframe_detokenizer/conditions"),)),
+    PublishedFile("image_detokenizer/unet", DIFFUSERS_STEM, (Rule("keyframe_detokenizer/unet"),)),
+    PublishedFile("image_detokenizer/vae", DIFFUSERS_STEM, (Rule("keyframe_detokenizer/vae"),), suffix=".safetensors"),
+    PublishedFile(
         "video_detokenizer/unet",
         DIFFUSERS_STEM,
         (
@@ -84,7 +84,7 @@ SOURCES = (
             Rule("video_detokenizer/unet", ours="unet."),
         ),
     ),
-    Source(
+    PublishedFile(
         "",
         "video_3d_unet",
         (
@@ -93,9 +93,9 @@ SOURCES = (
         ),
         is_fallback=True,
     ),
-    Source("video_detokenizer/vae", DIFFUSERS_STEM, (Rule("video_detokenizer/vae"),), suffix=".safetensors"),
-    Source("language_model", "pytorch_model", (Rule("language_model"),), stems=("model",), is_sharded=True),
-    Source(
+    PublishedFile("video_detokenizer/vae", DIFFUSERS_STEM, (Rule("video_detokenizer/vae"),), suffix=".safetensors"),
+    PublishedFile("language_model", "pytorch_model", (Rule("language_model"),), stems=("model",), is_sharded=True),
+    PublishedFile(
         "language_model_sft",
         "pytorch_model",
         (
@@ -141,7 +141,7 @@ def config_name(part: str) -> str:
     return "scheduler_config.json" if part.endswith("scheduler") else "config.json"
 
 
-def published_place(part: str, ours: str) -> tuple[Source, str]:
+def published_place(part: str, ours: str) -> tuple[PublishedFile, str]:
     """The source that holds one of our tensors in the published layout, and its name there."""
     fitting = [
         (source, rule)
@@ -157,13 +157,13 @@ def selected_parts(only: Sequence[str] | None) -> list[str]:
     """Parts by their names, or by the folder they are in, such as `understanding`; all of them for None.
 
     Raises:
-        CheckpointError: there is no such part.
+        WeightsError: there is no such part.
     """
     if only is None:
         return list(PARTS)
     for name in only:
         if not any(_is_in(part, name) for part in PARTS):
-            raise CheckpointError(f"a model has no part {name!r}; the parts are {', '.join(PARTS)}")
+            raise WeightsError(f"a model has no part {name!r}; the parts are {', '.join(PARTS)}")
     return [part for part in PARTS if any(_is_in(part, name) for name in only)]
 
 
@@ -171,7 +171,7 @@ def _is_in(part: str, name: str) -> bool:
     return part == name or part.startswith(name + "/")
 
 
-def sources_of(parts: Iterable[str]) -> list[Source]:
+def sources_of(parts: Iterable[str]) -> list[PublishedFile]:
     """The sources that hold something of the parts, fallbacks last."""
     wanted = set(parts)
     return sorted((source for source in SOURCES if source.parts & wanted), key=lambda source: source.is_fallback)

@@ -20,7 +20,7 @@ _ZIP, _LFS_POINTER = b"PK\x03\x04", b"version https://git-lfs"
 _SHOWN = 20
 
 
-class CheckpointError(ModelError):
+class WeightsError(ModelError):
     """A published folder cannot be imported, or a model not exported; the message names the file and the fix."""
 
 
@@ -49,7 +49,7 @@ def list_tensors(file: Path) -> list[Stored]:
     """What is in a file, in its order.
 
     Raises:
-        CheckpointError: see `read_tensors`.
+        WeightsError: see `read_tensors`.
     """
     return [Stored(file, name, tensor.shape, tensor.dtype) for name, tensor in read_tensors(file).items()]
 
@@ -60,22 +60,22 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     Files that torch wrote before version 1.6 cannot be mapped, and are read as a whole.
 
     Raises:
-        CheckpointError: the file is damaged, holds something else than tensors by name, or is a pickle that asks for
+        WeightsError: the file is damaged, holds something else than tensors by name, or is a pickle that asks for
             more than tensors.
     """
     try:
         with file.open("rb") as opened:
             start = opened.read(64)
     except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}") from None
+        raise WeightsError(f"cannot read {file}: {error.strerror}") from None
     if start.startswith(_LFS_POINTER):
-        raise CheckpointError(f"{file} is a Git LFS pointer, not the weights; run `git lfs pull` in the download")
+        raise WeightsError(f"{file} is a Git LFS pointer, not the weights; run `git lfs pull` in the download")
     found = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file, start.startswith(_ZIP))
     if not isinstance(found, dict):
-        raise CheckpointError(f"{file} holds a {type(found).__name__}, not tensors by name")
+        raise WeightsError(f"{file} holds a {type(found).__name__}, not tensors by name")
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            raise CheckpointError(f"{file} holds something else than tensors by name: {name!r}")
+            raise WeightsError(f"{file} holds something else than tensors by name: {name!r}")
     return {name: tensor.detach() for name, tensor in found.items()}
 
 
@@ -83,7 +83,7 @@ def _read_safetensors(file: Path) -> object:
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} is damaged or incomplete ({error}); download it again") from None
+        raise WeightsError(f"{file} is damaged or incomplete ({error}); download it again") from None
 
 
 def _read_pickle(file: Path, is_zip: bool) -> object:
@@ -93,13 +93,13 @@ def _read_pickle(file: Path, is_zip: bool) -> object:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise CheckpointError(
+        raise WeightsError(
             f"{file} is refused: it {f'asks for {asked[1]}' if asked else 'is no pickle of weights'}, and nothing of "
             "it was run. It is damaged or meant to harm; take it from a source that you trust"
         ) from None
     except Exception as error:  # what a damaged pickle raises has no end
         reason = (str(error).splitlines() or [""])[0][:200]
-        raise CheckpointError(
+        raise WeightsError(
             f"{file} is damaged or incomplete ({type(error).__name__}: {reason}); download it again"
         ) from None
 
@@ -130,17 +130,17 @@ def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def refuse(what: str, problems: Iterable[str], advice: str = "") -> None:
-    """Raises CheckpointError if there are problems, and lists the first of them."""
+    """Raises WeightsError if there are problems, and lists the first of them."""
     listed = list(problems)
     if listed:
         shown = "".join(f"\n  {problem}" for problem in listed[:_SHOWN])
         more = f"\n  and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-        raise CheckpointError(f"{what}:{shown}{more}" + (f"\n{advice}" if advice else ""))
+        raise WeightsError(f"{what}:{shown}{more}" + (f"\n{advice}" if advice else ""))
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """An object from a JSON file. Raises CheckpointError if there is none."""
+    """An object from a JSON file. Raises WeightsError if there is none."""
     try:
         return dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"cannot read {file}: {error}") from None
+        raise WeightsError(f"cannot read {file}: {error}") from None

@@ -23,7 +23,7 @@ from videolavit.records.storage import Folder
 
 from ..cached import CachedSource, Tensors
 from ..component import Component
-from ..data import DataError, Item, Source
+from ..data import DataError, Item, SampleSource
 from ..inputs import Inputs
 from ..loader import usable
 from ..sources import MappedSource, data_facts, picture_sources, sample_stream, validation_items
@@ -89,7 +89,7 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
         drop_conditions=settings.drop_conditions,
     )
 
-    def prepared(source: Source) -> Source:
+    def prepared(source: SampleSource) -> SampleSource:
         resized = MappedSource(source, lambda picture: _resized(picture, side, (height, width)))
         if settings.cache is None:
             return resized

@@ -18,7 +18,7 @@ from videolavit.models.network import STRICT
 from videolavit.models.objective import Batch, Objective
 
 from ..component import Component
-from ..data import Item, Source
+from ..data import Item, SampleSource
 from ..inputs import Inputs
 from ..loader import usable
 from ..sources import ClipSample, MappedSource, clip_sources, data_facts, sample_stream, validation_items
@@ -48,7 +48,7 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
     config = tokenizer.config
     size = (config.grid_height, config.grid_width)
 
-    def prepared(named: list[str]) -> list[Source]:
+    def prepared(named: list[str]) -> list[SampleSource]:
         return [
             MappedSource(source, lambda clip: _sample(clip, size)) for source in clip_sources(named, inputs.storage)
         ]

@@ -21,7 +21,7 @@ from videolavit.models.vae_objective import VAEObjective
 from videolavit.models.vae_start import start_from_pictures
 
 from ..component import Component
-from ..data import DataError, Item, Source
+from ..data import DataError, Item, SampleSource
 from ..frames import FramedClip, frame_sources
 from ..inputs import Inputs
 from ..loader import usable
@@ -74,7 +74,7 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
     height = settings.height or (sizes.video_height if temporal else sizes.keyframe_height)
     width = settings.width or (sizes.video_width if temporal else sizes.keyframe_width)
 
-    def sources(named: list[str]) -> list[Source]:
+    def sources(named: list[str]) -> list[SampleSource]:
         if temporal and settings.sequences == "clips":
             return frame_sources(named, inputs.storage, (height, width))
         found = picture_sources(named, inputs.storage)

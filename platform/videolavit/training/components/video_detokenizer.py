@@ -24,7 +24,7 @@ from videolavit.records.storage import Folder
 
 from ..cached import CachedSource, Tensors
 from ..component import Component
-from ..data import DataError, Item, Mixture, SampleStream, Source
+from ..data import DataError, Item, Mixture, SampleSource, SampleStream
 from ..frames import FramedClip, frame_sources
 from ..inputs import Inputs
 from ..loader import usable
@@ -89,11 +89,13 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
     stages = settings.stages or (Stage(from_sample=0, height=sizes.video_height, width=sizes.video_width),)
     _check_stages(stages, detokenizer)
 
-    def sources(named: list[str], stage: Stage) -> list[Source]:
+    def sources(named: list[str], stage: Stage) -> list[SampleSource]:
         size = (stage.height, stage.width)
         latent = detokenizer.latent_size(*size)
         framed = frame_sources(named, inputs.storage, size)
-        plain: list[Source] = [MappedSource(source, lambda one: _tensors(one, latent, tokenizer)) for source in framed]
+        plain: list[SampleSource] = [
+            MappedSource(source, lambda one: _tensors(one, latent, tokenizer)) for source in framed
+        ]
         if settings.cache is None:
             return plain
         folder = Folder(settings.cache, inputs.storage)

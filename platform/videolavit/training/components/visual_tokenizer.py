@@ -20,7 +20,7 @@ from videolavit.models.visual_tokenizer import VisualTokenizer, normalize_images
 from videolavit.models.visual_tokenizer.objective import VisualTokenizerObjective, feature_distance
 
 from ..component import Component
-from ..data import Item, Source, Stream
+from ..data import Item, SampleSource, Stream
 from ..inputs import Inputs
 from ..loader import usable
 from ..sources import MappedSource, data_facts, picture_sources, sample_stream, validation_items
@@ -59,10 +59,10 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
     tokenizer, decoder = model.load("visual_tokenizer"), model.load("keyframe_detokenizer/conditions")
     side = tokenizer.config.image_size
 
-    def prepared(named: list[str]) -> list[Source]:
+    def prepared(named: list[str]) -> list[SampleSource]:
         return [MappedSource(one, lambda picture: resize_picture(picture, side, side)) for one in _pictures(named)]
 
-    def _pictures(named: list[str]) -> list[Source]:
+    def _pictures(named: list[str]) -> list[SampleSource]:
         return picture_sources(named, inputs.storage)
 
     train = prepared(inputs.train)

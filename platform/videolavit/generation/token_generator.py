@@ -17,7 +17,7 @@ class PromptTooLong(ValueError):
 
 
 @dataclass
-class Script:
+class GeneratedTokens:
     """A prompt's ids as they grow.
 
     Args:
@@ -55,7 +55,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Writer:
+class TokenGenerator:
     """A language model with the grammar of pictures and motion.
 
     A picture is as many visual codes as `visual_limits` allows, motion is exactly `motion_tokens` motion codes, and
@@ -74,7 +74,7 @@ class Writer:
     visual_limits: tuple[int, int]
     settings: GenerateSettings
 
-    def check_length(self, scripts: Sequence[Script], pictures: Sequence[int], motions: int) -> None:
+    def check_length(self, scripts: Sequence[GeneratedTokens], pictures: Sequence[int], motions: int) -> None:
         """Raises PromptTooLong if a prompt and what is written behind it may exceed the context.
 
         Args:
@@ -113,14 +113,16 @@ class Writer:
         sampling = self.settings.motion_sampling(from_picture)
         return Segment(ids.motion_start, policy, sampling, self.settings.motion_guidance)
 
-    def write_pictures(self, scripts: Sequence[Script], guidance: float, on_token: OnToken | None = None) -> None:
+    def write_pictures(
+        self, scripts: Sequence[GeneratedTokens], guidance: float, on_token: OnToken | None = None
+    ) -> None:
         """Appends [IMG] codes [/IMG] to each script."""
         segment = self.picture(guidance)
         for script, row in zip(scripts, self._write(scripts, [segment] * len(scripts), on_token), strict=True):
             script.visual.append(segment.codes(row))
 
     def write_motion(
-        self, scripts: Sequence[Script], from_picture: Sequence[bool], on_token: OnToken | None = None
+        self, scripts: Sequence[GeneratedTokens], from_picture: Sequence[bool], on_token: OnToken | None = None
     ) -> None:
         """Appends [MOV] codes [/MOV] to each script.
 
@@ -133,7 +135,7 @@ class Writer:
             script.motion.append(segment.codes(row))
 
     def _write(
-        self, scripts: Sequence[Script], segments: Sequence[Segment], on_token: OnToken | None
+        self, scripts: Sequence[GeneratedTokens], segments: Sequence[Segment], on_token: OnToken | None
     ) -> list[list[int]]:
         """Segments of one kind, one behind each script; they differ in their sampling only."""
         for script, segment in zip(scripts, segments, strict=True):

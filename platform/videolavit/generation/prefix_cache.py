@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .decoding import Reader
+from .decoding import DecodeBatch
 
 BLOCK = 32
 """Ids that are kept and found together."""
 
 
 @dataclass(frozen=True, eq=False)
-class Beginning:
+class CachedPrefix:
     """What is known of a prompt.
 
     Args:
@@ -33,7 +33,7 @@ class Beginning:
         return self.known.shape[3]
 
 
-class Prefixes:
+class PrefixCache:
     """Beginnings of prompts; those that were not used for the longest time are forgotten.
 
     Args:
@@ -44,7 +44,7 @@ class Prefixes:
         self._most = capacity // BLOCK
         self._blocks: OrderedDict[bytes, Tensor] = OrderedDict()
 
-    def find(self, prompt: Tensor, owner: str) -> Beginning:
+    def find(self, prompt: Tensor, owner: str) -> CachedPrefix:
         """What is known of a prompt [length, hidden], and never all of it: its last id has to be read.
 
         Args:
@@ -61,9 +61,9 @@ class Prefixes:
                 break
             found.append(self._blocks[name])
         self._use(names[: len(found)])
-        return Beginning(names, torch.cat(found, dim=3) if found else prompt.new_zeros(2, 0, 0, 0, 0))
+        return CachedPrefix(names, torch.cat(found, dim=3) if found else prompt.new_zeros(2, 0, 0, 0, 0))
 
-    def keep(self, beginning: Beginning, reader: Reader, row: int) -> None:
+    def keep(self, beginning: CachedPrefix, reader: DecodeBatch, row: int) -> None:
         """Keeps what a reader has read in a row."""
         for number, name in enumerate(beginning.names):
             if name not in self._blocks:

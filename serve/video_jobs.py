@@ -15,12 +15,12 @@ import numpy as np
 from videolavit.evaluation.motion import decomposed
 from videolavit.generation.output import origin, png, save_video
 from videolavit.generation.prompts import Picture
-from videolavit.generation.writing import PromptTooLong
+from videolavit.generation.token_generator import PromptTooLong
 from videolavit.media import MediaError, contact_sheet, draw_motion
 from videolavit.records.storage import Folder, StorageError
 
 from .failures import DIED, root
-from .graph import Graph, Made
+from .graph import Graph, VideoResult
 from .settings import ServeSettings
 from .store import Job, JobStore
 
@@ -171,7 +171,7 @@ class JobWorker:
         await self._in(self._publishing, self._publish, job, name, made)
         return name, made.tokens
 
-    def _publish(self, job: Job, name: str, made: Made) -> None:
+    def _publish(self, job: Job, name: str, made: VideoResult) -> None:
         """Writes the files of a result; nobody sees them before the job is completed."""
         fps = self._settings.generation.fps
         with tempfile.TemporaryDirectory() as scratch:
@@ -219,7 +219,7 @@ class JobWorker:
         return await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
 
 
-def sprites(made: Made, fps: int) -> Picture:
+def sprites(made: VideoResult, fps: int) -> Picture:
     """The keyframe of each clip with the motion of its first second as arrows: what the video is made of."""
     cells = [
         (draw_motion(clip.keyframe, clip.motion[:fps].sum(axis=0, dtype=np.int16)), f"{clip.seconds:.1f} s")

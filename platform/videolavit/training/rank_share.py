@@ -10,7 +10,7 @@ from .data import DataError, Item, Stream
 
 
 @dataclass(frozen=True)
-class Reject:
+class SkippedSample:
     """A sample that could not be loaded."""
 
     source: str
@@ -20,7 +20,7 @@ class Reject:
 
 
 @dataclass(frozen=True)
-class Share:
+class RankShare:
     """The part of each step that a rank computes.
 
     Args:
@@ -54,14 +54,14 @@ class Share:
         return [own[start : start + self.micro_batch] for start in range(0, len(own), self.micro_batch)]
 
 
-Feed = Callable[[Share, dict[str, int], int], Generator[list[Any], None, None]]
+RemoteLoader = Callable[[RankShare, dict[str, int], int], Generator[list[Any], None, None]]
 """Loads a share of the stream, from one of its states on and for so many steps, elsewhere and ahead of the training.
 Yields, micro batch after micro batch, what `loaded` returns for each of its items."""
 
 
 def loaded(item: Item) -> Any:
-    """The sample of an item, or a Reject."""
+    """The sample of an item, or a SkippedSample."""
     try:
         return item.load()
     except MediaError as error:
-        return Reject(item.source, item.position, type(error).__name__, str(error))
+        return SkippedSample(item.source, item.position, type(error).__name__, str(error))

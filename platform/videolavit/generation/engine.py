@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .decoding import Chooser, Reader, Sampling, TokenPolicy, guided, pad_prompts
-from .prefixes import Prefixes
+from .decoding import DecodeBatch, Sampler, Sampling, TokenPolicy, guided, pad_prompts
+from .prefix_cache import PrefixCache
 
 GATHER_SECONDS = 0.05
 """Least time between two readings of prompts while others are written: these stand still for each reading, and many
@@ -27,7 +27,7 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Passage:
+class EngineRequest:
     """What is to be written behind a prompt.
 
     Args:
@@ -38,7 +38,7 @@ class Passage:
         guidance: As for `decoding.steps`.
         on_token: Called in the engine's thread with each id, the end not among them.
         on_end: Called there once, with what went wrong or None.
-        owner: Whose it is; see `Prefixes.find`.
+        owner: Whose it is; see `PrefixCache.find`.
     """
 
     prompt: Tensor
@@ -72,17 +72,17 @@ class Engine:
         if max_rows < 2:
             raise ValueError(f"max_rows must be at least 2, a guided passage's, not {max_rows}")
         self._model, self._max_rows = model, max_rows
-        self._prefixes = Prefixes(prefix_tokens)
-        self._waiting: deque[Passage] = deque()
-        self._active: list[_Writing] = []
-        self._reader: Reader | None = None
+        self._prefixes = PrefixCache(prefix_tokens)
+        self._waiting: deque[EngineRequest] = deque()
+        self._active: list[_ActiveRequest] = []
+        self._reader: DecodeBatch | None = None
         self._closed = False
         self._next_reading = 0.0
         self._news = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="language model", daemon=True)
         self._thread.start()
 
-    def submit(self, passage: Passage) -> None:
+    def submit(self, passage: EngineRequest) -> None:
         """Hands a passage over; returns at once. Raises Stopped if the engine was closed."""
         with self._news:
             if self._closed:
@@ -125,7 +125,7 @@ class Engine:
         if not self._waiting or (self._active and time.monotonic() < self._next_reading):
             return
         room = self._max_rows - sum(one.passage.rows for one in self._active)
-        new: list[Passage] = []
+        new: list[EngineRequest] = []
         with self._news:
             while self._waiting and self._waiting[0].rows <= room:
                 passage = self._waiting.popleft()
@@ -149,14 +149,14 @@ class Engine:
             if self._reader is None or len(self._reader.logits) != sum(one.passage.rows for one in self._active):
                 raise  # the batch itself was damaged
             return
-        self._active += [_Writing(one, self._model.device) for one in new]
+        self._active += [_ActiveRequest(one, self._model.device) for one in new]
 
-    def _read(self, passages: Sequence[Passage]) -> Reader:
+    def _read(self, passages: Sequence[EngineRequest]) -> DecodeBatch:
         """Reads prompts, without what is known of them."""
         prompts = [(one, prompt) for one in passages for prompt in (one.prompt, one.prompt[-1:])[: one.rows]]
         beginnings = [self._prefixes.find(prompt, one.owner) for one, prompt in prompts]
         rests = [prompt[found.length :] for (_, prompt), found in zip(prompts, beginnings, strict=True)]
-        reader = Reader(self._model, pad_prompts(rests), [found.known for found in beginnings])
+        reader = DecodeBatch(self._model, pad_prompts(rests), [found.known for found in beginnings])
         for row, found in enumerate(beginnings):
             self._prefixes.keep(found, reader, row)
         return reader
@@ -190,7 +190,7 @@ class Engine:
                 chosen[index] = token
         return [writing.take(token) for writing, token in zip(self._active, chosen, strict=True)]
 
-    def _drop(self, leaving: Sequence[_Writing], why: BaseException | None) -> None:
+    def _drop(self, leaving: Sequence[_ActiveRequest], why: BaseException | None) -> None:
         """Takes passages out of the batch and tells them."""
         if not leaving:
             return
@@ -207,13 +207,13 @@ class Engine:
                 one.passage.on_end(why)
 
 
-class _Writing:
+class _ActiveRequest:
     """A passage as it grows."""
 
-    def __init__(self, passage: Passage, device: torch.device) -> None:
+    def __init__(self, passage: EngineRequest, device: torch.device) -> None:
         self.passage = passage
         self._ids = passage.policy.ids(device)
-        self._choose = Chooser(passage.sampling, passage.generator)
+        self._choose = Sampler(passage.sampling, passage.generator)
         self._count = 0
 
     @property
@@ -249,7 +249,7 @@ class _Writing:
         return token
 
 
-def _closed_up(active: Sequence[_Writing], leaving: Sequence[_Writing]) -> list[_Writing]:
+def _closed_up(active: Sequence[_ActiveRequest], leaving: Sequence[_ActiveRequest]) -> list[_ActiveRequest]:
     """Those that stay. Where it can be, the last take the places that become free: all others need not be moved."""
     staying = [one for one in active if one not in leaving]
     if len({one.passage.rows for one in active}) > 1:
@@ -258,7 +258,7 @@ def _closed_up(active: Sequence[_Writing], leaving: Sequence[_Writing]) -> list[
     return [last.pop() if one in leaving else one for one in active[: len(staying)]]
 
 
-def _firsts(active: Sequence[_Writing]) -> list[int]:
+def _firsts(active: Sequence[_ActiveRequest]) -> list[int]:
     """The first row of each passage, and the number of all rows."""
     firsts = [0]
     for one in active:

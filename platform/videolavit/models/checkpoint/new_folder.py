@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from .tensors import CheckpointError, Reader, Stored
+from .tensors import Reader, Stored, WeightsError
 
 OnWrite = Callable[[Path, int], None]
 """Called with each file of weights that is written, and its size in bytes."""
@@ -29,11 +29,11 @@ def new_folder(target: Path, needed: int, remark: Callable[[str], None]) -> Iter
         remark: Told what was removed.
 
     Raises:
-        CheckpointError: the target has something in it, another run is writing it, or the disk is too small.
+        WeightsError: the target has something in it, another run is writing it, or the disk is too small.
     """
     target = target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} is not empty; name a new folder")
+        raise WeightsError(f"{target} is not empty; name a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.parent / f".{target.name}.unfinished"
     with _claimed(scratch):
@@ -61,7 +61,7 @@ def _claimed(scratch: Path) -> Iterator[None]:
             if os.stat(scratch).st_ino != os.fstat(descriptor).st_ino:  # the other run ended just now
                 raise BlockingIOError
         except OSError:
-            raise CheckpointError(f"another run is writing {scratch}; wait for it, or name another folder") from None
+            raise WeightsError(f"another run is writing {scratch}; wait for it, or name another folder") from None
         yield
     finally:
         os.close(descriptor)
@@ -78,7 +78,7 @@ def _empty(folder: Path) -> None:
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise CheckpointError(f"{needed / 1e9:.1f} GB are to be written, and {folder} has {free / 1e9:.1f} GB free")
+        raise WeightsError(f"{needed / 1e9:.1f} GB are to be written, and {folder} has {free / 1e9:.1f} GB free")
 
 
 def _sync(path: Path) -> None:

@@ -18,7 +18,7 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResour
 from ray.data.block import BlockMetadata
 
 from videolavit.training.data import Item, Stream
-from videolavit.training.feed import Feed, Share, loaded
+from videolavit.training.rank_share import RankShare, RemoteLoader, loaded
 
 READY_BYTES = 1 << 30
 """Loaded samples that may wait for a worker, in the object store."""
@@ -27,7 +27,7 @@ TASKS_IN_FLIGHT = 4
 """Micro batches that an actor has been given. With two, an actor waits for the next while order is kept."""
 
 
-def ray_feed(stream: Stream, loaders: int) -> Feed:
+def ray_feed(stream: Stream, loaders: int) -> RemoteLoader:
     """Loads a stream's samples by so many actors, one core each.
 
     Args:
@@ -35,7 +35,7 @@ def ray_feed(stream: Stream, loaders: int) -> Feed:
     """
     sent = ray.put(stream)
 
-    def feed(share: Share, state: dict[str, int], steps: int) -> Generator[list[Any], None, None]:
+    def feed(share: RankShare, state: dict[str, int], steps: int) -> Generator[list[Any], None, None]:
         dataset = _dataset({"stream": sent, "share": share, "state": state}, steps * share.parts, loaders)
         batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         for expected, batch in enumerate(batches):
@@ -85,7 +85,7 @@ class _Numbers(Datasource):  # type: ignore[misc]  # Ray's is untyped
 class _LoadActor:
     """Loads micro batches by their numbers, which mostly come in order."""
 
-    def __init__(self, stream: "ray.ObjectRef[Stream]", share: Share, state: dict[str, int]) -> None:
+    def __init__(self, stream: "ray.ObjectRef[Stream]", share: RankShare, state: dict[str, int]) -> None:
         self._stream: Stream = ray.get(stream)
         self._share, self._state = share, state
         self._rewind()

@@ -63,7 +63,7 @@ class EncodedClip:
 
 
 @dataclass(frozen=True)
-class AnswerOrder:
+class AnswerRequest:
     """A question, what was said before, and what it is about.
 
     Args:
@@ -92,7 +92,7 @@ class Answer:
     Args:
         text: What is new.
         prompt_tokens: Of the prompt.
-        tokens: Written so far.
+        tokens: ClipTokens so far.
         finished: `stop` or `length` at the end.
     """
 
@@ -103,7 +103,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class ScriptOrder:
+class TokensRequest:
     """Codes that are to be written behind a prompt.
 
     Args:
@@ -122,7 +122,7 @@ class ScriptOrder:
 
 
 @dataclass(frozen=True)
-class Written:
+class ClipTokens:
     """What was written for a clip.
 
     Args:
@@ -135,7 +135,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class PaintOrder:
+class PaintRequest:
     """A keyframe.
 
     Args:
@@ -156,7 +156,7 @@ class PaintOrder:
 
 
 @dataclass(frozen=True)
-class AnimateOrder:
+class AnimateRequest:
     """A clip's frames.
 
     Args:
