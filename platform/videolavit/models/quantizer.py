@@ -13,7 +13,7 @@ class Quantizer(nn.Module):
     """A codebook of `num_codes` vectors.
 
     The input is normalised, the stored rows are taken as they are: they are unit vectors after initialisation only, so
-    this is not cosine search (reference 2.5).
+    this is not cosine search (docs/model.md, section 2.5).
     """
 
     def __init__(self, num_codes: int, code_dim: int) -> None:

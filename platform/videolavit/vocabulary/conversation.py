@@ -1,4 +1,4 @@
-"""The prompt of understanding (reference 5.4)."""
+"""The prompt of understanding (docs/model.md, section 5.4)."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -34,7 +34,7 @@ def conversation(
 ) -> tuple[list[int], list[bool]]:
     """Token ids of questions and their answers, and which of them a model is to write.
 
-    Every answer ends with a space, the stop string, a space and </s>, as published (reference 5.4).
+    Every answer ends with a space, the stop string, a space and </s>, as published (docs/model.md, section 5.4).
     """
     ids: list[int] = []
     written: list[bool] = []

@@ -1,4 +1,4 @@
-"""Where the codes of images and motion sit behind the text ids (design 3.4)."""
+"""Where the codes of images and motion sit behind the text ids (docs/model.md, section 5.1)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

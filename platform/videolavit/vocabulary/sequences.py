@@ -1,4 +1,4 @@
-"""Samples of text, images and videos as sequences of ids, as a language model is trained on them (reference 5.2).
+"""Training sequences of text, images and videos (docs/model.md, section 5.2).
 
     text [IMG] codes [/IMG] [MOV] codes [/MOV] ... </s>      text first, without <s>, as prompts for generation are
     [IMG] codes [/IMG] [MOV] codes [/MOV] ... text </s>      text last

@@ -115,7 +115,7 @@ def _language_model(name: str, values: dict[str, Any]) -> Part:
 
 
 def _scheduler(name: str, values: dict[str, Any]) -> Part:
-    """The keyframes' runs as the published code runs it: DDIM, unless the config says EulerAncestral (4.2)."""
+    """The keyframes' scheduler is DDIM unless the config says EulerAncestral (docs/model.md, section 4.2)."""
     kind = values.get("_class_name")
     if name.startswith("keyframe_detokenizer") and kind not in ("DDIMScheduler", "EulerAncestralDiscreteScheduler"):
         remark = f"{name}: the config is of a {kind}; DDIM runs it, as in the published code"

@@ -1,4 +1,4 @@
-"""Where the published folder `rain1011/Video-LaVIT-v1` keeps what our parts hold (reference 6.1).
+"""Where the published folder `rain1011/Video-LaVIT-v1` keeps what our parts hold (docs/model.md, section 6).
 
 Our networks carry the published tensor names inside, so a rule exchanges prefixes and nothing else.
 """

@@ -1,4 +1,4 @@
-"""Visual codes to the conditions of the keyframe U-Net (reference 4.1)."""
+"""Visual codes to the conditions of the keyframe U-Net (docs/model.md, section 4.1)."""
 
 import torch
 from pydantic.dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Visual codes to pictures: the guided diffusion loop, and the start that keeps long videos together (4.2, 4.7)."""
+"""Pictures from visual codes: the guided diffusion loop and its starts (docs/model.md, section 4.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains codes -> picture: first the decoder of the codes, then with it the diffusion of the U-Net (reference 2.7)."""
+"""Training of the keyframe detokenizer: the condition decoder, then the U-Net too (docs/model.md, section 4.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Next-token prediction over text, images and motion (paper, equation 5), and answers to questions (reference 5.2)."""
+"""Next-token prediction, and training on answers about pictures and videos (docs/model.md, sections 5.2 and 5.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The language model with both tokenizers inside: questions about images and videos (reference 5.2, 5.4)."""
+"""Language model with both tokenizers, for questions about images and videos (docs/model.md, section 5.4)."""
 
 from __future__ import annotations
 

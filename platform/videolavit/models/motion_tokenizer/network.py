@@ -1,4 +1,4 @@
-"""Motion of a clip to 135 codes and back: a space-time transformer around a codebook (reference, section 3)."""
+"""Motion tokenizer: a space-time transformer around a codebook (docs/model.md, section 3)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""How the motion tokenizer is trained: to give its input back through the codebook (reference 3.5)."""
+"""How the motion tokenizer is trained: to give its input back through the codebook (docs/model.md, section 3.5)."""
 
 from torch import Tensor, nn
 

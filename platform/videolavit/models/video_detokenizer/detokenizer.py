@@ -1,4 +1,4 @@
-"""A keyframe and motion to frames: EDM Euler sampling with guidance that grows over the frames (reference 4.5)."""
+"""Clips from keyframes and motion: EDM Euler sampling with growing guidance (docs/model.md, section 4.5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Motion to the context of the video U-Net (reference 4.3)."""
+"""Motion to the context of the video U-Net (docs/model.md, section 4.3)."""
 
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Trains the video U-Net and the motion condition encoder with the EDM objective (reference 4.6)."""
+"""Trains the video U-Net and the motion condition encoder with the EDM objective (docs/model.md, section 4.6)."""
 
 from __future__ import annotations
 

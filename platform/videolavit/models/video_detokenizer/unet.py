@@ -1,4 +1,4 @@
-"""Stable Video Diffusion's U-Net with motion as its cross-attention context (reference 4.4)."""
+"""Stable Video Diffusion's U-Net with motion as its cross-attention context (docs/model.md, section 4.4)."""
 
 from __future__ import annotations
 

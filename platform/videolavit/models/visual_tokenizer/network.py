@@ -1,4 +1,4 @@
-"""Images to a dynamic number of codes, or of continuous features: ViT, selector, merger, codebook (section 2)."""
+"""Visual tokenizer: ViT, selector, merger and codebook (docs/model.md, section 2)."""
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class Selector(nn.Module):
 
 
 class Merger(nn.Module):
-    """Lets kept patches look back at kept ones, and at all dropped ones (reference 2.4).
+    """Lets kept patches look back at kept ones, and at all dropped ones (docs/model.md, section 2.4).
 
     Every position is carried through; the dropped ones are left out behind.
     """

@@ -1,4 +1,4 @@
-"""How the visual tokenizer is trained: to give the ViT's features back from few quantized patches (reference 2.7)."""
+"""Training of the visual tokenizer to reconstruct ViT features from few patches (docs/model.md, section 2.7)."""
 
 from __future__ import annotations
 

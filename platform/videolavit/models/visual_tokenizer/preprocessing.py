@@ -1,4 +1,4 @@
-"""Pictures to what the ViT reads (reference 2.1)."""
+"""Pictures to what the ViT reads (docs/model.md, section 2.1)."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""The frozen vision transformer: EVA-CLIP g/14's shape (reference 2.2)."""
+"""The frozen vision transformer: EVA-CLIP g/14's shape (docs/model.md, section 2.2)."""
 
 import torch
 import torch.nn.functional as F
