@@ -1,20 +1,18 @@
 """What all jobs share: command lines, user errors without a traceback, and Ray as it should be here."""
 
 import contextlib
-import logging
-import os
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
 
-import ray
 from jsonargparse import ArgumentParser, Namespace
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
+
+from pipelines.session import RayUnavailable, ray_session
 
 T = TypeVar("T")
 INTERRUPTED = 130
@@ -85,48 +83,12 @@ def user_errors(*types: type[Exception]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ray_runtime() -> Iterator[None]:
-    """Joins the cluster that `RAY_ADDRESS` names, as `ray job submit` sets it, or else starts a Ray of its own.
-
-    Without an address Ray itself would wait minutes for the last head of this machine, even a dead one.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    address = os.environ.get("RAY_ADDRESS", "local")
-    try:
-        with console.status("starting Ray"), _quiet_core(address == "local"):
-            # A dashboard costs a tenth of a core all the time; a cluster has its own.
-            own = {"include_dashboard": False} if address == "local" else {}
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except ConnectionError:
-        fail(f"no Ray cluster answers at RAY_ADDRESS={address}; unset it to start a Ray here")
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command continues where it stopped")
-        sys.exit(INTERRUPTED)
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _quiet_core(wanted: bool) -> Iterator[None]:
-    """Keeps the remarks of Ray's C++ core out of a terminal: it prints them at level ERROR, and announces any change.
-
-    One of them, on the restart of actors (ray-project/ray#53727), comes with every actor pool of Ray Data.
-    """
-    if not wanted or "RAY_BACKEND_LOG_LEVEL" in os.environ:
-        yield
-        return
-    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-    stderr = os.dup(2)
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(silence)
+    """`ray_session` for a command: shows that Ray starts, and ends the command where it is missing or interrupted."""
+    with contextlib.ExitStack() as stack:
+        with console.status("starting Ray"), user_errors(RayUnavailable):
+            stack.enter_context(ray_session())
+        try:
+            yield
+        except KeyboardInterrupt:
+            console.print("interrupted; the same command continues where it stopped")
+            sys.exit(INTERRUPTED)
