@@ -11,7 +11,7 @@ import numpy as np
 from videolavit.isolation import IsolatedFunction
 from videolavit.media import probe
 
-from .reference import SIDES, ClipResult
+from .reference import SIDES, ClipResult, clips, measure
 from .shared import TIME_LIMIT, console, result_table, verdict
 
 CPU_GOAL = 6.0
@@ -51,9 +51,9 @@ def _ratios(seconds: dict[str, float]) -> dict[str, float]:
 def _cpu_of(side: str, video: Path) -> dict[str, float]:
     """CPU seconds of a fresh process: to start it, to do the work, and as the parent sees all of it."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    measure = IsolatedFunction("benchmarks.reference:measure")
-    start, work = measure(side, str(video), time_limit=TIME_LIMIT)
-    measure.close()
+    process = IsolatedFunction(measure)
+    start, work = process(side, str(video), time_limit=TIME_LIMIT)
+    process.close()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     total = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"start": start, "work": work, "process": total}
@@ -63,9 +63,9 @@ def _agreement(video: Path) -> dict[str, Any]:
     """Whether the sides made the same clips: largest differences of features and of keyframe levels."""
     made: dict[str, list[ClipResult]] = {}
     for side in SIDES:
-        clips = IsolatedFunction("benchmarks.reference:clips")
-        made[side] = clips(side, str(video), time_limit=TIME_LIMIT)
-        clips.close()
+        isolated = IsolatedFunction(clips)
+        made[side] = isolated(side, str(video), time_limit=TIME_LIMIT)
+        isolated.close()
     ours = {(clip.start_frame, clip.num_frames): clip for clip in made["ours"]}
     both = {
         side: [(clip, ours[key]) for clip in made[side] if (key := (clip.start_frame, clip.num_frames)) in ours]

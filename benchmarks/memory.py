@@ -10,13 +10,13 @@ from typing import Any
 import av
 import psutil
 
-from videolavit.isolation import IsolatedFunction
+from videolavit.isolation import Arguments, IsolatedFunction
 from videolavit.records.plan import plan_table
 from videolavit.records.samples import SampleSettings
 from videolavit.records.storage import StorageSettings
 from videolavit.synth import SynthSettings
 
-from .reference import peak_megabytes
+from .reference import peak_megabytes, stream_peak, unit_peak
 from .shared import (
     TIME_LIMIT,
     console,
@@ -43,10 +43,10 @@ def measure_memory(output: Path, seconds: int) -> dict[str, Any]:
     video = long_video(output, seconds)
     rows = planned([video], SampleSettings(), StorageSettings())
 
-    def alone(target: str, *args: Any) -> dict[str, float]:
-        process = IsolatedFunction(f"benchmarks.reference:{target}")
-        with _watched(target) as seen:
-            peaks: dict[str, float] = process(*args, time_limit=4 * TIME_LIMIT)
+    def alone(function: Callable[[*Arguments], dict[str, float]], *args: *Arguments) -> dict[str, float]:
+        process = IsolatedFunction(function)
+        with _watched(function.__name__) as seen:
+            peaks = process(*args, time_limit=4 * TIME_LIMIT)
         process.close()
         return peaks | {"proportional": seen["proportional"]}
 
@@ -58,8 +58,8 @@ def measure_memory(output: Path, seconds: int) -> dict[str, Any]:
         return seen
 
     kinds: dict[str, Callable[[str], dict[str, float]]] = {
-        "plain process": lambda folder: alone("stream_peak", str(video)),
-        "worker without Ray": lambda folder: alone("unit_peak", rows, folder),
+        "plain process": lambda folder: alone(stream_peak, str(video)),
+        "worker without Ray": lambda folder: alone(unit_peak, rows, folder),
         "worker under Ray": under_ray,
     }
     result = {}

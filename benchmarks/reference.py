@@ -228,11 +228,11 @@ def stream_peak(path: str) -> dict[str, float]:
 def unit_peak(rows: list[dict[str, Any]], output: str) -> dict[str, float]:
     """Peak memory of a pipeline's worker without Ray: segments decomposed by a child, written to a shard here."""
     from videolavit.isolation import IsolatedFunction
-    from videolavit.records.samples import SampleSettings
+    from videolavit.records.samples import SampleSettings, decompose_row
     from videolavit.records.shards import ShardWriter
     from videolavit.records.storage import Folder, StorageSettings
 
-    decompose = IsolatedFunction("videolavit.records.samples:decompose_row")
+    decompose = IsolatedFunction(decompose_row)
     settings, storage = SampleSettings(), StorageSettings()
     with ShardWriter(Folder(output, storage), rows[0]["shard"], []) as writer:
         for row in rows:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from videolavit.isolation import ProcessDied, TimeLimitExceeded
+from videolavit.isolation import Arguments, IsolatedFunction, ProcessDied, Result, TimeLimitExceeded
 from videolavit.media import MediaError
 from videolavit.media.errors import SourceUnreadable
 from videolavit.records.plan import planned_extra
@@ -88,7 +88,9 @@ class Rejected(Exception):
         self.row = row
 
 
-def tried(call: Callable[..., Any], time_limit: float, attempts: int) -> Any:
+def tried(
+    function: IsolatedFunction[*Arguments, Result], arguments: tuple[*Arguments], time_limit: float, attempts: int
+) -> Result:
     """Calls with one time limit for all attempts, and returns the result.
 
     Any fault of a source is its own. Only a dead process or a failing storage may be chance, and worth another try.
@@ -99,7 +101,7 @@ def tried(call: Callable[..., Any], time_limit: float, attempts: int) -> Any:
     deadline = time.monotonic() + time_limit
     for attempt in range(1, attempts + 1):
         try:
-            return call(time_limit=max(deadline - time.monotonic(), 0.01))
+            return function(*arguments, time_limit=max(deadline - time.monotonic(), 0.01))
         except Exception as error:
             chance = isinstance(error, ProcessDied | SourceUnreadable)
             pause = RETRY_PAUSE * attempt if isinstance(error, SourceUnreadable) else 0.0
@@ -109,7 +111,13 @@ def tried(call: Callable[..., Any], time_limit: float, attempts: int) -> Any:
     raise AssertionError("a call has at least one attempt")
 
 
-def tried_sample(call: Callable[..., Any], row: dict[str, Any], workers: WorkerSettings, stage: str) -> Any:
+def tried_sample(
+    function: IsolatedFunction[*Arguments, Result],
+    arguments: tuple[*Arguments],
+    row: dict[str, Any],
+    workers: WorkerSettings,
+    stage: str,
+) -> Result:
     """`tried` for a plan row.
 
     Raises:
@@ -117,7 +125,7 @@ def tried_sample(call: Callable[..., Any], row: dict[str, Any], workers: WorkerS
     """
     started = time.monotonic()
     try:
-        return tried(call, workers.time_limit, workers.attempts)
+        return tried(function, arguments, workers.time_limit, workers.attempts)
     except Failed as failure:
         error = failure.reason
         own = isinstance(error, MediaError | TimeLimitExceeded | ProcessDied)

@@ -10,16 +10,15 @@ own checkpointing is not used: it loses rows under fan-out and repeats rejected 
 import time
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from videolavit.isolation import IsolatedFunction
 from videolavit.records import schema
-from videolavit.records.inputs import EXTRA
-from videolavit.records.plan import assign_shards, extra_fields, is_whole_tar, plan_table, whole_source
-from videolavit.records.samples import SampleSettings, extra_columns
+from videolavit.records.inputs import EXTRA, VIDEO_MEMBERS, tar_members
+from videolavit.records.plan import assign_shards, extra_fields, is_whole_tar, plan_source, plan_table, whole_source
+from videolavit.records.samples import SampleSettings, decompose_row, extra_columns
 from videolavit.records.shards import Ledger, ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
 
@@ -90,8 +89,8 @@ class _Planner:
     ) -> None:
         self._settings, self._storage, self._workers = settings, storage, workers
         self._schema = pa.schema([*_PLANNED, *extra])
-        self._members = IsolatedFunction("videolavit.records.inputs:tar_members")
-        self._plan = IsolatedFunction("videolavit.records.plan:plan_source")
+        self._members = IsolatedFunction(tar_members)
+        self._plan = IsolatedFunction(plan_source)
 
     def __call__(self, sources: pa.Table) -> pa.Table:
         rows = [segment for row in sources.to_pylist() for one in self._expand(row) for segment in self._segments(one)]
@@ -101,9 +100,9 @@ class _Planner:
         """A tar's members; any other source, and a tar without members, as it is."""
         if not is_whole_tar(row):
             return [row]
-        call = partial(self._members, row["url"], self._storage)
+        arguments = (row["url"], self._storage, VIDEO_MEMBERS)
         try:
-            members = tried(call, self._workers.time_limit, self._workers.attempts)
+            members = tried(self._members, arguments, self._workers.time_limit, self._workers.attempts)
         except Exception:
             return [row]  # decomposing it will say what ails it
         return [row | member for member in members] or [row]
@@ -111,9 +110,9 @@ class _Planner:
     def _segments(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         if is_whole_tar(row):
             return [whole_source(row, self._settings)]
-        call = partial(self._plan, row, self._settings, self._storage)
+        limit = min(HEADER_TIME_LIMIT, self._workers.time_limit)
         try:
-            return tried(call, min(HEADER_TIME_LIMIT, self._workers.time_limit), self._workers.attempts)  # type: ignore[no-any-return]
+            return tried(self._plan, (row, self._settings, self._storage), limit, self._workers.attempts)
         except Exception:
             return [whole_source(row, self._settings)]
 
@@ -127,7 +126,7 @@ class _ShardMaker:
         pa.set_memory_pool(pa.system_memory_pool())  # gives back what writing a row took; others keep it
         self._folder = Folder(output, storage)
         self._storage, self._settings, self._workers = storage, settings, workers
-        self._decompose = IsolatedFunction("videolavit.records.samples:decompose_row")
+        self._decompose = IsolatedFunction(decompose_row)
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
         name = plan["shard"][0].as_py()
@@ -151,9 +150,8 @@ class _ShardMaker:
         yield progress_record(COUNTED, counts, error)
 
     def _sample(self, row: dict[str, Any], writer: ShardWriter) -> dict[str, float]:
-        call = partial(self._decompose, row, self._settings, self._storage)
         try:
-            table = tried_sample(call, row, self._workers, "decompose")
+            table = tried_sample(self._decompose, (row, self._settings, self._storage), row, self._workers, "decompose")
         except Rejected as reject:
             writer.reject(reject.row)
             return {"samples": 1, "rejects": 1}

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -23,13 +22,13 @@ import ray.data
 from videolavit.isolation import IsolatedFunction
 from videolavit.records import schema
 from videolavit.records.corpus import CorpusSettings
-from videolavit.records.plan import extra_fields, plan_table, whole_source
-from videolavit.records.prepare import PrepareSettings
+from videolavit.records.plan import extra_fields, plan_source, plan_table, whole_source
+from videolavit.records.prepare import PrepareSettings, prepare_row
 from videolavit.records.prepared import PreparedShard, ShardBuilder, failed_block, waiting_block
 from videolavit.records.samples import SampleSettings
 from videolavit.records.shards import TOKENS, Ledger, ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
-from videolavit.records.token_plan import assign_token_shards, plan_unit, plan_video
+from videolavit.records.token_plan import assign_token_shards, expand_source, plan_unit, plan_video
 from videolavit.records.tokenizers import EncodeSettings, Tokenizers
 
 from .common import (
@@ -202,8 +201,8 @@ class _Planner:
     ) -> None:
         self._settings, self._corpus, self._storage, self._workers = settings, corpus, storage, workers
         self._schema = pa.schema([*schema.TOKEN_PLAN, *extra])
-        self._expand = IsolatedFunction("videolavit.records.token_plan:expand_source")
-        self._plan = IsolatedFunction("videolavit.records.plan:plan_source")
+        self._expand = IsolatedFunction(expand_source)
+        self._plan = IsolatedFunction(plan_source)
 
     def __call__(self, sources: pa.Table) -> pa.Table:
         tables = [self._planned(row) for row in sources.to_pylist()]
@@ -213,9 +212,9 @@ class _Planner:
         """Plan rows of a source: of what is in it, or else of itself, so that tokenizing it says what ails it."""
         if row["kind"] == "video":
             return self._table(self._segments(row))
-        call = partial(self._expand, row, self._storage, self._corpus)
+        workers = self._workers
         try:
-            inside = tried(call, self._workers.time_limit, self._workers.attempts)
+            inside = tried(self._expand, (row, self._storage, self._corpus), workers.time_limit, workers.attempts)
         except Failed:
             return self._table([plan_unit(row)])
         if row["kind"] == "clips":
@@ -229,9 +228,9 @@ class _Planner:
         return self._segments(row) if row["kind"] == "video" else [plan_unit(row)]
 
     def _segments(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        call = partial(self._plan, row, self._settings, self._storage)
+        limit = min(HEADER_TIME_LIMIT, self._workers.time_limit)
         try:
-            segments = tried(call, min(HEADER_TIME_LIMIT, self._workers.time_limit), self._workers.attempts)
+            segments = tried(self._plan, (row, self._settings, self._storage), limit, self._workers.attempts)
         except Failed:
             segments = [whole_source(row, self._settings)]
         return plan_video(segments, self._settings)
@@ -245,7 +244,7 @@ class _Preparer:
 
     def __init__(self, settings: PrepareSettings, storage: StorageSettings, workers: WorkerSettings) -> None:
         self._settings, self._storage, self._workers = settings, storage, workers
-        self._prepare = IsolatedFunction("videolavit.records.prepare:prepare_row")
+        self._prepare = IsolatedFunction(prepare_row)
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
         told = time.monotonic()
@@ -262,9 +261,9 @@ class _Preparer:
             yield failed_block(plan["shard"][0].as_py(), repr(failure))
 
     def _sample(self, row: dict[str, Any], shard: ShardBuilder) -> None:
-        call = partial(self._prepare, row, self._settings, self._storage)
+        arguments = (row, self._settings, self._storage)
         try:
-            shard.add(row, tried_sample(call, row, self._workers, "tokenize"))
+            shard.add(row, tried_sample(self._prepare, arguments, row, self._workers, "tokenize"))
         except Rejected as reject:
             shard.rejects.append(reject.row)
 

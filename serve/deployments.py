@@ -22,7 +22,7 @@ from videolavit.generation.prompts import Picture, Prompt, encode_pictures, prom
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import generator
 from videolavit.generation.token_generator import GeneratedTokens, Segment, TokenGenerator
-from videolavit.isolation import IsolatedFunction, ProcessDied, TimeLimitExceeded
+from videolavit.isolation import Arguments, IsolatedFunction, ProcessDied, Result, TimeLimitExceeded
 from videolavit.media import Clip, MediaError
 from videolavit.models.folder import ModelFolder
 from videolavit.models.language_model import VisualPrompts
@@ -41,6 +41,7 @@ from .requests import (
     Upload,
 )
 from .settings import ServeSettings
+from .uploads import read_clips, read_image
 
 T = TypeVar("T")
 
@@ -71,10 +72,7 @@ class VisualTokenizer:
         ]
         # a request that is given up does not stop its thread: what it uses is free when the thread is done
         self._networks, self._decoding = ThreadPoolExecutor(1), ThreadPoolExecutor(CHILDREN)
-        self._decoders: queue.SimpleQueue[dict[str, IsolatedFunction]] = queue.SimpleQueue()
-        for _ in range(CHILDREN):
-            names = ("read_image", "read_clips")
-            self._decoders.put({name: IsolatedFunction(f"serve.uploads:{name}") for name in names})
+        self._image_readers, self._clip_readers = _isolated(read_image), _isolated(read_clips)
 
     async def look(self, upload: Upload) -> VisualContext:
         """What a question can be about. Raises MediaError."""
@@ -116,27 +114,27 @@ class VisualTokenizer:
         return await self._run(self._networks, encode)
 
     async def _picture(self, upload: Upload) -> Picture:
-        picture: Picture = await self._decode("read_image", await upload.data, self._limits.input_pixels)
-        return picture
+        return await self._decode(self._image_readers, await upload.data, self._limits.input_pixels)
 
     async def _clips(self, upload: Upload, policy: str, max_clips: int | None) -> list[Clip]:
         limits = self._limits
-        clips: list[Clip] = await self._decode(
-            "read_clips", await upload.data, policy, max_clips, limits.input_seconds, limits.input_pixels
-        )
+        arguments = await upload.data, policy, max_clips, limits.input_seconds, limits.input_pixels
+        clips = await self._decode(self._clip_readers, *arguments)
         if not clips:
             raise MediaError("the video has no clip")
         return clips
 
-    async def _decode(self, function: str, *arguments: Any) -> Any:
+    async def _decode(
+        self, readers: queue.SimpleQueue[IsolatedFunction[*Arguments, Result]], *arguments: *Arguments
+    ) -> Result:
         limit = self._limits.decode_seconds
 
-        def call() -> Any:
-            functions = self._decoders.get()
+        def call() -> Result:
+            reader = readers.get()
             try:
-                return functions[function](*arguments, time_limit=limit)
+                return reader(*arguments, time_limit=limit)
             finally:
-                self._decoders.put(functions)
+                readers.put(reader)
 
         try:
             return await self._run(self._decoding, call)
@@ -147,6 +145,16 @@ class VisualTokenizer:
 
     async def _run(self, threads: ThreadPoolExecutor, call: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
+
+
+def _isolated(
+    function: Callable[[*Arguments], Result],
+) -> queue.SimpleQueue[IsolatedFunction[*Arguments, Result]]:
+    """A queue of `CHILDREN` processes that call a function."""
+    processes: queue.SimpleQueue[IsolatedFunction[*Arguments, Result]] = queue.SimpleQueue()
+    for _ in range(CHILDREN):
+        processes.put(IsolatedFunction(function))
+    return processes
 
 
 class LanguageModel:

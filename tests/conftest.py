@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 START_LIMIT = 90.0
 
-Isolate = Callable[[str], IsolatedFunction]
+Isolate = Callable[[Callable[..., Any]], "IsolatedFunction[*tuple[Any, ...], Any]"]
 Job = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -224,11 +224,11 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def isolate() -> Iterator[Isolate]:
-    """Makes isolated functions of tests.media.videos and ends their processes."""
-    made: list[IsolatedFunction] = []
+    """Isolates functions, and ends their processes when the test ends."""
+    made: list[IsolatedFunction[*tuple[Any, ...], Any]] = []
 
-    def isolate(name: str) -> IsolatedFunction:
-        made.append(IsolatedFunction(f"tests.media.videos:{name}"))
+    def isolate(function: Callable[..., Any]) -> IsolatedFunction[*tuple[Any, ...], Any]:
+        made.append(IsolatedFunction(function))
         return made[-1]
 
     yield isolate

@@ -21,7 +21,10 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Generic, TypeVar, TypeVarTuple
+
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
 
 _LENGTH = struct.Struct("<Q")
 _PIPE_SIZE = 1 << 20
@@ -46,18 +49,21 @@ class ProcessDied(Exception):
     """The call ended its process: a crash in native code, or a kill from outside."""
 
 
-class IsolatedFunction:
+class IsolatedFunction(Generic[*Arguments, Result]):
     """A module-level function, called in a child process.
 
-    Args:
-        target: `"package.module:function"`. Arguments and results are pickled on a private pipe.
+    The child imports the function's module and nothing else. Arguments are passed by position, to a type checker also
+    those that have a default; they and the result are pickled on a private pipe.
+
+    Raises:
+        TypeError: a lambda, a closure, a method or a function of the main program: another process cannot import it.
     """
 
-    def __init__(self, target: str) -> None:
-        self._target = target
+    def __init__(self, function: Callable[[*Arguments], Result]) -> None:
+        self._target = _import_name(function)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __call__(self, *args: Any, time_limit: float) -> Any:
+    def __call__(self, *args: *Arguments, time_limit: float) -> Result:
         """Calls the function and returns its result, or raises what it raised.
 
         Args:
@@ -84,7 +90,8 @@ class IsolatedFunction:
                 self._process = None
         if not succeeded:
             raise value
-        return value
+        result: Result = value
+        return result
 
     def close(self) -> None:
         """Ends the child, if there is one."""
@@ -110,6 +117,20 @@ class IsolatedFunction:
             with contextlib.suppress(OSError):  # the system grants a user only so many large pipes
                 fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)  # type: ignore[arg-type]
         return self._process
+
+
+def _import_name(function: Callable[..., object]) -> str:
+    """The name under which another process finds a function: `package.module:function`."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if module is None or name is None:
+        raise TypeError(f"{function!r} is no function of a module, so another process cannot import it")
+    if module == "__main__":
+        raise TypeError(
+            f"{name} is defined in the main program, which another process cannot import; move it to a module"
+        )
+    if getattr(sys.modules.get(module), name, None) is not function:
+        raise TypeError(f"{module}.{name} is no module-level function, so another process cannot import it")
+    return f"{module}:{name}"
 
 
 def _cause(status: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Isolate
-from tests.media.videos import consume, ffmpeg, make, moving, outline
+from tests.media.videos import consume, ffmpeg, make, moving, outcome, outcome_and_memory, outcome_as_nobody, outline
 from videolavit.isolation import ProcessDied, TimeLimitExceeded
 from videolavit.media import DecomposeSettings, MediaError, errors, iter_frames, probe
 from videolavit.media import source as source_module
@@ -108,7 +108,7 @@ def test_no_permission(folder: Path, isolate: Isolate) -> None:
         path = Path(public) / "video.mp4"
         path.write_bytes((folder / "source.mp4").read_bytes())
         path.chmod(0o644)
-        attempt = isolate("outcome_as_nobody")
+        attempt = isolate(outcome_as_nobody)
         assert attempt(str(path), time_limit=30) == "ok"
         path.chmod(0)
         assert attempt(str(path), time_limit=30) == "SourceForbidden"
@@ -252,7 +252,7 @@ def test_huge_declared_size_is_refused_before_decoding(
     huge = side.to_bytes(2, "big")
     path.write_bytes(data.replace(width_and_height, b"\xb0\x82" + huge + b"\xba\x82" + huge))
     started = time.monotonic()
-    kind, grown = isolate("outcome_and_memory")(str(path), DecomposeSettings(), time_limit=30)
+    kind, grown = isolate(outcome_and_memory)(str(path), DecomposeSettings(), time_limit=30)
     assert kind == expected
     assert grown < 100 << 20
     assert time.monotonic() - started < 10
@@ -339,7 +339,7 @@ def test_files_are_closed(folder: Path) -> None:
 
 
 def test_every_media_error_survives_the_pipe(isolate: Isolate, folder: Path) -> None:
-    function = isolate("outline")
+    function = isolate(outline)
     for source, kind in ((folder / "picture.png", errors.ForbiddenFormat), (b"", errors.SourceEmpty)):
         with pytest.raises(kind) as caught:
             function(source, time_limit=30)
@@ -395,7 +395,7 @@ NAMES = ("index_last.mp4", "index_first.mp4", "h264.mkv", "h264.ts", "mpeg4.avi"
 @pytest.mark.parametrize("name", NAMES)
 def test_damage_gives_frames_or_a_typed_error(tiny: dict[str, bytes], isolate: Isolate, name: str) -> None:
     """Any other exception of the child propagates and fails. The range bounds what a wild timestamp can cost."""
-    function = isolate("outcome")
+    function = isolate(outcome)
     outcomes: dict[str, int] = {}
     for seed in range(60):
         mutant = damaged(tiny[name], seed)

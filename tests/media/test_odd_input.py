@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from av.video.frame import VideoFrame
 
-from tests.media.videos import make, moving, outline, reference, without_default_duration
+from tests.media.videos import make, moving, outline, outline_on_one_cpu, reference, without_default_duration
 from videolavit.isolation import IsolatedFunction
 from videolavit.media import iter_frames, packets, probe, reencode
 from videolavit.media.errors import TooFewFrames
@@ -212,8 +212,8 @@ def test_every_way_to_hand_a_file_over_gives_the_same(video: Videos, name: str) 
 def test_processes_and_processors_do_not_matter(video: Videos, name: str) -> None:
     path = video(name)
     expected = outline(path)
-    for target, source in (("outline", path.read_bytes()), ("outline", path), ("outline_on_one_cpu", str(path))):
-        isolated = IsolatedFunction(f"tests.media.videos:{target}")
+    for function, source in ((outline, path.read_bytes()), (outline, path), (outline_on_one_cpu, str(path))):
+        isolated = IsolatedFunction(function)
         assert isolated(source, time_limit=60) == expected
         isolated.close()
 

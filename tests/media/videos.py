@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import av
 import imageio_ffmpeg
 from av.video.frame import PictureType
 
-from videolavit.media import DecomposedFrame, DecomposeSettings, MediaError, Source, iter_frames, motion_grid, probe
+from videolavit.media import DecomposedFrame, DecomposeSettings, MediaError, VideoInput, iter_frames, motion_grid, probe
 
 NOBODY = 65534
 
@@ -97,7 +98,7 @@ def reference(path: Path, before: Sequence[str] = (), after: Sequence[str] = ())
     return Outline(types, motion.hexdigest(), tuple(keyframes))
 
 
-def outline(source: Source, start_seconds: float = 0.0, end_seconds: float | None = None) -> Outline:
+def outline(source: VideoInput, start_seconds: float = 0.0, end_seconds: float | None = None) -> Outline:
     """The same of the library's decomposition."""
     types, motion, keyframes = "", hashlib.sha256(), []
     for frame in iter_frames(source, start_seconds=start_seconds, end_seconds=end_seconds):
@@ -146,6 +147,16 @@ def die(number: int) -> None:
     signal.pause()
 
 
+def modules(*names: str) -> list[str]:
+    """Modules of the process whose names begin with one of these."""
+    return [module for module in sys.modules if module.startswith(names)]
+
+
+@cache
+def cached(number: int) -> int:
+    return number**2
+
+
 def leave(status: int) -> None:
     os._exit(status)
 
@@ -173,7 +184,7 @@ def outline_on_one_cpu(path: str) -> Outline:
     return outline(path)
 
 
-def outcome(source: Source, start_seconds: float = 0.0, end_seconds: float | None = None) -> str:
+def outcome(source: VideoInput, start_seconds: float = 0.0, end_seconds: float | None = None) -> str:
     """`ok`, or the name of the MediaError; any other exception propagates."""
     try:
         probe(source)
