@@ -1,12 +1,16 @@
-"""Video jobs that outlive the processes which work on them: one table, in SQLite or PostgreSQL.
+"""Video jobs in one table of SQLite or PostgreSQL; they outlive the processes that work on them.
 
-A job in work is leased: whoever works on it renews the lease while it runs, and only its holder can end the job. When a
-process dies, the lease runs out and the job is begun again by another; what the first might still write is not taken.
+A job in progress is leased to a holder, which is one run of a process. Holders send heartbeats (`serve.heartbeat`), and
+a lease is valid while its holder's last heartbeat is. When a process dies, its heartbeat expires, and another process
+claims its jobs. Only the holder of the current lease can end a job, so that a result is published once.
+
+Attempts count the ends of processes, not late heartbeats: when a holder whose job was claimed by another sends a
+heartbeat again, it was alive all the time, and the attempt is given back.
 """
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +18,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    Connection,
     Float,
     Integer,
     MetaData,
@@ -26,6 +31,8 @@ from sqlalchemy import (
     event,
     func,
     insert,
+    inspect,
+    not_,
     or_,
     select,
     text,
@@ -35,6 +42,12 @@ from sqlalchemy.engine import Engine
 
 OPEN = ("queued", "in_progress")
 STATUSES = (*OPEN, "completed", "failed")
+
+FORGET_HOLDERS_SECONDS = 86400.0
+"""Age of the last heartbeat after which a holder is removed from the table, in seconds."""
+
+MIGRATION_LOCK = 0x766C6A6F
+"""Advisory lock of PostgreSQL under which tables are created."""
 
 _METADATA = MetaData()
 JOBS = Table(
@@ -54,21 +67,37 @@ JOBS = Table(
     Column("error_message", Text),
     Column("tokens", JSON),
     Column("lease", String(64)),
-    Column("lease_until", Float),
+    Column("lease_until", Float),  # of a lease without a holder: a delayed retry, or a process of an earlier version
     Column("attempts", Integer, nullable=False, default=0),
     Column("result", String(200)),
+    Column("holder", String(100)),
 )
+HOLDERS = Table(
+    "video_job_holders",
+    _METADATA,
+    Column("id", String(100), primary_key=True),
+    Column("alive_until", Float, nullable=False),
+)
+TAKEOVERS = Table(
+    "video_job_takeovers",
+    _METADATA,
+    Column("lease", String(64), primary_key=True),
+    Column("holder", String(100), nullable=False, index=True),
+    Column("job", String(64), nullable=False),
+)
+"""Leases that expired and whose jobs were claimed by another holder, each counted as an attempt of the job."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A row.
+    """Video job, as stored.
 
     Args:
         kind: `generate` or `reconstruct`.
-        request: What was asked for: prompt, seconds, size, seed, model, and the name of an uploaded file.
-        lease: Of the process that works on it.
-        result: Folder of its files.
+        request: Prompt, seconds, size, seed, model, and the name of an uploaded file.
+        lease: Token of the current lease; None for a job that is not in progress.
+        attempts: Number of times the job was started, without those that ended in an orderly way.
+        result: Folder of the result files; None until the job is completed.
     """
 
     id: str
@@ -92,49 +121,51 @@ _FIELDS = [JOBS.c[name] for name in Job.__dataclass_fields__]
 
 
 class JobStore:
-    """The table of jobs. Its methods block; call them in a thread.
+    """Table of video jobs. All methods block; call them in a thread.
 
     Args:
-        url: Of SQLAlchemy.
+        url: Database URL, as SQLAlchemy takes it.
     """
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self._engine = create_engine(url, pool_pre_ping=True)
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _prepare_sqlite)
-        _METADATA.create_all(self._engine)
+        _create_tables(self._engine)
 
     @property
     def engine(self) -> Engine:
+        """Connections to the database."""
         return self._engine
 
     def add(
-        self, owner: str, kind: str, request: dict[str, Any], most: int, most_of_owner: int, job_id: str
+        self, owner: str, kind: str, request: dict[str, Any], max_open: int, max_open_of_owner: int, job_id: str
     ) -> Job | None:
-        """Queues a job; None if as many are open as may be, of all owners or of this one."""
+        """Queues a job; None if all owners, or this one, have as many open jobs as allowed."""
         row = {"id": job_id, "owner": owner, "kind": kind, "status": "queued", "progress": 0, "attempts": 0}
         row |= {"order": time.time_ns(), "created_at": int(time.time()), "request": request}
         is_open = JOBS.c.status.in_(OPEN)
         with self._engine.connect() as connection:
             if self._engine.dialect.name == "postgresql":
                 connection.execute(text(f"LOCK TABLE {JOBS.name} IN SHARE ROW EXCLUSIVE MODE"))
-            # counted behind the insertion, which waits for other writers: no two take the last place
+            # counted after the insertion, which waits for other writers, so that no two requests take the last place
             connection.execute(insert(JOBS).values(row))
             total = connection.scalar(select(func.count()).where(is_open)) or 0
             own = connection.scalar(select(func.count()).where(is_open, JOBS.c.owner == owner)) or 0
-            if total > most or own > most_of_owner:
+            if total > max_open or own > max_open_of_owner:
                 return None
             connection.commit()
         return self.get(owner, job_id)
 
     def get(self, owner: str, job_id: str) -> Job | None:
-        """A job of an owner; nobody else's."""
+        """Job with an id; None if there is none or it belongs to another owner."""
         with self._engine.connect() as connection:
             row = connection.execute(select(*_FIELDS).where(JOBS.c.id == job_id, JOBS.c.owner == owner)).first()
         return None if row is None else Job(**row._mapping)
 
     def page(self, owner: str, after: str | None, limit: int, oldest_first: bool) -> tuple[list[Job], bool] | None:
-        """Jobs of an owner behind one of them, and whether there are more; None if there is no such one."""
+        """Jobs of an owner that follow the job `after`, and whether there are more; None if there is no such job."""
         by = JOBS.c.order.asc() if oldest_first else JOBS.c.order.desc()
         query = select(*_FIELDS).where(JOBS.c.owner == owner).order_by(by).limit(limit + 1)
         with self._engine.connect() as connection:
@@ -147,84 +178,169 @@ class JobStore:
         return [Job(**row._mapping) for row in rows[:limit]], len(rows) > limit
 
     def remove(self, owner: str, job_id: str) -> Job | None:
-        """Deletes a job; whoever works on it loses its lease. None if there is none."""
+        """Deletes a job, whose holder thereby loses its lease; None if there is no such job."""
         with self._engine.begin() as connection:
             condition = and_(JOBS.c.id == job_id, JOBS.c.owner == owner)
             row = connection.execute(delete(JOBS).where(condition).returning(*_FIELDS)).first()
         return None if row is None else Job(**row._mapping)
 
-    def claim(self, lease_seconds: float) -> Job | None:
-        """The oldest job that nobody works on, leased to the caller; None if there is none."""
-        free = _free(time.time())
-        oldest = select(JOBS.c.id).where(free).order_by(JOBS.c.order).limit(1).scalar_subquery()
-        values = {
-            "status": "in_progress",
-            "progress": 0,
-            "lease": secrets.token_hex(8),
-            "lease_until": time.time() + lease_seconds,
-            "attempts": JOBS.c.attempts + 1,
-        }
-        statement = update(JOBS).where(JOBS.c.id == oldest, free).values(values).returning(*_FIELDS)
-        with self._engine.begin() as connection:
-            row = connection.execute(statement).first()
-        return None if row is None else Job(**row._mapping)
+    def beat(self, holder: str, lease_seconds: float) -> None:
+        """Records that a holder is alive, and gives back the attempts counted while it seemed dead.
 
-    def renew(self, job: Job, progress: int, lease_seconds: float) -> bool:
-        """Keeps a lease; False if it is lost, because the job was deleted or begun again."""
-        return self._change(job, progress=progress, lease_until=time.time() + lease_seconds)
+        Args:
+            holder: Name of one run of a process.
+            lease_seconds: Time after which its leases expire without another heartbeat, in seconds.
+        """
+        alive_until = time.time() + lease_seconds
+        with self._engine.begin() as connection:
+            known = update(HOLDERS).where(HOLDERS.c.id == holder).values(alive_until=alive_until)
+            if connection.execute(known).rowcount == 0:
+                connection.execute(insert(HOLDERS).values(id=holder, alive_until=alive_until))
+            _give_back_attempts(connection, holder)
+
+    def leave(self, holder: str) -> None:
+        """Removes a holder that ends in an orderly way."""
+        with self._engine.begin() as connection:
+            _give_back_attempts(connection, holder)
+            connection.execute(delete(HOLDERS).where(HOLDERS.c.id == holder))
+
+    def claim(self, holder: str, running: Collection[str] = ()) -> Job | None:
+        """Leases the oldest job that has no valid lease; None if there is none, or if the holder's heartbeat is late.
+
+        Args:
+            holder: Name of one run of a process.
+            running: Leases that the holder works on. Any other lease that it has was lost to an error on its side.
+        """
+        now = time.time()
+        alive = select(HOLDERS.c.id).where(HOLDERS.c.alive_until >= now)
+        held = or_(
+            and_(
+                JOBS.c.holder.is_not(None),
+                JOBS.c.holder.in_(alive),
+                or_(JOBS.c.holder != holder, JOBS.c.lease.in_(running)),
+            ),
+            and_(JOBS.c.holder.is_(None), func.coalesce(JOBS.c.lease_until, 0.0) >= now),
+        )
+        free = or_(JOBS.c.status == "queued", and_(JOBS.c.status == "in_progress", not_(held)))
+        oldest = select(JOBS.c.id, JOBS.c.lease, JOBS.c.holder).where(free).order_by(JOBS.c.order).limit(1)
+        with self._engine.begin() as connection:
+            if connection.scalar(alive.where(HOLDERS.c.id == holder)) is None:
+                return None
+            found = connection.execute(oldest.with_for_update(skip_locked=True, of=JOBS)).first()
+            if found is None:
+                return None
+            values = {
+                "status": "in_progress",
+                "progress": 0,
+                "lease": secrets.token_hex(8),
+                "lease_until": None,
+                "holder": holder,
+                "attempts": JOBS.c.attempts + 1,
+            }
+            unchanged = and_(JOBS.c.id == found.id, JOBS.c.lease.is_not_distinct_from(found.lease), free)
+            row = connection.execute(update(JOBS).where(unchanged).values(values).returning(*_FIELDS)).first()
+            if row is None:
+                return None  # SQLite has no row locks: another process was faster
+            if found.holder not in (None, holder):
+                taken = {"lease": found.lease, "holder": found.holder, "job": found.id}
+                connection.execute(insert(TAKEOVERS).values(taken))
+        return Job(**row._mapping)
+
+    def set_progress(self, job: Job, progress: int) -> bool:
+        """Stores the progress of a job, in percent; False if the lease is lost."""
+        return self._change(job, progress=progress)
 
     def release(self, job: Job) -> bool:
-        """Gives a job back that was begun: another process may begin it, and this try does not count."""
-        return self._change(job, status="queued", progress=0, lease=None, attempts=JOBS.c.attempts - 1)
+        """Queues a started job again without counting the attempt; False if the lease is lost."""
+        return self._change(job, status="queued", progress=0, lease=None, holder=None, attempts=JOBS.c.attempts - 1)
+
+    def retry_later(self, job: Job, delay_seconds: float) -> bool:
+        """Lets any process start a job again after a delay, as another attempt; False if the lease is lost."""
+        return self._change(job, progress=0, lease=None, holder=None, lease_until=time.time() + delay_seconds)
 
     def complete(self, job: Job, result: str, tokens: dict[str, int], keep_seconds: float) -> bool:
         """Ends a job with a result; False if the lease is lost."""
         now = time.time()
         times = {"completed_at": int(now), "expires_at": int(now + keep_seconds)}
-        done = {"status": "completed", "progress": 100, "result": result, "tokens": tokens, "lease": None}
-        return self._change(job, **done, **times)
+        values = {"status": "completed", "progress": 100, "result": result, "tokens": tokens}
+        return self._change(job, lease=None, holder=None, **values, **times)
 
     def fail(self, job: Job, code: str, message: str, keep_seconds: float) -> bool:
         """Ends a job without a result; False if the lease is lost."""
-        values = {"status": "failed", "error_code": code, "error_message": message, "lease": None}
-        return self._change(job, **values, expires_at=int(time.time() + keep_seconds))
+        values = {"status": "failed", "error_code": code, "error_message": message}
+        return self._change(job, lease=None, holder=None, **values, expires_at=int(time.time() + keep_seconds))
 
-    def expired(self) -> list[str]:
-        """Deletes the jobs whose results are kept no longer; returns their ids."""
-        gone = and_(JOBS.c.expires_at.is_not(None), JOBS.c.expires_at < time.time())
+    def remove_expired(self) -> list[str]:
+        """Deletes the jobs whose results have expired, and what is known of processes long dead; ids of the jobs."""
+        now = time.time()
+        expired = and_(JOBS.c.expires_at.is_not(None), JOBS.c.expires_at < now)
+        still_open = select(JOBS.c.id).where(JOBS.c.status.in_(OPEN))
         with self._engine.begin() as connection:
-            return list(connection.scalars(delete(JOBS).where(gone).returning(JOBS.c.id)))
+            removed = list(connection.scalars(delete(JOBS).where(expired).returning(JOBS.c.id)))
+            connection.execute(delete(TAKEOVERS).where(TAKEOVERS.c.job.not_in(still_open)))
+            connection.execute(delete(HOLDERS).where(HOLDERS.c.alive_until < now - FORGET_HOLDERS_SECONDS))
+        return removed
 
     def ids(self) -> set[str]:
-        """Of all jobs."""
+        """Ids of all jobs."""
         with self._engine.connect() as connection:
             return set(connection.scalars(select(JOBS.c.id)))
 
     def counts(self) -> dict[str, int]:
-        """Jobs by status."""
+        """Number of jobs by status."""
         with self._engine.connect() as connection:
             rows: Sequence[Any] = connection.execute(select(JOBS.c.status, func.count()).group_by(JOBS.c.status)).all()
         return {str(status): int(count) for status, count in rows}
 
     def _change(self, job: Job, **values: Any) -> bool:
-        mine = and_(JOBS.c.id == job.id, JOBS.c.lease == job.lease, JOBS.c.status == "in_progress")
+        leased = and_(JOBS.c.id == job.id, JOBS.c.lease == job.lease, JOBS.c.status == "in_progress")
         with self._engine.begin() as connection:
-            return connection.execute(update(JOBS).where(mine).values(**values)).rowcount == 1
+            return connection.execute(update(JOBS).where(leased).values(**values)).rowcount == 1
 
 
 def new_id() -> str:
-    """Of a job."""
+    """Random id of a new job."""
     return f"video_{secrets.token_hex(16)}"
 
 
 def is_id(text: str) -> bool:
-    """Whether a text can be the id of a job."""
+    """Tells whether a text has the form of a job id."""
     return len(text) <= 64 and text.startswith("video_") and text.removeprefix("video_").isalnum()
 
 
-def _free(now: float) -> Any:
-    """Jobs that nobody works on."""
-    return or_(JOBS.c.status == "queued", and_(JOBS.c.status == "in_progress", JOBS.c.lease_until < now))
+def _give_back_attempts(connection: Connection, holder: str) -> None:
+    """Uncounts the attempts of jobs that were claimed from a holder which is alive after all."""
+    taken = delete(TAKEOVERS).where(TAKEOVERS.c.holder == holder).returning(TAKEOVERS.c.job)
+    for job in connection.scalars(taken).all():
+        still_open = and_(JOBS.c.id == job, JOBS.c.status.in_(OPEN))
+        connection.execute(update(JOBS).where(still_open).values(attempts=JOBS.c.attempts - 1))
+
+
+def _create_tables(engine: Engine) -> None:
+    """Creates what is missing: all tables in a new database, and what earlier versions did not have in theirs.
+
+    Processes of the earlier version keep working on the same database: to them, leases with a holder never expire.
+    """
+    with engine.connect() as connection:
+        if not _missing(connection):
+            return
+    with engine.begin() as connection:  # one process at a time
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        elif engine.dialect.name == "postgresql":
+            connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+        _METADATA.create_all(connection)
+        if f"{JOBS.name}.holder" in _missing(connection):
+            connection.execute(text(f"ALTER TABLE {JOBS.name} ADD COLUMN holder VARCHAR(100)"))
+
+
+def _missing(connection: Connection) -> set[str]:
+    """Tables that the database lacks, and the column that an earlier version's table lacks."""
+    found = inspect(connection)
+    missing = set(_METADATA.tables) - set(found.get_table_names())
+    if JOBS.name not in missing and "holder" not in [column["name"] for column in found.get_columns(JOBS.name)]:
+        missing.add(f"{JOBS.name}.holder")
+    return missing
 
 
 def _prepare_sqlite(connection: Any, record: object) -> None:

@@ -1,4 +1,4 @@
-"""Works on video jobs: claims them from the store, renews their leases, publishes what they made."""
+"""Worker for video jobs: claims them from the store, runs them over the deployments, and publishes the results."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,26 +22,38 @@ from videolavit.records.storage import Folder, StorageError
 
 from .failures import DIED, root
 from .graph import Graph, VideoResult
+from .heartbeat import Heartbeat
 from .settings import ServeSettings
 from .store import Job, JobStore
 
 VIDEO, THUMBNAIL, SPRITES = "video.mp4", "thumbnail.png", "spritesheet.png"
 CLIP_SECONDS = 4.0
-"""A clip's 24 frames at 6 frames a second."""
+"""Length of a clip: 24 frames at 6 frames per second, in seconds."""
 
 POLL, SWEEP = 0.5, 60.0
-"""Seconds between two looks for jobs of other processes, and between two sweeps of expired results."""
+"""Time between two looks for jobs of other processes, and between two removals of expired results, in seconds."""
+
+WATCH = 1.0
+"""Longest time between two checks that a job's lease is still held, in seconds."""
 
 T = TypeVar("T")
 
 log = logging.getLogger("videolavit.serve")
 
 
+@dataclass
+class _Running:
+    """Job in progress in this process, and the share of it that is done, from 0 to 1."""
+
+    job: Job
+    share: float = 0.0
+
+
 class JobWorker:
-    """Runs jobs, some at a time, until it is stopped.
+    """Runs video jobs, several at a time, until it is stopped.
 
     Args:
-        on_end: Called with how each job ended, for measurements.
+        on_end: Called with the final status of each job.
     """
 
     def __init__(
@@ -53,10 +66,11 @@ class JobWorker:
     ) -> None:
         self._settings, self._store, self._folder, self._graph = settings, store, folder, graph
         self._on_end = on_end
-        # leases are renewed in time however long results take to be written
-        self._storing, self._publishing = ThreadPoolExecutor(2), ThreadPoolExecutor(2)
-        self._running: set[asyncio.Task[None]] = set()
-        self._news = asyncio.Event()
+        # the database has threads of its own, so that jobs are claimed however long results take to be written
+        self._database, self._files = ThreadPoolExecutor(2), ThreadPoolExecutor(2)
+        self._heartbeat = Heartbeat(store, settings.lease_seconds)
+        self._running: dict[asyncio.Task[None], Job] = {}
+        self._wake_up = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -64,141 +78,149 @@ class JobWorker:
         self._loops = [asyncio.create_task(self._work()), asyncio.create_task(self._sweep())]
 
     def wake(self) -> None:
-        """There is a new job."""
-        self._news.set()
+        """Makes the worker look for a new job at once."""
+        self._wake_up.set()
 
     async def stop(self) -> None:
-        """Stops looking, and gives what is in work back to the queue."""
+        """Stops looking for jobs, and puts those in progress back into the queue."""
         tasks = [*self._loops, *self._running]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._unless_storage_fails(self._heartbeat.stop)
 
     async def _work(self) -> None:
         while True:
-            self._news.clear()
+            self._wake_up.clear()
+            await self._unless_storage_fails(self._heartbeat.keep_running)
             job = None
             if len(self._running) < self._settings.jobs_at_once:
-                job = await self._unless_storage_fails(self._store.claim, self._settings.lease_seconds)
+                leases = [str(job.lease) for job in self._running.values()]
+                job = await self._unless_storage_fails(self._store.claim, self._heartbeat.holder, leases)
             if job is None:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), POLL)
+                    await asyncio.wait_for(self._wake_up.wait(), POLL)
                 continue
             task = asyncio.create_task(self._run(job))
-            self._running.add(task)
+            self._running[task] = job
             task.add_done_callback(self._forget)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        self._running.pop(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("a job could not be ended and will be started again: %s", type(error).__name__)
         self.wake()
 
     async def _run(self, job: Job) -> None:
-        """One job, from its lease to its end."""
+        """Runs one job to its end, for as long as its lease is held."""
         keep, attempts = self._settings.result_hours * 3600, self._settings.limits.job_attempts
         if job.attempts > attempts:
             message = f"it was interrupted {attempts} times by the end of its process"
             await self._end(job, self._store.fail, "interrupted", message, keep)
             return
-        state = {"progress": 0.0}
-        making = asyncio.create_task(self._make(job, state))
-        renewing = asyncio.create_task(self._renew(job, state))
+        running = _Running(job)
+        working = asyncio.create_task(self._execute(running))
+        watching = asyncio.create_task(self._watch_lease(running))
         try:
             async with asyncio.timeout(self._settings.limits.job_seconds):
-                await asyncio.wait({making, renewing}, return_when=asyncio.FIRST_COMPLETED)
-            if not making.done():
-                return  # the lease is lost: it was deleted, or another process has it
-            name, tokens = making.result()
+                await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                return  # the lease is lost: the job was deleted, or another process has it
+            name, tokens = working.result()
             if not await self._end(job, self._store.complete, name, tokens, keep):
-                await self._in(self._publishing, self._folder.remove, name)
+                await self._in(self._files, self._folder.remove, name)
         except asyncio.CancelledError:
             stopped = asyncio.current_task()
-            if stopped is not None and stopped.cancelling():  # by `stop`, and not from below
-                await asyncio.shield(self._in(self._storing, self._store.release, job))
+            if stopped is not None and stopped.cancelling():  # by `stop`, not by a deployment
+                await asyncio.shield(self._in(self._database, self._store.release, job))
                 raise
         except TimeoutError:
             limit = f"not finished within {self._settings.limits.job_seconds:g} s"
             await self._end(job, self._store.fail, "deadline_exceeded", limit, keep)
         except Exception as error:
-            if isinstance(root(error), DIED):
-                return  # the deployments are going, or coming: when the lease runs out, the job is begun again
+            if isinstance(root(error), DIED):  # other replicas will do it, once there are any
+                delay = self._settings.lease_seconds
+                await self._in(self._database, self._store.retry_later, job, delay)
+                return
             code, message = _reason(error)
             if code == "server_error":
                 log.exception("job %s failed", job.id)
             await self._end(job, self._store.fail, code, message, keep)
         finally:
-            for task in (making, renewing):
+            for task in (working, watching):
                 task.cancel()
-            await asyncio.gather(making, renewing, return_exceptions=True)
+            await asyncio.gather(working, watching, return_exceptions=True)
 
-    async def _end(self, job: Job, how: Callable[..., bool], *values: Any) -> bool:
-        ended: bool = await self._in(self._storing, how, job, *values)
+    async def _end(self, job: Job, method: Callable[..., bool], *values: Any) -> bool:
+        ended: bool = await self._in(self._database, method, job, *values)
         if ended:
             if job.request.get("upload"):
-                await self._in(self._publishing, self._folder.remove, job.request["upload"])
-            self._on_end("completed" if how == self._store.complete else "failed")
+                await self._in(self._files, self._folder.remove, job.request["upload"])
+            self._on_end("completed" if method == self._store.complete else "failed")
         return ended
 
-    async def _renew(self, job: Job, state: dict[str, float]) -> None:
-        """Keeps the lease; returns when it is lost."""
-        every = min(1.0, self._settings.lease_seconds / 4)
+    async def _watch_lease(self, running: _Running) -> None:
+        """Stores the progress of a job every second; returns when its lease is lost."""
         while True:
-            progress = min(99, int(state["progress"] * 100))
-            held = await self._unless_storage_fails(self._store.renew, job, progress, self._settings.lease_seconds)
+            progress = min(99, int(running.share * 100))
+            held = await self._unless_storage_fails(self._store.set_progress, running.job, progress)
             if held is False:
                 return
-            await asyncio.sleep(every)
+            await asyncio.sleep(min(WATCH, self._settings.lease_seconds / 4))
 
-    async def _make(self, job: Job, state: dict[str, float]) -> tuple[str, dict[str, int]]:
-        """Makes the video; returns the folder of its files, and the tokens that it came through."""
+    async def _execute(self, running: _Running) -> tuple[str, dict[str, int]]:
+        """Generates the video; returns the folder of its files and the number of its tokens by kind."""
 
-        def tell(share: float) -> None:
-            state["progress"] = share
+        def on_progress(share: float) -> None:
+            running.share = share
 
-        asked, settings = job.request, self._settings.generation
+        job, request, settings = running.job, running.job.request, self._settings.generation
         upload = None
-        if asked.get("upload"):
-            upload = await self._in(self._publishing, self._folder.read, asked["upload"])
+        if request.get("upload"):
+            upload = await self._in(self._files, self._folder.read, request["upload"])
             if upload is None:
                 raise StorageError("the upload is gone")
         if job.kind == "reconstruct":
             assert upload is not None
             clips = _clips(self._settings.limits.seconds)
-            made = await self._graph.reconstruct(upload, asked["seed"], clips, settings, tell)
+            video = await self._graph.reconstruct(upload, request["seed"], clips, settings, on_progress)
         else:
-            size, clips = _size(asked["size"]), _clips(float(asked["seconds"]))
-            made = await self._graph.video(asked["prompt"], upload, asked["seed"], clips, size, settings, tell)
+            width, height = map(int, request["size"].split("x"))
+            clips = _clips(float(request["seconds"]))
+            prompt, seed, size = request["prompt"], request["seed"], (height, width)
+            video = await self._graph.video(prompt, upload, seed, clips, size, settings, on_progress)
         name = f"results/{job.id}/{job.lease}"
-        await self._in(self._publishing, self._publish, job, name, made)
-        return name, made.tokens
+        await self._in(self._files, self._publish, job, name, video)
+        return name, video.tokens
 
-    def _publish(self, job: Job, name: str, made: VideoResult) -> None:
-        """Writes the files of a result; nobody sees them before the job is completed."""
+    def _publish(self, job: Job, name: str, video: VideoResult) -> None:
+        """Writes the result files, which nobody sees before the job is completed."""
         fps = self._settings.generation.fps
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / VIDEO
             about = origin(job.request.get("prompt", ""), job.request["seed"], self._settings.model_name)
-            save_video(made.frames, file, fps, about)
+            save_video(video.frames, file, fps, about)
             self._folder.create(f"{name}/{VIDEO}", file)
-        self._folder.create_bytes(f"{name}/{THUMBNAIL}", png(made.keyframes[0], {}))
-        self._folder.create_bytes(f"{name}/{SPRITES}", png(sprites(made, fps), {}))
+        self._folder.create_bytes(f"{name}/{THUMBNAIL}", png(video.keyframes[0], {}))
+        self._folder.create_bytes(f"{name}/{SPRITES}", png(sprites(video, fps), {}))
 
     async def _sweep(self) -> None:
-        """Removes the files of jobs that are gone."""
+        """Removes the files of deleted and expired jobs, from time to time."""
         while True:
-            await self._unless_storage_fails(self._remove_orphans, threads=self._publishing)
+            await self._unless_storage_fails(self._remove_orphans, threads=self._files)
             await asyncio.sleep(SWEEP)
 
     def _remove_orphans(self) -> None:
-        self._store.expired()
+        self._store.remove_expired()
         stored = {kind: self._folder.names(kind, "") for kind in ("results", "uploads")}
-        known = self._store.ids()  # read last: a new job's upload is there before its row, for a moment
+        known = self._store.ids()  # read last, because the upload of a new job is stored before its row
         for kind, names in stored.items():
             for name in names:
                 if name.startswith("video_") and name.split(".")[0] not in known and self._is_old(f"{kind}/{name}"):
                     self._folder.remove(f"{kind}/{name}")
 
     def _is_old(self, name: str) -> bool:
-        """Whether no request or job can still be about to use a file."""
+        """Tells whether a file is too old for any request or job to be about to use it."""
         try:
             changed = self._folder.fs.modified(self._folder.join(name)).timestamp()
         except (NotImplementedError, OSError, KeyError, AttributeError):
@@ -208,9 +230,9 @@ class JobWorker:
     async def _unless_storage_fails(
         self, call: Callable[..., Any], *arguments: Any, threads: ThreadPoolExecutor | None = None
     ) -> Any:
-        """The call's result; None, and a line in the log, if the database or the storage does not answer."""
+        """Result of a call; None, and a line in the log, if the database or the storage does not answer."""
         try:
-            return await self._in(threads or self._storing, call, *arguments)
+            return await self._in(threads or self._database, call, *arguments)
         except Exception as error:
             log.warning("%s: %s", getattr(call, "__name__", "storage"), type(error).__name__)
             return None
@@ -219,30 +241,25 @@ class JobWorker:
         return await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
 
 
-def sprites(made: VideoResult, fps: int) -> Picture:
-    """The keyframe of each clip with the motion of its first second as arrows: what the video is made of."""
+def sprites(video: VideoResult, fps: int) -> Picture:
+    """Contact sheet of a video: the keyframe of each clip, with the motion of its first second as arrows."""
     cells = [
         (draw_motion(clip.keyframe, clip.motion[:fps].sum(axis=0, dtype=np.int16)), f"{clip.seconds:.1f} s")
-        for clip in decomposed(made.frames, fps)
+        for clip in decomposed(video.frames, fps)
     ]
     return contact_sheet(cells)
 
 
-def _size(text: str) -> tuple[int, int]:
-    """(height, width) of `WIDTHxHEIGHT`."""
-    width, height = map(int, text.split("x"))
-    return height, width
-
-
 def _clips(seconds: float) -> int:
+    """Number of clips in a video of some length."""
     return max(1, round(seconds / CLIP_SECONDS))
 
 
 def _reason(error: Exception) -> tuple[str, str]:
-    """Code and message of a failed job, without paths or tracebacks."""
+    """Error code and message of a failed job, without paths or tracebacks."""
     cause = root(error)
     if isinstance(cause, MediaError):
         return "invalid_input", str(cause)
     if isinstance(cause, PromptTooLong):
         return "prompt_too_long", str(cause)
-    return "server_error", "the video could not be made; try again"
+    return "server_error", "the video could not be generated; try again"

@@ -224,9 +224,11 @@ def test_an_orderly_end_finishes_requests_and_gives_jobs_back(tmp_path_factory: 
         running.process.wait(120)
     store = JobStore(f"sqlite:///{folder / 'data' / 'jobs.sqlite'}")
     assert store.counts() == {"queued": 1}
-    again = store.claim(60)
+    store.beat("test", 60)
+    again = store.claim("test")
     assert again is not None
     assert again.attempts == 1  # what was given back is not counted
     assert store.release(again)
+    store.leave("test")
     with serving(folder) as running:
         wait_for(lambda: _status(running, job) == "completed", "the job is not done", 60)
