@@ -1,39 +1,44 @@
-"""The `videolavit` command: one sub-command a job."""
+"""The `videolavit` command, with a sub-command for each job."""
 
 import importlib
 import sys
 
+import videolavit
+
 JOBS = {
-    "decompose": "videos to Parquet clip shards of keyframes and motion vectors",
-    "tokenize": "clip shards, videos, images and texts to Parquet token shards",
-    "train": "tokenizers, detokenizers and the language model, on one machine or many",
-    "generate": "pictures and videos from texts and pictures",
-    "describe": "answers to questions about images and videos",
-    "reconstruct": "a video through its tokens and back, compared",
-    "import-checkpoint": "the published weights of Video-LaVIT to a model folder",
-    "export-checkpoint": "a model folder to the published layout",
-    "inspect": "what is in a video, a shard of clips or tokens, or a run",
-    "proof": "train everything from nothing on a synthetic corpus, and measure what was learned",
-    "serve": "a service with the OpenAI API, and a page to try it",
+    "decompose": "turn videos into Parquet clip shards of keyframes and motion vectors",
+    "tokenize": "turn clip shards, videos, images and texts into Parquet token shards",
+    "train": "train a tokenizer, a detokenizer or the language model, on one machine or many",
+    "generate": "generate an image or a video from a text or an image",
+    "describe": "answer a question about an image or a video",
+    "reconstruct": "encode a video into tokens, decode it again, and measure the difference",
+    "import-checkpoint": "convert the published weights of Video-LaVIT to a model folder",
+    "export-checkpoint": "convert a model folder to the published checkpoint layout",
+    "inspect": "show the contents of a video, a shard of clips or tokens, or a run",
+    "proof": "train every part from scratch on a synthetic corpus, and measure what it learned",
+    "serve": "serve a model with the OpenAI API and a web page",
     "synth": "render a captioned corpus of moving shapes with known motion",
 }
 
 
 def main() -> None:
-    """Runs the job that the first argument names."""
+    """Runs the job named by the first argument."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in JOBS:
         importlib.import_module(f"jobs.{name.replace('-', '_')}").main(sys.argv[2:])
         return
-    asked = name in ("-h", "--help")
-    out = sys.stdout if asked else sys.stderr
-    if not asked:
+    if name == "--version":
+        print(f"videolavit {videolavit.__version__}")
+        return
+    wants_help = name in ("-h", "--help")
+    out = sys.stdout if wants_help else sys.stderr
+    if not wants_help:
         print(f"videolavit: there is no command {name!r}\n", file=out)
-    print("usage: videolavit COMMAND [options]\n", file=out)
+    print("usage: videolavit COMMAND [options]\n       videolavit --version\n", file=out)
     for job, purpose in JOBS.items():
         print(f"  {job:<18} {purpose}", file=out)
-    print("\n`videolavit COMMAND --help` says more.", file=out)
-    sys.exit(0 if asked else 2)
+    print("\n`videolavit COMMAND --help` describes the options of a command.", file=out)
+    sys.exit(0 if wants_help else 2)
 
 
 if __name__ == "__main__":
