@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from videolavit.generation.generate import Video, generate_videos
+from videolavit.generation.generate import GeneratedVideo, generate_videos
 from videolavit.generation.prompts import Prompt
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings
 from videolavit.models.folder import ModelFolder
+from videolavit.progress import Progress
 
 from .decompose import machine
 from .shared import console, result_table, verdict
@@ -27,7 +28,7 @@ from .straightforward import Straightforward
 VISUAL_TOKENS = 90 / 256
 """Of a picture on average (paper); both sides write exactly so many."""
 
-Side = Callable[[Sequence[Prompt]], tuple[list[Video], float]]
+Side = Callable[[Sequence[Prompt]], tuple[list[GeneratedVideo], float]]
 """Makes videos, and says how many seconds went into their tokens."""
 
 BATCH = 8
@@ -79,21 +80,21 @@ def measure(model: ModelFolder, rounds: int) -> dict[str, Any]:
 
 
 def _ours(runtime: Runtime, settings: GenerateSettings) -> Side:
-    def run(prompts: Sequence[Prompt]) -> tuple[list[Video], float]:
-        started = written = time.monotonic()
+    def run(prompts: Sequence[Prompt]) -> tuple[list[GeneratedVideo], float]:
+        started = tokens_done = time.monotonic()
 
-        def tell(stage: str, done: int, total: int) -> None:
-            nonlocal written
-            if stage.endswith("tokens"):
-                written = time.monotonic()
+        def on_progress(progress: Progress) -> None:
+            nonlocal tokens_done
+            if progress.stage.endswith("tokens"):
+                tokens_done = time.monotonic()
 
-        return generate_videos(runtime, prompts, 1, settings, tell), written - started
+        return generate_videos(runtime, prompts, 1, settings, on_progress), tokens_done - started
 
     return run
 
 
 def _one_by_one(side: Straightforward, settings: GenerateSettings) -> Side:
-    def run(prompts: Sequence[Prompt]) -> tuple[list[Video], float]:
+    def run(prompts: Sequence[Prompt]) -> tuple[list[GeneratedVideo], float]:
         side.token_seconds = 0.0
         return [side.generate_video(prompt, settings) for prompt in prompts], side.token_seconds
 
@@ -111,7 +112,7 @@ def _seconds(sides: dict[str, Side], prompts: Sequence[Prompt], rounds: int) -> 
     return seconds
 
 
-def _compare(ours: list[Video], theirs: list[Video]) -> int:
+def _compare(ours: list[GeneratedVideo], theirs: list[GeneratedVideo]) -> int:
     """The largest difference of a pixel. Raises AssertionError if the codes differ: then the times compare nothing."""
     for one, other in zip(ours, theirs, strict=True):
         if one.visual != other.visual or one.motion != other.motion:

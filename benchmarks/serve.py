@@ -32,9 +32,9 @@ from PIL import Image
 
 from serve.settings import Replicas, WriterReplicas
 from videolavit.generation.decoding import GREEDY
-from videolavit.generation.describe import DescribeSettings, TextStream, answer_policy, prompt_of
+from videolavit.generation.describe import DescribeSettings, TextStream, answer_policy, embed_chat_prompt
 from videolavit.generation.engine import Engine, EngineRequest
-from videolavit.generation.generate import Video, generate_videos
+from videolavit.generation.generate import GeneratedVideo, generate_videos
 from videolavit.generation.prompts import Prompt
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings
@@ -165,13 +165,13 @@ class _Inside:
 
     def _ask(self, question: str, tokens: int, on_token: Callable[[int], None]) -> threading.Event:
         settings = DescribeSettings(min_tokens=tokens, max_tokens=tokens)
-        prompt = prompt_of(self._speaker, self._text, (), question, None, tokens)
+        prompt = embed_chat_prompt(self._speaker, self._text, (), question, None, tokens)
         end = threading.Event()
         policy, draws = answer_policy(self._speaker, settings), torch.Generator()
         self._engine.submit(EngineRequest(prompt, policy, GREEDY, draws, None, on_token, lambda error: end.set()))
         return end
 
-    def videos(self, count: int) -> list[Video]:
+    def videos(self, count: int) -> list[GeneratedVideo]:
         """So many videos, in batches as the service has them."""
         prompts, batch = [Prompt((_prompt(n),), n) for n in range(count)], Replicas().together
         batches = [prompts[start : start + batch] for start in range(0, count, batch)]

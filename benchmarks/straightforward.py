@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
-from videolavit.generation.generate import Video
+from videolavit.generation.generate import GeneratedVideo
 from videolavit.generation.prompts import Prompt, prompt_ids
 from videolavit.generation.settings import GenerateSettings, generator
 from videolavit.media.resize import resize_picture
@@ -46,7 +46,7 @@ class Straightforward:
         )
 
     @torch.no_grad()
-    def generate_video(self, prompt: Prompt, settings: GenerateSettings) -> Video:
+    def generate_video(self, prompt: Prompt, settings: GenerateSettings) -> GeneratedVideo:
         """A clip for a text, with greedy ids."""
         started = time.monotonic()
         vocabulary = self.folder.vocabulary
@@ -64,7 +64,7 @@ class Straightforward:
         motion = [token - vocabulary.motion_range.start for token in motion]
         self.token_seconds += time.monotonic() - started
         keyframe = self._paint(visual, prompt, settings)
-        return Video(self._animate(keyframe, motion, prompt, settings), [keyframe], [visual], [motion])
+        return GeneratedVideo(self._animate(keyframe, motion, prompt, settings), [keyframe], [visual], [motion])
 
     def _write(self, ids: list[int], allowed: range, end: int, least: int, most: int, guidance: float) -> list[int]:
         conditional, unconditional = _Stream(self, ids), _Stream(self, ids[-1:])

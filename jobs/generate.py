@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from videolavit.generation.generate import generate_images, generate_videos
-from videolavit.generation.output import model_hash, origin, save_picture, save_video
+from videolavit.generation.output import model_hash, provenance, save_picture, save_video
 from videolavit.generation.prompts import Picture, Prompt
 from videolavit.generation.runtime import MODEL_PARTS, Runtime
 from videolavit.generation.settings import GenerateSettings
@@ -95,7 +95,7 @@ def _make_images(
         pictures = generate_images(runtime, prompts, settings, tell)
     model = _hash(runtime)
     for prompt, picture, file in zip(prompts, pictures, files, strict=True):
-        save_picture(picture, file, origin(prompt.text, prompt.seed, model))
+        save_picture(picture, file, provenance(prompt.text, prompt.seed, model))
         _say(file)
 
 
@@ -106,7 +106,7 @@ def _make_videos(
         videos = generate_videos(runtime, prompts, options.clips, settings, tell)
     model = _hash(runtime)
     for prompt, video, file in zip(prompts, videos, files, strict=True):
-        save_video(video.frames, file, settings.fps, origin(prompt.text, prompt.seed, model, clips=options.clips))
+        save_video(video.frames, file, settings.fps, provenance(prompt.text, prompt.seed, model, clips=options.clips))
         _say(file)
 
 

@@ -9,11 +9,12 @@ from typing import Any
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from videolavit.generation.generate import Progress as OnProgress
 from videolavit.generation.prompts import Picture
 from videolavit.generation.runtime import Runtime, RuntimeSettings
 from videolavit.media import MediaError
 from videolavit.models.folder import ModelFolder
+from videolavit.progress import OnProgress
+from videolavit.progress import Progress as LibraryProgress
 from videolavit.records.pictures import decode_image
 from videolavit.records.storage import StorageSettings, open_source
 
@@ -75,11 +76,12 @@ def stages() -> Iterator[OnProgress]:
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
 
-        def tell(stage: str, done: int, total: int) -> None:
+        def show(progress: LibraryProgress) -> None:
+            stage = progress.stage
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
+                tasks[stage] = bar.add_task(stage, total=progress.total)
                 if not console.is_terminal:
                     console.print(stage)
-            bar.update(tasks[stage], completed=done)
+            bar.update(tasks[stage], completed=progress.done)
 
-        yield tell
+        yield show

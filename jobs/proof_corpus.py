@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from videolavit.evaluation.reconstruction import psnr
-from videolavit.evaluation.synthetic import BATCH
+from videolavit.evaluation.synthetic import BATCH_SIZE
 from videolavit.generation.generate import generate_videos
 from videolavit.generation.prompts import Prompt
 from videolavit.generation.runtime import Runtime
+from videolavit.media.quality import psnr
 from videolavit.models.folder import ModelFolder
 from videolavit.records.report import REPORT, render_page
 from videolavit.records.storage import StorageSettings
@@ -82,8 +82,8 @@ def _clips_of_captions(run: Path) -> dict[str, list[ClipSample]]:
 
 def _generated(runtime: Runtime, captions: Sequence[str]) -> list[Frames]:
     made: list[Frames] = []
-    for start in range(0, len(captions), BATCH):
-        prompts = [Prompt((caption,), seed) for seed, caption in enumerate(captions[start : start + BATCH], start)]
+    for start in range(0, len(captions), BATCH_SIZE):
+        prompts = [Prompt((caption,), seed) for seed, caption in enumerate(captions[start : start + BATCH_SIZE], start)]
         made += [video.frames for video in generate_videos(runtime, prompts, 1, RECALLING)]
     return made
 

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from videolavit.evaluation.reconstruction import explained_variance, psnr
 from videolavit.evaluation.synthetic import (
-    MadeVideo,
-    generated,
-    motion_through_codes,
-    repainted,
-    told_directions,
+    EvaluatedVideo,
+    ask_directions,
+    evaluate_generation,
+    reconstruct_keyframes,
+    reconstruct_motion,
 )
 from videolavit.generation.output import side_by_side
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings
 from videolavit.media import contact_sheet, motion_features
+from videolavit.media.quality import explained_variance, psnr
 from videolavit.media.resize import resize_picture
 from videolavit.models.folder import ModelFolder
 from videolavit.records.pictures import decode_image
@@ -91,8 +91,11 @@ def _criterion(name: str, value: float, least: float) -> dict[str, Any]:
 def _of_generation(output: Path, runtime: Runtime, prompts: int) -> list[dict[str, Any]]:
     rows = _manifest(output / "held-out")[:prompts]
     with console.status("generating from held-out captions") as status:
-        made = generated(
-            runtime, rows, GENERATION, lambda done: status.update(f"generated {done} of {len(rows)} held-out captions")
+        made = evaluate_generation(
+            runtime,
+            rows,
+            GENERATION,
+            lambda progress: status.update(f"generated {progress.done:g} of {len(rows)} held-out captions"),
         )
     cells = [
         (np.concatenate([one.frames[0], one.frames[len(one.frames) // 2], one.frames[-1]], axis=1), _seen(one))
@@ -100,12 +103,12 @@ def _of_generation(output: Path, runtime: Runtime, prompts: int) -> list[dict[st
     ]
     save_sheet(output / SHEET, cells)
     return [
-        _criterion("direction of generated motion", float(np.mean([one.right_direction for one in made])), 0.8),
-        _criterion("colour of the generated object", float(np.mean([one.right_colour for one in made])), 0.8),
+        _criterion("direction of generated motion", float(np.mean([one.direction_is_right for one in made])), 0.8),
+        _criterion("colour of the generated object", float(np.mean([one.colour_is_right for one in made])), 0.8),
     ]
 
 
-def _seen(one: MadeVideo) -> str:
+def _seen(one: EvaluatedVideo) -> str:
     return f"{one.row['text']}: seen {one.colour}, {one.direction or 'still'}"
 
 
@@ -114,12 +117,12 @@ def _of_reconstruction(output: Path, runtime: Runtime) -> list[dict[str, Any]]:
     config = runtime.model.config("motion_tokenizer")
     size = (config.grid_height, config.grid_width)
     motion = np.stack([motion_features(one.motion, one.width, one.height, size) for one in clips])
-    explained = explained_variance(motion, motion_through_codes(runtime, motion))
+    explained = explained_variance(motion, reconstruct_motion(runtime, motion))
     sizes = runtime.model.sizes
     originals = [
         resize_picture(decode_image(one.keyframe), sizes.keyframe_height, sizes.keyframe_width) for one in clips
     ]
-    painted = repainted(runtime, originals, REPAINTING)
+    painted = reconstruct_keyframes(runtime, originals, REPAINTING)
     pairs = list(zip(originals, painted, strict=True))
     save_sheet(output / "keyframes.png", [(side_by_side(*pair), f"{psnr(*pair):.1f} dB") for pair in pairs[:24]])
     folder = Folder(str(output / "held-out-tokens"), StorageSettings())
@@ -146,7 +149,7 @@ def _of_language(output: Path) -> list[dict[str, Any]]:
 def _of_understanding(output: Path, runtime: Runtime) -> list[dict[str, Any]]:
     rows = _manifest(output / "held-out")[:QUESTIONED]
     with console.status("asking about held-out videos"):
-        told = told_directions(runtime, [str(output / "held-out" / row["video"]) for row in rows])
+        told = ask_directions(runtime, [str(output / "held-out" / row["video"]) for row in rows])
     right = [answer == row["shapes"][0]["direction"] for answer, row in zip(told, rows, strict=True)]
     return [_criterion("answers to which direction it moves", float(np.mean(right)), 0.8)]
 

@@ -11,8 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from videolavit.generation.output import model_hash, origin, side_by_side
-from videolavit.generation.reconstruct import ReconstructSettings, reconstruct
+from videolavit.generation.output import model_hash, provenance, side_by_side
+from videolavit.generation.reconstruct import ReconstructSettings, reconstruct_clips
 from videolavit.generation.runtime import Runtime
 from videolavit.media import MediaError, Mp4Writer
 from videolavit.models.network import ModelError
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             stages() as tell,
         ):
             clips = []
-            for clip in reconstruct(runtime, options.video, settings, tell):
+            for clip in reconstruct_clips(runtime, options.video, settings, tell):
                 for frame, original in zip(clip.frames, clip.original, strict=True):
                     ours.add(frame)
                     both.add(side_by_side(original, frame))
@@ -61,7 +61,9 @@ def _writers(
     runtime: Runtime, files: list[Path], video: str, settings: ReconstructSettings
 ) -> Iterator[list[Mp4Writer]]:
     """Writers of the files; a run that fails leaves none of them behind."""
-    said = origin(f"reconstruction of {Path(video).name}", settings.seed, model_hash(runtime.model, RECONSTRUCT_PARTS))
+    said = provenance(
+        f"reconstruction of {Path(video).name}", settings.seed, model_hash(runtime.model, RECONSTRUCT_PARTS)
+    )
     unfinished = [file.with_name(f".{file.name}") for file in files]
     try:
         with contextlib.ExitStack() as stack:

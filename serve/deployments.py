@@ -15,13 +15,19 @@ import numpy as np
 import torch
 
 from videolavit.generation.decoding import Sampling, TokenPolicy, embed_prompts
-from videolavit.generation.describe import TextStream, VisualContext, answer_policy, prompt_of, see
+from videolavit.generation.describe import (
+    TextStream,
+    VisualContext,
+    answer_policy,
+    embed_chat_prompt,
+    encode_visual_context,
+)
+from videolavit.generation.detokenize import ClipRequest, KeyframeRequest, generate_clips, generate_keyframes
 from videolavit.generation.engine import Engine, EngineRequest
-from videolavit.generation.generate import ClipRequest, KeyframeRequest, animate, paint
 from videolavit.generation.prompts import Picture, Prompt, encode_pictures, prompt_ids
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import generator
-from videolavit.generation.token_generator import GeneratedTokens, Segment, TokenGenerator
+from videolavit.generation.token_generator import GeneratedTokens, TokenGenerator, TokenSpan
 from videolavit.isolation import Arguments, IsolatedFunction, ProcessDied, Result, TimeLimitExceeded
 from videolavit.media import Clip, MediaError
 from videolavit.models.folder import ModelFolder
@@ -79,9 +85,9 @@ class VisualTokenizer:
         about: Picture | list[Clip]
         about = await self._picture(upload) if upload.kind == "image" else await self._clips(upload, "eval", None)
         visual, motion = self._eyes
-        sight = await self._run(self._networks, see, visual, motion, about)
+        sight = await self._run(self._networks, encode_visual_context, visual, motion, about)
         assert sight is not None
-        return sight.on_cpu()
+        return sight.cpu()
 
     async def encode_picture(self, upload: Upload) -> EncodedPicture:
         """A picture for a prompt. Raises MediaError."""
@@ -184,7 +190,7 @@ class LanguageModel:
         settings = order.settings
         sight = None if order.sight is None else await order.sight
         prompt = await asyncio.to_thread(
-            prompt_of, self._speaker, self._spoken, order.turns, order.question, sight, settings.max_tokens
+            embed_chat_prompt, self._speaker, self._spoken, order.turns, order.question, sight, settings.max_tokens
         )
         ids = _Ids()
         policy, draws = answer_policy(self._speaker, settings), generator(settings.seed, "answer")
@@ -221,8 +227,8 @@ class LanguageModel:
         guidance = settings.mixed_guidance if pictures and not order.clips else settings.visual_guidance
         for clip in range(max(order.clips, 1)):
             given = clip == 0 and order.first_given
-            segments: list[tuple[Segment, bool]] = [] if given else [(writer.picture(guidance), False)]
-            segments += [(writer.motion(given), True)] if order.clips else []
+            segments: list[tuple[TokenSpan, bool]] = [] if given else [(writer.picture_span(guidance), False)]
+            segments += [(writer.motion_span(given), True)] if order.clips else []
             rows: dict[bool, list[int]] = {}
             for segment, is_motion in segments:
                 codes: list[int] = []
@@ -233,7 +239,7 @@ class LanguageModel:
                 done += len(codes)
             yield ClipTokens(rows.get(False), rows.get(True))
 
-    async def _segment(self, script: GeneratedTokens, segment: Segment) -> AsyncGenerator[list[int]]:
+    async def _segment(self, script: GeneratedTokens, segment: TokenSpan) -> AsyncGenerator[list[int]]:
         """Writes a segment behind a script; yields its codes so far."""
         script.ids.append(segment.start)
         with torch.inference_mode():
@@ -328,7 +334,7 @@ class KeyframeDetokenizer:
     def _paint(self, orders: list[tuple[PaintRequest, Picture | None]], on_step: OnStep) -> Sequence[Picture]:
         size, settings = orders[0][0].size, orders[0][0].settings
         keyframes = [KeyframeRequest(order.codes, order.seed, order.clip, last) for order, last in orders]
-        return list(paint(self._runtime, keyframes, size, settings, on_step))
+        return list(generate_keyframes(self._runtime, keyframes, size, settings, on_step))
 
 
 def _paint_shape(order: tuple[PaintRequest, Picture | None]) -> object:
@@ -355,7 +361,7 @@ class VideoDetokenizer:
     def _animate(self, orders: list[tuple[AnimateRequest, Picture]], on_step: OnStep) -> Sequence[Picture]:
         size, settings = orders[0][0].size, orders[0][0].settings
         clips = [ClipRequest(keyframe, order.motion, order.seed, order.clip) for order, keyframe in orders]
-        return list(animate(self._runtime, clips, size, settings, on_step))
+        return list(generate_clips(self._runtime, clips, size, settings, on_step))
 
 
 def _animate_shape(order: tuple[AnimateRequest, Picture]) -> object:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from videolavit.generation.describe import DescribeSettings
-from videolavit.generation.output import origin, png
+from videolavit.generation.output import encode_png, provenance
 from videolavit.generation.prompts import Picture
 from videolavit.models.folder import ModelFolder
 from videolavit.records.storage import Folder, StorageSettings
@@ -207,8 +207,8 @@ class Service:
                 tasks.create_task(self.graph.image(request.prompt, seed + number, size, self.settings.generation))
                 for number in range(count)
             ]
-        about = [origin(request.prompt, seed + number, self.settings.model_name) for number in range(count)]
-        pngs = [await asyncio.to_thread(png, one.result(), told) for one, told in zip(made, about, strict=True)]
+        about = [provenance(request.prompt, seed + number, self.settings.model_name) for number in range(count)]
+        pngs = [await asyncio.to_thread(encode_png, one.result(), told) for one, told in zip(made, about, strict=True)]
         texts = [base64.b64encode(one).decode() for one in pngs]
         if request.response_format == "url":
             return ImageResponse(created=now(), data=[Image(url=f"data:image/png;base64,{text}") for text in texts])

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from videolavit.evaluation.motion import decomposed
-from videolavit.generation.output import origin, png, save_video
+from videolavit.evaluation.motion import decompose_frames
+from videolavit.generation.output import encode_png, provenance, save_video
 from videolavit.generation.prompts import Picture
 from videolavit.generation.token_generator import PromptTooLong
 from videolavit.media import MediaError, contact_sheet, draw_motion
@@ -198,11 +198,11 @@ class JobWorker:
         fps = self._settings.generation.fps
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / VIDEO
-            about = origin(job.request.get("prompt", ""), job.request["seed"], self._settings.model_name)
+            about = provenance(job.request.get("prompt", ""), job.request["seed"], self._settings.model_name)
             save_video(video.frames, file, fps, about)
             self._folder.create(f"{name}/{VIDEO}", file)
-        self._folder.create_bytes(f"{name}/{THUMBNAIL}", png(video.keyframes[0], {}))
-        self._folder.create_bytes(f"{name}/{SPRITES}", png(sprites(video, fps), {}))
+        self._folder.create_bytes(f"{name}/{THUMBNAIL}", encode_png(video.keyframes[0], {}))
+        self._folder.create_bytes(f"{name}/{SPRITES}", encode_png(sprites(video, fps), {}))
 
     async def _sweep(self) -> None:
         """Removes the files of deleted and expired jobs, from time to time."""
@@ -245,7 +245,7 @@ def sprites(video: VideoResult, fps: int) -> Picture:
     """Contact sheet of a video: the keyframe of each clip, with the motion of its first second as arrows."""
     cells = [
         (draw_motion(clip.keyframe, clip.motion[:fps].sum(axis=0, dtype=np.int16)), f"{clip.seconds:.1f} s")
-        for clip in decomposed(video.frames, fps)
+        for clip in decompose_frames(video.frames, fps)
     ]
     return contact_sheet(cells)
 

@@ -1,4 +1,4 @@
-"""Direction and colour as the measures see them, on rendered videos at the size that a small model makes."""
+"""Measured direction and colour, on rendered videos of the size that a small model generates."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from videolavit.evaluation.colour import colour
-from videolavit.evaluation.motion import direction
-from videolavit.evaluation.questions import chat_records, direction_in
+from videolavit.evaluation.colour import shape_colour
+from videolavit.evaluation.motion import shape_direction
+from videolavit.evaluation.questions import chat_records, direction_in_answer
 from videolavit.media.resize import resize_picture
 from videolavit.synth import COLOURS, DIRECTIONS, MovingShape, SynthSettings, draw_scene, render
 
@@ -42,41 +42,43 @@ def noisy(frames: Frames) -> Frames:
     [(np.copy, 1.0, 1.0), (blurred, 0.9, 0.95), (lambda frames: noisy(blurred(frames)), 0.8, 0.95)],
     ids=["as rendered", "blurred", "blurred and noisy"],
 )
-def test_direction_and_colour_are_the_true_ones(
+def test_direction_and_colour_are_measured_correctly(
     videos: list[tuple[MovingShape, Frames]], spoil: Callable[[Frames], Frames], directions: float, colours: float
 ) -> None:
     seen = [(shape, spoil(frames)) for shape, frames in videos]
     assert {shape.direction for shape, _ in seen} == set(DIRECTIONS)
-    assert np.mean([direction(frames) == shape.direction for shape, frames in seen]) >= directions
-    assert np.mean([colour(frames) == shape.colour for shape, frames in seen]) >= colours
+    assert np.mean([shape_direction(frames) == shape.direction for shape, frames in seen]) >= directions
+    assert np.mean([shape_colour(frames) == shape.colour for shape, frames in seen]) >= colours
 
 
 def test_direction_follows_time_and_the_picture(videos: list[tuple[MovingShape, Frames]]) -> None:
     opposite = {"right": "left", "left": "right", "up": "down", "down": "up"}
     for shape, frames in videos[:6]:
-        assert direction(frames[::-1]) == opposite[shape.direction]
+        assert shape_direction(frames[::-1]) == opposite[shape.direction]
         turned = np.ascontiguousarray(frames.swapaxes(1, 2))
-        assert direction(turned) == {"right": "down", "down": "right", "left": "up", "up": "left"}[shape.direction]
+        assert (
+            shape_direction(turned) == {"right": "down", "down": "right", "left": "up", "up": "left"}[shape.direction]
+        )
 
 
 def test_what_stands_still_has_no_direction(videos: list[tuple[MovingShape, Frames]]) -> None:
     _, frames = videos[0]
-    assert direction(np.repeat(frames[:1], 24, axis=0)) is None
-    assert direction(np.full((24, 48, 72, 3), 90, np.uint8)) is None
+    assert shape_direction(np.repeat(frames[:1], 24, axis=0)) is None
+    assert shape_direction(np.full((24, 48, 72, 3), 90, np.uint8)) is None
 
 
-def test_every_colour_is_told_from_every_other() -> None:
+def test_colours_are_told_apart() -> None:
     frames = np.full((4, 48, 72, 3), 90, np.uint8)
     for name, value in COLOURS.items():
         frames[:, 10:22, 30:42] = np.array(value) * 0.8
-        assert colour(frames) == name
+        assert shape_colour(frames) == name
 
 
 def test_answers_name_a_direction_or_none() -> None:
-    assert direction_in("It moves left.") == "left"
-    assert direction_in("Right, and then left.") == "right"
-    assert direction_in("It is upright.") is None
-    assert direction_in("") is None
+    assert direction_in_answer("It moves left.") == "left"
+    assert direction_in_answer("Right, and then left.") == "right"
+    assert direction_in_answer("It is upright.") is None
+    assert direction_in_answer("") is None
 
 
 def test_questions_of_two_shapes_name_the_one_they_are_about() -> None:

@@ -27,7 +27,7 @@ UNTRAINED = "are untrained: what comes out means nothing"
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    """What any reader of mp4 finds in a file."""
+    """What any batch of mp4 finds in a file."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         return {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from videolavit.generation.decoding import GREEDY, Sampling, TokenPolicy, decode, embed_prompts, steps
+from videolavit.generation.decoding import GREEDY, Sampling, TokenPolicy, decode, decode_steps, embed_prompts
 from videolavit.models.language_model import LanguageModelConfig
 from videolavit.vocabulary import Vocabulary
 
@@ -60,10 +60,10 @@ def test_a_padded_batch_with_a_cache_equals_plain_passes(
 ) -> None:
     prompts, policy = embed_prompts(language_model, RAGGED), TokenPolicy((WORDS.visual_range,), WORDS.image_end, 8, 8)
     rows: list[list[int]] = [[] for _ in RAGGED]
-    for step in steps(language_model, prompts, policy, [GREEDY] * 3, _seeded(0, 0, 0), guidance):
+    for step in decode_steps(language_model, prompts, policy, [GREEDY] * 3, _seeded(0, 0, 0), guidance):
         for row, (prompt, chosen, token) in enumerate(zip(RAGGED, rows, step.ids, strict=True)):
             expected = _naive(language_model, prompt, chosen, guidance)
-            assert (step.scores[row] - expected).abs().max() < TOLERANCE
+            assert (step.log_probs[row] - expected).abs().max() < TOLERANCE
             best = expected[WORDS.visual_range.start : WORDS.visual_range.stop].argmax()
             assert token == WORDS.visual_range.start + int(best)
             chosen.append(token)
@@ -110,7 +110,7 @@ def test_the_unconditional_stream_starts_at_the_marker(language_model: LlamaForC
     texts = [[5, 9, WORDS.image_start], [7, 3, WORDS.image_start], [2, 2, 2, 2, 8, WORDS.image_start]]
     prompts = embed_prompts(language_model, texts)
     unconditional, conditional = (
-        next(steps(language_model, prompts, PICTURE, [GREEDY] * 3, _seeded(0, 0, 0), guidance)).scores
+        next(decode_steps(language_model, prompts, PICTURE, [GREEDY] * 3, _seeded(0, 0, 0), guidance)).log_probs
         for guidance in (0.0, 1.0)
     )
     marker = language_model(torch.tensor([[WORDS.image_start]])).logits[0, -1].log_softmax(-1)
@@ -175,10 +175,10 @@ def test_steps_are_told_and_can_be_stopped(language_model: LlamaForCausalLM) -> 
         if done == 3:
             raise KeyboardInterrupt
 
-    decode(language_model, prompts, policy, [GREEDY] * 3, _seeded(0, 0, 0), on_token=told.append)
+    decode(language_model, prompts, policy, [GREEDY] * 3, _seeded(0, 0, 0), on_step=told.append)
     assert told == [1, 2, 3, 4, 5]
     with pytest.raises(KeyboardInterrupt):
-        decode(language_model, prompts, policy, [GREEDY] * 3, _seeded(0, 0, 0), on_token=stop)
+        decode(language_model, prompts, policy, [GREEDY] * 3, _seeded(0, 0, 0), on_step=stop)
     assert told[5:] == [1, 2, 3]
 
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import moving_texture
-from videolavit.generation.output import model_hash, origin, save_picture, save_video, side_by_side
+from videolavit.generation.output import model_hash, provenance, save_picture, save_video, side_by_side
 from videolavit.generation.prompts import Picture
 from videolavit.generation.runtime import MODEL_PARTS
 from videolavit.models.folder import ModelFolder, save_part
@@ -35,7 +35,7 @@ def frames() -> Picture:
 @pytest.fixture(scope="module")
 def video(frames: Picture, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("output") / "new" / "video.mp4"
-    save_video(frames, path, 6, origin(PROMPT, 7, "abc", clips=1))
+    save_video(frames, path, 6, provenance(PROMPT, 7, "abc", clips=1))
     return path
 
 
@@ -76,7 +76,7 @@ def test_a_video_says_where_it_comes_from(video: Path) -> None:
 
 def test_the_same_frames_are_the_same_bytes(video: Path, frames: Picture, tmp_path: Path) -> None:
     """Also at a width that is no multiple of 128, where x264's macroblock tree would make bytes a matter of chance."""
-    save_video(frames, tmp_path / "again.mp4", 6, origin(PROMPT, 7, "abc", clips=1))
+    save_video(frames, tmp_path / "again.mp4", 6, provenance(PROMPT, 7, "abc", clips=1))
     assert (tmp_path / "again.mp4").read_bytes() == video.read_bytes()
     narrow = tmp_path / "narrow.mp4"
     written = set()
@@ -87,7 +87,7 @@ def test_the_same_frames_are_the_same_bytes(video: Path, frames: Picture, tmp_pa
 
 
 def test_a_picture_is_exact_and_says_where_it_comes_from(frames: Picture, tmp_path: Path) -> None:
-    save_picture(frames[0], tmp_path / "new" / "picture.png", origin(PROMPT, 7, "abc"))
+    save_picture(frames[0], tmp_path / "new" / "picture.png", provenance(PROMPT, 7, "abc"))
     with Image.open(tmp_path / "new" / "picture.png") as image:
         assert np.array_equal(np.asarray(image), frames[0])
         assert image.text["title"] == PROMPT  # type: ignore[attr-defined]

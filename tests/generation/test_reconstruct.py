@@ -1,4 +1,4 @@
-"""A video through its tokens and back."""
+"""Reconstruction of videos from their tokens."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +10,12 @@ import torch
 
 from tests.conftest import moving_texture
 from tests.generation.conftest import apart
-from videolavit.generation.reconstruct import ReconstructedClip, ReconstructSettings, reconstruct
+from videolavit.generation.reconstruct import ReconstructedClip, ReconstructSettings, reconstruct_clips
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import generator
 from videolavit.media import DecomposeSettings, MediaError, decompose, iter_pictures, write_mp4
 from videolavit.media.resize import resize_picture
+from videolavit.progress import Progress
 
 FAST = ReconstructSettings(keyframe_steps=2, video_steps=1, video_width=32, video_height=32)
 
@@ -25,10 +26,10 @@ def _frames(clips: list[ReconstructedClip]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def clips(runtime: Runtime, video_file: Path) -> list[ReconstructedClip]:
-    return list(reconstruct(runtime, video_file, FAST))
+    return list(reconstruct_clips(runtime, video_file, FAST))
 
 
-def test_every_frame_comes_back(clips: list[ReconstructedClip], video_file: Path) -> None:
+def test_every_frame_is_reconstructed(clips: list[ReconstructedClip], video_file: Path) -> None:
     assert [clip.frames.shape for clip in clips] == [(24, 32, 32, 3), (6, 32, 32, 3)]
     assert [clip.original.shape for clip in clips] == [(24, 32, 32, 3), (6, 32, 32, 3)]
     source = [resize_picture(picture, 32, 32) for picture in iter_pictures(video_file, DecomposeSettings())]
@@ -44,7 +45,7 @@ def test_the_metrics_are_bounded(clips: list[ReconstructedClip]) -> None:
         assert -1 <= clip.ssim < 0.9
 
 
-def test_the_metrics_of_what_is_known(clips: list[ReconstructedClip]) -> None:
+def test_the_metrics_of_known_differences(clips: list[ReconstructedClip]) -> None:
     same = replace(clips[0], frames=clips[0].original)
     assert same.psnr == float("inf")
     assert same.ssim == pytest.approx(1, abs=1e-5)
@@ -55,9 +56,11 @@ def test_the_metrics_of_what_is_known(clips: list[ReconstructedClip]) -> None:
     assert noise.ssim < 0.2
 
 
-def test_a_seed_decides(runtime: Runtime, video_file: Path, clips: list[ReconstructedClip]) -> None:
+def test_frames_depend_on_the_seed_and_codes_do_not(
+    runtime: Runtime, video_file: Path, clips: list[ReconstructedClip]
+) -> None:
     one = replace(FAST, clips=1)
-    again, other = (list(reconstruct(runtime, video_file, settings)) for settings in (one, replace(one, seed=1)))
+    again, other = (list(reconstruct_clips(runtime, video_file, settings)) for settings in (one, replace(one, seed=1)))
     assert len(again) == 1
     assert again[0].frames.tobytes() == clips[0].frames.tobytes()
     assert apart(other[0].frames, clips[0].frames) > 20
@@ -65,28 +68,30 @@ def test_a_seed_decides(runtime: Runtime, video_file: Path, clips: list[Reconstr
 
 
 def test_originals_in_place_of_tokens(runtime: Runtime, video_file: Path, clips: list[ReconstructedClip]) -> None:
-    made = {"tokens": clips[0].frames}
+    frames_of = {"tokens": clips[0].frames}
     stages: dict[str, set[str]] = {}
     for name, change in {
         "keyframes": {"keyframes": "original"},
         "motion": {"motion": "original"},
         "both": {"keyframes": "original", "motion": "original"},
     }.items():
-        told: set[str] = set()
+        reported: set[str] = set()
         settings = replace(FAST, clips=1, **change)  # type: ignore[arg-type]
-        (clip,) = reconstruct(runtime, video_file, settings, lambda stage, *_, told=told: told.add(stage))
+        (clip,) = reconstruct_clips(
+            runtime, video_file, settings, lambda progress, reported=reported: reported.add(progress.stage)
+        )
         assert (clip.visual, clip.motion) == (clips[0].visual, clips[0].motion)
-        made[name], stages[name] = clip.frames, told
+        frames_of[name], stages[name] = clip.frames, reported
     assert stages["motion"] == {"clip 1 keyframe", "clip 1 frames"}
     assert stages["keyframes"] == stages["both"] == {"clip 1 frames"}
-    assert len({frames.tobytes() for frames in made.values()}) == 4
+    assert len({frames.tobytes() for frames in frames_of.values()}) == 4
 
 
 def test_a_short_clip_is_the_start_of_a_whole_one(runtime: Runtime, video_file: Path) -> None:
-    """From its own keyframe and vectors, as the detokenizer animates them."""
+    """Of the clip that the detokenizer generates from its keyframe and vectors."""
     settings = replace(FAST, keyframes="original", motion="original")
     *_, source = decompose(video_file)
-    *_, clip = reconstruct(runtime, video_file, settings)
+    *_, clip = reconstruct_clips(runtime, video_file, settings)
     motion = torch.from_numpy(source.features((4, 4), rescale=False))[None]
     with runtime.use("video_detokenizer") as detokenizer:
         keyframe = resize_picture(source.keyframe, 32, 32)[None]
@@ -96,33 +101,33 @@ def test_a_short_clip_is_the_start_of_a_whole_one(runtime: Runtime, video_file: 
 
 
 def test_the_size_follows_the_source(runtime: Runtime, tmp_path: Path) -> None:
-    """About as many pixels as the model's own 64 x 32, in the source's shape."""
+    """With about as many pixels as the model's own 64 x 32, in the aspect ratio of the source."""
     write_mp4(moving_texture(6, 128, 64, 1), tmp_path / "high.mp4", 6)
     settings = replace(FAST, video_width=None, video_height=None)
-    (clip,) = reconstruct(runtime, tmp_path / "high.mp4", settings)
+    (clip,) = reconstruct_clips(runtime, tmp_path / "high.mp4", settings)
     assert clip.frames.shape == (6, 64, 32, 3)
 
 
-def test_a_keyframe_without_codes_is_painted_too(blind: Runtime, video_file: Path) -> None:
-    (clip,) = reconstruct(blind, video_file, replace(FAST, clips=1))
+def test_a_keyframe_without_codes_is_generated(blind: Runtime, video_file: Path) -> None:
+    (clip,) = reconstruct_clips(blind, video_file, replace(FAST, clips=1))
     assert clip.visual == []
     assert clip.frames.std() > 1
 
 
 def test_bytes_are_a_source(runtime: Runtime, video_file: Path, clips: list[ReconstructedClip]) -> None:
-    again = list(reconstruct(runtime, video_file.read_bytes(), FAST))
+    again = list(reconstruct_clips(runtime, video_file.read_bytes(), FAST))
     assert np.array_equal(_frames(again), _frames(clips))
 
 
-def test_progress_may_stop_it(runtime: Runtime, video_file: Path) -> None:
-    def stop(stage: str, done: int, total: int) -> None:
-        if stage.startswith("clip 2"):
-            raise InterruptedError(stage)
+def test_a_progress_callback_can_stop_it(runtime: Runtime, video_file: Path) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.stage.startswith("clip 2"):
+            raise InterruptedError(progress.stage)
 
-    made = reconstruct(runtime, video_file, FAST, stop)
-    assert len(next(made).frames) == 24
+    clips = reconstruct_clips(runtime, video_file, FAST, stop)
+    assert len(next(clips).frames) == 24
     with pytest.raises(InterruptedError, match="clip 2 keyframe"):
-        next(made)
+        next(clips)
 
 
 @pytest.mark.parametrize(
@@ -140,9 +145,9 @@ def test_impossible_settings_are_refused(wrong: dict[str, Any], message: str) ->
         ReconstructSettings(**wrong)
 
 
-def test_sizes_and_sources_that_cannot_be(runtime: Runtime, video_file: Path, tmp_path: Path) -> None:
+def test_impossible_sizes_and_sources_are_refused(runtime: Runtime, video_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="multiples of 16, not 40 x 32"):
-        list(reconstruct(runtime, video_file, replace(FAST, video_width=40)))
+        list(reconstruct_clips(runtime, video_file, replace(FAST, video_width=40)))
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(MediaError):
-        list(reconstruct(runtime, tmp_path / "text.mp4", FAST))
+        list(reconstruct_clips(runtime, tmp_path / "text.mp4", FAST))

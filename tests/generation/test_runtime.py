@@ -22,8 +22,8 @@ PROMPT = Prompt(("a red ball",), seed=1)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def _painted(runtime: Runtime, seed: int = 0) -> Picture:
-    """A picture of given codes: what the language model would choose in another precision may differ."""
+def _picture(runtime: Runtime, seed: int = 0) -> Picture:
+    """Picture from fixed codes: the codes that the language model samples may differ in another precision."""
     with runtime.use("keyframe_detokenizer") as detokenizer:
         conditions = detokenizer.decode_codes([torch.arange(30)])
         start = detokenizer.noise(32, 48, 2, [torch.Generator().manual_seed(seed)])
@@ -39,8 +39,8 @@ def test_half_precision_on_a_cpu(model: ModelFolder, runtime: Runtime, dtype: An
     assert [len(codes) for codes in video.motion] == [135]
     with half.use("language_model") as language_model:
         assert language_model.dtype == getattr(torch, dtype)
-    assert 0 < np.abs(_painted(half).astype(float) - _painted(runtime)).mean() < levels
-    assert np.abs(_painted(runtime, seed=1).astype(float) - _painted(runtime)).mean() > 30
+    assert 0 < np.abs(_picture(half).astype(float) - _picture(runtime)).mean() < levels
+    assert np.abs(_picture(runtime, seed=1).astype(float) - _picture(runtime)).mean() > 30
 
 
 def test_offload_on_a_cpu_changes_nothing(model: ModelFolder, runtime: Runtime) -> None:
@@ -51,14 +51,14 @@ def test_offload_on_a_cpu_changes_nothing(model: ModelFolder, runtime: Runtime) 
 
 @needs_gpu
 @pytest.mark.parametrize("offload", [True, False])
-def test_with_offload_only_the_unit_in_use_is_on_the_gpu(model: ModelFolder, offload: bool) -> None:
+def test_with_offload_only_the_part_in_use_is_on_the_gpu(model: ModelFolder, offload: bool) -> None:
     runtime = Runtime(model, RuntimeSettings(device="cuda", offload=offload))
     before = torch.cuda.memory_allocated()
     seen: set[int] = set()
 
     def look(*_: object) -> None:
-        with_parameters = [unit for unit in MODEL_PARTS if unit != "understanding"]
-        seen.add(sum(_device(runtime.loaded(unit)) == "cuda" for unit in with_parameters))
+        with_parameters = [part for part in MODEL_PARTS if part != "understanding"]
+        seen.add(sum(_device(runtime.loaded(part)) == "cuda" for part in with_parameters))
 
     (video,) = generate_videos(runtime, [PROMPT], 1, FAST, look)
     assert video.frames.std() > 1
@@ -66,13 +66,13 @@ def test_with_offload_only_the_unit_in_use_is_on_the_gpu(model: ModelFolder, off
     assert (torch.cuda.memory_allocated() == before) == offload
 
 
-def _device(unit: Any) -> str:
-    network = unit if isinstance(unit, torch.nn.Module) else unit.unet
+def _device(part: Any) -> str:
+    network = part if isinstance(part, torch.nn.Module) else part.unet
     return next(network.parameters()).device.type
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "abacus"])
-def test_devices_that_are_not_there_are_refused(model: ModelFolder, device: str) -> None:
+def test_missing_devices_are_refused(model: ModelFolder, device: str) -> None:
     with pytest.raises(ModelError, match=f"device '{device}' cannot be used: "):
         Runtime(model, RuntimeSettings(device=device))
 
@@ -99,8 +99,8 @@ def test_a_saved_preset_behaves_as_the_preset(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-def test_compiled_networks_paint_the_same(changed: Any) -> None:
-    """On a U-Net of one level, since a compiler takes its time."""
+def test_compiled_networks_generate_the_same(changed: Any) -> None:
+    """With a U-Net of one level, since compilation is slow."""
 
     def shrink(folder: Path) -> None:
         config = load_preset("tiny").keyframe_detokenizer.unet
@@ -123,7 +123,7 @@ def _compiled(runtime: Runtime) -> bool:
 
 @pytest.fixture
 def changed(model_path: Path, tmp_path: Path) -> Callable[[Callable[[Path], object]], Runtime]:
-    """A runtime of a copy of the model after a change to its folder."""
+    """Makes a runtime for a changed copy of the model folder."""
 
     def make(change: Callable[[Path], object]) -> Runtime:
         shutil.copytree(model_path, tmp_path / "changed")
@@ -133,7 +133,7 @@ def changed(model_path: Path, tmp_path: Path) -> Callable[[Callable[[Path], obje
     return make
 
 
-def test_a_model_without_video_parts_makes_pictures(changed: Any, runtime: Runtime) -> None:
+def test_a_model_without_video_parts_generates_pictures(changed: Any, runtime: Runtime) -> None:
     def cut(folder: Path) -> None:
         shutil.rmtree(folder / "video_detokenizer")
         shutil.rmtree(folder / "understanding")

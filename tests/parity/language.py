@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.parity.pack import Module
 from tests.parity.results import Results, gap
-from videolavit.generation.decoding import GREEDY, Prompts, TokenPolicy, embed_prompts, steps
+from videolavit.generation.decoding import GREEDY, PaddedPrompts, TokenPolicy, decode_steps, embed_prompts
 from videolavit.models.language_model import NO_LABEL, PromptBatch, UnderstandingModel
 from videolavit.vocabulary import VIDEO, Vocabulary
 
@@ -27,7 +27,7 @@ def llm(module: Module) -> Results:
     outputs: dict[str, Any] = _motion(module, model)
     for kind, batch in prompts.items():
         outputs |= {f"{kind}.{name}": value for name, value in _read(model, batch).items()}
-        first = Prompts(batch.embeds[:1], batch.attention_mask[:1])
+        first = PaddedPrompts(batch.embeds[:1], batch.attention_mask[:1])
         outputs |= {f"answer.{kind}.{name}": value for name, value in _answer(module, model, first).items()}
     generated = _generated(module, model)
     return Results(outputs | generated.outputs, generated.facts)
@@ -71,7 +71,7 @@ def _read(model: UnderstandingModel, batch: PromptBatch) -> dict[str, Tensor]:
     }
 
 
-def _answer(module: Module, model: UnderstandingModel, prompt: Prompts) -> dict[str, Any]:
+def _answer(module: Module, model: UnderstandingModel, prompt: PaddedPrompts) -> dict[str, Any]:
     text = (range(model.vocabulary.text_size),)
     policy = TokenPolicy(text, END_OF_TEXT, MIN_ANSWER, module.config["answer_tokens"])
     done = _Continuation(model, prompt, policy, None)
@@ -142,17 +142,17 @@ class _Continuation:
     """
 
     def __init__(
-        self, model: UnderstandingModel, prompts: Prompts, policy: TokenPolicy, guidance: float | None
+        self, model: UnderstandingModel, prompts: PaddedPrompts, policy: TokenPolicy, guidance: float | None
     ) -> None:
         rows = len(prompts.embeds)
         generators = [torch.Generator() for _ in range(rows)]
         ids, gaps, over, ended = [], [], [], [False] * rows
         self.scores: list[Tensor] = []
         greedy: Sequence[Any] = [GREEDY] * rows
-        for step in steps(model.language_model, prompts, policy, greedy, generators, guidance):
-            options = policy.ids(step.scores.device)[: None if len(ids) >= policy.min_new else -1]
-            first, second = step.scores[:, options].topk(2).values.unbind(-1)
-            self.scores.append(step.scores)
+        for step in decode_steps(model.language_model, prompts, policy, greedy, generators, guidance):
+            options = policy.ids(step.log_probs.device)[: None if len(ids) >= policy.min_new else -1]
+            first, second = step.log_probs[:, options].topk(2).values.unbind(-1)
+            self.scores.append(step.log_probs)
             gaps.append((first - second).numpy())
             over.append(ended)
             ids.append([_token(token, done, policy.end) for token, done in zip(step.ids, ended, strict=True)])

@@ -1,1 +1,1 @@
-"""Measures of what a model makes: in pixels, in motion, and against the captions of synthetic videos."""
+"""Evaluation of a model on synthetic videos, whose captions and motion are known."""

@@ -1,31 +1,32 @@
-"""The colour of a synthetic video's shape."""
+"""Colour of the shape in a synthetic video."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from videolavit.synth import COLOURS
 
-from .foreground import difference
+from .foreground import background_difference
 
-SHARE = 0.004
-"""Of the pixels that are looked at: hardly less than the smallest shape has, which leaves out its soft edge."""
+FOREGROUND_SHARE = 0.004
+"""Share of a frame's pixels that are taken for the shape: a little less than the smallest shape covers, so that its
+soft edge is left out."""
 
 
-def colour(frames: NDArray[np.uint8]) -> str:
-    """Name of the colour, among `synth.COLOURS`, of what differs most from the background.
+def shape_colour(frames: NDArray[np.uint8]) -> str:
+    """Name of the shape's colour, one of `synth.COLOURS`.
 
-    A shape's brightness varies over its texture; so what is seen is compared with each colour at the brightness that
-    suits it best.
+    The texture of a shape varies its brightness, so the median of its pixels is compared with each colour at the
+    brightness that fits best.
 
     Args:
         frames: uint8 [time, height, width, 3].
     """
     pixels = frames.reshape(len(frames), -1, 3).astype(np.float64)
-    differing = difference(frames).reshape(len(frames), -1)
-    count = max(1, round(SHARE * pixels.shape[1]))
-    chosen = np.argpartition(differing, -count, axis=1)[:, -count:]
-    seen = np.median(np.take_along_axis(pixels, chosen[..., None], axis=1).reshape(-1, 3), axis=0)
+    difference = background_difference(frames).reshape(len(frames), -1)
+    count = max(1, round(FOREGROUND_SHARE * pixels.shape[1]))
+    chosen = np.argpartition(difference, -count, axis=1)[:, -count:]
+    observed = np.median(np.take_along_axis(pixels, chosen[..., None], axis=1).reshape(-1, 3), axis=0)
     references = np.array(list(COLOURS.values()), np.float64)
-    scale = np.clip(references @ seen / (references**2).sum(axis=1), 0.6, 1.2)
-    distance = np.linalg.norm(seen - scale[:, None] * references, axis=1)
+    scale = np.clip(references @ observed / (references**2).sum(axis=1), 0.6, 1.2)
+    distance = np.linalg.norm(observed - scale[:, None] * references, axis=1)
     return list(COLOURS)[int(distance.argmin())]

@@ -1,13 +1,14 @@
-"""The pixels of a synthetic video's shape."""
+"""Foreground of synthetic videos."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def difference(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """How far each pixel is from its frame's background, float32 [time, height, width].
+def background_difference(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Largest difference of each pixel's channels from the frame's background, float32 [time, height, width].
 
-    The background of a synthetic video has hardly any colour and no bright spots, and is most of the picture.
+    The background is the median colour: that of synthetic videos is most of the picture, hardly coloured and without
+    bright spots.
 
     Args:
         frames: uint8 [time, height, width, 3].

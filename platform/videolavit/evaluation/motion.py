@@ -1,4 +1,4 @@
-"""Where a synthetic video's shape moves, by the project's own decomposition."""
+"""Direction of the shape in a synthetic video, measured from motion vectors."""
 
 import io
 from collections.abc import Iterator
@@ -9,55 +9,55 @@ from PIL import Image
 
 from videolavit.media import Clip, DecomposeSettings, decompose, write_mp4
 
-from .foreground import difference
+from .foreground import background_difference
 
-SHORTER_SIDE = 128
-"""Pixels to which a video is enlarged at least before it is decomposed, so that blocks are small beside its shape."""
+MIN_SHORTER_SIDE = 128
+"""Shorter side in pixels up to which a video is enlarged before it is decomposed, so that blocks are small beside the
+shape."""
 
-SHAPE = 0.6
-"""A pixel that differs from the background by more than this share of the most belongs to the shape."""
+FOREGROUND_THRESHOLD = 0.6
+"""Share of the largest difference from the background above which a pixel belongs to the shape."""
 
-FARTHEST = 0.05
-"""Displacement a frame, in shares of the shorter side, beyond which a vector is a chance match and not motion."""
+MAX_DISPLACEMENT = 0.05
+"""Displacement in a frame, as a share of the shorter side, above which a vector is a false match and no motion."""
 
-STILL = 0.001
-"""The same, below which nothing moves."""
+MIN_DISPLACEMENT = 0.001
+"""Displacement in a frame, as a share of the shorter side, below which the shape is still."""
 
 
-def direction(frames: NDArray[np.uint8], fps: int = DecomposeSettings.fps) -> str | None:
-    """Where the shape moves: `right`, `left`, `down` or `up`; None if it is still.
-
-    The mean of the vectors of the shape's blocks decides.
+def shape_direction(frames: NDArray[np.uint8], fps: int = DecomposeSettings.fps) -> str | None:
+    """Direction of the mean motion vector of the shape: `right`, `left`, `down` or `up`; None if it is still.
 
     Args:
-        frames: uint8 [time, height, width, 3], up to a clip.
+        frames: uint8 [time, height, width, 3], at most one clip.
+        fps: Frames per second.
     """
-    clip = next(decomposed(frames, fps))
+    clip = next(decompose_frames(frames, fps))
     displacement = clip.motion[: len(frames)].astype(np.float64) / 2 / min(clip.height, clip.width)
-    weights = _shares(frames, clip) * (np.abs(displacement).max(axis=-1) < FARTHEST)
+    weights = _block_coverage(frames, clip) * (np.abs(displacement).max(axis=-1) < MAX_DISPLACEMENT)
     x, y = np.average(displacement, axis=(0, 1, 2), weights=weights) if weights.any() else (0, 0)
-    if max(abs(x), abs(y)) < STILL:
+    if max(abs(x), abs(y)) < MIN_DISPLACEMENT:
         return None
     if abs(x) >= abs(y):
         return "right" if x > 0 else "left"
     return "down" if y > 0 else "up"
 
 
-def decomposed(frames: NDArray[np.uint8], fps: int = DecomposeSettings.fps) -> Iterator[Clip]:
+def decompose_frames(frames: NDArray[np.uint8], fps: int = DecomposeSettings.fps) -> Iterator[Clip]:
     """Yields the clips of a video uint8 [time, height, width, 3], enlarged if it is small."""
     height, width = frames.shape[1:3]
-    scale = max(1, -(-SHORTER_SIDE // min(height, width)))
-    size = (width * scale // 2 * 2, height * scale // 2 * 2)  # the encoder wants even sides
+    scale = max(1, -(-MIN_SHORTER_SIDE // min(height, width)))
+    size = (width * scale // 2 * 2, height * scale // 2 * 2)  # the encoder needs even sides
     large = (np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames)
     file = io.BytesIO()
     write_mp4(large, file, fps)
     yield from decompose(file.getvalue(), DecomposeSettings(fps=fps))
 
 
-def _shares(frames: NDArray[np.uint8], clip: Clip) -> NDArray[np.float32]:
+def _block_coverage(frames: NDArray[np.uint8], clip: Clip) -> NDArray[np.float32]:
     """Share of each block that the shape covers, float32 [time, blocks_high, blocks_wide]."""
-    away = difference(frames)
-    shape = (away > SHAPE * np.quantile(away, 0.998, axis=(1, 2), keepdims=True)).astype(np.float32)
+    difference = background_difference(frames)
+    threshold = FOREGROUND_THRESHOLD * np.quantile(difference, 0.998, axis=(1, 2), keepdims=True)
     blocks = (clip.motion.shape[2], clip.motion.shape[1])
-    rows = [Image.fromarray(one).resize(blocks, Image.Resampling.BOX) for one in shape]
+    rows = [Image.fromarray(one).resize(blocks, Image.Resampling.BOX) for one in (difference > threshold).astype("f4")]
     return np.stack([np.asarray(row) for row in rows])

@@ -1,6 +1,6 @@
-"""What a model makes of synthetic videos, measured against what is true of them."""
+"""Evaluation of a model on held-out synthetic videos: generation, reconstruction and understanding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,22 +14,25 @@ from videolavit.generation.prompts import Picture, Prompt, encode_pictures
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings, generator
 from videolavit.media import DecomposeSettings, decompose
+from videolavit.progress import OnProgress, Progress, ignore_progress
 
-from .colour import colour
-from .motion import direction
-from .questions import DIRECTION, direction_in
+from .colour import shape_colour
+from .motion import shape_direction
+from .questions import DIRECTION_QUESTION, direction_in_answer
 
-BATCH = 20
-"""Videos or pictures that are made at once."""
+BATCH_SIZE = 20
+"""Videos or pictures of a batch."""
 
 
 @dataclass(frozen=True, eq=False)
-class MadeVideo:
-    """A video that was generated for a caption, and what is seen in it.
+class EvaluatedVideo:
+    """Video that was generated from a caption, with the direction and the colour measured in it.
 
     Args:
-        row: Of the corpus's manifest: the caption and the one shape that it tells of.
+        row: Row of the corpus's manifest, with the caption and its only shape.
         frames: uint8 [time, height, width, 3].
+        direction: Measured direction; None if the shape is still.
+        colour: Measured colour.
     """
 
     row: dict[str, Any]
@@ -39,48 +42,51 @@ class MadeVideo:
 
     @property
     def truth(self) -> dict[str, Any]:
+        """The shape of the caption."""
         shape: dict[str, Any] = self.row["shapes"][0]
         return shape
 
     @property
-    def right_direction(self) -> bool:
+    def direction_is_right(self) -> bool:
         return bool(self.direction == self.truth["direction"])
 
     @property
-    def right_colour(self) -> bool:
+    def colour_is_right(self) -> bool:
         return bool(self.colour == self.truth["colour"])
 
 
-def generated(
-    runtime: Runtime, rows: Sequence[dict[str, Any]], settings: GenerateSettings, tell: Callable[[int], None]
-) -> list[MadeVideo]:
-    """A video for the caption of each row of a manifest, measured.
+def evaluate_generation(
+    runtime: Runtime,
+    rows: Sequence[dict[str, Any]],
+    settings: GenerateSettings,
+    on_progress: OnProgress = ignore_progress,
+) -> list[EvaluatedVideo]:
+    """Generates a video from the caption of each row of a manifest, and measures direction and colour.
 
     Args:
-        rows: Of videos with one shape.
-        tell: Called with how many are done.
+        rows: Rows of videos with one shape.
     """
-    made: list[MadeVideo] = []
-    for start in range(0, len(rows), BATCH):
-        some = rows[start : start + BATCH]
-        prompts = [Prompt((row["text"],), seed) for seed, row in enumerate(some, start)]
-        for row, video in zip(some, generate_videos(runtime, prompts, 1, settings), strict=True):
-            seen = direction(video.frames, settings.fps), colour(video.frames)
-            made.append(MadeVideo(row, video.frames, *seen))
-        tell(len(made))
-    return made
+    videos: list[EvaluatedVideo] = []
+    for start in range(0, len(rows), BATCH_SIZE):
+        batch = rows[start : start + BATCH_SIZE]
+        prompts = [Prompt((row["text"],), seed) for seed, row in enumerate(batch, start)]
+        for row, video in zip(batch, generate_videos(runtime, prompts, 1, settings), strict=True):
+            measured = shape_direction(video.frames, settings.fps), shape_colour(video.frames)
+            videos.append(EvaluatedVideo(row, video.frames, *measured))
+        on_progress(Progress("generate", len(videos), len(rows)))
+    return videos
 
 
-def repainted(runtime: Runtime, pictures: Sequence[Picture], settings: GenerateSettings) -> list[Picture]:
-    """Pictures through their codes and back, at their own size."""
+def reconstruct_keyframes(runtime: Runtime, pictures: Sequence[Picture], settings: GenerateSettings) -> list[Picture]:
+    """Encodes pictures to visual codes and reconstructs them, at their own size."""
     size = pictures[0].shape[:2]
     steps, guidance = settings.keyframe_steps, settings.keyframe_guidance
     result: list[Picture] = []
-    for start in range(0, len(pictures), BATCH):
-        some = pictures[start : start + BATCH]
+    for start in range(0, len(pictures), BATCH_SIZE):
+        batch = pictures[start : start + BATCH_SIZE]
         with runtime.use("visual_tokenizer") as tokenizer:
-            codes = encode_pictures(some, tokenizer)
-        generators = [generator(number, "keyframe 0") for number in range(start, start + len(some))]
+            codes = encode_pictures(batch, tokenizer)
+        generators = [generator(number, "keyframe 0") for number in range(start, start + len(batch))]
         ids = [torch.tensor(one, dtype=torch.int64) for one in codes]
         with runtime.use("keyframe_detokenizer") as detokenizer:
             result += list(detokenizer.paint(ids, size, steps, guidance, generators))
@@ -88,21 +94,21 @@ def repainted(runtime: Runtime, pictures: Sequence[Picture], settings: GenerateS
 
 
 @torch.inference_mode()
-def motion_through_codes(runtime: Runtime, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Motion as the motion tokenizer reads it, [clips, 2, 24, height, width], through its codes and back."""
+def reconstruct_motion(runtime: Runtime, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Encodes motion features [clips, 2, 24, height, width] to motion codes and reconstructs them."""
     with runtime.use("motion_tokenizer") as tokenizer:
         parts = [
             tokenizer.decode(tokenizer.encode(torch.from_numpy(some).to(runtime.device, runtime.dtype)))
-            for some in np.array_split(features, -(-len(features) // BATCH))
+            for some in np.array_split(features, -(-len(features) // BATCH_SIZE))
         ]
         return np.concatenate([part.float().cpu().numpy() for part in parts])
 
 
-def told_directions(runtime: Runtime, videos: Sequence[str]) -> list[str | None]:
-    """The direction that the model tells of each video file; None where it names none."""
-    told: list[str | None] = []
-    for start in range(0, len(videos), BATCH):
-        clips = [list(decompose(file, DecomposeSettings(policy="eval"))) for file in videos[start : start + BATCH]]
-        answers = answer(runtime, [Question(DIRECTION, about) for about in clips])
-        told += [direction_in(text) for text in answers]
-    return told
+def ask_directions(runtime: Runtime, videos: Sequence[str]) -> list[str | None]:
+    """Asks the model for the direction of the shape in each video file; None where the answer names no direction."""
+    directions: list[str | None] = []
+    for start in range(0, len(videos), BATCH_SIZE):
+        clips = [list(decompose(file, DecomposeSettings(policy="eval"))) for file in videos[start : start + BATCH_SIZE]]
+        answers = answer(runtime, [Question(DIRECTION_QUESTION, about) for about in clips])
+        directions += [direction_in_answer(text) for text in answers]
+    return directions

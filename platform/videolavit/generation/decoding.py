@@ -1,4 +1,4 @@
-"""Token by token out of a language model: guided, constrained, in batches, with a key-value cache."""
+"""Autoregressive decoding of a language model: prefill, batched decode steps with a KV cache, guidance, sampling."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,21 +18,21 @@ from transformers import (
 
 from videolavit.models.network import STRICT
 
-from .kv_cache import ROOM, RowsCache
+from .kv_cache import SPARE_TOKENS, BatchKVCache
 
-OnToken = Callable[[int], None]
-"""Called with the number of steps made; it may raise to stop."""
+OnDecodeStep = Callable[[int], None]
+"""Called after each decode step with the number of steps done. It may raise to stop."""
 
 
 @dataclass(frozen=True)
 class TokenPolicy:
-    """Which ids may come, and how many.
+    """Constraint on the token ids and on the length of a generated sequence.
 
     Args:
-        allowed: Ranges of ids.
-        end: Ends a row; allowed from `min_new` on, never part of the result.
-        min_new: Fewest ids.
-        max_new: Most ids.
+        allowed: Ranges of ids that may be generated.
+        end: Id that ends the sequence. It is allowed after `min_new` ids, and is not part of the result.
+        min_new: Smallest number of generated ids.
+        max_new: Largest number of generated ids.
     """
 
     allowed: tuple[range, ...]
@@ -41,7 +41,7 @@ class TokenPolicy:
     max_new: int
 
     def ids(self, device: torch.device) -> Tensor:
-        """All ids that can be chosen, the end last; [n]."""
+        """All ids that may be generated, [n], with the end id last."""
         ranges = [torch.arange(ids.start, ids.stop, device=device) for ids in self.allowed]
         ids = torch.cat(ranges)
         return torch.cat([ids[ids != self.end], ids.new_tensor([self.end])])
@@ -49,12 +49,12 @@ class TokenPolicy:
 
 @settings_dataclass(frozen=True, kw_only=True, config=STRICT)
 class Sampling:
-    """How an id is chosen from its scores.
+    """Sampling of token ids from logits.
 
     Args:
-        temperature: Scores are divided by it; 0 takes the best id always.
-        top_k: Only so many of the best ids; None for all.
-        top_p: Only the fewest ids that have this share of the probability together.
+        temperature: Divisor of the logits; 0 for greedy decoding.
+        top_k: Number of most probable ids to sample from; None for all.
+        top_p: Share of the probability that the sampled ids must cover (nucleus sampling); 1 for all.
     """
 
     temperature: float = 1.0
@@ -70,12 +70,12 @@ GREEDY = Sampling(temperature=0.0, top_k=None)
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """Prompts as embeddings, padded on the left.
+class PaddedPrompts:
+    """Embeddings of a batch of prompts, padded on the left.
 
     Args:
         embeds: [batch, length, hidden].
-        attention_mask: bool [batch, length].
+        attention_mask: bool [batch, length], False at padding.
     """
 
     embeds: Tensor
@@ -84,186 +84,194 @@ class Prompts:
 
 @dataclass(frozen=True)
 class DecodeStep:
-    """One id of every row.
+    """Token ids that one decode step generated for a batch.
 
     Args:
-        ids: The id of each row, None for one that has ended.
-        scores: Log-probabilities of all ids, after guidance and before the policy, float32 [batch, vocabulary].
+        ids: Id of each row; None for a row that has ended.
+        log_probs: Log-probabilities of all ids after guidance and before the policy, float32 [batch, vocabulary].
     """
 
     ids: list[int | None]
-    scores: Tensor = field(repr=False)
+    log_probs: Tensor = field(repr=False)
 
 
-def embed_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Prompts:
-    """Prompts of token ids."""
+def embed_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> PaddedPrompts:
+    """Embeds and pads prompts given as token ids."""
     embed = model.get_input_embeddings()
     return pad_prompts([embed(torch.tensor(prompt, device=model.device)) for prompt in prompts])
 
 
-def pad_prompts(prompts: Sequence[Tensor]) -> Prompts:
-    """Prompts [length, hidden] as a batch."""
+def pad_prompts(prompts: Sequence[Tensor]) -> PaddedPrompts:
+    """Pads embedded prompts [length, hidden] to a batch."""
     embeds = pad_sequence(list(prompts), batch_first=True, padding_side="left")
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=embeds.device)
-    return Prompts(embeds, torch.arange(embeds.shape[1], device=embeds.device) >= embeds.shape[1] - lengths[:, None])
+    mask = torch.arange(embeds.shape[1], device=embeds.device) >= embeds.shape[1] - lengths[:, None]
+    return PaddedPrompts(embeds, mask)
 
 
 @torch.inference_mode()
-def steps(
+def decode_steps(
     model: PreTrainedModel,
-    prompts: Prompts,
+    prompts: PaddedPrompts,
     policy: TokenPolicy,
     sampling: Sequence[Sampling],
     generators: Sequence[torch.Generator],
     guidance: float | None = None,
 ) -> Iterator[DecodeStep]:
-    """Yields one id a row at a time, until all rows have ended.
+    """Yields one decode step of the batch at a time, until all rows have ended.
 
-    A row's ids depend on its own prompt and generator only. With guidance the batch is doubled: the unconditional half
-    starts from the last prompt token alone, as published, and both halves are fed what is chosen. The guided score is
-    g (conditional - unconditional) + unconditional, on log-probabilities.
+    The ids of a row depend on its own prompt and generator only. Guidance doubles the batch: the unconditional rows
+    have only the last prompt token as their prompt, as published, and both halves are fed the sampled ids. The guided
+    log-probability is g (conditional - unconditional) + unconditional.
 
     Args:
-        sampling: Of each row.
-        generators: Of each row.
-        guidance: Scale g; None for none.
+        sampling: Sampling settings of each row.
+        generators: Random generator of each row.
+        guidance: Guidance scale g; None for decoding without guidance.
     """
     rows = len(prompts.embeds)
-    reader = DecodeBatch(model, prompts if guidance is None else _with_unconditional(prompts))
-    choosers = [Sampler(one, generator) for one, generator in zip(sampling, generators, strict=True)]
+    if guidance is not None:  # the unconditional rows, behind the conditional ones
+        last_token_mask = torch.zeros_like(prompts.attention_mask)
+        last_token_mask[:, -1] = True
+        prompts = PaddedPrompts(
+            torch.cat([prompts.embeds, prompts.embeds]), torch.cat([prompts.attention_mask, last_token_mask])
+        )
+    batch = DecodeBatch(model, prompts)
+    samplers = [TokenSampler(one, generator) for one, generator in zip(sampling, generators, strict=True)]
     ids = policy.ids(model.device)
     ended = [False] * rows
     for step in range(policy.max_new):
-        scores = F.log_softmax(reader.logits.float(), dim=-1)
+        log_probs = F.log_softmax(batch.logits.float(), dim=-1)
         if guidance is not None:
-            conditional, unconditional = scores.chunk(2)
-            scores = guided(conditional, unconditional, guidance)
-        options = len(ids) if step >= policy.min_new else len(ids) - 1
-        chosen = [
-            policy.end if done else int(ids[choose(row[ids[:options]])])
-            for done, choose, row in zip(ended, choosers, scores, strict=True)
+            conditional, unconditional = log_probs.chunk(2)
+            log_probs = apply_guidance(conditional, unconditional, guidance)
+        allowed = ids if step >= policy.min_new else ids[:-1]
+        sampled = [
+            policy.end if done else int(allowed[sample(row[allowed])])
+            for done, sample, row in zip(ended, samplers, log_probs, strict=True)
         ]
-        ended = [done or token == policy.end for done, token in zip(ended, chosen, strict=True)]
-        yield DecodeStep([None if done else token for done, token in zip(ended, chosen, strict=True)], scores)
+        ended = [done or token == policy.end for done, token in zip(ended, sampled, strict=True)]
+        yield DecodeStep([None if done else token for done, token in zip(ended, sampled, strict=True)], log_probs)
         if all(ended) or step + 1 == policy.max_new:
             return
-        reader.feed(chosen if guidance is None else chosen * 2)
+        batch.append_tokens(sampled if guidance is None else sampled * 2)
 
 
-def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Guided scores of log-probabilities."""
+def apply_guidance(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance of log-probabilities."""
     return scale * (conditional - unconditional) + unconditional
 
 
 def decode(
     model: PreTrainedModel,
-    prompts: Prompts,
+    prompts: PaddedPrompts,
     policy: TokenPolicy,
     sampling: Sequence[Sampling],
     generators: Sequence[torch.Generator],
     guidance: float | None = None,
-    on_token: OnToken | None = None,
+    on_step: OnDecodeStep | None = None,
 ) -> list[list[int]]:
-    """All ids of every row; see `steps`."""
+    """Generates the ids of all rows; for the arguments see `decode_steps`."""
     rows: list[list[int]] = [[] for _ in prompts.embeds]
-    for number, step in enumerate(steps(model, prompts, policy, sampling, generators, guidance), 1):
+    for number, step in enumerate(decode_steps(model, prompts, policy, sampling, generators, guidance), 1):
         for row, token in zip(rows, step.ids, strict=True):
             if token is not None:
                 row.append(token)
-        if on_token is not None:
-            on_token(number)
+        if on_step is not None:
+            on_step(number)
     return rows
 
 
 class DecodeBatch:
-    """The language model, its key-value cache, and its logits [rows, vocabulary] for the next id of each row.
+    """Running batch of a language model: its KV cache, and the logits [rows, vocabulary] of each row's next token.
 
-    Rows may come and go between two ids. Their padding is on the left, and positions are a row's own, so that what is
-    in the other rows changes nothing.
+    Rows can be added and removed between two decode steps. Rows are padded on the left and have positions of their
+    own, so the logits of a row do not depend on the other rows.
 
     Args:
-        model: A causal language model.
-        prompts: What is to be read.
-        known: Keys and values of what comes before each of the prompts, [2, layers, heads, ids, channels], which may
-            be without an id.
+        model: Causal language model.
+        prompts: Prompts to prefill, without their cached prefixes. Each has at least one token.
+        prefixes: Cached keys and values of the tokens in front of each prompt, [2, layers, heads, tokens, channels];
+            a prefix may have no tokens. Empty if no prompt has a prefix.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Prompts, known: Sequence[Tensor] = ()) -> None:
+    def __init__(self, model: PreTrainedModel, prompts: PaddedPrompts, prefixes: Sequence[Tensor] = ()) -> None:
         self._model = model
-        self._cache = RowsCache(model.config)
+        self._cache = BatchKVCache(model.config)
         mask = prompts.attention_mask
-        before = torch.tensor([one.shape[3] for one in known] or [0] * len(mask), device=mask.device)
-        most, gaps = int(before.max()), mask.shape[1] - mask.sum(1)
-        positions = (mask.cumsum(1) - 1).clamp(min=0) + before[:, None]
-        self._length = most + mask.shape[1]
-        self._set_padding(most - before + gaps)
-        if most:
-            self._cache.begin(known)
-            mask = torch.cat([torch.arange(most, device=mask.device) >= most - before[:, None], mask], dim=1)
-        self.logits = self._run(
-            mask if most or self._is_padded else None, inputs_embeds=prompts.embeds, position_ids=positions
+        cached = torch.tensor([one.shape[3] for one in prefixes] or [0] * len(mask), device=mask.device)
+        longest, gaps = int(cached.max()), mask.shape[1] - mask.sum(1)
+        positions = (mask.cumsum(1) - 1).clamp(min=0) + cached[:, None]
+        self._length = longest + mask.shape[1]
+        self._set_padding(longest - cached + gaps)
+        if longest:
+            self._cache.load_prefixes(prefixes)
+            mask = torch.cat([torch.arange(longest, device=mask.device) >= longest - cached[:, None], mask], dim=1)
+        self.logits = self._forward(
+            mask if longest or self._is_padded else None, inputs_embeds=prompts.embeds, position_ids=positions
         )
-        self._cache.close(before.tolist(), most, gaps.tolist())
+        self._cache.close_gaps(cached.tolist(), longest, gaps.tolist())
 
-    def feed(self, tokens: list[int]) -> None:
-        """Appends one id to every row."""
+    def append_tokens(self, tokens: list[int]) -> None:
+        """Appends one token id to every row, and computes the logits of the next ones."""
         ids = torch.tensor(tokens, device=self._model.device)[:, None]
         positions = (self._length - self._padding)[:, None]
         self._length += 1
-        self.logits = self._run(self._bias(), input_ids=ids, position_ids=positions)
+        self.logits = self._forward(self._attention_bias(), input_ids=ids, position_ids=positions)
 
-    def join(self, other: "DecodeBatch") -> None:
-        """Takes over the rows of another reader of the same model, behind its own."""
+    def append_rows(self, other: "DecodeBatch") -> None:
+        """Adds the rows of another batch of the same model behind the rows of this one."""
         length = max(self._length, other._length)
         self._set_padding(torch.cat([one._padding + (length - one._length) for one in (self, other)]))
         self._length = length
         self.logits = torch.cat([self.logits, other.logits])
-        self._cache.join(other._cache)
+        self._cache.append_rows(other._cache)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Forgets all rows but these, in this order, and the padding that none of them needs."""
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Keeps only the given rows, in the given order, and drops the padding that none of them needs."""
         chosen = torch.tensor(rows, device=self._padding.device)
         padding = self._padding[chosen]
         unused = int(padding.min())
         self._set_padding(padding - unused)
         self._length -= unused
         self.logits = self.logits[chosen]
-        self._cache.keep(rows, unused)
+        self._cache.keep_rows(rows, unused)
 
-    def keys_and_values(self, row: int, first: int, end: int) -> Tensor:
-        """Of some ids of a row, [2, layers, heads, ids, channels]."""
+    def keys_values(self, row: int, start: int, end: int) -> Tensor:
+        """Copies the keys and values of tokens `start` to `end` of a row, [2, layers, heads, tokens, channels]."""
         padding = int(self._padding[row])
-        return self._cache.read(row, padding + first, padding + end)
+        return self._cache.keys_values(row, padding + start, padding + end)
 
     def _set_padding(self, padding: Tensor) -> None:
-        """Ids on the left of each row that are none, [rows]."""
+        """Sets the number of padding positions on the left of each row, [rows]."""
         self._padding = padding
         self._is_padded = bool(padding.any())
-        self._biases: Tensor | None = None
+        self._bias: Tensor | None = None
 
-    def _bias(self) -> Tensor | None:
-        """What is added to the attention of one id to all before it, [rows, 1, 1, length].
+    def _attention_bias(self) -> Tensor | None:
+        """Additive attention mask of one query token a row, [rows, 1, 1, length]; None without padding.
 
-        Made for many ids to come: the model would make it anew for each, and its kernels convert it in every layer.
-        Without padding they need none.
+        It is built for many steps ahead: the model would build it from a mask in each step, and convert it in each
+        layer.
         """
         if not self._is_padded:
             return None
-        if self._biases is None or self._biases.shape[-1] < self._length:
-            places = torch.arange(self._length + ROOM, device=self._padding.device)
-            biases = torch.zeros(len(self._padding), 1, 1, len(places), dtype=self._model.dtype, device=places.device)
-            self._biases = biases.masked_fill_(places < self._padding[:, None, None, None], -torch.inf)
-        return self._biases[..., : self._length]
+        if self._bias is None or self._bias.shape[-1] < self._length:
+            positions = torch.arange(self._length + SPARE_TOKENS, device=self._padding.device)
+            shape = (len(self._padding), 1, 1, len(positions))
+            bias = torch.zeros(*shape, dtype=self._model.dtype, device=positions.device)
+            self._bias = bias.masked_fill_(positions < self._padding[:, None, None, None], -torch.inf)
+        return self._bias[..., : self._length]
 
-    def _run(self, mask: Tensor | None, **inputs: Tensor) -> Tensor:
+    def _forward(self, mask: Tensor | None, **inputs: Tensor) -> Tensor:
         output = self._model(
             **inputs, attention_mask=mask, past_key_values=self._cache, use_cache=True, logits_to_keep=1
         )
         return output.logits[:, -1]
 
 
-class Sampler:
-    """Draws an index from scores with a row's own settings and generator."""
+class TokenSampler:
+    """Samples an index from log-probabilities with the settings and the random generator of one row."""
 
     def __init__(self, sampling: Sampling, generator: torch.Generator) -> None:
         self._sampling, self._generator = sampling, generator
@@ -275,18 +283,11 @@ class Sampler:
         if sampling.top_p < 1:
             self._warpers.append(TopPLogitsWarper(sampling.top_p))
 
-    def __call__(self, scores: Tensor) -> int:
-        """Index into scores [n]."""
+    def __call__(self, log_probs: Tensor) -> int:
+        """Index into log-probabilities [n]."""
         if self._sampling.temperature == 0:
-            return int(scores.argmax())
-        warped = self._warpers(None, scores[None])[0].cpu()
-        # Gumbel's trick: the largest of noisy scores is a draw from their softmax, and takes one row of noise only
+            return int(log_probs.argmax())
+        warped = self._warpers(None, log_probs[None])[0].cpu()
+        # Gumbel-max trick: the argmax of the noisy values is a sample of their softmax, and needs one row of noise
         noise = torch.empty_like(warped).exponential_(generator=self._generator)
         return int((warped - noise.log()).argmax())
-
-
-def _with_unconditional(prompts: Prompts) -> Prompts:
-    """The prompts, and behind them as many rows of the last token alone."""
-    alone = torch.zeros_like(prompts.attention_mask)
-    alone[:, -1] = True
-    return Prompts(torch.cat([prompts.embeds, prompts.embeds]), torch.cat([prompts.attention_mask, alone]))

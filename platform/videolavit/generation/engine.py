@@ -1,4 +1,4 @@
-"""Continuous batching: requests join and leave a running batch of a language model between two tokens."""
+"""Continuous batching: requests join and leave the running batch of a language model between two decode steps."""
 
 from __future__ import annotations
 
@@ -7,38 +7,39 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .decoding import DecodeBatch, Sampler, Sampling, TokenPolicy, guided, pad_prompts
+from .decoding import DecodeBatch, Sampling, TokenPolicy, TokenSampler, apply_guidance, pad_prompts
 from .prefix_cache import PrefixCache
 
-GATHER_SECONDS = 0.05
-"""Least time between two readings of prompts while others are written: these stand still for each reading, and many
-prompts take hardly longer than one."""
+PREFILL_INTERVAL_SECONDS = 0.05
+"""Shortest time between two prefills while requests are running. A prefill stalls the running requests, and takes
+hardly longer for many prompts than for one."""
 
 
-class Stopped(Exception):
-    """The writing was cancelled, or its engine was closed."""
+class RequestAborted(Exception):
+    """The request was cancelled, or its engine was closed."""
 
 
 @dataclass(frozen=True, eq=False)
 class EngineRequest:
-    """What is to be written behind a prompt.
+    """Request to generate tokens after a prompt.
 
     Args:
         prompt: Embeddings [length, hidden].
-        policy: Which ids may come, and how many.
-        sampling: How they are chosen.
-        generator: For that choice.
-        guidance: As for `decoding.steps`.
-        on_token: Called in the engine's thread with each id, the end not among them.
-        on_end: Called there once, with what went wrong or None.
-        owner: Whose it is; see `PrefixCache.find`.
+        policy: Constraint on the generated tokens.
+        sampling: Sampling settings.
+        generator: Random generator for the sampling.
+        guidance: Guidance scale, see `decoding.decode_steps`; None for none.
+        on_token: Called in the engine's thread with each generated id, without the end id.
+        on_end: Called once in the engine's thread, with the error that ended the request, or None.
+        owner: Owner of the request, see `PrefixCache.find`.
+        cancelled: Set by the caller to cancel the request.
     """
 
     prompt: Tensor
@@ -53,214 +54,210 @@ class EngineRequest:
 
     @property
     def rows(self) -> int:
-        """Rows of the batch that it takes: guidance doubles it."""
+        """Rows of the batch that the request takes: two with guidance."""
         return 1 if self.guidance is None else 2
 
 
 class Engine:
-    """A thread that writes passages, as many at once as there is room for; in order of arrival.
+    """Thread that runs requests in one batch, as many at once as fit, first come first served.
 
-    What is written for a passage depends on its own prompt and generator only, up to rounding.
+    The tokens of a request depend on its own prompt and generator only, up to rounding.
 
     Args:
-        model: Used by this thread alone from now on.
-        max_rows: Rows of the batch.
-        prefix_tokens: Ids of prompts whose keys and values are kept for prompts that begin alike.
+        model: Language model; no other thread may use it.
+        max_rows: Largest number of rows of the batch.
+        prefix_tokens: Capacity of the prefix cache, in tokens.
     """
 
     def __init__(self, model: PreTrainedModel, max_rows: int = 64, prefix_tokens: int = 0) -> None:
         if max_rows < 2:
-            raise ValueError(f"max_rows must be at least 2, a guided passage's, not {max_rows}")
+            raise ValueError(f"max_rows must be at least 2, the rows of a request with guidance, not {max_rows}")
         self._model, self._max_rows = model, max_rows
         self._prefixes = PrefixCache(prefix_tokens)
         self._waiting: deque[EngineRequest] = deque()
-        self._active: list[_ActiveRequest] = []
-        self._reader: DecodeBatch | None = None
+        self._running: list[_RunningRequest] = []
+        self._batch: DecodeBatch | None = None
         self._closed = False
-        self._next_reading = 0.0
-        self._news = threading.Condition()
+        self._next_prefill = 0.0
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="language model", daemon=True)
         self._thread.start()
 
-    def submit(self, passage: EngineRequest) -> None:
-        """Hands a passage over; returns at once. Raises Stopped if the engine was closed."""
-        with self._news:
+    def submit(self, request: EngineRequest) -> None:
+        """Queues a request and returns at once. Raises RequestAborted if the engine was closed."""
+        with self._changed:
             if self._closed:
-                raise Stopped("the language model was shut down")
-            self._waiting.append(passage)
-            self._news.notify()
+                raise RequestAborted("the language model was shut down")
+            self._waiting.append(request)
+            self._changed.notify()
 
     @property
     def load(self) -> tuple[int, int]:
-        """Passages being written, and passages that wait."""
-        return len(self._active), len(self._waiting)
+        """Number of running requests, and of waiting ones."""
+        return len(self._running), len(self._waiting)
 
     def close(self) -> None:
-        """Ends what is being written, and the thread."""
-        with self._news:
+        """Aborts all requests and ends the thread."""
+        with self._changed:
             self._closed = True
-            self._news.notify()
+            self._changed.notify()
         self._thread.join()
 
     @torch.inference_mode()
     def _run(self) -> None:
-        while self._wait():
+        while self._wait_for_work():
             try:
                 self._admit()
-                self._drop([one for one in self._active if one.passage.cancelled.is_set()], Stopped("cancelled"))
+                cancelled = [one for one in self._running if one.request.cancelled.is_set()]
+                self._remove(cancelled, RequestAborted("cancelled"))
                 self._step()
-            except Exception as error:  # whatever a model raises must reach those who wait, and end nobody else
-                self._drop(list(self._active), error)
-        self._drop(list(self._active), Stopped("the language model was shut down"))
-        for passage in self._waiting:
-            passage.on_end(Stopped("the language model was shut down"))
+            except Exception as error:  # any error of a model reaches the requests in the batch, and not the later ones
+                self._remove(list(self._running), error)
+        self._remove(list(self._running), RequestAborted("the language model was shut down"))
+        for request in self._waiting:
+            request.on_end(RequestAborted("the language model was shut down"))
 
-    def _wait(self) -> bool:
-        with self._news:
-            self._news.wait_for(lambda: self._closed or self._waiting or self._active)
+    def _wait_for_work(self) -> bool:
+        """Returns False when the engine was closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._waiting or self._running)
             return not self._closed
 
     def _admit(self) -> None:
-        """Reads the prompts of waiting passages in one go and joins them to the batch."""
-        if not self._waiting or (self._active and time.monotonic() < self._next_reading):
+        """Prefills the waiting requests that fit, all at once, and adds them to the running batch."""
+        if not self._waiting or (self._running and time.monotonic() < self._next_prefill):
             return
-        room = self._max_rows - sum(one.passage.rows for one in self._active)
+        free_rows = self._max_rows - sum(one.request.rows for one in self._running)
         new: list[EngineRequest] = []
-        with self._news:
-            while self._waiting and self._waiting[0].rows <= room:
-                passage = self._waiting.popleft()
-                if passage.cancelled.is_set():
-                    passage.on_end(Stopped("cancelled"))
+        with self._changed:
+            while self._waiting and self._waiting[0].rows <= free_rows:
+                request = self._waiting.popleft()
+                if request.cancelled.is_set():
+                    request.on_end(RequestAborted("cancelled"))
                     continue
-                new.append(passage)
-                room -= passage.rows
+                new.append(request)
+                free_rows -= request.rows
         if not new:
             return
-        self._next_reading = time.monotonic() + GATHER_SECONDS
+        self._next_prefill = time.monotonic() + PREFILL_INTERVAL_SECONDS
         try:
-            reader = self._read(new)
-            if self._reader is None:
-                self._reader = reader
+            batch = self._prefill(new)
+            if self._batch is None:
+                self._batch = batch
             else:
-                self._reader.join(reader)
+                self._batch.append_rows(batch)
         except Exception as error:
-            for passage in new:
-                passage.on_end(error)
-            if self._reader is None or len(self._reader.logits) != sum(one.passage.rows for one in self._active):
-                raise  # the batch itself was damaged
+            for request in new:
+                request.on_end(error)
+            if self._batch is None or len(self._batch.logits) != sum(one.request.rows for one in self._running):
+                raise  # the running batch itself was damaged
             return
-        self._active += [_ActiveRequest(one, self._model.device) for one in new]
+        self._running += [_RunningRequest(one, self._model.device) for one in new]
 
-    def _read(self, passages: Sequence[EngineRequest]) -> DecodeBatch:
-        """Reads prompts, without what is known of them."""
-        prompts = [(one, prompt) for one in passages for prompt in (one.prompt, one.prompt[-1:])[: one.rows]]
-        beginnings = [self._prefixes.find(prompt, one.owner) for one, prompt in prompts]
-        rests = [prompt[found.length :] for (_, prompt), found in zip(prompts, beginnings, strict=True)]
-        reader = DecodeBatch(self._model, pad_prompts(rests), [found.known for found in beginnings])
-        for row, found in enumerate(beginnings):
-            self._prefixes.keep(found, reader, row)
-        return reader
+    def _prefill(self, requests: Sequence[EngineRequest]) -> DecodeBatch:
+        """Prefills prompts, except for their cached prefixes."""
+        # the unconditional row of a request with guidance has the last token alone as its prompt
+        prompts = [(one, prompt) for one in requests for prompt in (one.prompt, one.prompt[-1:])[: one.rows]]
+        prefixes = [self._prefixes.find(prompt, one.owner) for one, prompt in prompts]
+        rest = [prompt[prefix.length :] for (_, prompt), prefix in zip(prompts, prefixes, strict=True)]
+        batch = DecodeBatch(self._model, pad_prompts(rest), [prefix.keys_values for prefix in prefixes])
+        for row, prefix in enumerate(prefixes):
+            self._prefixes.add(prefix, batch, row)
+        return batch
 
     def _step(self) -> None:
-        """Chooses an id for each passage, and has the model read them."""
-        if self._reader is None:
+        """Samples the next token of each request, removes the finished ones, and runs the model for the others."""
+        if self._batch is None:
             return
-        tokens = self._choose(self._reader.logits.float())
-        ended = [one for one, token in zip(self._active, tokens, strict=True) if token is None or one.is_full]
-        going = [token for one, token in zip(self._active, tokens, strict=True) if one not in ended]
-        self._drop(ended, None)
-        if self._reader is not None:
-            pairs = zip(self._active, going, strict=True)
-            self._reader.feed([token for one, token in pairs if token is not None for _ in range(one.passage.rows)])
+        tokens = dict(zip(self._running, self._sample(self._batch.logits.float()), strict=True))
+        finished = [one for one, token in tokens.items() if not one.accept(token)]
+        self._remove(finished, None)  # which changes the order of the requests that stay
+        if self._batch is not None:
+            self._batch.append_tokens([tokens[one] for one in self._running for _ in range(one.request.rows)])
 
-    def _choose(self, logits: Tensor) -> list[int | None]:
-        """The next id of each passage, None for its end. Those that take the best id are served together."""
-        best: dict[tuple[TokenPolicy, bool], list[int]] = defaultdict(list)
-        chosen: list[int] = [0] * len(self._active)
-        firsts = _firsts(self._active)
-        for index, (writing, (first, end)) in enumerate(zip(self._active, pairwise(firsts), strict=True)):
-            if writing.takes_best:
-                best[writing.passage.policy, writing.may_end].append(index)
+    def _sample(self, logits: Tensor) -> list[int]:
+        """Next token of each request. Greedy requests with the same policy share one argmax."""
+        greedy: dict[tuple[TokenPolicy, bool], list[int]] = defaultdict(list)
+        tokens = [0] * len(self._running)
+        first_rows = _row_bounds(self._running)
+        for index, (one, (first, end)) in enumerate(zip(self._running, pairwise(first_rows), strict=True)):
+            if one.is_greedy:
+                greedy[one.request.policy, one.may_end].append(index)
             else:
-                chosen[index] = writing.draw(F.log_softmax(logits[first:end], dim=-1))
-        for indices in best.values():
-            options = self._active[indices[0]].options
-            picks = logits[[firsts[index] for index in indices]][:, options].argmax(1)
-            for index, token in zip(indices, options[picks].tolist(), strict=True):
-                chosen[index] = token
-        return [writing.take(token) for writing, token in zip(self._active, chosen, strict=True)]
+                tokens[index] = one.sample(F.log_softmax(logits[first:end], dim=-1))
+        for indices in greedy.values():
+            allowed = self._running[indices[0]].allowed
+            best = logits[[first_rows[index] for index in indices]][:, allowed].argmax(1)
+            for index, token in zip(indices, allowed[best].tolist(), strict=True):
+                tokens[index] = token
+        return tokens
 
-    def _drop(self, leaving: Sequence[_ActiveRequest], why: BaseException | None) -> None:
-        """Takes passages out of the batch and tells them."""
+    def _remove(self, leaving: Sequence[_RunningRequest], error: BaseException | None) -> None:
+        """Removes requests from the batch and calls their `on_end`."""
         if not leaving:
             return
-        rows_of = {one: range(*ends) for one, ends in zip(self._active, pairwise(_firsts(self._active)), strict=True)}
-        self._active = _closed_up(self._active, leaving)
-        rows = [row for one in self._active for row in rows_of[one]]
+        rows_of = {
+            one: range(*bounds) for one, bounds in zip(self._running, pairwise(_row_bounds(self._running)), strict=True)
+        }
+        self._running = _fill_places(self._running, leaving)
+        rows = [row for one in self._running for row in rows_of[one]]
         try:
             if not rows:
-                self._reader = None
-            elif self._reader is not None:
-                self._reader.keep(rows)
-        finally:  # they have left, whatever becomes of the others
+                self._batch = None
+            elif self._batch is not None:
+                self._batch.keep_rows(rows)
+        finally:  # the requests have ended, even if the batch of the others is damaged
             for one in leaving:
-                one.passage.on_end(why)
+                one.request.on_end(error)
 
 
-class _ActiveRequest:
-    """A passage as it grows."""
+class _RunningRequest:
+    """Request in the running batch, and the number of its tokens so far."""
 
-    def __init__(self, passage: EngineRequest, device: torch.device) -> None:
-        self.passage = passage
-        self._ids = passage.policy.ids(device)
-        self._choose = Sampler(passage.sampling, passage.generator)
+    def __init__(self, request: EngineRequest, device: torch.device) -> None:
+        self.request = request
+        self._ids = request.policy.ids(device)
+        self._sampler = TokenSampler(request.sampling, request.generator)
         self._count = 0
 
     @property
-    def is_full(self) -> bool:
-        return self._count >= self.passage.policy.max_new
-
-    @property
-    def takes_best(self) -> bool:
-        """Whether the best id is taken as it is."""
-        return self.passage.guidance is None and self.passage.sampling.temperature == 0
+    def is_greedy(self) -> bool:
+        """Whether the next token is the argmax of the logits."""
+        return self.request.guidance is None and self.request.sampling.temperature == 0
 
     @property
     def may_end(self) -> bool:
-        return self._count >= self.passage.policy.min_new
+        return self._count >= self.request.policy.min_new
 
     @property
-    def options(self) -> Tensor:
+    def allowed(self) -> Tensor:
         """Ids that may come next."""
         return self._ids if self.may_end else self._ids[:-1]
 
-    def draw(self, scores: Tensor) -> int:
-        """An id out of the log-probabilities [rows, vocabulary] of the passage's rows."""
-        guidance = self.passage.guidance
-        row = scores[0] if guidance is None else guided(scores[0], scores[1], guidance)
-        return int(self.options[self._choose(row[self.options])])
+    def sample(self, log_probs: Tensor) -> int:
+        """Samples from the log-probabilities [rows, vocabulary] of the request's rows."""
+        guidance = self.request.guidance
+        row = log_probs[0] if guidance is None else apply_guidance(log_probs[0], log_probs[1], guidance)
+        return int(self.allowed[self._sampler(row[self.allowed])])
 
-    def take(self, token: int) -> int | None:
-        """Hands an id on; None if it is the end."""
-        if token == self.passage.policy.end:
-            return None
+    def accept(self, token: int) -> bool:
+        """Passes a token on to the caller; returns whether more tokens follow."""
+        if token == self.request.policy.end:
+            return False
         self._count += 1
-        self.passage.on_token(token)
-        return token
+        self.request.on_token(token)
+        return self._count < self.request.policy.max_new
 
 
-def _closed_up(active: Sequence[_ActiveRequest], leaving: Sequence[_ActiveRequest]) -> list[_ActiveRequest]:
-    """Those that stay. Where it can be, the last take the places that become free: all others need not be moved."""
-    staying = [one for one in active if one not in leaving]
-    if len({one.passage.rows for one in active}) > 1:
+def _fill_places(running: Sequence[_RunningRequest], leaving: Sequence[_RunningRequest]) -> list[_RunningRequest]:
+    """Requests that stay. If all have as many rows, the last ones fill the free places, so that few rows are moved."""
+    staying = [one for one in running if one not in leaving]
+    if len({one.request.rows for one in running}) > 1:
         return staying
-    last = [one for one in active[len(staying) :] if one not in leaving]
-    return [last.pop() if one in leaving else one for one in active[: len(staying)]]
+    last = [one for one in running[len(staying) :] if one not in leaving]
+    return [last.pop() if one in leaving else one for one in running[: len(staying)]]
 
 
-def _firsts(active: Sequence[_ActiveRequest]) -> list[int]:
-    """The first row of each passage, and the number of all rows."""
-    firsts = [0]
-    for one in active:
-        firsts.append(firsts[-1] + one.passage.rows)
-    return firsts
+def _row_bounds(running: Sequence[_RunningRequest]) -> list[int]:
+    """First row of each request, and at the end the number of all rows."""
+    return list(accumulate((one.request.rows for one in running), initial=0))

@@ -1,35 +1,28 @@
-"""Pictures and videos from prompts: the language model writes codes, the detokenizers turn them into pixels."""
+"""Generation of pictures and videos from prompts: the language model generates codes, the detokenizers pixels."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-import torch
 
-from videolavit.media.resize import resize_picture
-from videolavit.models.keyframe_detokenizer import Conditions, KeyframeDetokenizer, Start
-from videolavit.models.sampling import OnStep, check_size, draw_noise
-from videolavit.models.video_detokenizer import VideoDetokenizer, VideoSettings
+from videolavit.progress import OnProgress, Progress, ignore_progress
 
+from .detokenize import ClipRequest, KeyframeRequest, generate_clips, generate_keyframes, keyframe_size, video_size
 from .prompts import Picture, Prompt, encode_pictures, prompt_ids
 from .runtime import Runtime
 from .settings import GenerateSettings, generator
 from .token_generator import GeneratedTokens, TokenGenerator
 
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, steps done and steps in all; it may raise to stop."""
-
 
 @dataclass(frozen=True, eq=False)
 class GeneratedVideo:
-    """A generated video.
+    """Generated video.
 
     Args:
         frames: uint8 [time, height, width, 3].
-        keyframes: The picture that each clip started from.
-        visual: Visual codes of each written keyframe.
+        keyframes: Keyframe of each clip: a generated one, or the picture of the prompt.
+        visual: Visual codes of each generated keyframe.
         motion: Motion codes of each clip.
     """
 
@@ -39,68 +32,34 @@ class GeneratedVideo:
     motion: list[list[int]]
 
 
-@dataclass(frozen=True, eq=False)
-class KeyframeRequest:
-    """A keyframe to be painted.
-
-    Args:
-        codes: Its visual codes.
-        seed: Of the request.
-        clip: Its clip's number.
-        last: The last frame of the clip before, uint8 [height, width, 3].
-    """
-
-    codes: Sequence[int]
-    seed: int
-    clip: int = 0
-    last: Picture | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class ClipRequest:
-    """A clip to be animated.
-
-    Args:
-        keyframe: uint8 [height, width, 3], of any size.
-        motion: Codes of its motion.
-        seed: Of the request.
-        clip: Its number.
-    """
-
-    keyframe: Picture
-    motion: Sequence[int]
-    seed: int
-    clip: int = 0
-
-
 def generate_images(
     runtime: Runtime,
     prompts: Sequence[Prompt],
     settings: GenerateSettings | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> list[Picture]:
-    """A picture for each prompt.
-
-    Args:
-        prompts: Texts, or texts and pictures mixed.
+    """Generates a picture for each prompt, in one batch; each is the picture that its prompt alone would give.
 
     Raises:
-        ValueError: a prompt or a size that the model cannot do.
+        ValueError: a prompt or a size that the model cannot handle.
         ModelError: the model lacks a part.
     """
     settings = settings or GenerateSettings()
-    tell = on_progress or silent
-    height, width = keyframe_size(runtime, settings)
-    scripts = _scripts(runtime, prompts, markers=False)
-    with _writer(runtime, settings) as writer:
-        writer.check_length(scripts, [1] * len(scripts), motions=0)
-        for mixed in (False, True):  # the guidance differs
-            group = [s for s, prompt in zip(scripts, prompts, strict=True) if bool(prompt.pictures) == mixed]
+    size = keyframe_size(runtime, settings)
+    sequences = _tokenize_prompts(runtime, prompts, markers=False)
+    with _token_generator(runtime, settings) as tokens:
+        tokens.check_length(sequences, [1] * len(sequences), motions=0)
+        for mixed in (False, True):  # prompts with pictures have a guidance of their own
+            group = [one for one, prompt in zip(sequences, prompts, strict=True) if bool(prompt.pictures) == mixed]
             if group:
                 guidance = settings.mixed_guidance if mixed else settings.visual_guidance
-                writer.write_pictures(group, guidance, partial(_count, tell, "picture tokens", writer.visual_limits[1]))
-    orders = [KeyframeRequest(script.visual[0], prompt.seed) for script, prompt in zip(scripts, prompts, strict=True)]
-    return list(paint(runtime, orders, (height, width), settings, partial(tell, "clip 1 keyframe")))
+                on_step = _decode_progress(on_progress, "picture tokens", tokens.visual_limits[1])
+                tokens.generate_pictures(group, guidance, on_step)
+    requests = [
+        KeyframeRequest(sequence.visual[0], prompt.seed) for sequence, prompt in zip(sequences, prompts, strict=True)
+    ]
+    on_denoised = _denoising_progress(on_progress, "clip 1 keyframe")
+    return list(generate_keyframes(runtime, requests, size, settings, on_denoised))
 
 
 def generate_videos(
@@ -108,48 +67,63 @@ def generate_videos(
     prompts: Sequence[Prompt],
     clips: int = 1,
     settings: GenerateSettings | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> list[GeneratedVideo]:
-    """A video for each prompt.
+    """Generates a video for each prompt, in one batch; each is the video that its prompt alone would give.
 
-    The last picture of a prompt, if it has one, is the first keyframe; the model then writes only motion for that clip.
-    Of later clips the first frame is left out, which repeats the one before.
+    The last picture of a prompt is the first keyframe of its video; the model then generates only the motion of that
+    clip. The first frame of each later clip repeats the last frame before it, and is left out.
 
     Args:
-        prompts: With pictures or without, also side by side.
-        clips: Of 24 frames each.
+        clips: Clips of each video, of 24 frames each.
 
     Raises:
-        ValueError: a prompt, a size or a number of clips that the model cannot do.
+        ValueError: a prompt, a size or a number of clips that the model cannot handle.
         ModelError: the model lacks a part.
     """
     settings = settings or GenerateSettings()
-    tell = on_progress or silent
     if clips < 1:
         raise ValueError(f"a video has at least one clip, not {clips}")
-    needed = [clips - bool(prompt.pictures) for prompt in prompts]
-    sizes = keyframe_size(runtime, settings) if any(needed) else (0, 0), video_size(runtime, settings)
-    scripts = _scripts(runtime, prompts, markers=True)
-    _write_clips(runtime, scripts, prompts, clips, settings, tell)
+    given = [bool(prompt.pictures) for prompt in prompts]
+    # before anything is generated, so that a size that is impossible costs no time
+    size_of_keyframes = keyframe_size(runtime, settings) if clips > 1 or not all(given) else (0, 0)
+    size_of_videos = video_size(runtime, settings)
+    sequences = _tokenize_prompts(runtime, prompts, markers=True)
+    _generate_tokens(runtime, sequences, given, clips, settings, on_progress)
     parts: list[list[Picture]] = [[] for _ in prompts]
     keyframes: list[list[Picture]] = [[] for _ in prompts]
     for clip in range(clips):
-        painted = _keyframes(runtime, scripts, prompts, clip, parts, sizes[0], settings, tell)
-        clip_orders = [
-            ClipRequest(keyframe, script.motion[clip], prompt.seed, clip)
-            for keyframe, script, prompt in zip(painted, scripts, prompts, strict=True)
+        rows = [row for row in range(len(prompts)) if clip or not given[row]]
+        pictures = {row: prompts[row].pictures[-1] for row in range(len(prompts)) if row not in rows}
+        if rows:
+            keyframe_requests = [
+                KeyframeRequest(
+                    codes=sequences[row].visual[clip - given[row]],
+                    seed=prompts[row].seed,
+                    clip=clip,
+                    last=parts[row][-1][-1] if clip else None,
+                )
+                for row in rows
+            ]
+            on_step = _denoising_progress(on_progress, f"clip {clip + 1} keyframe")
+            generated = generate_keyframes(runtime, keyframe_requests, size_of_keyframes, settings, on_step)
+            pictures |= dict(zip(rows, generated, strict=True))
+        clip_requests = [
+            ClipRequest(pictures[row], sequences[row].motion[clip], prompt.seed, clip)
+            for row, prompt in enumerate(prompts)
         ]
-        frames = animate(runtime, clip_orders, sizes[1], settings, partial(tell, f"clip {clip + 1} frames"))
-        for row, (keyframe, video) in enumerate(zip(painted, frames, strict=True)):
-            keyframes[row].append(keyframe)
-            parts[row].append(video if clip == 0 else video[1:])
+        on_step = _denoising_progress(on_progress, f"clip {clip + 1} frames")
+        for row, frames in enumerate(generate_clips(runtime, clip_requests, size_of_videos, settings, on_step)):
+            keyframes[row].append(pictures[row])
+            parts[row].append(frames if clip == 0 else frames[1:])
     return [
-        GeneratedVideo(np.concatenate(part), pictures, script.visual, script.motion)
-        for part, pictures, script in zip(parts, keyframes, scripts, strict=True)
+        GeneratedVideo(np.concatenate(parts[row]), keyframes[row], sequence.visual, sequence.motion)
+        for row, sequence in enumerate(sequences)
     ]
 
 
-def _scripts(runtime: Runtime, prompts: Sequence[Prompt], markers: bool) -> list[GeneratedTokens]:
+def _tokenize_prompts(runtime: Runtime, prompts: Sequence[Prompt], markers: bool) -> list[GeneratedTokens]:
+    """Starts a token sequence for each prompt, with the codes of its pictures."""
     if not prompts:
         raise ValueError("there is no prompt")
     pictures = [picture for prompt in prompts for picture in prompt.pictures]
@@ -158,158 +132,53 @@ def _scripts(runtime: Runtime, prompts: Sequence[Prompt], markers: bool) -> list
         with runtime.use("visual_tokenizer") as tokenizer:
             codes = encode_pictures(pictures, tokenizer)
     text = runtime.model.text_tokenizer()
-    scripts = []
+    sequences = []
     for prompt in prompts:
         own, codes = codes[: len(prompt.pictures)], codes[len(prompt.pictures) :]
         ids = prompt_ids(prompt, own, text, runtime.model.vocabulary, markers)
-        scripts.append(GeneratedTokens(ids, generator(prompt.seed, "tokens")))
-    return scripts
+        sequences.append(GeneratedTokens(ids, generator(prompt.seed, "tokens")))
+    return sequences
 
 
 @contextlib.contextmanager
-def _writer(runtime: Runtime, settings: GenerateSettings) -> Iterator[TokenGenerator]:
+def _token_generator(runtime: Runtime, settings: GenerateSettings) -> Iterator[TokenGenerator]:
     model = runtime.model
     limits = settings.visual_limits(model.num_patches)
     with runtime.use("language_model") as language_model:
         yield TokenGenerator(language_model, model.vocabulary, model.motion_tokens, limits, settings)
 
 
-def _write_clips(
+def _generate_tokens(
     runtime: Runtime,
-    scripts: Sequence[GeneratedTokens],
-    prompts: Sequence[Prompt],
+    sequences: Sequence[GeneratedTokens],
+    given: Sequence[bool],
     clips: int,
     settings: GenerateSettings,
-    tell: Progress,
+    on_progress: OnProgress,
 ) -> None:
-    """Has the language model write all clips of all scripts."""
-    with _writer(runtime, settings) as writer:
-        writer.check_length(scripts, [clips - bool(prompt.pictures) for prompt in prompts], motions=clips)
+    """Generates the picture and the motion of each clip after each prompt.
+
+    Args:
+        given: For each prompt, whether its last picture is the first keyframe.
+    """
+    with _token_generator(runtime, settings) as tokens:
+        tokens.check_length(sequences, [clips - one for one in given], motions=clips)
         for clip in range(clips):
-            given = [clip == 0 and bool(prompt.pictures) for prompt in prompts]
-            unwritten = [script for script, has in zip(scripts, given, strict=True) if not has]
-            if unwritten:
-                name = f"clip {clip + 1} picture tokens"
-                counted = partial(_count, tell, name, writer.visual_limits[1])
-                writer.write_pictures(unwritten, settings.visual_guidance, counted)
-            name = f"clip {clip + 1} motion tokens"
-            writer.write_motion(scripts, given, partial(_count, tell, name, writer.motion_tokens))
+            needs_picture = [sequence for sequence, one in zip(sequences, given, strict=True) if clip or not one]
+            if needs_picture:
+                stage = f"clip {clip + 1} picture tokens"
+                on_step = _decode_progress(on_progress, stage, tokens.visual_limits[1])
+                tokens.generate_pictures(needs_picture, settings.visual_guidance, on_step)
+            stage = f"clip {clip + 1} motion tokens"
+            on_step = _decode_progress(on_progress, stage, tokens.motion_tokens)
+            tokens.generate_motion(sequences, [clip == 0 and one for one in given], on_step)
 
 
-def _keyframes(
-    runtime: Runtime,
-    scripts: Sequence[GeneratedTokens],
-    prompts: Sequence[Prompt],
-    clip: int,
-    before: Sequence[Sequence[Picture]],
-    size: tuple[int, int],
-    settings: GenerateSettings,
-    tell: Progress,
-) -> list[Picture]:
-    """The keyframe of a clip for each prompt: the given picture, or one painted from its codes."""
-    pictures: list[Picture | None] = [
-        prompt.pictures[-1] if clip == 0 and prompt.pictures else None for prompt in prompts
-    ]
-    rows = [row for row, picture in enumerate(pictures) if picture is None]
-    if rows:
-        orders = [
-            KeyframeRequest(
-                codes=scripts[row].visual[clip - bool(prompts[row].pictures)],
-                seed=prompts[row].seed,
-                clip=clip,
-                last=before[row][-1][-1] if clip else None,
-            )
-            for row in rows
-        ]
-        painted = paint(runtime, orders, size, settings, partial(tell, f"clip {clip + 1} keyframe"))
-        for row, picture in zip(rows, painted, strict=True):
-            pictures[row] = picture
-    return [picture for picture in pictures if picture is not None]
+def _decode_progress(on_progress: OnProgress, stage: str, total: int) -> Callable[[int], None]:
+    """Callback that reports the decode steps of a stage."""
+    return lambda done: on_progress(Progress(stage, done, total))
 
 
-def paint(
-    runtime: Runtime,
-    orders: Sequence[KeyframeRequest],
-    size: tuple[int, int],
-    settings: GenerateSettings,
-    on_step: OnStep | None = None,
-) -> Picture:
-    """Keyframes [batch, height, width, 3], fewer if `on_step` leaves some out.
-
-    Args:
-        orders: All with a frame before, or all without.
-        size: Height and width in pixels.
-    """
-    with runtime.use("keyframe_detokenizer") as detokenizer:
-        conditions = detokenizer.decode_codes([torch.tensor(order.codes, dtype=torch.long) for order in orders])
-        start = _start(detokenizer, conditions, orders, size, settings)
-        generators = [generator(order.seed, f"keyframe steps {order.clip}") for order in orders]
-        steps, guidance = settings.keyframe_steps, settings.keyframe_guidance
-        return detokenizer.decode(detokenizer.sample(conditions, start, steps, guidance, generators, on_step))
-
-
-def _start(
-    detokenizer: KeyframeDetokenizer,
-    conditions: Conditions,
-    orders: Sequence[KeyframeRequest],
-    size: tuple[int, int],
-    settings: GenerateSettings,
-) -> Start:
-    """Where keyframes start: at noise, or near the last frame of the clip before."""
-    steps, rate = settings.keyframe_steps, settings.constraint_rate
-    generators = [generator(order.seed, f"keyframe {order.clip}") for order in orders]
-    last = [order.last for order in orders if order.last is not None]
-    if not last or settings.constraint == "none":
-        return detokenizer.noise(*size, steps, generators)
-    latents = detokenizer.encode(np.stack(last), *size)
-    if settings.constraint == "inversion":
-        return detokenizer.inverted_start(latents, conditions, rate, steps)
-    noise = draw_noise(tuple(latents.shape[1:]), generators, latents)
-    return detokenizer.noised_start(latents, noise, rate, steps)
-
-
-def animate(
-    runtime: Runtime,
-    orders: Sequence[ClipRequest],
-    size: tuple[int, int],
-    settings: VideoSettings,
-    on_step: OnStep | None = None,
-) -> Picture:
-    """Frames [batch, time, height, width, 3] of clips, fewer if `on_step` leaves some out.
-
-    Args:
-        size: Height and width in pixels.
-    """
-    latent_size = runtime.loaded("video_detokenizer").latent_size(*size)
-    with runtime.use("motion_tokenizer") as tokenizer, torch.inference_mode():
-        codes = torch.tensor([order.motion for order in orders], device=runtime.device)
-        motion = tokenizer.decode_to(codes, *latent_size)
-    pictures = np.stack([resize_picture(order.keyframe, *size) for order in orders])
-    generators = [generator(order.seed, f"video {order.clip}") for order in orders]
-    detokenizer: VideoDetokenizer
-    with runtime.use("video_detokenizer") as detokenizer:
-        return detokenizer.generate(pictures, motion, generators, settings, on_step)
-
-
-def keyframe_size(runtime: Runtime, settings: GenerateSettings) -> tuple[int, int]:
-    """(height, width) in pixels. Raises ValueError, before anything is written, for one that the model cannot do."""
-    sizes = runtime.model.sizes
-    size = settings.height or sizes.keyframe_height, settings.width or sizes.keyframe_width
-    check_size(*size, runtime.loaded("keyframe_detokenizer").pixel_multiple)
-    return size
-
-
-def video_size(runtime: Runtime, settings: GenerateSettings) -> tuple[int, int]:
-    """As `keyframe_size`."""
-    sizes = runtime.model.sizes
-    size = settings.video_height or sizes.video_height, settings.video_width or sizes.video_width
-    check_size(*size, runtime.loaded("video_detokenizer").pixel_multiple)
-    return size
-
-
-def _count(tell: Progress, stage: str, total: int, done: int) -> None:
-    tell(stage, done, total)
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Progress that nobody listens to."""
+def _denoising_progress(on_progress: OnProgress, stage: str) -> Callable[[int, int], None]:
+    """Callback that reports the denoising steps of a stage."""
+    return lambda done, total: on_progress(Progress(stage, done, total))

@@ -1,4 +1,4 @@
-"""What is made as files: pictures and videos that say where they come from."""
+"""Generated pictures and videos as files, with metadata on how they were generated."""
 
 import hashlib
 import io
@@ -17,35 +17,35 @@ from videolavit.models.folder import PARTS, ModelFolder
 from .prompts import Picture
 
 
-def model_hash(model: ModelFolder, units: Iterable[str]) -> str:
-    """One SHA-256 over the parts of a model that belong to some units, as far as it has them."""
+def model_hash(model: ModelFolder, parts: Iterable[str]) -> str:
+    """SHA-256 of some parts of a model, of `runtime.MODEL_PARTS`, as far as the model has them."""
     digest = hashlib.sha256()
-    for part in filter(model.has, PARTS):
-        if any(part == unit or part.startswith(f"{unit}/") for unit in units) and not part.endswith("scheduler"):
-            digest.update(f"{part} {model.digest(part)}".encode())
+    for name in filter(model.has, PARTS):
+        if any(name == part or name.startswith(f"{part}/") for part in parts) and not name.endswith("scheduler"):
+            digest.update(f"{name} {model.digest(name)}".encode())
     return digest.hexdigest()
 
 
-def origin(prompt: str, seed: int, model: str, **further: Any) -> dict[str, str]:
-    """What a file says about how it was made, in fields that players show: `title`, and JSON in `comment`."""
-    comment = {"prompt": prompt, "seed": seed, "model": model, **further, "software": "videolavit"}
+def provenance(prompt: str, seed: int, model: str, **more: Any) -> dict[str, str]:
+    """Metadata of a generated file: `title` and `comment`, which players show; the comment is JSON."""
+    comment = {"prompt": prompt, "seed": seed, "model": model, **more, "software": "videolavit"}
     return {"title": prompt, "comment": json.dumps(comment)}
 
 
 def save_video(frames: Picture, path: Path, fps: int, metadata: Mapping[str, str]) -> None:
-    """Writes uint8 [time, height, width, 3] as H.264 in mp4 that browsers play while they load it."""
+    """Writes frames uint8 [time, height, width, 3] as an H.264 mp4 file that browsers can play while they load it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(frames, path, fps, metadata=metadata)
 
 
 def save_picture(picture: Picture, path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes uint8 [height, width, 3] as PNG."""
+    """Writes a picture as a PNG file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(picture, metadata))
+    path.write_bytes(encode_png(picture, metadata))
 
 
-def png(picture: Picture, metadata: Mapping[str, str]) -> bytes:
-    """A PNG file of uint8 [height, width, 3]."""
+def encode_png(picture: Picture, metadata: Mapping[str, str]) -> bytes:
+    """Encodes a picture as PNG."""
     texts, file = PngInfo(), io.BytesIO()
     for name, value in metadata.items():
         texts.add_itxt(name, value)
@@ -54,6 +54,6 @@ def png(picture: Picture, metadata: Mapping[str, str]) -> bytes:
 
 
 def side_by_side(left: Picture, right: Picture) -> Picture:
-    """Two videos or pictures of one size, with a thin white line between."""
+    """Joins two pictures or videos of the same size, with a white line of 4 pixels between them."""
     line = np.full((*left.shape[:-2], 4, 3), 255, np.uint8)
     return np.concatenate([left, line, right], axis=-2)

@@ -1,38 +1,38 @@
-"""Weights in the order in which a CPU's kernels read them, for networks that are not trained any more."""
+"""Linear layers with weights packed for CPU kernels, for inference only."""
 
 import torch
 from torch import Tensor, nn
 
-ROWS = 16
-"""That the order is chosen for; other numbers of rows are served as well."""
+PACKED_ROWS = 16
+"""Number of input rows for which the packing is optimised; other numbers work as well."""
 
-LEAST = 1 << 18
-"""Weights of a layer that is worth it: smaller ones lie in the processor's cache."""
+MIN_WEIGHTS = 1 << 18
+"""Smallest number of weights of a layer that is packed: smaller layers fit in the processor's cache."""
 
 
 def pack_linears(network: nn.Module) -> None:
-    """Replaces the large `nn.Linear` of a network on a CPU by layers that do the same, up to rounding, and faster.
+    """Replaces the large `nn.Linear` layers of a network on a CPU by faster ones with the same results, up to rounding.
 
-    The usual layer was seen to reach half of what a processor can do. Afterwards the network can be neither trained,
-    moved nor saved.
+    The ordinary layer reached half of the processor's speed. Afterwards the network can be neither trained, moved nor
+    saved.
     """
     for parent in list(network.modules()):
         for name, layer in parent.named_children():
-            if type(layer) is nn.Linear and layer.weight.numel() >= LEAST and _can_be_packed(layer.weight):
+            if type(layer) is nn.Linear and layer.weight.numel() >= MIN_WEIGHTS and _can_be_packed(layer.weight):
                 setattr(parent, name, PackedLinear(layer))
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for inference on a CPU.
+    """Linear layer for inference on a CPU.
 
     Args:
-        linear: Whose weights are taken.
+        linear: Layer whose weights are packed.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), PACKED_ROWS)
         self._bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What prompts begin with is read once: keys and values of their first ids, kept for prompts that begin alike."""
+"""Prefix cache: keys and values of the first tokens of prompts, reused for prompts with the same prefix."""
 
 from __future__ import annotations
 
@@ -11,68 +11,69 @@ from torch import Tensor
 
 from .decoding import DecodeBatch
 
-BLOCK = 32
-"""Ids that are kept and found together."""
+BLOCK_TOKENS = 32
+"""Tokens of a block, the unit of the cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class CachedPrefix:
-    """What is known of a prompt.
+    """Cached part of a prompt.
 
     Args:
-        names: Of its blocks, known or not: a digest of all embeddings up to a block's end.
-        known: Keys and values of its first ids, [2, layers, heads, ids, channels].
+        block_hashes: Hash of all embeddings up to the end of each block of the prompt, whether cached or not.
+        keys_values: Keys and values of the cached tokens, [2, layers, heads, tokens, channels].
     """
 
-    names: list[bytes]
-    known: Tensor
+    block_hashes: list[bytes]
+    keys_values: Tensor
 
     @property
     def length(self) -> int:
-        """Ids that need not be read."""
-        return self.known.shape[3]
+        """Tokens that need no prefill."""
+        return self.keys_values.shape[3]
 
 
 class PrefixCache:
-    """Beginnings of prompts; those that were not used for the longest time are forgotten.
+    """Least-recently-used cache of blocks of prompt tokens.
 
     Args:
-        capacity: Ids that are kept at most.
+        capacity: Tokens that are kept at most.
     """
 
     def __init__(self, capacity: int) -> None:
-        self._most = capacity // BLOCK
+        self._max_blocks = capacity // BLOCK_TOKENS
         self._blocks: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def find(self, prompt: Tensor, owner: str) -> CachedPrefix:
-        """What is known of a prompt [length, hidden], and never all of it: its last id has to be read.
+        """Finds the cached prefix of a prompt [length, hidden]; at least the prompt's last token is not part of it.
 
         Args:
-            owner: Who asks. Owners share nothing: the time of an answer would tell what others have asked.
+            owner: Owner of the request. Owners share no blocks: response times would reveal the prompts of others.
         """
-        names = [owner.encode()]
-        for end in range(BLOCK, min(len(prompt), self._most * BLOCK + 1), BLOCK):
-            block = prompt[end - BLOCK : end].contiguous().view(torch.uint8).cpu().numpy()
-            names.append(hashlib.blake2b(names[-1] + b"\0" + block.tobytes(), digest_size=32).digest())
-        names = names[1:]
+        hashes = [owner.encode()]
+        for end in range(BLOCK_TOKENS, min(len(prompt), self._max_blocks * BLOCK_TOKENS + 1), BLOCK_TOKENS):
+            block = prompt[end - BLOCK_TOKENS : end].contiguous().view(torch.uint8).cpu().numpy()
+            hashes.append(hashlib.blake2b(hashes[-1] + b"\0" + block.tobytes(), digest_size=32).digest())
+        hashes = hashes[1:]
         found = []
-        for name in names:
-            if name not in self._blocks:
+        for block_hash in hashes:
+            if block_hash not in self._blocks:
                 break
-            found.append(self._blocks[name])
-        self._use(names[: len(found)])
-        return CachedPrefix(names, torch.cat(found, dim=3) if found else prompt.new_zeros(2, 0, 0, 0, 0))
+            found.append(self._blocks[block_hash])
+        self._mark_used(hashes[: len(found)])
+        return CachedPrefix(hashes, torch.cat(found, dim=3) if found else prompt.new_zeros(2, 0, 0, 0, 0))
 
-    def keep(self, beginning: CachedPrefix, reader: DecodeBatch, row: int) -> None:
-        """Keeps what a reader has read in a row."""
-        for number, name in enumerate(beginning.names):
-            if name not in self._blocks:
-                self._blocks[name] = reader.keys_and_values(row, number * BLOCK, (number + 1) * BLOCK)
-        self._use(beginning.names)
-        while len(self._blocks) > self._most:
+    def add(self, prefix: CachedPrefix, batch: DecodeBatch, row: int) -> None:
+        """Adds the blocks of a prompt after its prefill in a row of a batch, and evicts the least recently used."""
+        for number, block_hash in enumerate(prefix.block_hashes):
+            if block_hash not in self._blocks:
+                start = number * BLOCK_TOKENS
+                self._blocks[block_hash] = batch.keys_values(row, start, start + BLOCK_TOKENS)
+        self._mark_used(prefix.block_hashes)
+        while len(self._blocks) > self._max_blocks:
             self._blocks.popitem(last=False)
 
-    def _use(self, names: list[bytes]) -> None:
-        """Marks blocks as used; the first of them last, since the others are nothing without it."""
-        for name in reversed(names):
-            self._blocks.move_to_end(name)
+    def _mark_used(self, hashes: list[bytes]) -> None:
+        """Marks blocks as used, the first block last: the later ones are useless without it."""
+        for block_hash in reversed(hashes):
+            self._blocks.move_to_end(block_hash)

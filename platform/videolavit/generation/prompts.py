@@ -1,4 +1,4 @@
-"""What is asked for: texts and pictures in order."""
+"""Prompts of texts and pictures, and their token ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,19 +13,22 @@ from videolavit.models.visual_tokenizer import VisualTokenizer, normalize_images
 from videolavit.vocabulary import Vocabulary
 
 Picture = NDArray[np.uint8]
-"""uint8 [height, width, 3] RGB."""
+"""RGB picture, uint8 [height, width, 3]."""
+
+PICTURE_MARKER = "<image>"
+"""Place of a picture in the text of a prompt."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A request.
+    """Prompt for a picture or a video.
 
     Args:
-        parts: Texts and pictures in order.
-        seed: Decides all that is drawn for this prompt.
+        parts: Texts and pictures, in order.
+        seed: Seed of all random numbers of this prompt.
 
     Raises:
-        ValueError: nothing is asked for.
+        ValueError: the prompt has neither a picture nor a text that is not blank.
     """
 
     parts: tuple[str | Picture, ...]
@@ -44,6 +47,28 @@ class Prompt:
         return [part for part in self.parts if not isinstance(part, str)]
 
 
+def parse_prompt(text: str, pictures: Sequence[Picture] = (), seed: int = 0) -> Prompt:
+    """Makes a prompt from a text in which each `<image>` stands for a picture.
+
+    Args:
+        text: Text; without a marker it follows the pictures.
+        pictures: Pictures of the markers, in order.
+        seed: Seed of all random numbers of this prompt.
+
+    Raises:
+        ValueError: the numbers of markers and pictures differ, or the prompt is empty.
+    """
+    texts = text.split(PICTURE_MARKER)
+    if len(texts) == 1:
+        return Prompt((*pictures, *([text] if text else [])), seed)
+    if len(texts) - 1 != len(pictures):
+        raise ValueError(f"the prompt has {len(texts) - 1} {PICTURE_MARKER} markers for {len(pictures)} pictures")
+    parts: list[str | Picture] = [texts[0]]
+    for picture, following in zip(pictures, texts[1:], strict=True):
+        parts += [picture, following]
+    return Prompt(tuple(part for part in parts if not isinstance(part, str) or part), seed)
+
+
 def prompt_ids(
     prompt: Prompt,
     pictures: Sequence[Sequence[int]],
@@ -51,11 +76,11 @@ def prompt_ids(
     vocabulary: Vocabulary,
     markers: bool = True,
 ) -> list[int]:
-    """Token ids of a prompt, without a beginning-of-sequence id, as published (reference 5.2).
+    """Token ids of a prompt, without a beginning-of-sequence id, as published (docs/model.md, section 5.2).
 
     Args:
-        pictures: Codes of the prompt's pictures.
-        markers: Whether pictures are wrapped in [IMG] and [/IMG]; in prompts for a picture they are not.
+        pictures: Visual codes of the prompt's pictures.
+        markers: Whether pictures are wrapped in [IMG] and [/IMG]. Prompts for a picture have none.
     """
     codes = iter(pictures)
     ids: list[int] = []
@@ -68,8 +93,8 @@ def prompt_ids(
     return ids
 
 
-def read_pictures(pictures: Sequence[Picture], tokenizer: VisualTokenizer) -> Tensor:
-    """Pictures of any size as the tokenizer's input [n, 3, size, size], on its device and in its dtype."""
+def preprocess_pictures(pictures: Sequence[Picture], tokenizer: VisualTokenizer) -> Tensor:
+    """Resizes and normalizes pictures to the tokenizer's input [n, 3, size, size], on its device and in its dtype."""
     size = tokenizer.config.image_size
     weight = tokenizer.quantize.embedding.weight
     images = normalize_images(np.stack([resize_image(picture, size) for picture in pictures]))
@@ -81,4 +106,4 @@ def encode_pictures(pictures: Sequence[Picture], tokenizer: VisualTokenizer) -> 
     if not pictures:
         return []
     with torch.inference_mode():
-        return [codes.tolist() for codes in tokenizer.encode(read_pictures(pictures, tokenizer))]
+        return [codes.tolist() for codes in tokenizer.encode(preprocess_pictures(pictures, tokenizer))]

@@ -1,4 +1,4 @@
-"""A video through its tokens and back: the paper's demonstration."""
+"""Reconstruction of a video from its tokens, as in the paper's demonstration."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,15 +8,14 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic.dataclasses import dataclass as settings_dataclass
-from torchmetrics.functional.image import structural_similarity_index_measure
 
-from videolavit.evaluation.reconstruction import psnr
 from videolavit.media import Clip, DecomposeSettings, VideoInput, decompose, iter_pictures
+from videolavit.media.quality import psnr, ssim
 from videolavit.media.resize import resize_picture
 from videolavit.models.network import STRICT
 from videolavit.models.video_detokenizer import VideoSettings
+from videolavit.progress import OnProgress, Progress, ignore_progress
 
-from .generate import Progress, silent
 from .prompts import Picture, encode_pictures
 from .runtime import Runtime
 from .settings import generator
@@ -24,18 +23,18 @@ from .settings import generator
 
 @settings_dataclass(frozen=True, kw_only=True, config=STRICT)
 class ReconstructSettings(VideoSettings):
-    """How a video is reconstructed.
+    """Settings for reconstructing a video.
 
     Args:
-        keyframes: `tokens` paints them from their codes; `original` keeps them, to see the motion alone.
-        motion: `tokens` decodes it from its codes; `original` gives the U-Net the vectors as they are.
+        keyframes: `tokens` generates keyframes from their codes; `original` keeps them, to see the motion alone.
+        motion: `tokens` decodes motion from its codes; `original` gives the U-Net the original motion vectors.
         keyframe_steps: Denoising steps of a keyframe.
-        keyframe_guidance: Guidance of the keyframe U-Net.
-        video_width: Of the result in pixels; None for about as many pixels as the model's own size, in the source's
-            aspect ratio.
-        video_height: Of the result in pixels, as the width.
-        clips: Only so many clips from the start; None for all.
-        seed: Decides all noise.
+        keyframe_guidance: Guidance scale of the keyframe U-Net.
+        video_width: Width of the result, in pixels; None for about as many pixels as the model's own size, in the
+            aspect ratio of the source.
+        video_height: Height of the result, in pixels; None as for the width.
+        clips: Number of clips to reconstruct from the start of the video; None for all.
+        seed: Seed of all noise.
     """
 
     keyframes: Literal["tokens", "original"] = "tokens"
@@ -58,13 +57,13 @@ class ReconstructSettings(VideoSettings):
 
 @dataclass(frozen=True, eq=False)
 class ReconstructedClip:
-    """A clip before and after.
+    """Original and reconstruction of a clip.
 
     Args:
-        original: uint8 [time, height, width, 3], at the size of the reconstruction.
-        frames: Like the original.
-        visual: Codes of the keyframe.
-        motion: Codes of the motion.
+        original: uint8 [time, height, width, 3], resized to the size of the reconstruction.
+        frames: Reconstruction, of the same shape.
+        visual: Visual codes of the keyframe.
+        motion: Motion codes.
     """
 
     original: Picture
@@ -79,27 +78,24 @@ class ReconstructedClip:
 
     @property
     def ssim(self) -> float:
-        """Structural similarity, the mean over the frames."""
-        ours, theirs = (torch.tensor(video).permute(0, 3, 1, 2).float() for video in (self.frames, self.original))
-        similarity = structural_similarity_index_measure(ours, theirs, data_range=255.0)
-        assert isinstance(similarity, torch.Tensor)
-        return float(similarity)
+        """Structural similarity, averaged over the frames."""
+        return ssim(self.original, self.frames)
 
 
-def reconstruct(
+def reconstruct_clips(
     runtime: Runtime,
     source: VideoInput,
     settings: ReconstructSettings | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Iterator[ReconstructedClip]:
-    """Yields the clips of a video, each through its tokens, with bounded memory.
+    """Encodes the clips of a video to tokens, and yields their reconstructions one by one, in bounded memory.
 
     Args:
-        source: Path, or bytes; it is read twice at once.
+        source: Path or bytes of the video. It is opened twice at once.
 
     Raises:
         MediaError: the source cannot be decomposed.
-        ValueError: a size that the model cannot do.
+        ValueError: a size that the model cannot generate.
         ModelError: the model lacks a part.
     """
     settings = settings or ReconstructSettings()
@@ -107,67 +103,49 @@ def reconstruct(
     for number, clip in enumerate(decompose(source, DecomposeSettings())):
         if number == settings.clips:
             return
-        size = _size(runtime, clip, settings)
+        size = _output_size(runtime, clip, settings)
         original = np.stack([resize_picture(next(pictures), *size) for _ in range(clip.num_frames)])
-        yield _clip(runtime, clip, number, original, settings, on_progress or silent)
+        yield _reconstruct_clip(runtime, clip, number, original, settings, on_progress)
 
 
-def _clip(
-    runtime: Runtime,
-    clip: Clip,
-    number: int,
-    original: Picture,
-    settings: ReconstructSettings,
-    tell: Progress,
+def _reconstruct_clip(
+    runtime: Runtime, clip: Clip, number: int, original: Picture, settings: ReconstructSettings, on_progress: OnProgress
 ) -> ReconstructedClip:
-    height, width = original.shape[1:3]
+    size: tuple[int, int] = (original.shape[1], original.shape[2])
     with runtime.use("visual_tokenizer") as tokenizer:
         (visual,) = encode_pictures([clip.keyframe], tokenizer)
     keyframe = clip.keyframe
     if settings.keyframes == "tokens":
-        keyframe = _paint(runtime, visual, number, settings, tell)
-    latent_size = runtime.loaded("video_detokenizer").latent_size(height, width)
-    codes, motion = _motion(runtime, clip, latent_size, settings)
-    with runtime.use("video_detokenizer") as detokenizer:
-        frames = detokenizer.generate(
-            resize_picture(keyframe, height, width)[None],
-            motion,
-            [generator(settings.seed, f"video {number}")],
-            settings,
-            lambda done, total: tell(f"clip {number + 1} frames", done, total),
-        )[0]
-    return ReconstructedClip(original, frames[: clip.num_frames], visual, codes)
-
-
-def _paint(runtime: Runtime, visual: list[int], number: int, settings: ReconstructSettings, tell: Progress) -> Picture:
-    sizes = runtime.model.sizes
-    with runtime.use("keyframe_detokenizer") as detokenizer:
-        picture: Picture = detokenizer.paint(
-            [torch.tensor(visual, dtype=torch.long)],
-            (sizes.keyframe_height, sizes.keyframe_width),
-            settings.keyframe_steps,
-            settings.keyframe_guidance,
-            [generator(settings.seed, f"keyframe {number}")],
-            lambda done, total: tell(f"clip {number + 1} keyframe", done, total),
-        )[0]
-    return picture
-
-
-def _motion(
-    runtime: Runtime, clip: Clip, latent_size: tuple[int, int], settings: ReconstructSettings
-) -> tuple[list[int], torch.Tensor]:
-    """Codes of a clip's motion, and the motion [1, 2, time, *latent_size] that the U-Net is given."""
+        sizes = runtime.model.sizes
+        with runtime.use("keyframe_detokenizer") as detokenizer:
+            (keyframe,) = detokenizer.paint(
+                [torch.tensor(visual, dtype=torch.long)],
+                (sizes.keyframe_height, sizes.keyframe_width),
+                settings.keyframe_steps,
+                settings.keyframe_guidance,
+                [generator(settings.seed, f"keyframe {number}")],
+                lambda done, total: on_progress(Progress(f"clip {number + 1} keyframe", done, total)),
+            )
+    latent_size = runtime.loaded("video_detokenizer").latent_size(*size)
     with runtime.use("motion_tokenizer") as tokenizer, torch.inference_mode():
         features = torch.from_numpy(clip.features(tokenizer.config.grid))[None].to(runtime.device, runtime.dtype)
         codes = tokenizer.encode(features)
         motion = tokenizer.decode_to(codes, *latent_size)
     if settings.motion == "original":
         motion = torch.from_numpy(clip.features(latent_size, rescale=False))[None].to(runtime.device)
-    return codes[0].tolist(), motion
+    with runtime.use("video_detokenizer") as detokenizer:
+        (frames,) = detokenizer.generate(
+            resize_picture(keyframe, *size)[None],
+            motion,
+            [generator(settings.seed, f"video {number}")],
+            settings,
+            lambda done, total: on_progress(Progress(f"clip {number + 1} frames", done, total)),
+        )
+    return ReconstructedClip(original, frames[: clip.num_frames], visual, codes[0].tolist())
 
 
-def _size(runtime: Runtime, clip: Clip, settings: ReconstructSettings) -> tuple[int, int]:
-    """(height, width) of the reconstruction in pixels."""
+def _output_size(runtime: Runtime, clip: Clip, settings: ReconstructSettings) -> tuple[int, int]:
+    """Height and width of the reconstruction, in pixels."""
     if settings.video_width is not None and settings.video_height is not None:
         return settings.video_height, settings.video_width
     multiple = runtime.loaded("video_detokenizer").pixel_multiple

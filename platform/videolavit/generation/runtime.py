@@ -1,4 +1,4 @@
-"""Where the parts of a model run, and in what precision."""
+"""Loading and placement of the parts of a model on a device."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ MODEL_PARTS = (
     "keyframe_detokenizer",
     "video_detokenizer",
 )
-"""What is moved as a whole."""
+"""Parts of a model that are loaded and moved between devices as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -31,10 +31,10 @@ class RuntimeSettings:
     """Placement of a model.
 
     Args:
-        device: `auto` takes a GPU where there is one; else a name of torch, as `cpu` or `cuda:1`.
-        dtype: `auto` is bfloat16 on a GPU and float32 on a CPU.
-        offload: Keep only the unit in use on the device, the others in main memory: for a small GPU.
-        compile: Compile the networks of the samplers with torch.compile: slower to start, faster in the long run.
+        device: Device of torch, such as `cpu` or `cuda:1`; `auto` for a GPU if there is one, and else the CPU.
+        dtype: Data type of the weights; `auto` for bfloat16 on a GPU and float32 on a CPU.
+        offload: Keep only the part in use on the device and the others in main memory, for a small GPU.
+        compile: Compile the U-Nets of the detokenizers with torch.compile: slower to start, faster in the long run.
     """
 
     device: str = "auto"
@@ -43,7 +43,7 @@ class RuntimeSettings:
     compile: bool = False
 
     def torch_device(self) -> torch.device:
-        """Raises ModelError for a device that torch does not have."""
+        """Raises ModelError for a device that torch cannot use."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -61,36 +61,40 @@ class RuntimeSettings:
 
 
 class Runtime:
-    """Loads units when they are first used, and keeps them.
+    """Model whose parts are loaded at their first use and then kept in memory.
 
     Args:
-        model: Where they come from.
-        settings: Where they go.
-        units: Some that are there already, in place of the model's.
+        model: Folder or preset to load from.
+        settings: Device and data type.
+        loaded: Parts that are in memory already, by name, used in place of the folder's.
     """
 
     def __init__(
-        self, model: ModelFolder, settings: RuntimeSettings | None = None, units: Mapping[str, Any] | None = None
+        self, model: ModelFolder, settings: RuntimeSettings | None = None, loaded: Mapping[str, Any] | None = None
     ) -> None:
         self.model = model
         self.settings = settings or RuntimeSettings()
         self.device, self.dtype = self.settings.torch_device(), self.settings.torch_dtype()
-        self._units: dict[str, Any] = dict(units or {})
+        self._parts: dict[str, Any] = dict(loaded or {})
 
-    def loaded(self, unit: str) -> Any:
-        """A unit wherever it is, to ask for its sizes and not to run it. Raises ModelError as `use`."""
-        if unit not in self._units:
-            self._units[unit] = self._load(unit)
-        return self._units[unit]
-
-    @contextlib.contextmanager
-    def use(self, unit: str) -> Iterator[Any]:
-        """A unit on the device for as long as the body lasts, and with `offload` no longer.
+    def loaded(self, part: str) -> Any:
+        """Returns a part on whatever device it is, for reading its configuration; `use` is for running it.
 
         Raises:
-            ModelError: the model has no such unit, or it does not fit.
+            ModelError: as `use`.
         """
-        loaded = self.loaded(unit)
+        if part not in self._parts:
+            self._parts[part] = self._load(part)
+        return self._parts[part]
+
+    @contextlib.contextmanager
+    def use(self, part: str) -> Iterator[Any]:
+        """Yields a part on the device. With `offload` it leaves the device when the block ends.
+
+        Raises:
+            ModelError: the model has no such part, or its weights do not fit the network.
+        """
+        loaded = self.loaded(part)
         _move(loaded, self.device)
         try:
             yield loaded
@@ -99,24 +103,26 @@ class Runtime:
                 _move(loaded, torch.device("cpu"))
                 torch.cuda.empty_cache()
 
-    def _load(self, unit: str) -> Any:
-        grouped = {
+    def _load(self, part: str) -> Any:
+        composed = {
             "keyframe_detokenizer": self.model.keyframe_detokenizer,
             "video_detokenizer": self.model.video_detokenizer,
             "understanding": self.model.understanding,
         }
-        start = torch.device("cpu") if self.settings.offload else self.device
-        load: Any = grouped.get(unit) or partial(self.model.load, unit)
-        loaded = load(start, self.dtype)
-        if self.settings.compile and unit.endswith("detokenizer"):
+        device = torch.device("cpu") if self.settings.offload else self.device
+        load: Any = composed.get(part) or partial(self.model.load, part)
+        loaded = load(device, self.dtype)
+        if self.settings.compile and part.endswith("detokenizer"):
             loaded.unet.compile()
-        if self.device.type == "cpu" and unit.endswith(("language_model", "understanding")):
-            pack_linears(loaded.language_model if unit == "understanding" else loaded)
+        if self.device.type == "cpu" and part.endswith(("language_model", "understanding")):
+            pack_linears(loaded.language_model if part == "understanding" else loaded)
         return loaded
 
 
-def _move(unit: Any, device: torch.device) -> None:
-    parts = [unit] if isinstance(unit, nn.Module) else [getattr(unit, field.name) for field in dataclasses.fields(unit)]
-    for part in parts:
-        if isinstance(part, nn.Module):
-            part.to(device)
+def _move(part: Any, device: torch.device) -> None:
+    networks = (
+        [part] if isinstance(part, nn.Module) else [getattr(part, field.name) for field in dataclasses.fields(part)]
+    )
+    for network in networks:
+        if isinstance(network, nn.Module):
+            network.to(device)

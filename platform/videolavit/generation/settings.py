@@ -1,4 +1,4 @@
-"""How things are generated; the defaults are the published ones."""
+"""Settings of generation; the defaults are those of the published model."""
 
 import hashlib
 from typing import Literal
@@ -11,35 +11,35 @@ from videolavit.models.video_detokenizer import VideoSettings
 
 from .decoding import GREEDY, Sampling
 
-MIN_VISUAL = 20 / 256
-"""Fewest visual codes of a picture, as published, relative to its patches."""
+MIN_VISUAL_SHARE = 20 / 256
+"""Published smallest number of visual codes of a picture, as a share of its patches."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class GenerateSettings(VideoSettings):
-    """How pictures and videos come out of prompts.
+    """Settings for generating pictures and videos from prompts.
 
     Args:
-        temperature: Scores are divided by it; 0 takes the best id always. Motion is greedy, except for the first clip
-            of a given picture.
-        top_k: Only so many of the best ids; None for all.
-        top_p: Only the fewest ids that have this share of the probability together.
-        visual_guidance: Guidance of the language model for pictures.
-        mixed_guidance: The same where the prompt of a picture has pictures in it.
-        motion_guidance: The same for motion.
-        min_visual: Fewest visual codes of a picture; None for the published 20 where a picture has 256 patches, and
-            in proportion elsewhere.
-        max_visual: Most visual codes of a picture; None for as many as it has patches.
+        temperature: Divisor of the language model's logits; 0 for greedy decoding. Motion is always decoded greedily,
+            except for the clip that starts from a given picture.
+        top_k: Number of most probable ids to sample from; None for all.
+        top_p: Share of the probability that the sampled ids must cover (nucleus sampling); 1 for all.
+        visual_guidance: Guidance scale of the language model for the codes of a picture.
+        mixed_guidance: Guidance scale for the codes of a picture whose prompt contains pictures.
+        motion_guidance: Guidance scale for motion codes.
+        min_visual: Smallest number of visual codes of a picture; None for the published 20 of 256 patches, in
+            proportion to the model's number of patches.
+        max_visual: Largest number of visual codes of a picture; None for the number of its patches.
         keyframe_steps: Denoising steps of a picture.
-        keyframe_guidance: Guidance of the keyframe U-Net.
-        constraint: What ties a clip of a long video to the one before: `noise` starts its keyframe from the last
-            frame with noise added, as released; `inversion` from the last frame's DDIM inversion, as in the paper;
-            `none` from noise.
-        constraint_rate: Share of the keyframe's schedule that the constraint skips.
-        width: Of pictures and keyframes in pixels; None for the model's own.
-        height: Of pictures and keyframes in pixels; None for the model's own.
-        video_width: Of videos in pixels; None for the model's own.
-        video_height: Of videos in pixels; None for the model's own.
+        keyframe_guidance: Guidance scale of the keyframe U-Net.
+        constraint: Link between a clip of a long video and the clip before it: `noise` starts the keyframe from the
+            last frame with noise added, as the released code does; `inversion` from the DDIM inversion of the last
+            frame, as the paper does; `none` from noise alone.
+        constraint_rate: Share of the keyframe's denoising schedule that the constraint skips, between 0 and 1.
+        width: Width of pictures and keyframes, in pixels; None for the model's own.
+        height: Height of pictures and keyframes, in pixels; None for the model's own.
+        video_width: Width of videos, in pixels; None for the model's own.
+        video_height: Height of videos, in pixels; None for the model's own.
     """
 
     temperature: float = 1.0
@@ -71,17 +71,20 @@ class GenerateSettings(VideoSettings):
         self.sampling()
 
     def visual_limits(self, num_patches: int) -> tuple[int, int]:
-        """Fewest and most visual codes of a picture, for a model whose pictures have so many patches.
+        """Smallest and largest number of visual codes of a picture.
+
+        Args:
+            num_patches: Patches of a picture of the model.
 
         Raises:
-            ValueError: the settings leave no number.
+            ValueError: the settings leave no possible number.
         """
         most = num_patches if self.max_visual is None else self.max_visual
-        fewest = min(most, round(MIN_VISUAL * num_patches)) if self.min_visual is None else self.min_visual
+        fewest = min(most, round(MIN_VISUAL_SHARE * num_patches)) if self.min_visual is None else self.min_visual
         if not fewest <= most <= num_patches:
             raise ValueError(
-                f"min_visual, {fewest}, must be at most max_visual, {most}, and that at most {num_patches}: so many "
-                "patches has a picture of this model"
+                f"min_visual, {fewest}, must be at most max_visual, {most}, which must be at most {num_patches}, the "
+                "number of patches of a picture of this model"
             )
         return max(fewest, 1), most
 
@@ -89,11 +92,11 @@ class GenerateSettings(VideoSettings):
         return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
     def motion_sampling(self, from_picture: bool) -> Sampling:
-        """As published: drawn behind a given picture, greedy else."""
+        """Sampling of motion codes: greedy, except after a given picture, as published."""
         return self.sampling() if from_picture else GREEDY
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
-    """Random numbers of a request for one purpose: they depend on nothing else, whatever it is batched with."""
+    """Random generator of a request for one purpose. It depends on nothing else, so batching changes no result."""
     digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

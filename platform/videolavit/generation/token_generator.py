@@ -1,4 +1,4 @@
-"""Codes of pictures and motion, written by the language model behind prompts (reference 5.2, 5.3)."""
+"""Generation of visual and motion codes by the language model (docs/model.md, section 5.2 and 5.3)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,23 +8,23 @@ from transformers import PreTrainedModel
 
 from videolavit.vocabulary import Vocabulary
 
-from .decoding import OnToken, Sampling, TokenPolicy, decode, embed_prompts
+from .decoding import OnDecodeStep, Sampling, TokenPolicy, decode, embed_prompts
 from .settings import GenerateSettings
 
 
 class PromptTooLong(ValueError):
-    """A prompt, with what is to be written behind it, exceeds the language model's context."""
+    """The prompt and the tokens to generate exceed the language model's context."""
 
 
 @dataclass
 class GeneratedTokens:
-    """A prompt's ids as they grow.
+    """Token sequence of one request, which grows as pictures and motion are generated.
 
     Args:
-        ids: All so far.
-        generator: For the choice of ids.
-        visual: Codes of each picture that was written.
-        motion: Codes of each clip's motion that was written.
+        ids: Ids of the prompt and of all that was generated so far.
+        generator: Random generator for the sampling.
+        visual: Visual codes of each generated picture.
+        motion: Motion codes of each generated clip.
     """
 
     ids: list[int]
@@ -34,14 +34,14 @@ class GeneratedTokens:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A picture or a clip's motion that is to be written.
+class TokenSpan:
+    """Picture or motion of a clip to generate, as a span of tokens between two markers.
 
     Args:
-        start: Id that begins it.
-        policy: Ids inside, and the end.
-        sampling: How they are chosen.
-        guidance: Of the language model.
+        start: Id of the start marker.
+        policy: Constraint on the ids inside; its end is the end marker.
+        sampling: Sampling settings.
+        guidance: Guidance scale of the language model.
     """
 
     start: int
@@ -56,16 +56,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class TokenGenerator:
-    """A language model with the grammar of pictures and motion.
+    """Language model constrained to the grammar of pictures and motion.
 
-    A picture is as many visual codes as `visual_limits` allows, motion is exactly `motion_tokens` motion codes, and
-    nothing else comes inside.
+    A picture has a number of visual codes within `visual_limits`; the motion of a clip has exactly `motion_tokens`
+    motion codes.
 
     Args:
-        model: The language model.
-        vocabulary: Its ids.
-        motion_tokens: Codes of a clip's motion, 135 as published.
-        visual_limits: Fewest and most visual codes of a picture.
+        model: Language model.
+        vocabulary: Layout of its ids.
+        motion_tokens: Motion codes of a clip; 135 in the published model.
+        visual_limits: Smallest and largest number of visual codes of a picture.
+        settings: Sampling and guidance.
     """
 
     model: PreTrainedModel
@@ -74,17 +75,17 @@ class TokenGenerator:
     visual_limits: tuple[int, int]
     settings: GenerateSettings
 
-    def check_length(self, scripts: Sequence[GeneratedTokens], pictures: Sequence[int], motions: int) -> None:
-        """Raises PromptTooLong if a prompt and what is written behind it may exceed the context.
+    def check_length(self, sequences: Sequence[GeneratedTokens], pictures: Sequence[int], motions: int) -> None:
+        """Raises PromptTooLong if a prompt and the tokens to generate may exceed the context.
 
         Args:
-            pictures: Of each script, how many pictures.
-            motions: Clips of motion.
+            pictures: Number of pictures to generate for each sequence.
+            motions: Number of clips to generate motion for.
         """
         context = self.model.config.max_position_embeddings
         picture, motion = self.visual_limits[1] + 2, self.motion_tokens + 2
-        for script, count in zip(scripts, pictures, strict=True):
-            length = len(script.ids)
+        for sequence, count in zip(sequences, pictures, strict=True):
+            length = len(sequence.ids)
             if length + count * picture + motions * motion <= context:
                 continue
             given = motions - count if motions else 0
@@ -96,54 +97,54 @@ class TokenGenerator:
                 )
             raise PromptTooLong(f"the prompt has {length} tokens, too many for a context of {context}; shorten it")
 
-    def picture(self, guidance: float) -> Segment:
-        """A picture behind whatever there is."""
+    def picture_span(self, guidance: float) -> TokenSpan:
+        """Span of a picture."""
         ids = self.vocabulary
         policy = TokenPolicy((ids.visual_range,), ids.image_end, *self.visual_limits)
-        return Segment(ids.image_start, policy, self.settings.sampling(), guidance)
+        return TokenSpan(ids.image_start, policy, self.settings.sampling(), guidance)
 
-    def motion(self, from_picture: bool) -> Segment:
-        """A clip's motion behind its picture.
+    def motion_span(self, from_picture: bool) -> TokenSpan:
+        """Span of a clip's motion, which follows its keyframe.
 
         Args:
-            from_picture: Whether it is the first behind a given picture.
+            from_picture: Whether the keyframe is a picture of the prompt.
         """
         ids = self.vocabulary
         policy = TokenPolicy((ids.motion_range,), ids.motion_end, self.motion_tokens, self.motion_tokens)
         sampling = self.settings.motion_sampling(from_picture)
-        return Segment(ids.motion_start, policy, sampling, self.settings.motion_guidance)
+        return TokenSpan(ids.motion_start, policy, sampling, self.settings.motion_guidance)
 
-    def write_pictures(
-        self, scripts: Sequence[GeneratedTokens], guidance: float, on_token: OnToken | None = None
+    def generate_pictures(
+        self, sequences: Sequence[GeneratedTokens], guidance: float, on_step: OnDecodeStep | None = None
     ) -> None:
-        """Appends [IMG] codes [/IMG] to each script."""
-        segment = self.picture(guidance)
-        for script, row in zip(scripts, self._write(scripts, [segment] * len(scripts), on_token), strict=True):
-            script.visual.append(segment.codes(row))
+        """Appends a picture to each sequence: [IMG] codes [/IMG]."""
+        span = self.picture_span(guidance)
+        codes = self._generate(sequences, [span] * len(sequences), on_step)
+        for sequence, visual in zip(sequences, codes, strict=True):
+            sequence.visual.append(visual)
 
-    def write_motion(
-        self, scripts: Sequence[GeneratedTokens], from_picture: Sequence[bool], on_token: OnToken | None = None
+    def generate_motion(
+        self, sequences: Sequence[GeneratedTokens], from_picture: Sequence[bool], on_step: OnDecodeStep | None = None
     ) -> None:
-        """Appends [MOV] codes [/MOV] to each script.
+        """Appends the motion of a clip to each sequence: [MOV] codes [/MOV].
 
         Args:
-            from_picture: Of each script, whether the motion is the first behind a given picture.
+            from_picture: For each sequence, whether the clip's keyframe is a picture of the prompt.
         """
-        segments = [self.motion(given) for given in from_picture]
-        rows = self._write(scripts, segments, on_token)
-        for script, segment, row in zip(scripts, segments, rows, strict=True):
-            script.motion.append(segment.codes(row))
+        codes = self._generate(sequences, [self.motion_span(given) for given in from_picture], on_step)
+        for sequence, motion in zip(sequences, codes, strict=True):
+            sequence.motion.append(motion)
 
-    def _write(
-        self, scripts: Sequence[GeneratedTokens], segments: Sequence[Segment], on_token: OnToken | None
+    def _generate(
+        self, sequences: Sequence[GeneratedTokens], spans: Sequence[TokenSpan], on_step: OnDecodeStep | None
     ) -> list[list[int]]:
-        """Segments of one kind, one behind each script; they differ in their sampling only."""
-        for script, segment in zip(scripts, segments, strict=True):
-            script.ids.append(segment.start)
-        prompts = embed_prompts(self.model, [script.ids for script in scripts])
-        generators, sampling = [script.generator for script in scripts], [one.sampling for one in segments]
-        policy, guidance = segments[0].policy, segments[0].guidance
-        rows = decode(self.model, prompts, policy, sampling, generators, guidance, on_token)
-        for script, row in zip(scripts, rows, strict=True):
-            script.ids += [*row, policy.end]
-        return rows
+        """Appends a span to each sequence, and returns their codes. The spans differ in their sampling only."""
+        for sequence, span in zip(sequences, spans, strict=True):
+            sequence.ids.append(span.start)
+        prompts = embed_prompts(self.model, [sequence.ids for sequence in sequences])
+        generators, sampling = [sequence.generator for sequence in sequences], [span.sampling for span in spans]
+        policy, guidance = spans[0].policy, spans[0].guidance
+        rows = decode(self.model, prompts, policy, sampling, generators, guidance, on_step)
+        for sequence, row in zip(sequences, rows, strict=True):
+            sequence.ids += [*row, policy.end]
+        return [spans[0].codes(row) for row in rows]

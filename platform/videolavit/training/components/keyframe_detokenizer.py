@@ -10,8 +10,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch.nn.utils.rnn import pad_sequence
 
-from videolavit.evaluation.reconstruction import psnr
 from videolavit.generation.output import save_picture, side_by_side
+from videolavit.media.quality import psnr
 from videolavit.media.resize import resize_picture
 from videolavit.models.folder import ModelFolder
 from videolavit.models.keyframe_detokenizer import KeyframeDetokenizer

@@ -8,8 +8,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from videolavit.evaluation.reconstruction import explained_variance
 from videolavit.media import motion_features
+from videolavit.media.quality import explained_variance
 from videolavit.models.codebook import CodebookSettings, use_of_codes
 from videolavit.models.folder import ModelFolder
 from videolavit.models.motion_tokenizer import MotionTokenizer

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from videolavit.evaluation.reconstruction import psnr
 from videolavit.generation.output import save_picture, save_video, side_by_side
+from videolavit.media.quality import psnr
 from videolavit.media.resize import resize_picture
 from videolavit.models.folder import ModelFolder
 from videolavit.models.network import STRICT

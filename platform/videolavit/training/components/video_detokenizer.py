@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from videolavit.evaluation.reconstruction import psnr
 from videolavit.generation.output import save_video, side_by_side
 from videolavit.media import CLIP_FRAMES, motion_features
+from videolavit.media.quality import psnr
 from videolavit.models.folder import ModelFolder
 from videolavit.models.motion_tokenizer import MotionTokenizer
 from videolavit.models.network import STRICT

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from videolavit.generation.decoding import GREEDY, TokenPolicy, decode, embed_prompts
-from videolavit.generation.packed_linear import LEAST, PackedLinear, pack_linears
+from videolavit.generation.packed_linear import MIN_WEIGHTS, PackedLinear, pack_linears
 from videolavit.generation.runtime import Runtime
 from videolavit.models.folder import ModelFolder
 
@@ -37,14 +37,14 @@ def test_a_language_model_with_large_layers_writes_the_same_when_packed() -> Non
     before = written()
     pack_linears(model)
     assert all(isinstance(layer.mlp.up_proj, PackedLinear) for layer in model.model.layers)
-    assert type(model.lm_head) is nn.Linear, f"its {model.lm_head.weight.numel()} weights are fewer than {LEAST}"
+    assert type(model.lm_head) is nn.Linear, f"its {model.lm_head.weight.numel()} weights are fewer than {MIN_WEIGHTS}"
     assert written() == before
 
 
 @needs_mkldnn
 @pytest.mark.parametrize("unit", ["language_model", "understanding/language_model"])
 def test_a_runtime_on_a_cpu_packs_language_models(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("videolavit.generation.packed_linear.LEAST", 1)  # as large as any layer of the preset
+    monkeypatch.setattr("videolavit.generation.packed_linear.MIN_WEIGHTS", 1)  # as large as any layer of the preset
     loaded = Runtime(ModelFolder("tiny")).loaded(unit)
     assert isinstance(loaded.lm_head, PackedLinear)
     assert not isinstance(ModelFolder("tiny").load(unit).lm_head, PackedLinear)

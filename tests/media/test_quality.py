@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from videolavit.evaluation.reconstruction import explained_variance, psnr
+from videolavit.media.quality import explained_variance, psnr
 
 
 def test_psnr_of_a_constant_difference() -> None:

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from videolavit.generation.decoding import DecodeBatch, embed_prompts
-from videolavit.generation.kv_cache import ROOM
+from videolavit.generation.kv_cache import SPARE_TOKENS
 
 WORDS = 50
 
@@ -21,7 +21,7 @@ def model() -> LlamaForCausalLM:
 def test_rows_that_come_and_go_read_what_they_read_alone(model: LlamaForCausalLM) -> None:
     """Over more ids than there is room for at first, so that the cache grows on the way."""
     rows = [list(range(3, 3 + length)) for length in (4, 9, 30)]
-    reader = DecodeBatch(model, embed_prompts(model, rows[:2]))
+    batch = DecodeBatch(model, embed_prompts(model, rows[:2]))
     draw = torch.Generator().manual_seed(1)
 
     def feed(count: int) -> None:
@@ -29,53 +29,53 @@ def test_rows_that_come_and_go_read_what_they_read_alone(model: LlamaForCausalLM
             ids = torch.randint(WORDS, (len(rows),), generator=draw).tolist()
             for row, token in zip(rows, ids, strict=True):
                 row.append(token)
-            reader.feed(ids)
+            batch.append_tokens(ids)
 
     def check() -> None:
-        for row, logits in zip(rows, reader.logits, strict=True):
+        for row, logits in zip(rows, batch.logits, strict=True):
             expected = model(torch.tensor([row])).logits[0, -1]
             torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
 
     late = rows.pop()
-    feed(ROOM + 5)
+    feed(SPARE_TOKENS + 5)
     check()
     rows.append(late)
-    reader.join(DecodeBatch(model, embed_prompts(model, [late])))
+    batch.append_rows(DecodeBatch(model, embed_prompts(model, [late])))
     check()
-    feed(ROOM + 5)
+    feed(SPARE_TOKENS + 5)
     check()
-    reader.keep([2, 1])  # the last takes the place of the first
+    batch.keep_rows([2, 1])  # the last takes the place of the first
     rows = [rows[2], rows[1]]
     feed(2)
     check()
-    reader.keep([0])  # and the padding that only the others needed
+    batch.keep_rows([0])  # and the padding that only the others needed
     del rows[1]
-    feed(3 * ROOM)
+    feed(3 * SPARE_TOKENS)
     check()
 
 
 @torch.inference_mode()
 def test_an_id_is_written_in_place(model: LlamaForCausalLM) -> None:
-    reader = DecodeBatch(model, embed_prompts(model, [[3, 4, 5]]))
+    batch = DecodeBatch(model, embed_prompts(model, [[3, 4, 5]]))
     places = []
-    for token in range(ROOM):
-        reader.feed([token % WORDS])
-        places.append(reader._cache.layers[1].keys.data_ptr())
+    for token in range(SPARE_TOKENS):
+        batch.append_tokens([token % WORDS])
+        places.append(batch._cache.layers[1].keys.data_ptr())
     assert len(set(places)) == 1
-    reader.feed([1])
-    assert reader._cache.layers[1].keys.data_ptr() != places[0]
+    batch.append_tokens([1])
+    assert batch._cache.layers[1].keys.data_ptr() != places[0]
 
 
 @torch.inference_mode()
 def test_a_row_takes_the_place_of_one_that_left_and_nothing_of_it(model: LlamaForCausalLM) -> None:
     """Not even what is no number."""
-    reader = DecodeBatch(model, embed_prompts(model, [[7, 8, 9, 10, 11], [3, 4, 5, 6]]))
-    layer = reader._cache.layers[0]
+    batch = DecodeBatch(model, embed_prompts(model, [[7, 8, 9, 10, 11], [3, 4, 5, 6]]))
+    layer = batch._cache.layers[0]
     layer.keys[1], layer.values[1] = torch.nan, torch.nan
     before = layer.keys.untyped_storage().data_ptr()
-    reader.keep([0])
-    reader.join(DecodeBatch(model, embed_prompts(model, [[12, 13]])))
-    reader.feed([20, 21])
+    batch.keep_rows([0])
+    batch.append_rows(DecodeBatch(model, embed_prompts(model, [[12, 13]])))
+    batch.append_tokens([20, 21])
     assert layer.keys.untyped_storage().data_ptr() == before
-    for row, logits in zip([[7, 8, 9, 10, 11, 20], [12, 13, 21]], reader.logits, strict=True):
+    for row, logits in zip([[7, 8, 9, 10, 11, 20], [12, 13, 21]], batch.logits, strict=True):
         torch.testing.assert_close(logits, model(torch.tensor([row])).logits[0, -1], atol=1e-5, rtol=1e-4)

@@ -1,0 +1,123 @@
+"""Codes to pixels: keyframes and clips of a batch of requests (docs/model.md, section 4)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from videolavit.media.resize import resize_picture
+from videolavit.models.sampling import OnStep, check_size, draw_noise
+from videolavit.models.video_detokenizer import VideoDetokenizer, VideoSettings
+
+from .prompts import Picture
+from .runtime import Runtime
+from .settings import GenerateSettings, generator
+
+
+@dataclass(frozen=True, eq=False)
+class KeyframeRequest:
+    """Request to generate a keyframe from its codes.
+
+    Args:
+        codes: Visual codes.
+        seed: Seed of the video.
+        clip: Index of the clip in the video.
+        last: Last frame of the clip before, uint8 [height, width, 3]; None for the first clip.
+    """
+
+    codes: Sequence[int]
+    seed: int
+    clip: int = 0
+    last: Picture | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ClipRequest:
+    """Request to generate the frames of a clip from its keyframe and motion codes.
+
+    Args:
+        keyframe: uint8 [height, width, 3], of any size.
+        motion: Motion codes.
+        seed: Seed of the video.
+        clip: Index of the clip in the video.
+    """
+
+    keyframe: Picture
+    motion: Sequence[int]
+    seed: int
+    clip: int = 0
+
+
+def generate_keyframes(
+    runtime: Runtime,
+    requests: Sequence[KeyframeRequest],
+    size: tuple[int, int],
+    settings: GenerateSettings,
+    on_step: OnStep | None = None,
+) -> Picture:
+    """Generates keyframes [batch, height, width, 3]; fewer if `on_step` cancels some.
+
+    Denoising starts from noise, or near the last frame of the clip before, as `settings.constraint` says.
+
+    Args:
+        requests: Requests that all have a last frame, or that all have none.
+        size: Height and width in pixels.
+    """
+    steps, rate = settings.keyframe_steps, settings.constraint_rate
+    noise_generators = [generator(request.seed, f"keyframe {request.clip}") for request in requests]
+    step_generators = [generator(request.seed, f"keyframe steps {request.clip}") for request in requests]
+    last = [request.last for request in requests if request.last is not None]
+    with runtime.use("keyframe_detokenizer") as detokenizer:
+        codes = [torch.tensor(request.codes, dtype=torch.long) for request in requests]
+        conditions = detokenizer.decode_codes(codes)
+        if not last or settings.constraint == "none":
+            start = detokenizer.noise(*size, steps, noise_generators)
+        else:
+            latents = detokenizer.encode(np.stack(last), *size)
+            if settings.constraint == "inversion":
+                start = detokenizer.inverted_start(latents, conditions, rate, steps)
+            else:
+                noise = draw_noise(tuple(latents.shape[1:]), noise_generators, latents)
+                start = detokenizer.noised_start(latents, noise, rate, steps)
+        sampled = detokenizer.sample(conditions, start, steps, settings.keyframe_guidance, step_generators, on_step)
+        return detokenizer.decode(sampled)
+
+
+def generate_clips(
+    runtime: Runtime,
+    requests: Sequence[ClipRequest],
+    size: tuple[int, int],
+    settings: VideoSettings,
+    on_step: OnStep | None = None,
+) -> Picture:
+    """Generates the frames of clips, [batch, time, height, width, 3]; fewer clips if `on_step` cancels some.
+
+    Args:
+        size: Height and width in pixels.
+    """
+    latent_size = runtime.loaded("video_detokenizer").latent_size(*size)
+    with runtime.use("motion_tokenizer") as tokenizer, torch.inference_mode():
+        codes = torch.tensor([request.motion for request in requests], device=runtime.device)
+        motion = tokenizer.decode_to(codes, *latent_size)
+    keyframes = np.stack([resize_picture(request.keyframe, *size) for request in requests])
+    generators = [generator(request.seed, f"video {request.clip}") for request in requests]
+    detokenizer: VideoDetokenizer
+    with runtime.use("video_detokenizer") as detokenizer:
+        return detokenizer.generate(keyframes, motion, generators, settings, on_step)
+
+
+def keyframe_size(runtime: Runtime, settings: GenerateSettings) -> tuple[int, int]:
+    """Height and width of keyframes in pixels. Raises ValueError for a size that the model cannot generate."""
+    sizes = runtime.model.sizes
+    size = settings.height or sizes.keyframe_height, settings.width or sizes.keyframe_width
+    check_size(*size, runtime.loaded("keyframe_detokenizer").pixel_multiple)
+    return size
+
+
+def video_size(runtime: Runtime, settings: GenerateSettings) -> tuple[int, int]:
+    """Height and width of videos in pixels. Raises ValueError for a size that the model cannot generate."""
+    sizes = runtime.model.sizes
+    size = settings.video_height or sizes.video_height, settings.video_width or sizes.video_width
+    check_size(*size, runtime.loaded("video_detokenizer").pixel_multiple)
+    return size
