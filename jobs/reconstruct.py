@@ -1,50 +1,36 @@
-"""Send a video through its tokens and back, and compare.
+"""Reconstruct a video from its tokens and compare it with the original.
 
-Writes the reconstruction, and a video of the original beside it; prints PSNR and SSIM.
+Writes the reconstruction, and a video with the original beside it; prints PSNR and SSIM.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from videolavit.generation.output import model_hash, provenance, side_by_side
-from videolavit.generation.reconstruct import ReconstructSettings, reconstruct_clips
-from videolavit.generation.runtime import Runtime
-from videolavit.media import MediaError, Mp4Writer
+from videolavit.generation.reconstruct import ReconstructionSummary, ReconstructSettings, reconstruct
+from videolavit.generation.runtime import RuntimeSettings
+from videolavit.media import MediaError
 from videolavit.models.network import ModelError
 
 from .common import JobParser, pick, user_errors
-from .models import add_model_options, naming, new_file, stages, start_runtime
-
-RECONSTRUCT_PARTS = ("visual_tokenizer", "motion_tokenizer", "keyframe_detokenizer", "video_detokenizer")
+from .models import add_model_options, progress_bars
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes two videos; exits with 2 on a user's mistake."""
+    """Writes two videos; exits with status 2 on a mistake of the user."""
     options = _parser().parse(argv)
-    with user_errors(ValueError, MediaError, ModelError, OSError):
-        settings = pick(ReconstructSettings, options)
-        file = new_file(options.output or f"{Path(options.video).stem}-reconstructed.mp4", ".mp4")
-        beside = file.with_name(f"{file.stem}-side-by-side.mp4")
-        runtime = start_runtime(options)
-        with (
-            naming(options.video),
-            _writers(runtime, [file, beside], options.video, settings) as (ours, both),
-            stages() as tell,
-        ):
-            clips = []
-            for clip in reconstruct_clips(runtime, options.video, settings, tell):
-                for frame, original in zip(clip.frames, clip.original, strict=True):
-                    ours.add(frame)
-                    both.add(side_by_side(original, frame))
-                clips.append((clip.psnr, clip.ssim, len(clip.frames), len(clip.visual), len(clip.motion)))
-    _print(clips, options.video)
-    for path in (file, beside):
-        Console(highlight=False).print(str(path), soft_wrap=True)
+    with user_errors(ValueError, MediaError, ModelError, OSError), progress_bars() as on_progress:
+        summary = reconstruct(
+            options.video,
+            options.model,
+            options.output,
+            settings=pick(ReconstructSettings, options),
+            placement=pick(RuntimeSettings, options),
+            on_progress=on_progress,
+        )
+    _print(summary, Path(options.video).name)
 
 
 def _parser() -> JobParser:
@@ -56,36 +42,17 @@ def _parser() -> JobParser:
     return parser
 
 
-@contextlib.contextmanager
-def _writers(
-    runtime: Runtime, files: list[Path], video: str, settings: ReconstructSettings
-) -> Iterator[list[Mp4Writer]]:
-    """Writers of the files; a run that fails leaves none of them behind."""
-    said = provenance(
-        f"reconstruction of {Path(video).name}", settings.seed, model_hash(runtime.model, RECONSTRUCT_PARTS)
-    )
-    unfinished = [file.with_name(f".{file.name}") for file in files]
-    try:
-        with contextlib.ExitStack() as stack:
-            for file in unfinished:
-                file.parent.mkdir(parents=True, exist_ok=True)
-            yield [stack.enter_context(Mp4Writer(file, settings.fps, metadata=said)) for file in unfinished]
-        for part, file in zip(unfinished, files, strict=True):
-            part.replace(file)
-    finally:
-        for part in unfinished:
-            part.unlink(missing_ok=True)
-
-
-def _print(clips: list[tuple[float, float, int, int, int]], video: str) -> None:
-    table = Table("clip", "frames", "visual tokens", "motion tokens", "PSNR, dB", "SSIM", title=Path(video).name)
-    for number, (psnr, ssim, frames, visual, motion) in enumerate(clips, 1):
-        table.add_row(str(number), str(frames), str(visual), str(motion), f"{psnr:.2f}", f"{ssim:.3f}")
-    weights = [frames for _, _, frames, _, _ in clips]
-    psnr, ssim = (np.average([clip[place] for clip in clips], weights=weights) for place in (0, 1))
+def _print(summary: ReconstructionSummary, title: str) -> None:
+    out = Console(highlight=False)
+    table = Table("clip", "frames", "visual tokens", "motion tokens", "PSNR, dB", "SSIM", title=title)
+    for number, clip in enumerate(summary.clips, 1):
+        counts = (number, clip.frames, clip.visual_tokens, clip.motion_tokens)
+        table.add_row(*map(str, counts), f"{clip.psnr:.2f}", f"{clip.ssim:.3f}")
     table.add_section()
-    table.add_row("mean", str(sum(weights)), "", "", f"{psnr:.2f}", f"{ssim:.3f}")
-    Console(highlight=False).print(table)
+    table.add_row("mean", str(summary.frames), "", "", f"{summary.psnr:.2f}", f"{summary.ssim:.3f}")
+    out.print(table)
+    for path in (summary.video, summary.side_by_side):
+        out.print(str(path), soft_wrap=True)
 
 
 if __name__ == "__main__":

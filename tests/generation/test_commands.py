@@ -1,4 +1,4 @@
-"""The commands as real processes, and what they refuse."""
+"""The commands as processes, and the mistakes that they refuse."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ FAST = ("--keyframe-steps", "2", "--video-steps", "1")
 FEW = (*FAST, "--max-visual", "24")
 SMALL = ("--video-width", "32", "--video-height", "32")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-UNTRAINED = "are untrained: what comes out means nothing"
+UNTRAINED = "are untrained: the output is meaningless"
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def test_generate_videos_of_two_prompts(run_job: Job, model_path: Path, model: M
 def test_generate_a_picture_from_marked_pictures(
     run_job: Job, model_path: Path, runtime: Runtime, picture_file: Path, pictures: list[Picture], tmp_path: Path
 ) -> None:
-    """The same as the library makes of the parts in their order."""
+    """With the pixels that the library gives for the parts in order."""
     where = ("--image", picture_file, picture_file, "--output", tmp_path / "new" / "made.png")
     text = "a <image> beside <image> in blue"
     done = run_job("generate", "image", "--prompt", text, *where, "--model", model_path, *FEW, **ONE_THREAD)
@@ -83,7 +83,7 @@ def test_describe_a_picture_and_a_video(
     assert UNTRAINED in done.stderr
     for path in (picture_file, video_file):
         assert f"{path}: " in done.stdout
-        describe.main([str(word) for word in (path, *options)])  # alone, it is streamed
+        describe.main([str(word) for word in (path, *options)])  # a single answer is streamed
         alone = capsys.readouterr().out
         assert f"{path}: {alone.strip()}" in done.stdout.replace("\r", "\n")
 
@@ -112,7 +112,7 @@ Refuse = Callable[..., str]
 
 @pytest.fixture
 def refuse(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refuse:
-    """Runs a command that must end with status 2, one message and no file; returns the message."""
+    """Runs a command that must end with status 2, one message and no new file; returns the message."""
 
     def run(job: Any, *words: object, model: object = "tiny") -> str:
         monkeypatch.chdir(tmp_path)
@@ -131,7 +131,7 @@ def refuse(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
     return run
 
 
-def test_models_that_are_not_there(refuse: Refuse, tmp_path: Path, video_file: Path) -> None:
+def test_missing_models_are_refused(refuse: Refuse, tmp_path: Path, video_file: Path) -> None:
     for job, words in [
         (generate, ["video", "--prompt", "a"]),
         (describe, [video_file]),
@@ -143,17 +143,19 @@ def test_models_that_are_not_there(refuse: Refuse, tmp_path: Path, video_file: P
     assert "model.json is missing" in refuse(generate, "image", "--prompt", "a", model=tmp_path)
 
 
-def test_prompts_that_cannot_be(refuse: Refuse, picture_file: Path) -> None:
+def test_impossible_prompts_are_refused(refuse: Refuse, picture_file: Path) -> None:
     assert "the prompt is empty" in refuse(generate, "image")
     assert "the prompt has 9000 tokens, too many" in refuse(generate, "image", "--prompt", "a" * 9000)
     assert "99 clips do not fit" in refuse(generate, "video", "--prompt", "a", "--clips", 99)
     assert "at least one clip, not 0" in refuse(generate, "video", "--prompt", "a", "--clips", 0)
-    assert "has 2 times <image>, and --image names 1 pictures" in refuse(
+    assert "has 2 <image> markers for 1 pictures" in refuse(
         generate, "image", "--prompt", "<image> <image>", "--image", picture_file
     )
 
 
-def test_pictures_that_are_none(refuse: Refuse, tmp_path: Path, picture_file: Path, video_file: Path) -> None:
+def test_files_that_are_no_pictures_are_refused(
+    refuse: Refuse, tmp_path: Path, picture_file: Path, video_file: Path
+) -> None:
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "cut.png").write_bytes(picture_file.read_bytes()[:-40])
     for name, message in [
@@ -165,17 +167,17 @@ def test_pictures_that_are_none(refuse: Refuse, tmp_path: Path, picture_file: Pa
         assert message in refuse(generate, "image", "--prompt", "a", "--image", name)
 
 
-def test_videos_that_are_none(refuse: Refuse, tmp_path: Path) -> None:
+def test_files_that_are_no_videos_are_refused(refuse: Refuse, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     for job in (describe, reconstruct):
         assert "text.mp4" in refuse(job, "text.mp4")
         assert "missing.mp4" in refuse(job, "missing.mp4")
 
 
-def test_settings_that_cannot_be(refuse: Refuse) -> None:
+def test_impossible_settings_are_refused(refuse: Refuse) -> None:
     for words, message in [
         (["--temperature", -1], "temperature must be at least 0, top_p above 0 and at most 1, top_k at least 1"),
-        (["--max-visual", 300], "min_visual, 3, must be at most max_visual, 300, and that at most 36"),
+        (["--max-visual", 300], "min_visual, 3, must be at most max_visual, 300, which must be at most 36"),
         (["--video-steps", 0], "video_steps must be at least 1, not 0"),
         (["--width", 100], "width and height must be multiples of 8, not 100 x"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),
@@ -183,19 +185,19 @@ def test_settings_that_cannot_be(refuse: Refuse) -> None:
         assert refuse(generate, "image", "--prompt", "a", *words).startswith(message)
 
 
-def test_outputs_that_cannot_be(refuse: Refuse, tmp_path: Path, video_file: Path) -> None:
+def test_impossible_outputs_are_refused(refuse: Refuse, tmp_path: Path, video_file: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for kind, output, message in [
         ("video", "made.png", "made.png: the result is a .mp4 file; name it so"),
         ("image", "made.jpg", "made.jpg: the result is a .png file; name it so"),
-        ("image", "file", "--output file is a file that is there already"),
+        ("image", "file", "the output file exists and is not a folder"),
     ]:
         assert message in refuse(generate, kind, "--prompt", "a", "--output", output)
     assert "2 prompts need a folder" in refuse(generate, "image", "--prompt", "a", "b", "--output", "made.png")
     assert "the result is a .mp4 file" in refuse(reconstruct, video_file, "--output", "made.mkv")
 
 
-def test_what_cannot_be_written_is_told(model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_written_is_named(model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         generate.main(["image", "--prompt", "a", "--output", "/proc/made.png", "--model", str(model_path), *FEW])
     assert end.value.code == 2

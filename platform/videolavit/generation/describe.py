@@ -1,6 +1,7 @@
 """Answers to questions about pictures and videos (docs/model.md, section 5.4)."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,13 +15,22 @@ from videolavit.models.language_model import VisualPrompts
 from videolavit.models.motion_tokenizer import MotionTokenizer
 from videolavit.models.network import STRICT
 from videolavit.models.visual_tokenizer import VisualTokenizer
+from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.vocabulary.conversation import STOP, chat_prompt
 
 from .decoding import Sampling, TokenPolicy, decode_steps, pad_prompts
+from .inputs import load_runtime, read_picture_or_clips
 from .prompts import Picture, preprocess_pictures
-from .runtime import Runtime
+from .runtime import Runtime, RuntimeSettings
 from .settings import generator
 from .token_generator import PromptTooLong
+
+OnText = Callable[[int, str], None]
+"""Called with the index of a question and the next piece of its answer. It may raise to stop."""
+
+
+def ignore_text(index: int, text: str) -> None:
+    """Callback of a caller who does not read the answers while they are generated."""
 
 
 @settings_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -89,6 +99,59 @@ class VisualContext:
     def cpu(self) -> "VisualContext":
         """Copy in main memory."""
         return VisualContext([one.cpu() for one in self.features], None if self.motion is None else self.motion.cpu())
+
+
+@dataclass(frozen=True)
+class DescribeSummary:
+    """Result of `describe`.
+
+    Args:
+        answers: Answer about each file, in order.
+        model_is_trained: False if the weights are untrained, so that the answers are meaningless.
+    """
+
+    answers: tuple[str, ...]
+    model_is_trained: bool
+
+
+def describe(
+    paths: Sequence[str | os.PathLike[str]],
+    model: str | os.PathLike[str],
+    question: str = "Describe it in detail.",
+    *,
+    max_clips: int = 8,
+    settings: DescribeSettings | None = None,
+    placement: RuntimeSettings | None = None,
+    on_text: OnText = ignore_text,
+    on_progress: OnProgress = ignore_progress,
+) -> DescribeSummary:
+    """Asks a question about each of some pictures and videos, in one batch.
+
+    Args:
+        paths: Files or URLs.
+        model: Model folder, or name of a preset.
+        question: Question about each file.
+        max_clips: Largest number of clips of a video that the model sees, of 4 s each.
+        settings: Sampling and length of the answers.
+        placement: Device and data type of the model.
+        on_text: Receives the answers piece by piece while they are generated.
+        on_progress: Receives the number of files read, and a message if the weights are untrained.
+
+    Raises:
+        ValueError: a setting that is impossible, or a question that is too long (PromptTooLong).
+        MediaError: a file cannot be read.
+        ModelError: the model cannot be loaded, or lacks a part.
+    """
+    questions = []
+    for number, path in enumerate(paths, 1):
+        questions.append(Question(question, read_picture_or_clips(path, max_clips)))
+        on_progress(Progress("read files", number, len(paths)))
+    runtime = load_runtime(model, placement, on_progress)
+    answers = [""] * len(questions)
+    for index, text in stream_answers(runtime, questions, settings):
+        answers[index] += text
+        on_text(index, text)
+    return DescribeSummary(tuple(text.strip() for text in answers), runtime.model.is_trained)
 
 
 def answer(runtime: Runtime, questions: Sequence[Question], settings: DescribeSettings | None = None) -> list[str]:

@@ -1,24 +1,33 @@
 """Reconstruction of a video from its tokens, as in the paper's demonstration."""
 
+import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from pydantic.dataclasses import dataclass as settings_dataclass
 
-from videolavit.media import Clip, DecomposeSettings, VideoInput, decompose, iter_pictures
+from videolavit.files import write_beside
+from videolavit.media import Clip, DecomposeSettings, Mp4Writer, VideoInput, decompose, iter_pictures
 from videolavit.media.quality import psnr, ssim
 from videolavit.media.resize import resize_picture
 from videolavit.models.network import STRICT
 from videolavit.models.video_detokenizer import VideoSettings
 from videolavit.progress import OnProgress, Progress, ignore_progress
 
+from .inputs import check_output, load_runtime, media_errors_of
+from .output import model_hash, provenance, side_by_side
 from .prompts import Picture, encode_pictures
-from .runtime import Runtime
+from .runtime import Runtime, RuntimeSettings
 from .settings import generator
+
+RECONSTRUCTION_PARTS = ("visual_tokenizer", "motion_tokenizer", "keyframe_detokenizer", "video_detokenizer")
+"""Parts of the model whose weights a reconstruction depends on."""
 
 
 @settings_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -80,6 +89,102 @@ class ReconstructedClip:
     def ssim(self) -> float:
         """Structural similarity, averaged over the frames."""
         return ssim(self.original, self.frames)
+
+
+@dataclass(frozen=True)
+class ClipQuality:
+    """Size and quality of a reconstructed clip.
+
+    Args:
+        frames: Number of frames.
+        visual_tokens: Number of visual codes of the keyframe.
+        motion_tokens: Number of motion codes.
+        psnr: Peak signal-to-noise ratio over all pixels, in dB.
+        ssim: Structural similarity, averaged over the frames.
+    """
+
+    frames: int
+    visual_tokens: int
+    motion_tokens: int
+    psnr: float
+    ssim: float
+
+
+@dataclass(frozen=True)
+class ReconstructionSummary:
+    """Result of `reconstruct`.
+
+    Args:
+        clips: Quality of each clip.
+        video: File of the reconstruction.
+        side_by_side: File with the original beside the reconstruction.
+        model_is_trained: False if the weights are untrained, so that the reconstruction is meaningless.
+    """
+
+    clips: tuple[ClipQuality, ...]
+    video: Path
+    side_by_side: Path
+    model_is_trained: bool
+
+    @property
+    def frames(self) -> int:
+        """Number of all frames."""
+        return sum(clip.frames for clip in self.clips)
+
+    @property
+    def psnr(self) -> float:
+        """Mean of the clips' PSNR, weighted by their frames, in dB."""
+        return float(np.average([clip.psnr for clip in self.clips], weights=[clip.frames for clip in self.clips]))
+
+    @property
+    def ssim(self) -> float:
+        """Mean of the clips' structural similarity, weighted by their frames."""
+        return float(np.average([clip.ssim for clip in self.clips], weights=[clip.frames for clip in self.clips]))
+
+
+def reconstruct(
+    video: str | os.PathLike[str],
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    settings: ReconstructSettings | None = None,
+    placement: RuntimeSettings | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> ReconstructionSummary:
+    """Reconstructs a video from its tokens, and writes the result, alone and beside the original, to two mp4 files.
+
+    The files carry the seed and the model's hash as metadata. A call that fails leaves no file behind.
+
+    Args:
+        video: Video file.
+        model: Model folder, or name of a preset.
+        output: File to write; None for `NAME-reconstructed.mp4` in the working folder. The other file has
+            `-side-by-side` after its name.
+        settings: What goes through tokens, denoising steps and sizes.
+        placement: Device and data type of the model.
+        on_progress: Receives the denoising steps of each clip, and a message if the weights are untrained.
+
+    Raises:
+        ValueError: a setting or an output that is impossible.
+        MediaError: the video cannot be decomposed.
+        ModelError: the model cannot be loaded, or lacks a part.
+        OSError: a file cannot be written.
+    """
+    settings = settings or ReconstructSettings()
+    file = check_output(output or f"{Path(video).stem}-reconstructed.mp4", ".mp4")
+    beside = file.with_name(f"{file.stem}-side-by-side.mp4")
+    runtime = load_runtime(model, placement, on_progress)
+    weights = model_hash(runtime.model, RECONSTRUCTION_PARTS)
+    metadata = provenance(f"reconstruction of {Path(video).name}", settings.seed, weights)
+    clips = []
+    with media_errors_of(video), write_beside(file, beside) as temporary, contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(Mp4Writer(path, settings.fps, metadata=metadata)) for path in temporary]
+        for clip in reconstruct_clips(runtime, os.fspath(video), settings, on_progress):
+            for frame, original in zip(clip.frames, clip.original, strict=True):
+                writers[0].add(frame)
+                writers[1].add(side_by_side(original, frame))
+            clips.append(ClipQuality(len(clip.frames), len(clip.visual), len(clip.motion), clip.psnr, clip.ssim))
+    return ReconstructionSummary(tuple(clips), file, beside, runtime.model.is_trained)
 
 
 def reconstruct_clips(
