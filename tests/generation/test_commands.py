@@ -27,7 +27,7 @@ UNTRAINED = "are untrained: the output is meaningless"
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    """What any batch of mp4 finds in a file."""
+    """Codec, size, frames and metadata of an mp4 file."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         return {
@@ -153,7 +153,7 @@ def test_impossible_prompts_are_refused(refuse: Refuse, picture_file: Path) -> N
     )
 
 
-def test_files_that_are_no_pictures_are_refused(
+def test_files_without_a_picture_are_refused(
     refuse: Refuse, tmp_path: Path, picture_file: Path, video_file: Path
 ) -> None:
     (tmp_path / "text.png").write_text("no picture")
@@ -167,7 +167,7 @@ def test_files_that_are_no_pictures_are_refused(
         assert message in refuse(generate, "image", "--prompt", "a", "--image", name)
 
 
-def test_files_that_are_no_videos_are_refused(refuse: Refuse, tmp_path: Path) -> None:
+def test_files_without_a_video_are_refused(refuse: Refuse, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     for job in (describe, reconstruct):
         assert "text.mp4" in refuse(job, "text.mp4")

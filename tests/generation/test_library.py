@@ -149,10 +149,15 @@ def test_a_call_that_is_stopped_leaves_no_file(tmp_path: Path, model_path: Path,
 def test_files_are_replaced_all_at_once_or_not_at_all(tmp_path: Path) -> None:
     targets = [tmp_path / "one.txt", tmp_path / "new" / "two.txt"]
     targets[0].write_text("old")
-    with pytest.raises(RuntimeError), write_beside(*targets) as temporary:
-        for file in temporary:
-            file.write_text("new")
-        raise RuntimeError
+
+    def fail() -> None:
+        with write_beside(*targets) as temporary:
+            for file in temporary:
+                file.write_text("new")
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fail()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [targets[0]]
     assert targets[0].read_text() == "old"
     with write_beside(*targets) as temporary:
