@@ -16,9 +16,9 @@ from statistics import median
 import numpy as np
 import torch
 
-from videolavit.config.model import load_preset
 from videolavit.models.language_model.flops import Flops
 from videolavit.models.language_model.objective import NextToken
+from videolavit.models.presets import load_preset
 from videolavit.training.component import Component
 from videolavit.training.packed import Document, PackedStream, RowCollate, RowSettings
 from videolavit.training.parallel import Ranks

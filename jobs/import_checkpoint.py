@@ -1,7 +1,7 @@
-"""Turn a downloaded folder `rain1011/Video-LaVIT-v1` into a model folder: safetensors and JSON, no pickle.
+"""Convert a downloaded folder `rain1011/Video-LaVIT-v1` to a model folder: safetensors and JSON, no pickle.
 
 Everything is checked before anything is written: each expected tensor must be there, in its shape, and each tensor
-that is there must be used or be named. Weights are copied bit for bit, a shard at a time.
+that is there must be used, or ignored by name. Weights are copied bit for bit, a shard at a time.
 
 The published weights carry two licences: the Llama 2 Community License, and the LaVIT Community License. The second
 one covers trained weights and what is derived from them, so also the imported folder: whoever passes it on includes the
@@ -11,14 +11,15 @@ other large language models. This project ships no weights.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
-from videolavit.models.checkpoint import ImportPlan, OnWrite, model_config, new_folder, plan_import, selected_parts
+from videolavit.models.checkpoint import CheckpointSummary, ImportSettings, import_checkpoint
 from videolavit.models.network import ModelError
+from videolavit.progress import OnProgress, Progress
 
 from .common import INTERRUPTED, JobParser, console, user_errors
 
@@ -29,33 +30,27 @@ LICENCES = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Imports; exits with 2 on a user's mistake, with 130 when interrupted. Neither leaves a folder behind."""
+    """Imports a checkpoint. Exits with 2 after a user's mistake, with 130 when interrupted."""
     options = _parser().parse(argv)
-    with user_errors(ModelError, OSError):
-        config = model_config(options.preset)
-        parts = selected_parts(options.only)
-        with console.status("reading names and shapes"):
-            plan = plan_import(Path(options["from"]), config, parts, options.ignore, whole=options.only is None)
-        with (
-            interruptible(),
-            new_folder(Path(options.to), plan.nbytes, say) as folder,
-            file_bar("import", plan.nbytes) as on_write,
-        ):
-            plan.write(folder, on_write)
-    _print_summary(plan, options.to)
+    with user_errors(ModelError, OSError), interruptible(), files_bar() as on_progress:
+        settings = ImportSettings(
+            preset=options.preset, only=tuple(options.only) if options.only else None, ignore=tuple(options.ignore)
+        )
+        summary = import_checkpoint(options["from"], options.to, settings, on_progress)
+    _print_summary(summary)
 
 
 def _parser() -> JobParser:
     parser = JobParser("import-checkpoint", __doc__)
-    parser.add_argument("--from", type=str, required=True, help="the downloaded folder")
+    parser.add_argument("--from", type=str, required=True, help="downloaded folder")
     parser.add_argument("--to", type=str, required=True, help="new model folder")
     parser.add_argument(
         "--preset",
         type=str,
-        default="video-lavit-7b",
-        help="shapes that the published files do not tell: a preset, or a YAML file of the same form",
+        default=ImportSettings.preset,
+        help="shapes that the published files do not hold: a preset, or a YAML file of the same form",
     )
-    add_only(parser, "import these parts of an incomplete download")
+    add_only(parser, "parts of an incomplete download to import")
     parser.add_argument(
         "--ignore", type=str, nargs="+", default=[], help="patterns of tensor names that may be left over"
     )
@@ -63,55 +58,48 @@ def _parser() -> JobParser:
 
 
 def add_only(parser: JobParser, purpose: str) -> None:
-    """The option that names parts."""
+    """Adds the option that names parts."""
     example = "such as `motion_tokenizer` or `understanding`"
     parser.add_argument("--only", type=str, nargs="+", help=f"{purpose}, {example}")
 
 
-def say(message: str) -> None:
-    """Prints a message as it is."""
-    console.print(message, soft_wrap=True, markup=False)
-
-
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Ends the job in the usual way when the user does."""
+    """Turns an interrupt into a line and the usual exit status."""
     try:
         yield
     except KeyboardInterrupt:
-        say("interrupted; nothing was left behind")
+        console.print("interrupted; nothing was left behind")
         raise SystemExit(INTERRUPTED) from None
 
 
 @contextlib.contextmanager
-def file_bar(what: str, total: int) -> Iterator[OnWrite]:
-    """Shows files as they are written, of a total of bytes: a bar on a terminal, a line a file in a log."""
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
+def files_bar() -> Iterator[OnProgress]:
+    """Shows the files that were written: a bar of bytes on a terminal, a line per file in a log."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
 
-        def on_write(file: Path, size: int) -> None:
-            place = "/".join(file.parts[-2:])
-            bar.update(task, advance=size, description=place)
+        def on_progress(progress: Progress) -> None:
+            line = f"{progress.stage}: {progress.message}"
+            bar.update(task, completed=progress.done, total=progress.total or None, description=line)
             if not console.is_terminal:
-                say(f"{what}: {place}, {size / 1e9:.3f} GB")
+                console.print(line, soft_wrap=True, markup=False)
 
-        yield on_write
+        yield on_progress
 
 
-def _print_summary(plan: ImportPlan, target: str) -> None:
-    table = Table("part", "tensors", "parameters", "GB", "types", title=f"model {target}")
-    for part in plan.parts:
-        if found := plan.tensors.get(part.name):
-            parameters = sum(stored.shape.numel() for stored in found.values())
-            size = sum(stored.nbytes for stored in found.values()) / 1e9
-            types = sorted({str(stored.dtype).removeprefix("torch.") for stored in found.values()})
-            table.add_row(part.name, f"{len(found):,}", f"{parameters:,}", f"{size:.3f}", ", ".join(types))
+def _print_summary(summary: CheckpointSummary) -> None:
+    table = Table("part", "tensors", "parameters", "GB", "types", title=f"model {summary.folder}")
+    for part in summary.parts:
+        if part.tensors:
+            sizes = (f"{part.tensors:,}", f"{part.parameters:,}", f"{part.nbytes / 1e9:.3f}")
+            table.add_row(part.name, *sizes, ", ".join(part.types))
         else:
             table.add_row(part.name, "", "", "", "")
     stdout = Console(highlight=False)
     stdout.print(table)
-    for remark in plan.remarks:
+    for remark in summary.remarks:
         stdout.print(remark, soft_wrap=True, markup=False)
     stdout.print(LICENCES, soft_wrap=True)
 

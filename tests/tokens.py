@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from videolavit.models.folder import ModelFolder, save_part, start_folder
+from videolavit.models.folder import ModelFolder
+from videolavit.models.model_file import create_model_folder
 from videolavit.models.motion_tokenizer import MotionTokenizer
 from videolavit.models.motion_tokenizer.network import MotionTokenizerConfig
+from videolavit.models.part_files import save_part
 from videolavit.models.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 
 VISUAL_CODES, MOTION_CODES = 64, 32
@@ -34,7 +36,7 @@ def write_model(folder: Path, seed: int = 0) -> Path:
         features_dim=None,
     )
     motion = MotionTokenizerConfig(dim=8, num_heads=1, mlp_ratio=1.0, num_codes=MOTION_CODES, code_dim=4)
-    start_folder(folder, ModelFolder("tiny").sizes, trained=False)
+    create_model_folder(folder, ModelFolder("tiny").sizes, trained=False)
     save_part(VisualTokenizer(visual), folder / "visual_tokenizer")
     save_part(MotionTokenizer(motion), folder / "motion_tokenizer")
     return folder

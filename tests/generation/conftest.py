@@ -11,14 +11,17 @@ import torch
 from PIL import Image
 
 from tests.conftest import moving_texture
-from videolavit.config import load_preset
 from videolavit.generation.prompts import Picture
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings
 from videolavit.media import write_mp4
-from videolavit.models.folder import PARTS, ModelFolder, save_part, start_folder
-from videolavit.models.keyframe_detokenizer import VAEConfig
+from videolavit.models.folder import ModelFolder
+from videolavit.models.model_file import create_model_folder
 from videolavit.models.motion_tokenizer import MotionTokenizerConfig
+from videolavit.models.part_files import save_part
+from videolavit.models.parts import PARTS
+from videolavit.models.presets import load_preset
+from videolavit.models.vae import VAEConfig
 
 FAST = GenerateSettings(keyframe_steps=2, video_steps=1, max_visual=24, video_width=32, video_height=32)
 """Sampling that is over in a second. The model's own size of a video is another."""
@@ -52,7 +55,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         video_detokenizer=replace(preset.video_detokenizer, vae=EIGHTH),
     )
     sizes = replace(preset.sizes, keyframe_width=48, keyframe_height=32, video_width=64, video_height=32)
-    start_folder(folder, sizes, trained=False)
+    create_model_folder(folder, sizes, trained=False)
     for index, (part, build) in enumerate(PARTS.items()):
         torch.manual_seed(index)
         network = build(config)

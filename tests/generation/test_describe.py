@@ -14,8 +14,9 @@ from videolavit.generation.prompts import Picture
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.token_generator import PromptTooLong
 from videolavit.media import Clip, DecomposeSettings, decompose
-from videolavit.models.folder import ModelFolder, save_part
+from videolavit.models.folder import ModelFolder
 from videolavit.models.language_model import LanguageModelConfig
+from videolavit.models.part_files import save_part
 from videolavit.vocabulary.conversation import STOP
 
 SHORT = DescribeSettings(max_tokens=24)

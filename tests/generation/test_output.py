@@ -22,7 +22,8 @@ from tests.conftest import moving_texture
 from videolavit.generation.output import model_hash, provenance, save_picture, save_video, side_by_side
 from videolavit.generation.prompts import Picture
 from videolavit.generation.runtime import MODEL_PARTS
-from videolavit.models.folder import ModelFolder, save_part
+from videolavit.models.folder import ModelFolder
+from videolavit.models.part_files import save_part
 
 PROMPT = 'a "red" ball; 赤い玉\nrolls away'
 

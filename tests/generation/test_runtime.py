@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from tests.generation.conftest import FAST, apart
-from videolavit.config import load_preset
 from videolavit.generation.generate import generate_images, generate_videos
 from videolavit.generation.prompts import Picture, Prompt
 from videolavit.generation.runtime import MODEL_PARTS, Runtime, RuntimeSettings
-from videolavit.models.folder import ModelFolder, save_part
+from videolavit.models.folder import ModelFolder
 from videolavit.models.network import ModelError
+from videolavit.models.part_files import save_part
+from videolavit.models.presets import load_preset
 
 PROMPT = Prompt(("a red ball",), seed=1)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -11,9 +11,9 @@ from jobs import proof, proof_corpus
 from jobs.proof import StageFailed, Stages
 from tests.conftest import moving_texture
 from tests.training.test_sources import write_run
-from videolavit.config.model import OutputSizes
 from videolavit.generation.settings import GenerateSettings
 from videolavit.media import write_mp4
+from videolavit.models.config import OutputSizes
 from videolavit.models.folder import ModelFolder
 
 

@@ -14,19 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.models.published_folder import BF16, load, make_published, save, state, video_networks
-from videolavit.models.checkpoint import (
-    ImportPlan,
-    WeightsError,
-    model_config,
-    new_folder,
-    plan_export,
-    plan_import,
-    selected_parts,
-)
-from videolavit.models.folder import PARTS, ModelFolder
+from videolavit.models.checkpoint import WeightsError
+from videolavit.models.checkpoint.exporting import plan_export
+from videolavit.models.checkpoint.importing import ImportPlan, plan_import
+from videolavit.models.checkpoint.layout import selected_parts
+from videolavit.models.checkpoint.new_folder import new_folder
+from videolavit.models.folder import ModelFolder
 from videolavit.models.network import ModelError
+from videolavit.models.parts import PARTS
+from videolavit.models.presets import load_config
 
-TINY = model_config("tiny")
+TINY = load_config("tiny")
 DTYPES = {
     "keyframe_detokenizer/unet": torch.float16,
     "video_detokenizer/unet": BF16,
@@ -65,14 +63,14 @@ def plan(source: Path, *only: str, ignore: tuple[str, ...] = ()) -> ImportPlan:
 
 def import_to(target: Path, source: Path, *only: str, **options: Any) -> Path:
     planned = plan(source, *only)
-    with new_folder(target, planned.nbytes, print) as folder:
+    with new_folder(target, planned.nbytes, []) as folder:
         planned.write(folder, lambda file, size: None, **options)
     return target
 
 
 def export_to(target: Path, model: Path, *only: str, **options: Any) -> Path:
     planned = plan_export(model, selected_parts(only or None))
-    with new_folder(target, planned.nbytes, print) as folder:
+    with new_folder(target, planned.nbytes, []) as folder:
         planned.write(folder, lambda file, size: None, **options)
     return target
 
@@ -472,29 +470,29 @@ def test_an_index_cannot_point_outside(shard: str, download: Path, imported: Pat
 def test_folders_appear_complete_or_not_at_all(tmp_path: Path) -> None:
     target, scratch = tmp_path / "model", tmp_path / ".model.unfinished"
     target.mkdir()  # an empty one may be there
-    with pytest.raises(FileNotFoundError), new_folder(target, 0, print) as folder:
+    with pytest.raises(FileNotFoundError), new_folder(target, 0, []) as folder:
         shutil.copy(tmp_path / "nowhere", folder)
     assert not scratch.exists()
-    with pytest.raises(WeightsError, match="GB free"), new_folder(target, 1 << 60, print):
+    with pytest.raises(WeightsError, match="GB free"), new_folder(target, 1 << 60, []):
         pass
     assert not scratch.exists()
     with (
-        new_folder(target, 0, print) as folder,
+        new_folder(target, 0, []) as folder,
         pytest.raises(WeightsError, match="another run"),
-        new_folder(target, 0, print),
+        new_folder(target, 0, []),
     ):
         pass
     (target / "file").write_text("something")
-    with pytest.raises(WeightsError, match="not empty"), new_folder(target, 0, print):
+    with pytest.raises(WeightsError, match="not empty"), new_folder(target, 0, []):
         pass
     assert (target / "file").read_text() == "something"
 
 
 def test_presets_and_files_of_shapes(tmp_path: Path) -> None:
     (tmp_path / "shapes.yaml").write_text("motion_tokenizer: {dim: 96}")
-    assert model_config(str(tmp_path / "shapes.yaml")).motion_tokenizer.dim == 96
+    assert load_config(str(tmp_path / "shapes.yaml")).motion_tokenizer.dim == 96
     (tmp_path / "wrong.yaml").write_text("motion_tokeniser: {dim: 96}")
     with pytest.raises(ModelError, match="motion_tokeniser"):
-        model_config(str(tmp_path / "wrong.yaml"))
-    with pytest.raises(WeightsError, match="no preset"):
-        model_config("huge")
+        load_config(str(tmp_path / "wrong.yaml"))
+    with pytest.raises(ModelError, match="no preset"):
+        load_config("huge")

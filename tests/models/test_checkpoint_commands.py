@@ -91,7 +91,7 @@ def test_a_killed_import_leaves_no_model_and_memory_is_bounded(tmp_path: Path) -
     assert not model.exists()
 
     growth, output = growth_of(large, model, tmp_path / "out")
-    assert f"removing {scratch}, which a killed run left" in output
+    assert f"removed {scratch}, which a killed run left" in output
     assert not scratch.exists()
     assert growth < 1.5 * LARGEST
     wanted: dict[str, torch.Tensor] = {}

@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.models.test_network import Bomb
-from videolavit.models.folder import MODEL_FILE, PARTS, ModelFolder
+from videolavit.models.folder import ModelFolder
+from videolavit.models.model_file import MODEL_FILE
 from videolavit.models.network import ModelError
+from videolavit.models.parts import PARTS
 
 WEIGHTS = {"model.safetensors", "diffusion_pytorch_model.safetensors"}
 NETWORKS = [part for part in PARTS if not part.endswith("scheduler")]

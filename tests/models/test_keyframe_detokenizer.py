@@ -13,11 +13,11 @@ from videolavit.models.keyframe_detokenizer import (
     Conditions,
     KeyframeDetokenizer,
     KeyframeUNetConfig,
-    VAEConfig,
     ddim_scheduler,
 )
 from videolavit.models.keyframe_detokenizer.detokenizer import Start
 from videolavit.models.sampling import OnStep
+from videolavit.models.vae import VAEConfig
 
 UNET = KeyframeUNetConfig(
     block_out_channels=(32, 64),

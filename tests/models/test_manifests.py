@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from videolavit.config import ModelConfig, load_preset
-from videolavit.models.folder import PARTS
+from videolavit.models.config import ModelConfig
 from videolavit.models.language_model import UnderstandingModel
+from videolavit.models.parts import PARTS
+from videolavit.models.presets import load_preset
 from videolavit.models.published import published_state
 
 NOT_BUILT = {"lowres_decoder"}

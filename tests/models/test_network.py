@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.models import made
-from videolavit.config import ModelConfig, load_preset
+from videolavit.models.config import ModelConfig
 from videolavit.models.motion_tokenizer import MotionTokenizer, MotionTokenizerConfig
 from videolavit.models.network import CONFIG, WEIGHTS, ModelError, Network, parse_config
+from videolavit.models.presets import load_preset
 from videolavit.models.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 
 NETWORKS: list[Callable[[], Network[Any]]] = [

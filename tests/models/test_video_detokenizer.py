@@ -10,9 +10,9 @@ from torch import nn
 from tests.models import made
 from tests.models.made import VIDEO_UNET, noise
 from tests.parity.results import outputs_of
-from videolavit.models.keyframe_detokenizer import VAEConfig
 from videolavit.models.layers import TemporalConv
 from videolavit.models.sampling import guide
+from videolavit.models.vae import VAEConfig
 from videolavit.models.video_detokenizer import MotionUNet, VideoDetokenizer, VideoSettings, edm_scheduler
 from videolavit.models.video_detokenizer.unet import MotionContext, TemporalMotionAttention
 

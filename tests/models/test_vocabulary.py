@@ -2,7 +2,7 @@
 
 import pytest
 
-from videolavit.config import load_preset
+from videolavit.models.presets import load_preset
 from videolavit.models.published import VOCABULARY
 from videolavit.vocabulary import Vocabulary
 

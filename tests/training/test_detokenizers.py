@@ -10,16 +10,16 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.conftest import moving_texture
 from tests.training.test_sources import write_run
-from videolavit.config.model import load_preset
 from videolavit.media import write_mp4
 from videolavit.models.folder import ModelFolder
-from videolavit.models.keyframe_detokenizer.config import VAEConfig
 from videolavit.models.keyframe_detokenizer.objective import KeyframeObjective, PictureTargets
 from videolavit.models.network import ModelError
 from videolavit.models.objective import Draws, Objective
+from videolavit.models.presets import load_preset
 from videolavit.models.sampling import fresh, to_signed
-from videolavit.models.vae_objective import VAEObjective
-from videolavit.models.vae_start import start_from_pictures
+from videolavit.models.vae import VAEConfig
+from videolavit.models.vae.objective import VAEObjective
+from videolavit.models.vae.temporal import initialize_from_image_vae
 from videolavit.models.video_detokenizer import edm_scheduler
 from videolavit.models.video_detokenizer.objective import Preconditioning, VideoObjective, encode_frames
 from videolavit.training.component import Component
@@ -134,7 +134,7 @@ def test_a_video_vae_starts_as_that_of_pictures() -> None:
     torch.nn.init.zeros_(
         pictures.post_quant_conv.bias
     )  # at the edges, padding comes before it here and behind it there
-    start_from_pictures(video, pictures)
+    initialize_from_image_vae(video, pictures)
     frames = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
         latents = pictures.encode(frames).latent_dist.mode()
@@ -142,7 +142,7 @@ def test_a_video_vae_starts_as_that_of_pictures() -> None:
         decoded = video.decode(latents, num_frames=3).sample
         torch.testing.assert_close(decoded, pictures.decode(latents).sample, atol=1e-4, rtol=1e-4)
     with pytest.raises(ModelError, match=r"objective\.start=model"):
-        start_from_pictures(video, VAEConfig(block_out_channels=(32, 32), layers_per_block=2).build())
+        initialize_from_image_vae(video, VAEConfig(block_out_channels=(32, 32), layers_per_block=2).build())
 
 
 def test_a_picture_without_motion_becomes_a_sequence() -> None:

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 
 from tests.training.token_runs import random_rows, write_run
-from videolavit.config.model import load_preset
 from videolavit.models.folder import ModelFolder
 from videolavit.models.language_model.attention import document_attention
 from videolavit.models.language_model.flops import Flops
 from videolavit.models.language_model.objective import NextToken
 from videolavit.models.objective import Batch, Draws
+from videolavit.models.presets import load_preset
 from videolavit.training.components import language_model
 from videolavit.training.components.language_model import Settings
 from videolavit.training.data import DataError, Item

@@ -1,5 +1,1 @@
-"""Typed settings of whole models, and the presets."""
-
-from .model import PRESETS, ModelConfig, load_preset
-
-__all__ = ["PRESETS", "ModelConfig", "load_preset"]
+"""Training recipes that come with the package: YAML files under `training/PRESET/COMPONENT.yaml`, and no code."""

@@ -12,7 +12,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from videolavit.media import write_mp4
-from videolavit.models.folder import PARTS, ModelFolder
+from videolavit.models.folder import ModelFolder
+from videolavit.models.parts import PARTS
 
 from .prompts import Picture
 

@@ -1,4 +1,4 @@
-"""What every network of the platform has: a frozen config, and a folder of safetensors and JSON to live in."""
+"""Networks with a frozen config, saved as safetensors and JSON."""
 
 import json
 from pathlib import Path
@@ -22,10 +22,10 @@ class ModelError(ValueError):
 
 
 class Network(nn.Module, Generic[C]):
-    """A module made from a config.
+    """A module built from a config.
 
-    Subclasses set `Config` and take one in their constructor. `save` and `load` are exact: the same tensors, bit for
-    bit, in the same dtype.
+    Subclasses set `Config` and take one in their constructor. `save` and `load` keep every tensor bit for bit, in its
+    data type.
     """
 
     Config: ClassVar[type[Any]]
@@ -37,12 +37,14 @@ class Network(nn.Module, Generic[C]):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Reads a network back, in evaluation mode.
+        """Loads a network from a folder, in evaluation mode.
 
         Raises:
-            ModelError: no such network in the folder, another format, or weights of another shape.
+            ModelError: the folder holds no network, another one, or weights of another shape.
         """
-        config = parse_config(cls.Config, _read_json(folder / CONFIG), folder / CONFIG)
+        if not (folder / CONFIG).is_file():
+            raise ModelError(f"no network in {folder}: {CONFIG} is missing")
+        config = parse_config(cls.Config, read_json(folder / CONFIG), folder / CONFIG)
         with torch.device("meta"):
             network = cls(config)
         files = weight_files(folder, WEIGHTS)
@@ -66,7 +68,7 @@ class Network(nn.Module, Generic[C]):
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
-    """The file of that name in a folder, or the shards that `NAME.index.json` lists; empty without either.
+    """Finds the file of that name in a folder, or the shards that `NAME.index.json` lists; empty without either.
 
     Raises:
         ModelError: the index cannot be read, lists a file outside the folder, or one that is missing.
@@ -76,8 +78,7 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     index = folder / f"{name}.index.json"
     if not index.is_file():
         return []
-    listed = _read_json(index)
-    shards = listed.get("weight_map") if isinstance(listed, dict) else None
+    shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
         raise ModelError(f"{index} is no index of shards: it has no `weight_map` of names")
     names = sorted(set(shards.values()))
@@ -90,10 +91,10 @@ def weight_files(folder: Path, name: str) -> list[Path]:
 
 
 def parse_config(kind: type[C], values: Any, source: object) -> C:
-    """A typed config from plain values.
+    """Makes a typed config from values as JSON or YAML hold them.
 
     Raises:
-        ModelError: an unknown key, a missing one, or a value of the wrong kind; the message names it and the source.
+        ModelError: a key is unknown or missing, or a value has the wrong type; the message names it and the source.
     """
     try:
         return TypeAdapter(kind).validate_python(values)
@@ -123,10 +124,11 @@ def load_exactly(module: nn.Module, state: dict[str, torch.Tensor], source: str)
     module.load_state_dict(state, strict=True, assign=True)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(file: Path, error_type: type[ModelError] = ModelError) -> dict[str, Any]:
+    """Reads an object from a JSON file. Raises an error of the given type if there is none."""
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ModelError(f"no network in {path.parent}: {path.name} is missing") from None
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}") from None
+        return dict(json.loads(file.read_text()))
+    except OSError as error:
+        raise error_type(f"cannot read {file}: {error.strerror}") from None
+    except (ValueError, TypeError) as error:
+        raise error_type(f"cannot read {file}: it is not JSON ({error})") from None

@@ -97,7 +97,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def parts(self) -> dict[str, nn.Module]:
-        """The trained networks under their names in `models.folder.PARTS`."""
+        """The trained networks under their names in `models.parts.PARTS`."""
         raise NotImplementedError
 
     def units(self) -> list[nn.Module]:

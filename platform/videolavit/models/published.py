@@ -13,10 +13,12 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from videolavit.vocabulary import Vocabulary
 
-from .keyframe_detokenizer import ConditionDecoder, ConditionDecoderConfig, KeyframeUNetConfig, VAEConfig
+from .keyframe_detokenizer import ConditionDecoder, ConditionDecoderConfig, KeyframeUNetConfig
 from .language_model import LanguageModelConfig, UnderstandingModel
 from .motion_tokenizer import MotionTokenizer, MotionTokenizerConfig
 from .network import ModelError, load_exactly
+from .quantizer import CODEBOOK
+from .vae import VAEConfig
 from .video_detokenizer import MotionConditionEncoder, MotionConditionEncoderConfig, MotionUNet, MotionUNetConfig
 from .visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 
@@ -26,8 +28,6 @@ VOCABULARY = Vocabulary(
     LanguageModelConfig().text_size, VisualTokenizerConfig().num_codes, MotionTokenizerConfig().num_codes
 )
 """Of the published language models."""
-
-CODEBOOK = "quantize.embedding.weight"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+CODEBOOK = "quantize.embedding.weight"
+"""Name of the codebook among a tokenizer's tensors."""
+
 
 class CodeOutOfRange(ValueError):
     """A code that the codebook does not have."""

@@ -9,8 +9,12 @@ from uuid import uuid4
 
 from torch import Tensor, nn
 
-from videolavit.models.folder import PARTS, ModelFolder, quiet_libraries, save_part, start_folder
+from videolavit.models.folder import ModelFolder
+from videolavit.models.model_file import create_model_folder
 from videolavit.models.network import Network
+from videolavit.models.part_files import save_part
+from videolavit.models.parts import PARTS
+from videolavit.models.quiet import quiet_libraries
 
 
 def save_model(
@@ -27,7 +31,7 @@ def save_model(
     """
     unfinished = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
-        start_folder(unfinished, base.sizes, trained=sorted({*base.trained_parts, *states}))
+        create_model_folder(unfinished, base.sizes, trained=sorted({*base.trained_parts, *states}))
         for part in filter(base.has, PARTS):
             if part in states:
                 with quiet_libraries():
@@ -75,7 +79,7 @@ def merge_models(models: list[ModelFolder], target: Path) -> None:
     unfinished = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
         trained = sorted({part for one in models for part in one.trained_parts})
-        start_folder(unfinished, models[0].sizes, trained=trained)
+        create_model_folder(unfinished, models[0].sizes, trained=trained)
         for part in filter(models[0].has, PARTS):
             owner = next((one for one in reversed(models) if part in one.trained_parts), models[0])
             shutil.copytree(owner.path / part, unfinished / part, copy_function=_link)

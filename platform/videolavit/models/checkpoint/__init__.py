@@ -1,19 +1,16 @@
-"""Between the published layout of weights and this project's model folders, one file at a time."""
+"""Conversion between the published layout of weights and this project's model folders."""
 
-from .exporting import ExportPlan, plan_export
-from .importing import ImportPlan, model_config, plan_import
-from .layout import selected_parts
-from .new_folder import OnWrite, new_folder
+from .exporting import ExportSettings, export_checkpoint
+from .importing import ImportSettings, import_checkpoint
+from .summary import CheckpointSummary, PartSummary
 from .tensors import WeightsError
 
 __all__ = [
-    "ExportPlan",
-    "ImportPlan",
-    "OnWrite",
+    "CheckpointSummary",
+    "ExportSettings",
+    "ImportSettings",
+    "PartSummary",
     "WeightsError",
-    "model_config",
-    "new_folder",
-    "plan_export",
-    "plan_import",
-    "selected_parts",
+    "export_checkpoint",
+    "import_checkpoint",
 ]

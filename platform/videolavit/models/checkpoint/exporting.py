@@ -1,80 +1,133 @@
-"""A model folder back to the published layout, for code that reads that."""
+"""Export of a model folder to the published layout, for code that reads that layout."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic.dataclasses import dataclass as settings_dataclass
+
+from videolavit.progress import OnProgress, Progress, ignore_progress
 
 from ..folder import ModelFolder
-from ..network import CONFIG, parse_config, weight_files
+from ..network import CONFIG, STRICT, parse_config, read_json, weight_files
 from ..video_detokenizer import MotionUNet, MotionUNetConfig
 from .expected import weights_name
-from .layout import CONFIG_FOLDERS, LANGUAGE_FILES, PublishedFile, config_name, published_place
-from .new_folder import OnWrite, copy_file, write_json, write_weights
-from .tensors import Stored, WeightsError, list_tensors, read_json, refuse
+from .layout import CONFIG_FOLDERS, LANGUAGE_FILES, PublishedFile, config_name, published_place, selected_parts
+from .new_folder import OnWrite, copy_file, new_folder, progress_of_files, write_json, write_weights
+from .summary import CheckpointSummary, summarize_part
+from .tensors import StoredTensor, WeightsError, list_tensors, raise_if_any
 
+STAGE = "export"
 EXPORT_FILE_BYTES = 5_000_000_000
-"""Gives the published language models their three and four shards."""
+"""Largest shard, in bytes; gives the published language models their three and four shards."""
+
+
+@settings_dataclass(frozen=True, kw_only=True, config=STRICT)
+class ExportSettings:
+    """Choice of what is exported.
+
+    Args:
+        only: Parts, or folders of parts such as `understanding`; None for the whole model.
+    """
+
+    only: tuple[str, ...] | None = None
+
+
+def export_checkpoint(
+    model: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    settings: ExportSettings | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> CheckpointSummary:
+    """Writes a model folder in the published layout. Tensors are copied bit for bit.
+
+    `video_3d_unet.bin` is not written: its tensors are those of `video_detokenizer/unet` in another arrangement.
+
+    Args:
+        model: Model folder.
+        target: New folder. It appears when it is complete.
+        settings: Choice of what is exported.
+        on_progress: Receives the bytes written so far, after each file.
+
+    Raises:
+        ModelError: there is no model, or a part is missing or cannot be read; or the target has content.
+        OSError: a file cannot be written.
+    """
+    settings = settings or ExportSettings()
+    on_progress(Progress(STAGE, message="reading names and shapes"))
+    plan = plan_export(Path(model), selected_parts(settings.only))
+    remarks: list[str] = []
+    with new_folder(Path(target), plan.nbytes, remarks) as folder:
+        plan.write(folder, progress_of_files(STAGE, plan.nbytes, on_progress))
+    parts = tuple(summarize_part(part, tensors) for part, tensors in plan.tensors.items())
+    return CheckpointSummary(Path(target), parts, tuple(remarks))
 
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What will be written.
+    """Files that an export will write.
 
     Args:
-        weights: By file of the published layout, and by tensor name in it.
-        copies: (source, path in the published folder).
-        configs: JSON files, by their paths.
+        tensors: Tensors of each part by their names in the model.
+        weights: Tensors of each published file by their names in it.
+        copies: (source, path in the published folder) of files that are copied.
+        configs: JSON files by their paths in the published folder.
     """
 
-    weights: dict[PublishedFile, dict[str, Stored]]
+    tensors: dict[str, dict[str, StoredTensor]]
+    weights: dict[PublishedFile, dict[str, StoredTensor]]
     copies: list[tuple[Path, str]]
     configs: dict[str, dict[str, Any]]
 
     @property
     def nbytes(self) -> int:
-        """What is to be written."""
+        """Bytes to be written."""
         weights = sum(stored.nbytes for tensors in self.weights.values() for stored in tensors.values())
         return weights + sum(file.stat().st_size for file, _ in self.copies)
 
     def write(self, folder: Path, on_write: OnWrite, shard_bytes: int = EXPORT_FILE_BYTES) -> None:
-        """Writes into an empty folder.
+        """Writes the files into an empty folder.
 
         Args:
-            shard_bytes: What a file of a language model may hold if that is more than one tensor.
+            folder: Folder to write to.
+            on_write: Called after each file of weights.
+            shard_bytes: Largest size of a language model's shard of several tensors, in bytes.
         """
-        for source, tensors in self.weights.items():
-            limit = shard_bytes if source.is_sharded else None
-            write_weights(folder / source.folder, source.stem + source.suffix, tensors, limit, on_write)
+        for file, tensors in self.weights.items():
+            limit = shard_bytes if file.is_sharded else None
+            write_weights(folder / file.folder, file.stem + file.suffix, tensors, limit, on_write)
         for place, values in self.configs.items():
             write_json(folder / place, values)
-        for file, place in self.copies:
-            copy_file(file, folder / place)
+        for source, place in self.copies:
+            copy_file(source, folder / place)
 
 
 def plan_export(folder: Path, parts: Sequence[str]) -> ExportPlan:
-    """Finds what an export needs; reads names and shapes, and writes nothing.
+    """Finds the content of an export. It reads names and shapes, and writes nothing.
 
     Args:
-        folder: A model in this project's format.
-        parts: To be exported.
+        folder: Model folder.
+        parts: Names of the parts to export.
 
     Raises:
-        WeightsError: a part is missing or cannot be read. ModelError: there is no model in the folder.
+        WeightsError: a part is missing or cannot be read.
+        ModelError: there is no model in the folder.
     """
-    if not folder.is_dir():  # the name of a preset is no model to export
+    if not folder.is_dir():  # a preset's name is no model to export
         raise WeightsError(f"there is no folder {folder}")
     ModelFolder(folder)
     missing = [part for part in parts if not _is_complete(folder / part, part)]
-    refuse(f"{folder} has not all parts", missing, "Name the parts that are there with --only")
-    plan = ExportPlan({}, [], {})
+    raise_if_any(f"{folder} has not all parts", missing, "Name the parts that are there with --only")
+    plan = ExportPlan({}, {}, [], {})
     for part in parts:
+        tensors = plan.tensors.setdefault(part, {})
         for file in weight_files(folder / part, weights_name(part)):
             for stored in list_tensors(file):
-                source, name = published_place(part, stored.name)
-                plan.weights.setdefault(source, {})[name] = stored
+                published, name = published_place(part, stored.name)
+                plan.weights.setdefault(published, {})[name] = tensors[stored.name] = stored
         _add_files(plan, part, folder / part)
     return plan
 
@@ -85,7 +138,7 @@ def _is_complete(folder: Path, part: str) -> bool:
 
 
 def _add_files(plan: ExportPlan, part: str, folder: Path) -> None:
-    """The config, and what lies beside a language model."""
+    """Adds a part's config, and the files beside a language model."""
     if part not in CONFIG_FOLDERS:
         return
     published = CONFIG_FOLDERS[part]
@@ -99,9 +152,9 @@ def _add_files(plan: ExportPlan, part: str, folder: Path) -> None:
 
 
 def _video_unet_config(file: Path) -> dict[str, Any]:
-    """Ours in the words of `diffusers`."""
+    """Translates this project's config into that of `diffusers`."""
     with torch.device("meta"):
-        network = MotionUNet(parse_config(MotionUNetConfig, read_json(file), file)).unet
+        network = MotionUNet(parse_config(MotionUNetConfig, read_json(file, WeightsError), file)).unet
     return {key: value for key, value in dict(network.config).items() if key != "_use_default_values"} | {
         "_class_name": type(network).__name__
     }

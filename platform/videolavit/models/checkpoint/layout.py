@@ -1,24 +1,27 @@
-"""Where the published folder `rain1011/Video-LaVIT-v1` keeps what our parts hold (docs/model.md, section 6).
+"""Layout of the published folder `rain1011/Video-LaVIT-v1` (docs/model.md, section 6).
 
-Our networks carry the published tensor names inside, so a rule exchanges prefixes and nothing else.
+The networks of this project keep the published tensor names, so a rule exchanges a prefix and nothing else.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..folder import PARTS
+from ..parts import PARTS
 from .tensors import WeightsError
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 
 
 @dataclass(frozen=True)
-class Rule:
-    """Tensors of a source whose names begin with `published` are those of a part that begin with `ours`.
+class PrefixRule:
+    """Correspondence of tensor names between a published file and a part.
 
     Args:
-        alias: Understood when reading, never written.
+        part: Name of the part.
+        published: Prefix of the names in the published file.
+        ours: Prefix of the names in the part, in place of it.
+        alias: Whether the rule is for reading only.
     """
 
     part: str
@@ -29,21 +32,21 @@ class Rule:
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file of weights, or the shards of one.
+    """A file of weights, or several shards.
 
     Args:
-        folder: Inside the published folder; empty is the folder itself.
+        folder: Folder inside the published folder; empty for the published folder itself.
         stem: File name without suffix.
-        rules: The first whose published prefix fits a tensor's name holds.
-        stems: Other names for it.
-        suffix: What the published one has.
-        is_fallback: Read only for parts of which the other sources have nothing.
-        is_sharded: Whether the published one comes in shards.
+        rules: Rules for its tensors; the first whose published prefix fits applies.
+        stems: Other accepted stems.
+        suffix: Suffix of the published file.
+        is_fallback: Whether it is read only for parts that no other file has.
+        is_sharded: Whether it is published in shards.
     """
 
     folder: str
     stem: str
-    rules: tuple[Rule, ...]
+    rules: tuple[PrefixRule, ...]
     stems: tuple[str, ...] = ()
     suffix: str = ".bin"
     is_fallback: bool = False
@@ -51,57 +54,63 @@ class PublishedFile:
 
     @property
     def path(self) -> str:
-        """Of the file in the published layout."""
+        """Path in the published layout."""
         return str(Path(self.folder) / (self.stem + self.suffix))
 
     @property
     def names(self) -> list[str]:
-        """File names to look for; what needs no pickle first."""
+        """File names to look for, safetensors before pickles."""
         return [stem + suffix for suffix in (".safetensors", ".bin") for stem in (self.stem, *self.stems)]
 
     @property
     def parts(self) -> set[str]:
         return {rule.part for rule in self.rules}
 
-    def rule(self, published: str) -> Rule | None:
-        """What holds for a tensor of a published name."""
+    def rule(self, published: str) -> PrefixRule | None:
+        """Returns the rule for a tensor by its published name."""
         return next((rule for rule in self.rules if published.startswith(rule.published)), None)
 
 
-SOURCES = (
-    PublishedFile("", "motion_tokenizer", (Rule("motion_tokenizer"),)),
-    PublishedFile("visual_tokenizer", "eva_vitg_psz14", (Rule("visual_tokenizer", ours="encoder."),)),
-    PublishedFile("visual_tokenizer", "tokenizer_encoder", (Rule("visual_tokenizer"),)),
-    PublishedFile("visual_tokenizer", "highres_tokenizer_decoder", (Rule("keyframe_detokenizer/conditions"),)),
-    PublishedFile("image_detokenizer/unet", DIFFUSERS_STEM, (Rule("keyframe_detokenizer/unet"),)),
-    PublishedFile("image_detokenizer/vae", DIFFUSERS_STEM, (Rule("keyframe_detokenizer/vae"),), suffix=".safetensors"),
+PUBLISHED_FILES = (
+    PublishedFile("", "motion_tokenizer", (PrefixRule("motion_tokenizer"),)),
+    PublishedFile("visual_tokenizer", "eva_vitg_psz14", (PrefixRule("visual_tokenizer", ours="encoder."),)),
+    PublishedFile("visual_tokenizer", "tokenizer_encoder", (PrefixRule("visual_tokenizer"),)),
+    PublishedFile("visual_tokenizer", "highres_tokenizer_decoder", (PrefixRule("keyframe_detokenizer/conditions"),)),
+    PublishedFile("image_detokenizer/unet", DIFFUSERS_STEM, (PrefixRule("keyframe_detokenizer/unet"),)),
+    PublishedFile(
+        "image_detokenizer/vae", DIFFUSERS_STEM, (PrefixRule("keyframe_detokenizer/vae"),), suffix=".safetensors"
+    ),
     PublishedFile(
         "video_detokenizer/unet",
         DIFFUSERS_STEM,
         (
-            Rule("video_detokenizer/motion_encoder", "motion_encoder."),
-            Rule("video_detokenizer/unet", "unet.", "unet.", alias=True),
-            Rule("video_detokenizer/unet", ours="unet."),
+            PrefixRule("video_detokenizer/motion_encoder", "motion_encoder."),
+            PrefixRule("video_detokenizer/unet", "unet.", "unet.", alias=True),
+            PrefixRule("video_detokenizer/unet", ours="unet."),
         ),
     ),
     PublishedFile(
         "",
         "video_3d_unet",
         (
-            Rule("video_detokenizer/motion_encoder", "motion_encoder."),
-            Rule("video_detokenizer/unet", "unet.", "unet."),
+            PrefixRule("video_detokenizer/motion_encoder", "motion_encoder."),
+            PrefixRule("video_detokenizer/unet", "unet.", "unet."),
         ),
         is_fallback=True,
     ),
-    PublishedFile("video_detokenizer/vae", DIFFUSERS_STEM, (Rule("video_detokenizer/vae"),), suffix=".safetensors"),
-    PublishedFile("language_model", "pytorch_model", (Rule("language_model"),), stems=("model",), is_sharded=True),
+    PublishedFile(
+        "video_detokenizer/vae", DIFFUSERS_STEM, (PrefixRule("video_detokenizer/vae"),), suffix=".safetensors"
+    ),
+    PublishedFile(
+        "language_model", "pytorch_model", (PrefixRule("language_model"),), stems=("model",), is_sharded=True
+    ),
     PublishedFile(
         "language_model_sft",
         "pytorch_model",
         (
-            Rule("understanding/visual_tokenizer", "model.visual_tokenizer."),
-            Rule("understanding/motion_tokenizer", "model.motion_tokenizer."),
-            Rule("understanding/language_model"),
+            PrefixRule("understanding/visual_tokenizer", "model.visual_tokenizer."),
+            PrefixRule("understanding/motion_tokenizer", "model.motion_tokenizer."),
+            PrefixRule("understanding/language_model"),
         ),
         stems=("model",),
         is_sharded=True,
@@ -109,9 +118,9 @@ SOURCES = (
 )
 """Every file of weights.
 
-Generation uses `video_detokenizer/unet`, so that is what is imported; `video_3d_unet` serves the published notebook on
-reconstruction, and may come from another training run. It stands in for the motion encoder or the U-Net where the first
-file has nothing of it, and never for single tensors.
+Generation uses `video_detokenizer/unet`, which is therefore imported. `video_3d_unet` serves the published notebook on
+reconstruction and may come from another training run. It replaces the motion encoder or the U-Net as a whole where the
+first file lacks it, and never single tensors.
 """
 
 CONFIG_FOLDERS = {
@@ -124,7 +133,7 @@ CONFIG_FOLDERS = {
     "language_model": "language_model",
     "understanding/language_model": "language_model_sft",
 }
-"""Published folder of each part that has a config of its own. The other parts' shapes are not in the files."""
+"""Published folder of each part that is published with a config. Shapes of the other parts are in no file."""
 
 TOKENIZER = ("tokenizer.model", "tokenizer.json")
 LANGUAGE_FILES = (
@@ -134,7 +143,7 @@ LANGUAGE_FILES = (
     "added_tokens.json",
     "generation_config.json",
 )
-"""What lies beside a language model's weights and config, and goes where they go."""
+"""Files beside a language model's weights and config that are copied with them."""
 
 
 def config_name(part: str) -> str:
@@ -142,19 +151,19 @@ def config_name(part: str) -> str:
 
 
 def published_place(part: str, ours: str) -> tuple[PublishedFile, str]:
-    """The source that holds one of our tensors in the published layout, and its name there."""
+    """Returns the published file of one of our tensors, and the tensor's name in it."""
     fitting = [
-        (source, rule)
-        for source in SOURCES
-        for rule in source.rules
-        if rule.part == part and ours.startswith(rule.ours) and not rule.alias and not source.is_fallback
+        (file, rule)
+        for file in PUBLISHED_FILES
+        for rule in file.rules
+        if rule.part == part and ours.startswith(rule.ours) and not rule.alias and not file.is_fallback
     ]
-    source, rule = max(fitting, key=lambda pair: len(pair[1].ours))
-    return source, rule.published + ours.removeprefix(rule.ours)
+    file, rule = max(fitting, key=lambda pair: len(pair[1].ours))
+    return file, rule.published + ours.removeprefix(rule.ours)
 
 
 def selected_parts(only: Sequence[str] | None) -> list[str]:
-    """Parts by their names, or by the folder they are in, such as `understanding`; all of them for None.
+    """Finds parts by their names, or by the folder that they are in, such as `understanding`; all of them for None.
 
     Raises:
         WeightsError: there is no such part.
@@ -171,7 +180,7 @@ def _is_in(part: str, name: str) -> bool:
     return part == name or part.startswith(name + "/")
 
 
-def sources_of(parts: Iterable[str]) -> list[PublishedFile]:
-    """The sources that hold something of the parts, fallbacks last."""
+def files_of(parts: Iterable[str]) -> list[PublishedFile]:
+    """Returns the files that hold tensors of the parts, fallbacks last."""
     wanted = set(parts)
-    return sorted((source for source in SOURCES if source.parts & wanted), key=lambda source: source.is_fallback)
+    return sorted((file for file in PUBLISHED_FILES if file.parts & wanted), key=lambda file: file.is_fallback)

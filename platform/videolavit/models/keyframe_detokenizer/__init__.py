@@ -1,7 +1,7 @@
-"""Visual codes to a picture."""
+"""Keyframe detokenizer: visual codes to a picture."""
 
 from .conditions import ConditionDecoder, ConditionDecoderConfig
-from .config import KeyframeUNetConfig, VAEConfig, ddim_scheduler
+from .config import KeyframeDetokenizerConfig, KeyframeUNetConfig, ddim_scheduler
 from .detokenizer import Conditions, KeyframeDetokenizer, Start
 
 __all__ = [
@@ -9,8 +9,8 @@ __all__ = [
     "ConditionDecoderConfig",
     "Conditions",
     "KeyframeDetokenizer",
+    "KeyframeDetokenizerConfig",
     "KeyframeUNetConfig",
     "Start",
-    "VAEConfig",
     "ddim_scheduler",
 ]

@@ -1,19 +1,21 @@
-"""Shapes of the keyframe U-Net and the VAEs, for models made from scratch. Loaded ones bring their own configs."""
+"""Shapes of the keyframe detokenizer, for models made from scratch. Loaded ones bring their own configs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ..layers import set_norm_groups, speed_up_temporal_convolutions
 from ..network import STRICT
+from ..vae import VAEConfig
+from .conditions import ConditionDecoderConfig
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, DDIMScheduler, UNet2DConditionModel
+    from diffusers import DDIMScheduler, UNet2DConditionModel
 
 TIME_IDS = 6
-"""Original height and width, crop top and left, target height and width."""
+"""Number of size ids: original height and width, crop top and left, target height and width."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -22,14 +24,14 @@ class KeyframeUNetConfig:
 
     Args:
         block_out_channels: Channels of each level. The first has no attention.
-        layers_per_block: Residual blocks of a level.
+        layers_per_block: Residual blocks per level.
         num_heads: Attention heads of each level.
-        transformer_layers: Transformer blocks of an attention of each level.
+        transformer_layers: Transformer blocks per attention, of each level.
         cross_attention_dim: Channels of the context.
-        addition_time_embed_dim: Channels of each size id's sinusoid.
+        addition_time_embed_dim: Channels of the sinusoidal embedding of each size id.
         pooled_dim: Channels of the pooled condition.
-        norm_groups: Groups of a group normalization. With one channel each, features lose their brightness; so a narrow
-            network needs fewer.
+        norm_groups: Groups of each group normalization. A narrow network needs fewer: with one channel per group,
+            features lose their brightness.
     """
 
     block_out_channels: tuple[int, ...] = (320, 640, 1280)
@@ -50,7 +52,7 @@ class KeyframeUNetConfig:
             layers_per_block=self.layers_per_block,
             down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * attention,
             up_block_types=("CrossAttnUpBlock2D",) * attention + ("UpBlock2D",),
-            attention_head_dim=self.num_heads,  # what the library calls so is the number of heads
+            attention_head_dim=self.num_heads,  # diffusers' name for the number of heads
             transformer_layers_per_block=self.transformer_layers,
             cross_attention_dim=self.cross_attention_dim,
             use_linear_projection=True,
@@ -62,58 +64,22 @@ class KeyframeUNetConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class VAEConfig:
-    """Shape of a VAE; the defaults are those of Stable Diffusion's.
+class KeyframeDetokenizerConfig:
+    """Shapes of the keyframe detokenizer's networks.
 
     Args:
-        block_out_channels: Channels of each level; the latent's sides are the picture's divided by 8 with four levels.
-        layers_per_block: Residual blocks of a level.
-        scaling_factor: What a latent is multiplied by.
-        force_upcast: Whether half precision overflows in it.
-        norm_groups: Groups of a group normalization, as in `KeyframeUNetConfig`.
+        conditions: Shape of the condition decoder.
+        unet: Shape of the U-Net.
+        vae: Shape of the VAE.
     """
 
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    scaling_factor: float = 0.13025
-    force_upcast: bool = True
-    norm_groups: int = 32
-
-    def build(self) -> AutoencoderKL:
-        """A VAE of pictures."""
-        from diffusers import AutoencoderKL
-
-        levels = len(self.block_out_channels)
-        return AutoencoderKL(
-            block_out_channels=self.block_out_channels,
-            layers_per_block=self.layers_per_block,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            scaling_factor=self.scaling_factor,
-            force_upcast=self.force_upcast,
-            norm_num_groups=self.norm_groups,
-        )
-
-    def build_temporal(self) -> AutoencoderKLTemporalDecoder:
-        """A VAE whose decoder looks at neighbouring frames."""
-        from diffusers import AutoencoderKLTemporalDecoder
-
-        vae = AutoencoderKLTemporalDecoder(
-            block_out_channels=self.block_out_channels,
-            layers_per_block=self.layers_per_block,
-            down_block_types=("DownEncoderBlock2D",) * len(self.block_out_channels),
-            scaling_factor=self.scaling_factor,
-            force_upcast=self.force_upcast,
-        )
-        if self.norm_groups != 32:  # the library knows no other number here; the config says it to `ModelFolder.load`
-            vae.register_to_config(norm_num_groups=self.norm_groups)
-            set_norm_groups(vae, self.norm_groups)
-        speed_up_temporal_convolutions(vae)
-        return vae
+    conditions: ConditionDecoderConfig = Field(default_factory=ConditionDecoderConfig)
+    unet: KeyframeUNetConfig = Field(default_factory=KeyframeUNetConfig)
+    vae: VAEConfig = Field(default_factory=VAEConfig)
 
 
 def ddim_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's DDIM."""
+    """Builds Stable Diffusion's DDIM scheduler."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(

@@ -1,5 +1,6 @@
-"""A keyframe and motion to the frames of a clip."""
+"""Video detokenizer: a keyframe and motion to the frames of a clip."""
 
+from .config import VideoDetokenizerConfig
 from .detokenizer import VideoDetokenizer, VideoSettings, edm_scheduler
 from .motion_condition import MotionConditionEncoder, MotionConditionEncoderConfig
 from .unet import MotionUNet, MotionUNetConfig
@@ -10,6 +11,7 @@ __all__ = [
     "MotionUNet",
     "MotionUNetConfig",
     "VideoDetokenizer",
+    "VideoDetokenizerConfig",
     "VideoSettings",
     "edm_scheduler",
 ]

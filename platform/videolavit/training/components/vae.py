@@ -17,8 +17,8 @@ from videolavit.models.folder import ModelFolder
 from videolavit.models.network import STRICT
 from videolavit.models.objective import Batch, Objective, generator_of
 from videolavit.models.sampling import to_pixels, to_signed
-from videolavit.models.vae_objective import VAEObjective
-from videolavit.models.vae_start import start_from_pictures
+from videolavit.models.vae.objective import VAEObjective
+from videolavit.models.vae.temporal import initialize_from_image_vae
 
 from ..component import Component
 from ..data import DataError, Item, SampleSource
@@ -106,7 +106,7 @@ def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
 
     vae = model.load(settings.part)
     if settings.start == "keyframe":
-        start_from_pictures(vae, model.load("keyframe_detokenizer/vae"))
+        initialize_from_image_vae(vae, model.load("keyframe_detokenizer/vae"))
     return Component(
         objective=VAEObjective(vae, settings.part, weights, settings.train_encoder),
         stream=sample_stream(train, inputs),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .objective import Draws, Objective, Reduce
+from ..objective import Draws, Objective, Reduce
 
 
 class VAEObjective(Objective):

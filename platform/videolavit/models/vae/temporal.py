@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .network import ModelError
+from ..network import ModelError
 
 _RESNET = re.compile(r"^(decoder\..*resnets\.\d+)\.")
 
 
 @torch.no_grad()
-def start_from_pictures(video: Any, pictures: Any) -> None:
+def initialize_from_image_vae(video: Any, pictures: Any) -> None:
     """Gives an AutoencoderKLTemporalDecoder the weights of an AutoencoderKL, in place.
 
     The encoders are the same. The decoder begins frame by frame: what looks at neighbouring frames adds nothing yet.

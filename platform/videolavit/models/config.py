@@ -1,47 +1,27 @@
-"""A model of every part, and its presets `tiny`, `small` and `video-lavit-7b`."""
+"""Shapes of a whole model."""
 
-from importlib import resources
-
-import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from videolavit.models.keyframe_detokenizer import ConditionDecoderConfig, KeyframeUNetConfig, VAEConfig
-from videolavit.models.language_model import LanguageModelConfig
-from videolavit.models.motion_tokenizer import MotionTokenizerConfig
-from videolavit.models.network import STRICT, ModelError, parse_config
-from videolavit.models.video_detokenizer import MotionConditionEncoderConfig, MotionUNetConfig
-from videolavit.models.visual_tokenizer import VisualTokenizerConfig
 from videolavit.vocabulary import Vocabulary
 
-PRESETS = ("tiny", "small", "video-lavit-7b")
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class KeyframeDetokenizerConfig:
-    """The parts of the keyframe detokenizer."""
-
-    conditions: ConditionDecoderConfig = Field(default_factory=ConditionDecoderConfig)
-    unet: KeyframeUNetConfig = Field(default_factory=KeyframeUNetConfig)
-    vae: VAEConfig = Field(default_factory=VAEConfig)
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class VideoDetokenizerConfig:
-    """The parts of the video detokenizer."""
-
-    motion_encoder: MotionConditionEncoderConfig = Field(default_factory=MotionConditionEncoderConfig)
-    unet: MotionUNetConfig = Field(default_factory=MotionUNetConfig)
-    vae: VAEConfig = Field(default_factory=lambda: VAEConfig(scaling_factor=0.18215))
+from .keyframe_detokenizer import KeyframeDetokenizerConfig
+from .language_model import LanguageModelConfig
+from .motion_tokenizer import MotionTokenizerConfig
+from .network import STRICT
+from .video_detokenizer import VideoDetokenizerConfig
+from .visual_tokenizer import VisualTokenizerConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OutputSizes:
-    """What a model makes where nothing else is asked for, in pixels.
+    """Sizes of generated pictures and videos where none are asked for, in pixels.
 
     Args:
-        keyframe_width, keyframe_height: Of a picture.
-        video_width, video_height: Of a video.
+        keyframe_width: Picture width.
+        keyframe_height: Picture height.
+        video_width: Video width.
+        video_height: Video height.
     """
 
     keyframe_width: int = 1024
@@ -52,7 +32,16 @@ class OutputSizes:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelConfig:
-    """Shapes of all networks. The defaults are the published ones."""
+    """Shapes of all networks of a model. The defaults are the published ones.
+
+    Args:
+        visual_tokenizer: Shape of the visual tokenizer.
+        motion_tokenizer: Shape of the motion tokenizer.
+        keyframe_detokenizer: Shapes of the keyframe detokenizer's networks.
+        video_detokenizer: Shapes of the video detokenizer's networks.
+        language_model: Shape of the language model.
+        sizes: Default sizes of generated pictures and videos.
+    """
 
     visual_tokenizer: VisualTokenizerConfig = Field(default_factory=VisualTokenizerConfig)
     motion_tokenizer: MotionTokenizerConfig = Field(default_factory=MotionTokenizerConfig)
@@ -65,7 +54,7 @@ class ModelConfig:
         visual, conditions = self.visual_tokenizer, self.keyframe_detokenizer.conditions
         motion, video = self.motion_tokenizer, self.video_detokenizer
         context = sum(conditions.context_dims)
-        for ours, theirs, what in (
+        for left, right, names in (
             (conditions.num_codes, visual.num_codes, "conditions.num_codes and visual_tokenizer.num_codes"),
             (conditions.code_dim, visual.code_dim, "conditions.code_dim and visual_tokenizer.code_dim"),
             (conditions.max_codes, visual.num_patches, "conditions.max_codes and the visual tokenizer's patches"),
@@ -76,23 +65,11 @@ class ModelConfig:
             (visual.features_dim, self.language_model.hidden_size, "features_dim and language_model.hidden_size"),
             (motion.num_frames, 24, "motion_tokenizer.num_frames and the clip length"),
         ):
-            if ours != theirs:
-                raise ValueError(f"{what} must be equal, not {ours} and {theirs}")
+            if left != right:
+                raise ValueError(f"{names} must be equal, not {left} and {right}")
 
     @property
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(
             self.language_model.text_size, self.visual_tokenizer.num_codes, self.motion_tokenizer.num_codes
         )
-
-
-def load_preset(name: str) -> ModelConfig:
-    """The shapes of a preset.
-
-    Raises:
-        ModelError: there is none of that name.
-    """
-    if name not in PRESETS:
-        raise ModelError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
-    text = resources.files("videolavit.config").joinpath("presets", f"{name}.yaml").read_text()
-    return parse_config(ModelConfig, yaml.safe_load(text) or {}, f"preset {name}")

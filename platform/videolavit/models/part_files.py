@@ -1,0 +1,105 @@
+"""A part of a model on disk: safetensors and JSON in one folder, nothing pickled."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .layers import set_norm_groups, speed_up_temporal_convolutions
+from .network import ModelError, Network, read_json
+from .parts import DIFFUSERS, NETWORKS, SCHEDULERS
+
+SCHEDULER_CONFIG = "scheduler_config.json"
+
+
+def read_part(part: str, folder: Path) -> Any:
+    """Loads a part in the precision that it was stored in.
+
+    Args:
+        part: Name of the part.
+        folder: Folder of the part.
+
+    Raises:
+        ModelError: a file is missing, or cannot be used.
+    """
+    if part in NETWORKS:
+        return NETWORKS[part].load(folder)
+    if part in DIFFUSERS:
+        return _read_diffusers(folder, DIFFUSERS[part])
+    if part.endswith("scheduler"):
+        return _read_scheduler(folder)
+    return _read_language_model(folder)
+
+
+def save_part(part: Any, folder: Path) -> None:
+    """Writes a part in its own format: that of this project, of `diffusers` or of `transformers`."""
+    if isinstance(part, Network):
+        part.save(folder)
+    else:
+        part.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def open_tensors(folder: Path) -> Iterator[tuple[list[str], Callable[[str], Tensor]]]:
+    """Opens a part's files of weights: the sorted names of their tensors, and a function that reads one of them.
+
+    Raises:
+        ModelError: there are no weights, or a file cannot be read.
+    """
+    with contextlib.ExitStack() as stack:
+        files: dict[str, Any] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                file = stack.enter_context(safe_open(path, "pt"))
+            except (OSError, SafetensorError) as error:
+                raise ModelError(f"cannot read {path}: {error}") from None
+            files |= dict.fromkeys(file.keys(), file)
+        if not files:
+            raise ModelError(f"no weights in {folder}")
+        yield sorted(files), lambda name: files[name].get_tensor(name)
+
+
+def _read_diffusers(folder: Path, class_name: str) -> Any:
+    import diffusers
+
+    with open_tensors(folder) as (names, tensor):
+        stored = tensor(names[0]).dtype  # without it diffusers converts to float32
+    with _naming(folder):
+        network = getattr(diffusers, class_name).from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=stored
+        )
+    if "norm_num_groups" in network.config:  # the temporal VAE of diffusers ignores it
+        set_norm_groups(network, network.config.norm_num_groups)
+    speed_up_temporal_convolutions(network)
+    return network
+
+
+def _read_language_model(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with _naming(folder):
+        return AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype="auto", trust_remote_code=False
+        )
+
+
+def _read_scheduler(folder: Path) -> Any:
+    import diffusers
+
+    config = read_json(folder / SCHEDULER_CONFIG)
+    name = config.get("_class_name")
+    if name not in SCHEDULERS:
+        raise ModelError(f"{folder} has the scheduler {name!r}; known are {', '.join(SCHEDULERS)}")
+    return getattr(diffusers, name).from_config(config)
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Turns the libraries' errors about a folder into a ModelError that names it."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot load {folder}: {error}") from None

@@ -1,0 +1,5 @@
+"""Variational autoencoders between pixels and latents, of pictures and of videos."""
+
+from .config import VAEConfig
+
+__all__ = ["VAEConfig"]
