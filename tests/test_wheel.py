@@ -77,7 +77,7 @@ def test_the_library_decomposes(python: Python, small_corpus: Path) -> None:
 def test_data_files_are_found(python: Python) -> None:
     """Presets, recipes, the report's template, the playground's page and the service's configuration."""
     code = """
-from videolavit.config import load_preset
+from videolavit.models.presets import load_preset
 from videolavit.records.report import render_page
 for preset in ("tiny", "small", "video-lavit-7b"):
     load_preset(preset)
