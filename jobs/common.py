@@ -1,35 +1,42 @@
-"""What all jobs share: command lines, user errors without a traceback, and Ray as it should be here."""
+"""Parts that all jobs share: command lines, errors of the user without a traceback, progress, and Ray."""
 
 import contextlib
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 from pydantic import ValidationError
+from rich import progress as bars
 from rich.console import Console
 from rich.markup import escape
 
 from pipelines.session import RayUnavailable, ray_session
+from videolavit.progress import OnProgress, Progress
 
 T = TypeVar("T")
 INTERRUPTED = 130
+"""Exit status of a job that was interrupted from the keyboard, as shells define it."""
+
+LOG_SECONDS = 10.0
+"""Time between two lines of progress in a log, in seconds."""
 
 console = Console(stderr=True, highlight=False)
-"""For people: progress and messages. Standard output is for results."""
+"""Standard error, for progress and messages to people. Results go to standard output."""
 
 
 class JobParser(ArgumentParser):
-    """A command line with `--config FILE` and `--print-config`; options are written with dashes."""
+    """Command line with `--config FILE` and `--print-config`, whose options are written with dashes."""
 
     def __init__(self, name: str, description: str) -> None:
         super().__init__(prog=f"videolavit {name}", description=description)
         self.add_argument("--config", action="config", help="YAML file of options; later options override it")
 
     def parse(self, args: Sequence[str] | None) -> Any:
-        """Parses a command line; a mistake ends the job with exit status 2."""
+        """Parses a command line, by default that of the process; a mistake ends the job with exit status 2."""
         words = sys.argv[1:] if args is None else args
         return self.parse_args([re.sub(r"^--[\w.-]+", _underscored, word) for word in words])
 
@@ -49,7 +56,11 @@ def _dashed(text: str) -> str:
 
 
 def pick(kind: type[T], options: Any) -> T:
-    """The settings of a type out of a parsed command line. Raises ValueError, in a line, for a value that cannot be."""
+    """Takes the settings of one type from a parsed command line.
+
+    Raises:
+        ValueError: a value is not allowed; the message is one line.
+    """
     try:
         return kind(**{field.name: _plain(options[field.name]) for field in fields(kind)})  # type: ignore[arg-type]
     except ValidationError as error:
@@ -57,28 +68,63 @@ def pick(kind: type[T], options: Any) -> T:
 
 
 def _plain(value: Any) -> Any:
-    """A group of options as plain values."""
+    """Converts a group of options to a dict, and leaves other values as they are."""
     return value.as_dict() if isinstance(value, Namespace) else value
 
 
-def _problem(found: Mapping[str, Any]) -> str:
-    said = str(found["msg"]).removeprefix("Value error, ")
-    return ": ".join(filter(None, (".".join(map(str, found["loc"])), said)))
+def _problem(error: Mapping[str, Any]) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return ": ".join(filter(None, (".".join(map(str, error["loc"])), message)))
 
 
 def fail(message: object) -> NoReturn:
-    """Ends the job as a user's mistake: the message, and exit status 2."""
+    """Ends the job with an error message for the user and exit status 2."""
     console.print(f"[red]error:[/] {escape(str(message))}", soft_wrap=True)
     sys.exit(2)
 
 
 @contextlib.contextmanager
 def user_errors(*types: type[Exception]) -> Iterator[None]:
-    """Turns these exceptions into `fail`."""
+    """Ends the job, as `fail` does, when the body raises one of these exceptions."""
     try:
         yield
     except types as error:
         fail(error)
+
+
+@contextlib.contextmanager
+def show_progress(unit: str = "") -> Iterator[OnProgress]:
+    """Shows the progress of a library call: on a terminal a bar for each stage, in a log a line every ten seconds.
+
+    Args:
+        unit: Unit of the counts, in the plural.
+    """
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn(unit),
+        bars.TextColumn("{task.fields[message]}", markup=False),
+        bars.TimeRemainingColumn(),
+    )
+    tasks: dict[str, bars.TaskID] = {}
+    logged = time.monotonic()
+    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+
+        def show(progress: Progress) -> None:
+            nonlocal logged
+            started = progress.stage not in tasks
+            if started:
+                tasks[progress.stage] = bar.add_task(progress.stage, total=None, message="")
+            total = progress.total or None
+            bar.update(tasks[progress.stage], completed=progress.done, total=total, message=progress.message)
+            if not console.is_terminal and (started or time.monotonic() - logged > LOG_SECONDS):
+                logged = time.monotonic()
+                count = f"{progress.done:g}/{progress.total:g}" if total else f"{progress.done:g}"
+                line = f"{progress.stage}: {count} {unit} {progress.message}"
+                console.print(line.rstrip(), markup=False, soft_wrap=True)
+
+        yield show
 
 
 @contextlib.contextmanager

@@ -54,6 +54,13 @@ def command(*arguments: Any) -> list[str]:
     return [sys.executable, "-m", f"jobs.{name}", *rest]
 
 
+def run_silently(code: str, *arguments: Any) -> None:
+    """Runs Python code in a process of its own, which must end well and print nothing. `sys.argv[1:]` are arguments."""
+    words = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 @pytest.fixture(scope="session")
 def run_job() -> Job:
     """Runs `python -m jobs.NAME ARGUMENTS` and returns the finished process."""

@@ -13,8 +13,20 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from jobs.synth import main
+from tests.conftest import run_silently
 from videolavit.media import BLOCK, iter_frames, write_mp4
-from videolavit.synth import COLOURS, DIRECTIONS, OUTLINES, MovingShape, SynthSettings, draw_scene, is_held_out, render
+from videolavit.progress import Progress
+from videolavit.synth import (
+    COLOURS,
+    DIRECTIONS,
+    OUTLINES,
+    MovingShape,
+    SynthSettings,
+    draw_scene,
+    is_held_out,
+    render,
+    render_corpus,
+)
 
 FEW_BLOCKS = 8
 """Hardly a block is ever inside a small shape; so few say nothing about a median."""
@@ -28,6 +40,10 @@ SHORT = ("--width=128", "--height=96", "--seconds=1", "--fps=12")
 def corpus(folder: Path, videos: int, seed: int, *options: str) -> dict[str, bytes]:
     """Relative name -> content of every file that the job leaves in the folder."""
     main([f"--output={folder}", f"--videos={videos}", f"--seed={seed}", *SHORT, *options])
+    return files_of(folder)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
     files = [file for file in folder.rglob("*") if file.is_file()]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
@@ -56,16 +72,31 @@ def test_a_larger_number_adds_videos_to_the_same_ones(tmp_path: Path) -> None:
     assert large["manifest.jsonl"].startswith(small["manifest.jsonl"])
 
 
-def test_an_interrupted_run_leaves_no_manifest_of_other_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_call_leaves_no_manifest_of_other_videos(tmp_path: Path) -> None:
     corpus(tmp_path, 2, 3)
 
-    def interrupted(*_: object, **__: object) -> None:
+    def interrupt(progress: Progress) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jobs.synth.write_mp4", interrupted)
+    settings = SynthSettings(width=128, height=96, seconds=1, fps=12)
     with pytest.raises(KeyboardInterrupt):
-        corpus(tmp_path, 2, 4)
+        render_corpus(str(tmp_path), 2, settings, seed=4, on_progress=interrupt)
     assert sorted(file.name for file in tmp_path.rglob("*.*")) == ["000000.mp4", "000001.mp4"]
+
+
+def test_the_library_renders_what_the_command_renders_and_prints_nothing(tmp_path: Path) -> None:
+    code = """
+import sys
+from videolavit.synth import SynthSettings, render_corpus
+seen = []
+settings = SynthSettings(width=128, height=96, seconds=1, fps=12)
+corpus = render_corpus(sys.argv[1], 2, settings, seed=3, questions=True, on_progress=seen.append)
+assert [(progress.stage, progress.done, progress.total) for progress in seen] == [("render", 1, 2), ("render", 2, 2)]
+assert corpus.manifest == sys.argv[1] + "/manifest.jsonl" and corpus.questions == sys.argv[1] + "/questions.jsonl"
+assert (corpus.num_videos, corpus.video_seconds) == (2, 2.0) and 2 <= corpus.num_shapes <= 4
+"""
+    run_silently(code, tmp_path / "library")
+    assert files_of(tmp_path / "library") == corpus(tmp_path / "command", 2, 3, "--questions")
 
 
 # ---- the truth ----------------------------------------------------------------------------------------------------
@@ -212,9 +243,9 @@ def test_questions_are_answered_by_the_truth(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--videos=0"], "--videos must be at least 1, not 0"),
+        (["--videos=0"], "the number of videos must be at least 1, not 0"),
         (["--videos=many"], "videos"),
-        (["--videos=1", "--seed=-1"], "--seed must be at least 0"),
+        (["--videos=1", "--seed=-1"], "the seed must be at least 0"),
         (["--videos=1", "--height=64"], "height must be 96 to 8192 pixels, not 64"),
         (["--videos=1", "--fps=0"], "fps must be 1 to 240"),
         (["--videos=1", "--seconds=0"], "seconds must be at least"),

@@ -9,9 +9,9 @@ from PIL import Image, ImageFilter
 
 from videolavit.evaluation.colour import shape_colour
 from videolavit.evaluation.motion import shape_direction
-from videolavit.evaluation.questions import chat_records, direction_in_answer
+from videolavit.evaluation.questions import direction_in_answer
 from videolavit.media.resize import resize_picture
-from videolavit.synth import COLOURS, DIRECTIONS, MovingShape, SynthSettings, draw_scene, render
+from videolavit.synth import COLOURS, DIRECTIONS, MovingShape, SynthSettings, chat_records, draw_scene, render
 
 SETTINGS = SynthSettings(width=192, height=128, fps=6, max_shapes=1)
 VIDEOS = 24

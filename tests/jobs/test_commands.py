@@ -4,12 +4,16 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import videolavit
 from jobs import cli, inspect
-from tests.conftest import Job
+from tests.conftest import Job, run_silently
 from tests.tokens import picture, write_model
+from videolavit.records import inspection
 
 Captured = pytest.CaptureFixture[str]
 
@@ -43,6 +47,35 @@ def test_inspect_a_shard_and_other_tables(finished: Path, capsys: Captured) -> N
     assert "UnknownFormat" in capsys.readouterr().out
     inspect.main([str(next((finished / "plan").iterdir()))])
     assert "plan" in capsys.readouterr().out
+
+
+def test_the_library_inspects_and_prints_nothing(finished: Path, small_corpus: Path) -> None:
+    code = """
+import sys
+from videolavit.records.inspection import RunFacts, ShardFacts, VideoFacts, inspect
+run, shard, rejects, video = map(inspect, sys.argv[1:])
+assert isinstance(run, RunFacts) and run.kind == "clips" and run.num_pending == 0
+assert (run.num_planned, run.num_samples, run.num_rejects) == (4, 3, 1) and len(run.cells) == 3
+assert [(reject.error_type, reject.count) for reject in run.rejects] == [("UnknownFormat", 1)]
+assert isinstance(shard, ShardFacts) and shard.kind == "clips" and len(shard.rows) == shard.num_rows > 0 and shard.cells
+assert isinstance(rejects, ShardFacts) and rejects.kind == "rejects"
+assert rejects.rows[0]["error_type"] == "UnknownFormat" and not rejects.cells
+assert isinstance(video, VideoFacts) and (video.info.width, video.info.height) == (128, 96)
+assert sum(clip.num_frames for clip in video.clips) == 120 and 0 < len(video.cells) <= len(video.clips)
+assert all(0 < clip.vector_share <= 1 and clip.motion_score > 0 for clip in video.clips)
+"""
+    shard = max((finished / "clips").iterdir(), key=lambda file: file.stat().st_size)  # another holds the reject only
+    run_silently(code, finished, shard, finished / "rejects.parquet", small_corpus / "video5.mp4")
+
+
+def test_a_long_table_is_shown_by_its_first_rows(tmp_path: Path, capsys: Captured) -> None:
+    rows = [{"number": index} for index in range(50)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet", row_group_size=15)
+    found = inspection.inspect(str(tmp_path / "table.parquet"))
+    assert isinstance(found, inspection.ShardFacts)
+    assert (found.kind, found.num_rows, found.rows) == (None, 50, tuple(rows[:20]))
+    inspect.main([str(tmp_path / "table.parquet")])
+    assert "the first 20 of 50 rows" in " ".join(capsys.readouterr().out.split())
 
 
 def test_inspect_tokens(on_head: Job, tmp_path: Path, capsys: Captured) -> None:
@@ -97,6 +130,9 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None
         cli.main()
     assert end.value.code == 2
     assert "no command 'decompos'" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["videolavit", "--version"])
+    cli.main()
+    assert capsys.readouterr().out == f"videolavit {videolavit.__version__}\n"
 
 
 @pytest.mark.parametrize("job", [name.replace("-", "_") for name in cli.JOBS])

@@ -1,0 +1,301 @@
+"""Contents of a video, a shard or a run, for people who look at them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from videolavit.media import Clip, DecomposeSettings, VideoInfo, decompose, probe
+from videolavit.progress import OnProgress, Progress, ignore_progress
+
+from .report import SHEET_CELLS, clip_cell, shard_cells, stored_cells
+from .schema import kind_of
+from .shards import CLIPS, TOKENS, Ledger, total
+from .storage import Folder, StorageError, StorageSettings, open_source
+from .token_report import described, sampled_statistics
+from .usage import Facts, TokenStatistics
+
+Cell = tuple[NDArray[np.uint8], str]
+"""Picture, uint8 [height, width, 3], and its caption: a cell of a contact sheet."""
+
+MAX_ROWS = 20
+"""Rows of a shard that are read to be shown."""
+
+_COLUMNS = {
+    "clips": ["source", "text", "start_seconds", "end_seconds", "width", "height", "num_clips"],
+    "tokens": ["modality", "source", "text", "start_seconds", "clips", "num_tokens"],
+    "rejects": ["error_type", "source", "message", "attempts", "seconds"],
+    "plan": ["source", "start_seconds", "end_seconds", "cost", "shard"],
+}
+"""Columns that are shown, for each kind of table; every column of another table."""
+
+_TITLES = {"clips": "clip shard", "tokens": "token shard", None: "a foreign table"}
+
+
+class NotARun(StorageError):
+    """The folder holds no run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipFacts:
+    """One clip of an inspected video.
+
+    Attributes:
+        seconds: Time of the keyframe, in seconds from the start of the video.
+        num_frames: Number of frames at 6 frames per second, the keyframe included.
+        vector_share: Share of the blocks that have a motion vector, from 0 to 1.
+        motion_score: Mean motion, in percent of the frame's diagonal per frame.
+    """
+
+    seconds: float
+    num_frames: int
+    vector_share: float
+    motion_score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFacts:
+    """Contents of a video.
+
+    Attributes:
+        path: Path or URL of the video.
+        info: Fields of its header.
+        clips: Its clips, in the order of time.
+        cells: Keyframes with motion arrows, evenly spread over the video.
+    """
+
+    path: str
+    info: VideoInfo
+    clips: tuple[ClipFacts, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def facts(self) -> Facts:
+        """Names and values, as text."""
+        return [
+            ("container", self.info.container),
+            ("codec", self.info.codec),
+            ("picture", f"{self.info.width} x {self.info.height}"),
+            ("seconds", f"{self.info.seconds:.2f}" if self.info.seconds else "unknown"),
+            ("frames a second", f"{self.info.frame_rate:.3f}"),
+            ("frames at 6 fps", str(sum(clip.num_frames for clip in self.clips))),
+            ("clips", str(len(self.clips))),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFacts:
+    """Contents of a Parquet file: a shard of clips or tokens, another table of a run, or a foreign table.
+
+    Attributes:
+        path: Path or URL of the file.
+        kind: `clips`, `tokens`, `plan` or `rejects`; None for a foreign table.
+        num_rows: Number of rows.
+        rows: First rows, each as column -> value, of the columns that are worth showing.
+        statistics: Statistics of a token shard; None for other tables.
+        cells: Keyframes with motion arrows of a clip shard, evenly spread over its rows; empty for other tables.
+    """
+
+    path: str
+    kind: str | None
+    num_rows: int
+    rows: tuple[dict[str, Any], ...]
+    statistics: TokenStatistics | None
+    cells: tuple[Cell, ...]
+
+    @property
+    def facts(self) -> Facts:
+        """Names and values, as text."""
+        facts = [("kind", _TITLES.get(self.kind) or str(self.kind)), ("rows", str(self.num_rows))]
+        return [*facts, *self.statistics.facts()] if self.statistics else facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectFacts:
+    """Rejected samples of one error type.
+
+    Attributes:
+        error_type: Name of the error.
+        count: Number of samples.
+        source: Source of the first of them.
+        message: Message of the first of them.
+    """
+
+    error_type: str
+    count: int
+    source: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """Contents of a run folder.
+
+    Attributes:
+        path: Path or URL of the folder.
+        kind: `clips` or `tokens`.
+        num_planned: Number of samples in the plan.
+        num_samples: Number of samples in the shards.
+        num_clips: Number of clips in the shards.
+        num_rejects: Number of rejected samples.
+        num_shards: Number of committed shards.
+        num_pending: Number of planned shards that are not committed; 0 for a complete run.
+        video_seconds: Length of the video in the shards, in seconds.
+        rejects: Rejects by error type, the most frequent first.
+        statistics: Names and values of a token run's statistics, as text; empty for a run of clips.
+        cells: Keyframes with motion arrows of a run of clips, evenly spread over its shards.
+    """
+
+    path: str
+    kind: str
+    num_planned: int
+    num_samples: int
+    num_clips: int
+    num_rejects: int
+    num_shards: int
+    num_pending: int
+    video_seconds: float
+    rejects: tuple[RejectFacts, ...]
+    statistics: Facts
+    cells: tuple[Cell, ...]
+
+    @property
+    def facts(self) -> Facts:
+        """Names and values, as text."""
+        pending = f"no: {self.num_pending} shards are left; start the job again"
+        return [
+            ("complete", pending if self.num_pending else "yes"),
+            ("planned", f"{self.num_planned:,}"),
+            ("samples", f"{self.num_samples:,}"),
+            ("clips", f"{self.num_clips:,}"),
+            ("rejects", f"{self.num_rejects:,}"),
+            ("shards", f"{self.num_shards:,}"),
+            ("hours", f"{self.video_seconds / 3600:.3f}"),
+            *self.statistics,
+        ]
+
+
+def inspect(
+    path: str, storage: StorageSettings | None = None, on_progress: OnProgress = ignore_progress
+) -> VideoFacts | ShardFacts | RunFacts:
+    """Reads the contents of a video, a shard (`.parquet`) or a run folder.
+
+    Args:
+        path: Local path or URL.
+        storage: Options of remote storage.
+        on_progress: Called for each clip of a video, with the stage `clips`.
+
+    Raises:
+        MediaError: the video is missing or cannot be decomposed.
+        NotARun: a folder that holds no run.
+        StorageError: the location cannot be used.
+        pyarrow.ArrowInvalid: the file is no Parquet file.
+        OSError: the location cannot be read.
+    """
+    storage = storage or StorageSettings()
+    folder = Folder(path, storage)
+    run = folder.read("run.json")
+    if run is not None:
+        return _run(path, folder, b'"kind": "tokens"' in run)
+    if path.endswith(".parquet"):
+        return _shard(path, storage)
+    if folder.fs.isdir(folder.path):
+        raise NotARun(f"{path} is no run: it has no run.json")
+    return _video(path, storage, on_progress)
+
+
+def _video(path: str, storage: StorageSettings, on_progress: OnProgress) -> VideoFacts:
+    clips: list[ClipFacts] = []
+    cells: list[Cell] = []
+    step = 1
+    with open_source(path, storage) as file:
+        info = probe(file)
+        file.seek(0)
+        for index, clip in enumerate(decompose(file, DecomposeSettings())):
+            clips.append(_clip(clip))
+            if index % step == 0:
+                cells.append(clip_cell(clip.keyframe, clip.motion[: clip.num_frames], f"{clip.seconds:.2f} s"))
+            if len(cells) == 2 * SHEET_CELLS:  # however long the video, few pictures are kept, evenly spread
+                cells, step = cells[::2], 2 * step
+            on_progress(Progress("clips", len(clips)))
+    return VideoFacts(path=path, info=info, clips=tuple(clips), cells=tuple(cells))
+
+
+def _clip(clip: Clip) -> ClipFacts:
+    blocks = clip.motion[0, ..., 0].size * max(clip.num_frames - 1, 1)
+    return ClipFacts(
+        seconds=clip.seconds,
+        num_frames=clip.num_frames,
+        vector_share=float(clip.num_vectors.sum() / blocks),
+        motion_score=clip.motion_score,
+    )
+
+
+def _shard(path: str, storage: StorageSettings) -> ShardFacts:
+    with open_source(path, storage) as file:
+        shard = pq.ParquetFile(file)
+        kind = kind_of(shard.schema_arrow)
+        rows = _first_rows(shard, _COLUMNS.get(kind or ""))
+        if kind == "tokens":
+            place = rows.schema.get_field_index("clips")
+            rows = rows.set_column(place, "clips", pc.list_value_length(rows["clips"]))
+        statistics = None
+        if kind == "tokens":
+            statistics = TokenStatistics()
+            statistics.add(shard)
+        return ShardFacts(
+            path=path,
+            kind=kind or None,
+            num_rows=shard.metadata.num_rows,
+            rows=tuple(rows.to_pylist()),
+            statistics=statistics,
+            cells=tuple(shard_cells(shard, SHEET_CELLS)) if kind == "clips" else (),
+        )
+
+
+def _first_rows(shard: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
+    """Reads the first rows of a table, and no more row groups than they need."""
+    groups, rows = 0, 0
+    while groups < shard.num_row_groups and rows < MAX_ROWS:
+        rows += shard.metadata.row_group(groups).num_rows
+        groups += 1
+    return shard.read_row_groups(list(range(groups)), columns=columns).slice(0, MAX_ROWS)
+
+
+def _run(path: str, folder: Folder, of_tokens: bool) -> RunFacts:
+    ledger = Ledger(folder, TOKENS if of_tokens else CLIPS)
+    num_pending, summaries, standing = len(ledger.pending()), ledger.summaries(), ledger.standing()
+    rejects, totals, names = ledger.rejects(summaries, standing), total(summaries), sorted(ledger.committed())
+    statistics: Facts = []
+    if of_tokens:
+        sampled, chosen = sampled_statistics(folder, names)
+        statistics = described(sampled, len(chosen), len(names))
+    return RunFacts(
+        path=path,
+        kind="tokens" if of_tokens else "clips",
+        num_planned=len(standing),
+        num_samples=int(totals["samples"]),
+        num_clips=int(totals["clips"]),
+        num_rejects=len(rejects),
+        num_shards=len(summaries),
+        num_pending=num_pending,
+        video_seconds=float(totals["video_seconds"]),
+        rejects=_reject_types(rejects),
+        statistics=statistics,
+        cells=() if of_tokens else tuple(stored_cells(folder, names)),
+    )
+
+
+def _reject_types(rejects: Sequence[dict[str, Any]]) -> tuple[RejectFacts, ...]:
+    counts = Counter(reject["error_type"] for reject in rejects)
+    first = {reject["error_type"]: reject for reject in reversed(rejects)}
+    return tuple(
+        RejectFacts(error_type=name, count=count, source=first[name]["source"], message=first[name]["message"])
+        for name, count in counts.most_common()
+    )
