@@ -111,14 +111,15 @@ def _rows(clips: Path) -> Iterator[dict[str, Any]]:
 
 def _pipeline(model: str, clips: Path, folder: str) -> float:
     """Seconds from the plan to the last committed shard, the start of the actors included; Ray is running before."""
+    from videolavit.records.corpus import CorpusSettings, list_corpus
+
     from jobs.tokenize import TokenPlanner
     from pipelines.common import WorkerSettings, pending_shards
     from pipelines.tokenize import TokenizerSettings, TokenizeTask, tokenize_shards
-    from videolavit.records.corpus import CorpusSettings, list_corpus
     from videolavit.records.encode import read_tokenizers
     from videolavit.records.prepare import PrepareSettings
     from videolavit.records.samples import SampleSettings
-    from videolavit.records.tokenizers import EncodeSettings
+    from videolavit.records.tokenizer_info import EncodeSettings
 
     storage, corpus, workers = StorageSettings(), CorpusSettings(), WorkerSettings()
     tokenizers = read_tokenizers(model)

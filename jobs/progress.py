@@ -1,63 +1,59 @@
-"""Live progress of a long job: a bar on a terminal, a line now and then in a log."""
+"""Progress of long jobs on a terminal: a bar for each stage, or a line now and then in a log."""
 
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from videolavit.progress import OnProgress, Progress
 
 from .common import console
 
 LOG_EVERY = 10.0
+"""Seconds between two lines about one stage in a log."""
 
 
-class Tally:
-    """Adds up progress records and shows them.
+@contextmanager
+def shown() -> Iterator[OnProgress]:
+    """Shows the progress of a call on stderr."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[message]}", markup=False),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
+        yield _Display(bars)
 
-    Args:
-        what: Name of the work.
-        total: Samples to be done.
-        detail: Says what there is so far, from the counts and the seconds that they took.
-    """
 
-    def __init__(self, what: str, total: int, detail: Callable[[Mapping[str, float], float], str]) -> None:
-        self.counts: Counter[str] = Counter()
-        self.started = time.monotonic()
-        self._what, self._total, self._describe, self._logged = what, total, detail, time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task(what, total=total, detail="")
+class _Display:
+    """Receives progress; messages without a total are lines of their own."""
 
-    def __enter__(self) -> "Tally":
-        self._bar.start()
-        return self
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+        self._logged: dict[str, float] = {}
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-        if kind is None and not console.is_terminal:
-            self._log()
+    def __call__(self, progress: Progress) -> None:
+        if not progress.total:
+            console.print(escape(f"{progress.stage}: {progress.message}"), soft_wrap=True)
+        elif console.is_terminal:
+            if progress.stage not in self._tasks:
+                self._tasks[progress.stage] = self._bars.add_task(progress.stage, total=progress.total, message="")
+            task = self._tasks[progress.stage]
+            self._bars.update(task, completed=progress.done, total=progress.total, message=progress.message)
+        else:
+            self._log(progress)
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Adds a record of counts; `samples` moves the bar."""
-        self.counts.update(record)
-        self._bar.update(self._task, completed=self.counts["samples"], detail=self._detail())
-        if not console.is_terminal and time.monotonic() - self._logged > LOG_EVERY:
-            self._log()
-
-    def _log(self) -> None:
-        self._logged = time.monotonic()
-        console.print(f"{self._what}: {self.counts['samples']:.0f}/{self._total} samples, {self._detail()}")
-
-    def _detail(self) -> str:
-        return self._describe(self.counts, max(time.monotonic() - self.started, 1e-9))
+    def _log(self, progress: Progress) -> None:
+        """Prints the first line of a stage, one now and then, and the last."""
+        now = time.monotonic()
+        is_last = progress.done >= progress.total
+        if is_last or now - self._logged.get(progress.stage, -LOG_EVERY) >= LOG_EVERY:
+            self._logged[progress.stage] = now
+            line = f"{progress.stage}: {progress.done:.0f}/{progress.total:.0f}"
+            console.print(escape(f"{line}, {progress.message}" if progress.message else line), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What the pipelines share: pools of actors, tries with limits, plans and what is left of them."""
+"""Shared parts of the pipelines: pools of actors, attempts with limits, records of progress."""
 
 import logging
 import time
@@ -7,32 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 
 from videolavit.isolation import Arguments, IsolatedFunction, ProcessDied, Result, TimeLimitExceeded
 from videolavit.media import MediaError
 from videolavit.media.errors import SourceUnreadable
-from videolavit.records.plan import planned_extra
-from videolavit.records.shards import Ledger
-
-SOURCES_PER_PLAN = 20_000
-"""Sources that are planned in one go: an interrupted planning of a large corpus repeats at most so many headers."""
-
-SOURCES_PER_TASK = 16
-HEADER_TIME_LIMIT = 60.0
-"""Seconds that reading a video's header may take, all tries together."""
+from videolavit.records.rows import PlanRow, Reject
 
 RETRY_PAUSE = 2.0
 """Seconds before a failing storage is tried again, times the attempt."""
 
-TELL_EVERY = 1.0
+PROGRESS_EVERY = 1.0
 """Seconds between the progress records of an actor: each is a block that Ray has to handle."""
 
 WORKER_MEMORY = 400 << 20
-PLAN_BLOCK = 16 << 20
-"""Bytes of planned rows that travel at once."""
+"""Memory of an actor with its child process, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +32,8 @@ class WorkerSettings:
     Args:
         workers: Decoding actors, one core each; by default as many as the cluster has cores. More than it has lets an
             autoscaling cluster grow.
-        time_limit: Seconds a segment may take, all tries together; a slower one is rejected.
-        attempts: Tries of a segment whose process dies or whose storage fails.
+        time_limit: Longest time that a segment may take, in seconds, all attempts together; a slower one is rejected.
+        attempts: Attempts at a segment whose process dies or whose storage fails.
     """
 
     workers: int | None = None
@@ -60,18 +50,6 @@ class WorkerSettings:
             raise ValueError(f"attempts must be at least 1, not {self.attempts}")
 
 
-def pending_shards(ledger: Ledger) -> list[pa.Table]:
-    """Plan rows of every shard that is not committed, a table a shard, the most work first."""
-    done = ledger.committed()
-    pending: list[tuple[float, pa.Table]] = []
-    for plan in ledger.planned():
-        for shard, start, count in _runs(plan["shard"].to_pylist()):
-            if shard not in done:
-                table = plan.slice(start, count)
-                pending.append((pc.sum(table["cost"]).as_py(), table))
-    return [table for _, table in sorted(pending, key=lambda item: -item[0])]
-
-
 class Failed(Exception):
     """A call failed for good."""
 
@@ -81,19 +59,19 @@ class Failed(Exception):
 
 
 class Rejected(Exception):
-    """A sample failed for good; `row` is of `schema.REJECTS`."""
+    """A sample failed for good."""
 
-    def __init__(self, row: dict[str, Any]) -> None:
-        super().__init__(row["message"])
-        self.row = row
+    def __init__(self, reject: Reject) -> None:
+        super().__init__(reject.message)
+        self.reject = reject
 
 
-def tried(
-    function: IsolatedFunction[*Arguments, Result], arguments: tuple[*Arguments], time_limit: float, attempts: int
+def call_with_limits(
+    function: IsolatedFunction[*Arguments, Result], *arguments: *Arguments, time_limit: float, attempts: int
 ) -> Result:
-    """Calls with one time limit for all attempts, and returns the result.
+    """Calls an isolated function, with one time limit for all attempts.
 
-    Any fault of a source is its own. Only a dead process or a failing storage may be chance, and worth another try.
+    A fault of a source is its own. Only a dead process or a failing storage may be chance, and worth another attempt.
 
     Raises:
         Failed: with the reason.
@@ -111,34 +89,34 @@ def tried(
     raise AssertionError("a call has at least one attempt")
 
 
-def tried_sample(
-    function: IsolatedFunction[*Arguments, Result],
-    arguments: tuple[*Arguments],
-    row: dict[str, Any],
+def work_on_sample(
+    function: IsolatedFunction[PlanRow, *Arguments, Result],
+    row: PlanRow,
+    *arguments: *Arguments,
     workers: WorkerSettings,
     stage: str,
 ) -> Result:
-    """`tried` for a plan row.
+    """`call_with_limits` for a row of a plan.
 
     Raises:
-        Rejected: with the row of the reject table.
+        Rejected: with the reject.
     """
     started = time.monotonic()
     try:
-        return tried(function, arguments, workers.time_limit, workers.attempts)
+        return call_with_limits(function, row, *arguments, time_limit=workers.time_limit, attempts=workers.attempts)
     except Failed as failure:
         error = failure.reason
-        own = isinstance(error, MediaError | TimeLimitExceeded | ProcessDied)
-        reject = {
-            "sample_id": row["sample_id"],
-            "source": row["source"],
-            "start_seconds": row["start_seconds"],
-            "stage": stage,
-            "error_type": type(error).__name__,
-            "message": str(error) if own else repr(error),
-            "attempts": row["attempts"] + failure.attempts,
-            "seconds": time.monotonic() - started,
-        }
+        is_typed = isinstance(error, MediaError | TimeLimitExceeded | ProcessDied)
+        reject = Reject(
+            sample_id=row.sample_id,
+            source=row.source,
+            start_seconds=row.start_seconds,
+            stage=stage,
+            error_type=type(error).__name__,
+            message=str(error) if is_typed else repr(error),
+            attempts=row.attempts + failure.attempts,
+            seconds=time.monotonic() - started,
+        )
         raise Rejected(reject) from error
 
 
@@ -148,39 +126,10 @@ def progress_record(names: Iterable[str], counts: Mapping[str, float], error: st
     return pa.table(columns | {"error": pa.array([error], pa.string())})
 
 
-def planned_by(
-    planner: type, settings: Mapping[str, Any], sources: pa.Table, workers: WorkerSettings
-) -> Iterator[pa.Table]:
-    """Plan rows of sources, by a pool of actors.
-
-    Args:
-        planner: Class of the actors: a table of sources in, a table of plan rows out.
-        settings: Its arguments, beyond `workers` and the `extra` fields of the rows.
-    """
-    blocks = [sources.slice(start, SOURCES_PER_TASK) for start in range(0, sources.num_rows, SOURCES_PER_TASK)]
-    dataset = from_blocks(blocks, PLAN_BLOCK).map_batches(
-        planner,
-        fn_constructor_kwargs={**settings, "workers": workers, "extra": planned_extra(sources)},
-        batch_size=None,
-        batch_format="pyarrow",
-        **actor_pool(workers, len(blocks)),
-    )
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-
-
 def records_of(dataset: "ray.data.Dataset") -> Iterator[dict[str, Any]]:
     """Runs a dataset and yields the rows that come out, as they come."""
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
-
-
-def _runs(values: list[str]) -> Iterator[tuple[str, int, int]]:
-    """(value, start, count) of each run of equal neighbours."""
-    start = 0
-    for index in range(1, len(values) + 1):
-        if index == len(values) or values[index] != values[start]:
-            yield values[start], start, index - start
-            start = index
 
 
 def from_blocks(blocks: list[pa.Table], block_size: int = 1) -> "ray.data.Dataset":

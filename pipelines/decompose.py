@@ -9,115 +9,139 @@ own checkpointing is not used: it loses rows under fan-out and repeats rejected 
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import field as default
 from typing import Any
 
 import pyarrow as pa
 
 from videolavit.isolation import IsolatedFunction
+from videolavit.progress import OnProgress, ignore_progress
 from videolavit.records import schema
-from videolavit.records.inputs import EXTRA, VIDEO_MEMBERS, tar_members
-from videolavit.records.plan import assign_shards, extra_fields, is_whole_tar, plan_source, plan_table, whole_source
-from videolavit.records.samples import SampleSettings, decompose_row, extra_columns
-from videolavit.records.shards import Ledger, ShardWriter
+from videolavit.records.identity import made_by, run_identity
+from videolavit.records.inputs import InputSettings
+from videolavit.records.kinds import Kind, PlanSettings, read_clips, together
+from videolavit.records.plan import assign_clip_shards
+from videolavit.records.report import write_clip_report
+from videolavit.records.rows import PlanRow, Reject, extra_fields, plan_rows_from, video_sample_to
+from videolavit.records.samples import SampleSettings
+from videolavit.records.shards import CLIPS, ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
 
 from .common import (
-    HEADER_TIME_LIMIT,
-    TELL_EVERY,
+    PROGRESS_EVERY,
     Rejected,
     WorkerSettings,
     actor_pool,
     from_blocks,
-    pending_shards,
-    planned_by,
     progress_record,
     records_of,
-    tried,
-    tried_sample,
+    work_on_sample,
 )
+from .run import Pipeline, PlanSummary, RunSettings, RunSummary, plan_run, start_run
 
-__all__ = ["WorkerSettings", "commit_plan", "decompose_shards", "pending_shards", "plan_segments"]
+__all__ = ["DecomposeRequest", "Decomposition", "WorkerSettings", "decompose", "plan_decomposition"]
 
 COUNTED = ("samples", "clips", "rejects", "video_seconds")
-"""What progress records count."""
-
-_PLANNED = pa.schema([*schema.PLAN, ("pixels", pa.int64())])
+"""Counts in progress records."""
 
 
-def plan_segments(
-    sources: pa.Table, settings: SampleSettings, storage: StorageSettings, workers: WorkerSettings
-) -> Iterator[pa.Table]:
-    """Reads the sources' headers and yields tables of plan rows that have no shard yet."""
-    return planned_by(_Planner, {"settings": settings, "storage": storage}, sources, workers)
+@dataclass(frozen=True, kw_only=True)
+class DecomposeRequest:
+    """A run of decomposition.
 
-
-def commit_plan(ledger: Ledger, planned: pa.Table, generation: int) -> bool:
-    """Assigns shards to planned segments and publishes the plan as the given generation.
-
-    The generation must be the number of plans from which the caller took what is already planned. False if another
-    run has published since: then some of the segments may be planned twice, and nothing is published.
+    Args:
+        inputs: Folders, globs, manifests, tars and videos, on any fsspec location.
+        output: Folder or `s3://` prefix of the run; None only to plan.
+        text_column: Caption column of manifests; by default `text`, or else `caption`.
     """
-    rows = assign_shards(planned.drop_columns(["shard"]).to_pylist(), generation)
-    return ledger.add_plan(generation, plan_table(rows, extra_fields(planned.schema)))
+
+    inputs: Sequence[str] = ()
+    output: str | None = None
+    text_column: str | None = None
+    sample: SampleSettings = default(default_factory=SampleSettings)
+    run: RunSettings = default(default_factory=RunSettings)
+    workers: WorkerSettings = default(default_factory=WorkerSettings)
+    storage: StorageSettings = default(default_factory=StorageSettings)
 
 
-def decompose_shards(
-    shards: list[pa.Table], folder: Folder, settings: SampleSettings, workers: WorkerSettings
-) -> Iterator[dict[str, Any]]:
-    """Makes and commits shards; yields progress records, the last of a failed shard with its `error`."""
-    dataset = from_blocks(shards).map_batches(
-        _ShardMaker,
-        fn_constructor_kwargs={
-            "output": folder.url,
-            "storage": folder.settings,
-            "settings": settings,
-            "workers": workers,
-        },
-        batch_size=None,
-        batch_format="pyarrow",
-        **actor_pool(workers, len(shards)),
-    )
-    yield from records_of(dataset)
+def decompose(request: DecomposeRequest, on_progress: OnProgress = ignore_progress) -> RunSummary:
+    """Decomposes a corpus of videos into Parquet shards of keyframes and motion vectors.
+
+    The same request continues an interrupted run, and does the new part of a grown input. Uses the Ray that is
+    connected; otherwise starts one and stops it again.
+
+    Raises:
+        InputError, StorageError, IdentityMismatch, RayUnavailable: mistakes in the request.
+        PlanningConflict, PlanningIncomplete: the same request continues.
+    """
+    if request.output is None:
+        raise ValueError("a run needs an output")
+    pipeline = Decomposition.of(request)
+    return start_run(pipeline, request.inputs, request.output, request.storage, request.run, on_progress)
 
 
-class _Planner:
-    """Actor: reads headers in a child process, since even a header can crash or hang a demuxer."""
-
-    def __init__(
-        self, settings: SampleSettings, storage: StorageSettings, workers: WorkerSettings, extra: list[pa.Field]
-    ) -> None:
-        self._settings, self._storage, self._workers = settings, storage, workers
-        self._schema = pa.schema([*_PLANNED, *extra])
-        self._members = IsolatedFunction(tar_members)
-        self._plan = IsolatedFunction(plan_source)
-
-    def __call__(self, sources: pa.Table) -> pa.Table:
-        rows = [segment for row in sources.to_pylist() for one in self._expand(row) for segment in self._segments(one)]
-        return pa.Table.from_pylist(rows, schema=self._schema)
-
-    def _expand(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """A tar's members; any other source, and a tar without members, as it is."""
-        if not is_whole_tar(row):
-            return [row]
-        arguments = (row["url"], self._storage, VIDEO_MEMBERS)
-        try:
-            members = tried(self._members, arguments, self._workers.time_limit, self._workers.attempts)
-        except Exception:
-            return [row]  # decomposing it will say what ails it
-        return [row | member for member in members] or [row]
-
-    def _segments(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        if is_whole_tar(row):
-            return [whole_source(row, self._settings)]
-        limit = min(HEADER_TIME_LIMIT, self._workers.time_limit)
-        try:
-            return tried(self._plan, (row, self._settings, self._storage), limit, self._workers.attempts)
-        except Exception:
-            return [whole_source(row, self._settings)]
+def plan_decomposition(request: DecomposeRequest, on_progress: OnProgress = ignore_progress) -> PlanSummary:
+    """What `decompose` would do, with its cost. Writes nothing. Raises what `decompose` raises."""
+    pipeline = Decomposition.of(request)
+    return plan_run(pipeline, request.inputs, request.output, request.storage, request.run, on_progress)
 
 
-class _ShardMaker:
+class Decomposition(Pipeline):
+    """Videos to clip shards."""
+
+    name = "decompose"
+    shards = CLIPS
+    reserved = frozenset(schema.CLIPS.names)
+
+    @classmethod
+    def of(cls, request: DecomposeRequest) -> "Decomposition":
+        """The pipeline of a request."""
+        inputs = InputSettings(modality="video", text_column=request.text_column)
+        return cls(PlanSettings(sample=request.sample, inputs=inputs), request.workers)
+
+    def identity(self) -> dict[str, Any]:
+        return run_identity(self.settings.sample)
+
+    def takes(self, kind: Kind) -> bool:
+        return kind.is_decomposed
+
+    def assign(self, rows: pa.Table, generation: int) -> pa.Table:
+        return versioned_plan(assign_clip_shards(rows, generation, together))
+
+    def figures(self, rows: pa.Table) -> dict[str, float]:
+        seconds = [value or 0.0 for value in rows["planned_seconds"].to_pylist()]
+        clips = sum(-(-int(length * self.settings.sample.fps) // 24) for length in seconds)
+        return {"hours": sum(seconds) / 3600, "clips": clips}
+
+    def work(self, shards: list[pa.Table], folder: Folder) -> Iterator[dict[str, Any]]:
+        dataset = from_blocks(shards).map_batches(
+            _ClipShardMaker,
+            fn_constructor_kwargs={
+                "output": folder.url,
+                "storage": folder.settings,
+                "settings": self.settings.sample,
+                "workers": self.workers,
+            },
+            batch_size=None,
+            batch_format="pyarrow",
+            **actor_pool(self.workers, len(shards)),
+        )
+        return records_of(dataset)
+
+    def describe(self, counts: Mapping[str, float], seconds: float) -> str:
+        speed = counts["video_seconds"] / seconds
+        return f"{counts['clips']:.0f} clips, {counts['rejects']:.0f} rejects, {speed:.1f}x real time"
+
+    def counts(self, totals: Counter[str]) -> dict[str, int]:
+        return {"clips": totals["clips"], "frames": totals["frames"]}
+
+    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
+        write_clip_report(folder, run, rejects)
+
+
+class _ClipShardMaker:
     """Actor: makes one shard at a time; a child process does the decoding."""
 
     def __init__(
@@ -126,38 +150,41 @@ class _ShardMaker:
         pa.set_memory_pool(pa.system_memory_pool())  # gives back what writing a row took; others keep it
         self._folder = Folder(output, storage)
         self._storage, self._settings, self._workers = storage, settings, workers
-        self._decompose = IsolatedFunction(decompose_row)
+        self._clips = IsolatedFunction(read_clips)
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
         name = plan["shard"][0].as_py()
-        extra = [field.with_name(field.name.removeprefix(EXTRA)) for field in extra_fields(plan.schema)]
-        rows = plan.to_pylist()
         counts: Counter[str] = Counter()
         error = None
-        told = time.monotonic()
+        reported = time.monotonic()
         try:
-            with ShardWriter(self._folder, name, extra) as writer:
-                for row in rows:
-                    counts.update(self._sample(row, writer))
-                    if time.monotonic() - told > TELL_EVERY:
+            with ShardWriter(self._folder, name, extra_fields(plan.schema), CLIPS, made_by()) as writer:
+                for row in plan_rows_from(plan):
+                    counts.update(self._make(row, writer))
+                    if time.monotonic() - reported > PROGRESS_EVERY:
                         yield progress_record(COUNTED, counts)
                         counts.clear()
-                        told = time.monotonic()
+                        reported = time.monotonic()
                 writer.commit()
         except Exception as failure:
             # The shard stays pending, and the driver can say why. Raising would only lose the reason.
             error = f"{name}: {failure!r}"
         yield progress_record(COUNTED, counts, error)
 
-    def _sample(self, row: dict[str, Any], writer: ShardWriter) -> dict[str, float]:
+    def _make(self, row: PlanRow, writer: ShardWriter) -> dict[str, float]:
+        """Adds a sample, or its reject, and returns what to count."""
         try:
-            table = tried_sample(self._decompose, (row, self._settings, self._storage), row, self._workers, "decompose")
-        except Rejected as reject:
-            writer.reject(reject.row)
+            sample = work_on_sample(
+                self._clips, row, self._settings, self._storage, workers=self._workers, stage="decompose"
+            )
+        except Rejected as failure:
+            writer.reject(failure.reject)
             return {"samples": 1, "rejects": 1}
-        writer.add(table, extra_columns(row))
-        return {
-            "samples": 1,
-            "clips": table["num_clips"][0].as_py(),
-            "video_seconds": table["end_seconds"][0].as_py() - row["start_seconds"],
-        }
+        writer.add(video_sample_to(sample), row.extra)
+        seconds = sample.end_seconds - sample.start_seconds
+        return {"samples": 1, "clips": sample.num_clips, "video_seconds": seconds}
+
+
+def versioned_plan(rows: pa.Table) -> pa.Table:
+    """Rows of a plan with the version of the format in the metadata."""
+    return rows.cast(schema.versioned(rows.schema, "plan"))

@@ -3,16 +3,19 @@
     sources -> plan (1:N) -> shards fixed in OUT/plan
             -> prepare (1 shard : 1 block) -> encode (1 block : 1 file) -> OUT/tokens
 
-CPU actors read, decode and resize; tokenizer actors, on a GPU when there is one, encode and commit. A shard passes from
+CPU actors read, decode and resize; encoder actors, on a GPU where there is one, encode and commit. A shard passes from
 the one to the other as a whole, so that its samples, the batches that they are encoded in, and its name come from the
 plan alone. The guarantees are those of `pipelines.decompose`, by the same means.
 """
 
+import importlib.metadata
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from dataclasses import field as default
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -20,59 +23,118 @@ import pyarrow.compute as pc
 import ray.data
 
 from videolavit.isolation import IsolatedFunction
-from videolavit.records import schema
-from videolavit.records.corpus import CorpusSettings
-from videolavit.records.plan import extra_fields, plan_source, plan_table, whole_source
-from videolavit.records.prepare import PrepareSettings, prepare_row
+from videolavit.progress import OnProgress, Progress, ignore_progress
+from videolavit.records.identity import made_by, run_identity
+from videolavit.records.inputs import InputSettings
+from videolavit.records.kinds import KINDS, Kind, PlanSettings, prepare_sample, together
+from videolavit.records.plan import assign_token_shards
+from videolavit.records.prepare import PrepareSettings
 from videolavit.records.prepared import PreparedShard, ShardBuilder, failed_block, waiting_block
+from videolavit.records.rows import Reject, extra_fields, plan_rows_from
 from videolavit.records.samples import SampleSettings
-from videolavit.records.shards import TOKENS, Ledger, ShardWriter
+from videolavit.records.schema import PLAN, RESERVED
+from videolavit.records.shards import TOKENS, ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
-from videolavit.records.token_plan import assign_token_shards, expand_source, plan_unit, plan_video
-from videolavit.records.tokenizers import EncodeSettings, Tokenizers
+from videolavit.records.token_report import write_token_report
+from videolavit.records.tokenizer_info import EncodeSettings, TokenizerInfo
 
 from .common import (
-    HEADER_TIME_LIMIT,
-    TELL_EVERY,
-    Failed,
+    PROGRESS_EVERY,
     Rejected,
     WorkerSettings,
     cluster_has,
     from_blocks,
-    planned_by,
     progress_record,
     records_of,
-    tried,
-    tried_sample,
+    work_on_sample,
 )
+from .decompose import versioned_plan
+from .run import Pipeline, PlanSummary, RunSettings, RunSummary, plan_run, start_run
+from .session import ray_session
 
 if TYPE_CHECKING:
     from videolavit.records.encode import Encoder
 
 PREPARER_MEMORY = 700 << 20
-"""Of an actor that holds a shard and its copy on the way, 75 MB each, and its decoding child."""
+"""Memory of an actor that holds a shard and its copy on the way, 75 MB each, and its decoding child, in bytes."""
 
 COUNTED = ("samples", "videos", "images", "texts", "clips", "tokens", "rejects")
-"""What progress records count."""
+"""Counts in progress records."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerSettings:
-    """How tokenizer actors are run.
+class EncoderPoolSettings:
+    """How encoder actors are run: they hold the tokenizers.
 
     Args:
-        tokenizers: Actors; by default as many as the GPUs hold, or as there are cores without GPUs.
-        gpu_fraction: Share of a GPU that each takes; by default a whole one if the cluster has any. 0: the CPU.
+        encoders: Encoder actors; by default as many as the GPUs hold, or as there are cores without GPUs.
+        gpu_fraction: Share of a GPU that each takes; by default a whole one if the cluster has any. 0 is the CPU.
     """
 
-    tokenizers: int | None = None
+    encoders: int | None = None
     gpu_fraction: float | None = None
 
     def __post_init__(self) -> None:
-        if self.tokenizers is not None and self.tokenizers < 1:
-            raise ValueError(f"tokenizers must be at least 1, not {self.tokenizers}")
+        if self.encoders is not None and self.encoders < 1:
+            raise ValueError(f"encoders must be at least 1, not {self.encoders}")
         if self.gpu_fraction is not None and not 0 <= self.gpu_fraction <= 1:
             raise ValueError(f"gpu_fraction must be from 0 to 1, not {self.gpu_fraction:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeRequest:
+    """A run of tokenizing.
+
+    Args:
+        inputs: Runs of `videolavit decompose` and their shards; folders, globs, tables, tars and files of videos,
+            images or texts, on any fsspec location.
+        output: Folder or `s3://` prefix of the run; None only to plan.
+        encode: Model, and how it encodes.
+        listing: How inputs are read.
+    """
+
+    encode: EncodeSettings
+    inputs: Sequence[str] = ()
+    output: str | None = None
+    listing: InputSettings = default(default_factory=InputSettings)
+    sample: SampleSettings = default(default_factory=SampleSettings)
+    run: RunSettings = default(default_factory=RunSettings)
+    encoders: EncoderPoolSettings = default(default_factory=EncoderPoolSettings)
+    workers: WorkerSettings = default(default_factory=WorkerSettings)
+    storage: StorageSettings = default(default_factory=StorageSettings)
+
+
+def tokenize(request: TokenizeRequest, on_progress: OnProgress = ignore_progress) -> RunSummary:
+    """Tokenizes clip shards, videos, images and texts into Parquet token shards.
+
+    The same request continues an interrupted run, and does the new part of a grown input. Uses the Ray that is
+    connected; otherwise starts one and stops it again.
+
+    Raises:
+        InputError, StorageError, IdentityMismatch, ModelError, RayUnavailable: mistakes in the request.
+        PlanningConflict, PlanningIncomplete: the same request continues.
+    """
+    if request.output is None:
+        raise ValueError("a run needs an output")
+    info = _read_tokenizers(request, on_progress)
+    with ray_session(on_progress):
+        pipeline = Tokenization(request, info)
+        return start_run(pipeline, request.inputs, request.output, request.storage, request.run, on_progress)
+
+
+def plan_tokenization(request: TokenizeRequest, on_progress: OnProgress = ignore_progress) -> PlanSummary:
+    """What `tokenize` would do, with its cost. Writes nothing. Raises what `tokenize` raises."""
+    info = _read_tokenizers(request, on_progress)
+    with ray_session(on_progress):
+        pipeline = Tokenization(request, info)
+        return plan_run(pipeline, request.inputs, request.output, request.storage, request.run, on_progress)
+
+
+def _read_tokenizers(request: TokenizeRequest, on_progress: OnProgress) -> TokenizerInfo:
+    on_progress(Progress("model", message="reading the tokenizers"))
+    from videolavit.records.encode import read_tokenizers  # torch and the libraries around it take seconds
+
+    return read_tokenizers(request.encode.model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +143,7 @@ class TokenizeTask:
 
     prepare: PrepareSettings
     encode: EncodeSettings
-    tokenizers: Tokenizers
+    tokenizers: TokenizerInfo
     gpu_fraction: float
 
     @property
@@ -89,72 +151,87 @@ class TokenizeTask:
         return "cuda" if self.gpu_fraction else "cpu"
 
 
-def device_share(settings: TokenizerSettings) -> float:
-    """The share of a GPU that a tokenizer takes on this cluster."""
-    if settings.gpu_fraction is not None:
-        return settings.gpu_fraction
-    return 1.0 if cluster_has("GPU") else 0.0
+class Tokenization(Pipeline):
+    """Clip shards, videos, images and texts to token shards."""
 
+    name = "tokenize"
+    shards = TOKENS
+    reserved = RESERVED
 
-def plan_samples(
-    sources: pa.Table,
-    settings: SampleSettings,
-    corpus: CorpusSettings,
-    storage: StorageSettings,
-    workers: WorkerSettings,
-) -> Iterator[pa.Table]:
-    """Yields tables of plan rows that have no shard yet.
-
-    Images and texts are planned as they are. Headers of videos, tars and clip shards are read, by actors; what has no
-    sample in it comes as a row without `sample_id`.
-    """
-    simple = pc.is_in(sources["kind"], pa.array(["image", "text"]))
-    units = sources.filter(simple)
-    if units.num_rows:
-        planned = pa.schema([*schema.TOKEN_PLAN, *extra_fields(sources.schema)])
-        yield pa.Table.from_pylist([plan_unit(row) for row in units.to_pylist()], schema=planned)
-    others = sources.filter(pc.invert(simple))
-    if others.num_rows:
-        yield from planned_by(_Planner, {"settings": settings, "corpus": corpus, "storage": storage}, others, workers)
-
-
-def commit_token_plan(ledger: Ledger, planned: pa.Table, generation: int) -> bool:
-    """As `pipelines.decompose.commit_plan`."""
-    rows = assign_token_shards(planned.drop_columns(["shard"]).to_pylist(), generation)
-    return ledger.add_plan(generation, plan_table(rows, extra_fields(planned.schema), schema.TOKEN_PLAN))
-
-
-def tokenize_shards(
-    shards: list[pa.Table],
-    folder: Folder,
-    task: TokenizeTask,
-    workers: WorkerSettings,
-    tokenizers: TokenizerSettings,
-) -> Iterator[dict[str, Any]]:
-    """Makes and commits shards; yields progress records, that of a failed shard with its `error`."""
-    preparing, encoding = _pools(workers, tokenizers, task, len(shards))
-    dataset = (
-        from_blocks(shards)
-        .map_batches(
-            _Preparer,
-            fn_constructor_kwargs={"settings": task.prepare, "storage": folder.settings, "workers": workers},
-            batch_size=None,
-            batch_format="pyarrow",
-            **preparing,
+    def __init__(self, request: TokenizeRequest, tokenizers: TokenizerInfo) -> None:
+        super().__init__(PlanSettings(sample=request.sample, inputs=request.listing), request.workers)
+        share = request.encoders.gpu_fraction
+        self.task = TokenizeTask(
+            prepare=PrepareSettings(request.sample, request.listing, tokenizers.picture_size, tokenizers.motion_size),
+            encode=request.encode,
+            tokenizers=tokenizers,
+            gpu_fraction=(1.0 if cluster_has("GPU") else 0.0) if share is None else share,
         )
-        .map_batches(
-            _Tokenizer,
-            fn_constructor_kwargs={"output": folder.url, "storage": folder.settings, "task": task},
-            batch_size=None,
-            batch_format="pyarrow",
-            **encoding,
+        self.encoders = request.encoders
+
+    def identity(self) -> dict[str, Any]:
+        task, tokenizers = self.task, self.task.tokenizers
+        decomposition = run_identity(self.settings.sample)
+        encoding = {"dtype": task.encode.dtype, "batch": task.encode.batch(tokenizers, task.device)}
+        return decomposition | {
+            "kind": TOKENS.folder,
+            "settings": decomposition["settings"] | encoding,
+            "tokenizers": {"digests": tokenizers.digests, "num_codes": tokenizers.num_codes},
+            "device": task.device,
+            **_library_versions(),
+        }
+
+    def takes(self, kind: Kind) -> bool:
+        return True
+
+    def assign(self, rows: pa.Table, generation: int) -> pa.Table:
+        sizes = pa.nulls(rows.num_rows, pa.float64())
+        for name in rows["kind"].unique().to_pylist():
+            sizes = pc.if_else(pc.equal(rows["kind"], name), KINDS[name].token_bytes(rows), sizes)
+        rows = rows.set_column(rows.schema.get_field_index("size_bytes"), PLAN.field("size_bytes"), sizes)
+        return versioned_plan(assign_token_shards(rows, generation, together))
+
+    def figures(self, rows: pa.Table) -> dict[str, float]:
+        modalities = Counter(KINDS[name].modality for name in rows["kind"].to_pylist())
+        clips = (pc.sum(rows["num_clips"]).as_py() or 0) - modalities["image"]
+        return {"clips": clips, "images": modalities["image"], "texts": modalities["text"]}
+
+    def work(self, shards: list[pa.Table], folder: Folder) -> Iterator[dict[str, Any]]:
+        task = self.task
+        preparing, encoding = _pools(self.workers, self.encoders, task, len(shards))
+        dataset = (
+            from_blocks(shards)
+            .map_batches(
+                _Preparer,
+                fn_constructor_kwargs={"settings": task.prepare, "storage": folder.settings, "workers": self.workers},
+                batch_size=None,
+                batch_format="pyarrow",
+                **preparing,
+            )
+            .map_batches(
+                _Encoder,
+                fn_constructor_kwargs={"output": folder.url, "storage": folder.settings, "task": task},
+                batch_size=None,
+                batch_format="pyarrow",
+                **encoding,
+            )
         )
-    )
-    yield from records_of(dataset)
+        return records_of(dataset)
+
+    def describe(self, counts: Mapping[str, float], seconds: float) -> str:
+        parts = [f"{counts[name]:.0f} {name}" for name in ("clips", "images", "texts", "rejects") if counts[name]]
+        return ", ".join([*parts, f"{counts['tokens'] / seconds:,.0f} tokens/s"])
+
+    def counts(self, totals: Counter[str]) -> dict[str, int]:
+        names = ("videos", "images", "texts", "clips", "visual_tokens", "motion_tokens")
+        return {name: totals[name] for name in names}
+
+    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
+        write_token_report(folder, run, rejects)
 
 
 def _pools(
-    workers: WorkerSettings, tokenizers: TokenizerSettings, task: TokenizeTask, shards: int
+    workers: WorkerSettings, encoders: EncoderPoolSettings, task: TokenizeTask, shards: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of the two pools. What starts at once fits the cluster; more of either makes a cluster grow.
 
@@ -163,7 +240,7 @@ def _pools(
     """
     cores, gpus = max(int(cluster_has("CPU")), 1), cluster_has("GPU")
     fits = int(gpus) * int(1 / task.gpu_fraction) if task.gpu_fraction else cores
-    encoders = min(tokenizers.tokenizers or max(fits, 1), shards)
+    actors = min(encoders.encoders or max(fits, 1), shards)
     decoders = min(workers.workers or cores, shards)
     share = 1 if task.gpu_fraction else 0.5
     preparing = {
@@ -176,8 +253,8 @@ def _pools(
     encoding = {
         # While one shard is encoded another is committed, and a third waits.
         "compute": ray.data.ActorPoolStrategy(
-            min_size=max(min(encoders, fits), 1),
-            max_size=encoders,
+            min_size=max(min(actors, fits), 1),
+            max_size=actors,
             max_tasks_in_flight_per_actor=4,
             max_concurrent_calls_per_actor=2,
             enable_true_multi_threading=True,
@@ -188,93 +265,43 @@ def _pools(
     return preparing, encoding
 
 
-class _Planner:
-    """Actor: lists tars and clip shards and reads headers, in child processes."""
-
-    def __init__(
-        self,
-        settings: SampleSettings,
-        corpus: CorpusSettings,
-        storage: StorageSettings,
-        workers: WorkerSettings,
-        extra: list[pa.Field],
-    ) -> None:
-        self._settings, self._corpus, self._storage, self._workers = settings, corpus, storage, workers
-        self._schema = pa.schema([*schema.TOKEN_PLAN, *extra])
-        self._expand = IsolatedFunction(expand_source)
-        self._plan = IsolatedFunction(plan_source)
-
-    def __call__(self, sources: pa.Table) -> pa.Table:
-        tables = [self._planned(row) for row in sources.to_pylist()]
-        return pa.concat_tables([self._schema.empty_table(), *tables], promote_options="permissive")
-
-    def _planned(self, row: dict[str, Any]) -> pa.Table:
-        """Plan rows of a source: of what is in it, or else of itself, so that tokenizing it says what ails it."""
-        if row["kind"] == "video":
-            return self._table(self._segments(row))
-        workers = self._workers
-        try:
-            inside = tried(self._expand, (row, self._storage, self._corpus), workers.time_limit, workers.attempts)
-        except Failed:
-            return self._table([plan_unit(row)])
-        if row["kind"] == "clips":
-            return inside if inside.num_rows else self._table([row])
-        if not inside.num_rows:
-            return self._table([plan_unit(row)])
-        members = inside.to_pylist()
-        return self._table([plan for member in members for plan in self._member(member)])
-
-    def _member(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        return self._segments(row) if row["kind"] == "video" else [plan_unit(row)]
-
-    def _segments(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        limit = min(HEADER_TIME_LIMIT, self._workers.time_limit)
-        try:
-            segments = tried(self._plan, (row, self._settings, self._storage), limit, self._workers.attempts)
-        except Failed:
-            segments = [whole_source(row, self._settings)]
-        return plan_video(segments, self._settings)
-
-    def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
-        return pa.Table.from_pylist(rows, schema=self._schema)
-
-
 class _Preparer:
     """Actor: makes one shard at a time ready; a child process does the reading and decoding."""
 
     def __init__(self, settings: PrepareSettings, storage: StorageSettings, workers: WorkerSettings) -> None:
         self._settings, self._storage, self._workers = settings, storage, workers
-        self._prepare = IsolatedFunction(prepare_row)
+        self._prepare = IsolatedFunction(prepare_sample)
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
-        told = time.monotonic()
-        shard = ShardBuilder(plan)
+        reported = time.monotonic()
+        name = plan["shard"][0].as_py()
+        shard = ShardBuilder(name, extra_fields(plan.schema))
         try:
-            for row in plan.to_pylist():
-                self._sample(row, shard)
-                if time.monotonic() - told > TELL_EVERY:
+            for row in plan_rows_from(plan):
+                try:
+                    sample = work_on_sample(
+                        self._prepare, row, self._settings, self._storage, workers=self._workers, stage="tokenize"
+                    )
+                except Rejected as failure:
+                    shard.rejects.append(failure.reject)
+                else:
+                    shard.add(row, sample)
+                if time.monotonic() - reported > PROGRESS_EVERY:
                     yield waiting_block()
-                    told = time.monotonic()
+                    reported = time.monotonic()
             yield shard.to_block()
         except Exception as failure:
-            # As in `_Tokenizer`, which passes it on.
-            yield failed_block(plan["shard"][0].as_py(), repr(failure))
-
-    def _sample(self, row: dict[str, Any], shard: ShardBuilder) -> None:
-        arguments = (row, self._settings, self._storage)
-        try:
-            shard.add(row, tried_sample(self._prepare, arguments, row, self._workers, "tokenize"))
-        except Rejected as reject:
-            shard.rejects.append(reject.row)
+            # As in `_Encoder`, which passes it on.
+            yield failed_block(name, repr(failure))
 
 
-class _Tokenizer:
+class _Encoder:
     """Actor: encodes and commits prepared shards. Two calls overlap, but only one of them is on the device."""
 
     def __init__(self, output: str, storage: StorageSettings, task: TokenizeTask) -> None:
         self._folder, self._task = Folder(output, storage), task
         self._device = threading.Lock()
-        # Loaded while the first shards are prepared. What goes wrong is told by every call that asks for it.
+        # Loaded while the first shards are prepared. Every call reports what went wrong with it.
         self._encoder = ThreadPoolExecutor(1).submit(self._load)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -296,7 +323,7 @@ class _Tokenizer:
     def _make(self, shard: PreparedShard) -> dict[str, float]:
         with self._device:
             rows = self._encoder.result().rows(shard)
-        metadata = self._task.tokenizers.metadata()
+        metadata = {**self._task.tokenizers.metadata(), **made_by(_library_versions())}
         with ShardWriter(self._folder, shard.name, shard.extra(), TOKENS, metadata) as writer:
             if rows.num_rows:
                 writer.add(rows)
@@ -311,3 +338,8 @@ class _Tokenizer:
             "tokens": counts["visual_tokens"] + counts["motion_tokens"],
             "rejects": rejects,
         }
+
+
+def _library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide the codes of prepared samples."""
+    return {name: importlib.metadata.version(name) for name in ("torch", "numpy")}

@@ -19,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
 
 from videolavit.models.network import STRICT, ModelError
-from videolavit.records.inputs import InputError
+from videolavit.records.files import InputError
 from videolavit.records.storage import StorageError
 from videolavit.training.checkpoint import CheckpointError
 from videolavit.training.data import DataError

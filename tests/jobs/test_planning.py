@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from jobs.planning import Planner
 
 from jobs.decompose import ClipPlanner
-from jobs.planning import Planner
 from pipelines.common import WorkerSettings
 from videolavit.records.inputs import InputError, list_sources
 from videolavit.records.plan import whole_source

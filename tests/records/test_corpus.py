@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from videolavit.records.corpus import CorpusSettings, list_corpus
+from videolavit.records.token_plan import SHARD_UNITS, assign_token_shards, expand_source, plan_unit
 
 from tests.tokens import picture, write_tar
 from videolavit.records import schema
-from videolavit.records.corpus import CorpusSettings, list_corpus
 from videolavit.records.inputs import InputError
 from videolavit.records.storage import StorageSettings
-from videolavit.records.token_plan import SHARD_UNITS, assign_token_shards, expand_source, plan_unit
 
 STORAGE = StorageSettings()
 

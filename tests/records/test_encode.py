@@ -9,18 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from videolavit.records.corpus import CorpusSettings
 
 from tests.tokens import MOTION_CODES, VISUAL_CODES, write_model
 from videolavit.models.network import ModelError
 from videolavit.records import schema
-from videolavit.records.corpus import CorpusSettings
 from videolavit.records.encode import Encoder, read_tokenizers
 from videolavit.records.prepare import Prepared, PrepareSettings
 from videolavit.records.prepared import PreparedShard, ShardBuilder
 from videolavit.records.samples import SampleSettings
 from videolavit.records.shards import TOKENS, ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
-from videolavit.records.tokenizers import EncodeSettings, Tokenizers
+from videolavit.records.tokenizer_info import EncodeSettings, TokenizerInfo
 from videolavit.records.usage import CodeUsage, TokenStatistics
 
 SETTINGS = PrepareSettings(SampleSettings(), CorpusSettings(), 224, (20, 36))
@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokenizers(model: Path) -> Tokenizers:
+def tokenizers(model: Path) -> TokenizerInfo:
     return read_tokenizers(str(model))
 
 
@@ -65,12 +65,12 @@ def _shard(*kinds: str) -> PreparedShard:
     return PreparedShard.from_block(builder.to_block(), SETTINGS)
 
 
-def _encoder(model: Path, tokenizers: Tokenizers, clips: int) -> Encoder:
+def _encoder(model: Path, tokenizers: TokenizerInfo, clips: int) -> Encoder:
     return Encoder(EncodeSettings(model=str(model), token_budget=256 * clips), tokenizers, "cpu")
 
 
 @pytest.fixture(scope="module")
-def rows(model: Path, tokenizers: Tokenizers) -> pa.Table:
+def rows(model: Path, tokenizers: TokenizerInfo) -> pa.Table:
     return _encoder(model, tokenizers, 1).rows(_shard("text", "video", "image", "video"))
 
 
@@ -90,32 +90,32 @@ def test_codes_come_back_to_their_samples(model: Path, rows: pa.Table) -> None:
             assert clip["visual_tokens"] == visual.encode(normalize_images(image[None]))[0].tolist()
 
 
-def test_codes_do_not_depend_on_neighbours(model: Path, tokenizers: Tokenizers, rows: pa.Table) -> None:
+def test_codes_do_not_depend_on_neighbours(model: Path, tokenizers: TokenizerInfo, rows: pa.Table) -> None:
     """Alone, or in batches of five that go over the samples' ends and are filled up."""
     batched = _encoder(model, tokenizers, 5).rows(_shard("text", "video", "image", "video"))
     assert batched["clips"].to_pylist() == rows["clips"].to_pylist()
 
 
-def test_a_shard_without_samples_and_one_of_texts(model: Path, tokenizers: Tokenizers) -> None:
+def test_a_shard_without_samples_and_one_of_texts(model: Path, tokenizers: TokenizerInfo) -> None:
     encoder = _encoder(model, tokenizers, 1)
     assert encoder.rows(_shard("text", "text"))["num_tokens"].to_pylist() == [0, 0]
     empty = ShardBuilder(pa.table({"shard": ["0.parquet"]}), rejects=[{"sample_id": "a"}])
     assert encoder.rows(PreparedShard.from_block(empty.to_block(), SETTINGS)).num_rows == 0
 
 
-def test_another_model_on_a_node_is_refused(tokenizers: Tokenizers, tmp_path: Path) -> None:
+def test_another_model_on_a_node_is_refused(tokenizers: TokenizerInfo, tmp_path: Path) -> None:
     other = write_model(tmp_path / "other", seed=1)
     with pytest.raises(ModelError, match="another visual_tokenizer here than where the run was started"):
         _encoder(other, tokenizers, 1)
 
 
-def test_half_precision(model: Path, tokenizers: Tokenizers) -> None:
+def test_half_precision(model: Path, tokenizers: TokenizerInfo) -> None:
     settings = EncodeSettings(model=str(model), dtype="bfloat16")
     (row,) = Encoder(settings, tokenizers, "cpu").rows(_shard("video")).to_pylist()
     assert all(0 <= code < MOTION_CODES for clip in row["clips"] for code in clip["motion_tokens"])
 
 
-def test_statistics_of_a_shard(rows: pa.Table, tokenizers: Tokenizers, tmp_path: Path) -> None:
+def test_statistics_of_a_shard(rows: pa.Table, tokenizers: TokenizerInfo, tmp_path: Path) -> None:
     folder = Folder(str(tmp_path), StorageSettings())
     extra = [field for field in rows.schema if field.name not in schema.TOKENS.names]
     with ShardWriter(folder, "0.parquet", extra, TOKENS, tokenizers.metadata()) as writer:
@@ -142,7 +142,7 @@ def test_perplexity() -> None:
     assert CodeUsage(np.array([0, 0])).perplexity == 0
 
 
-def test_the_budget_decides_the_batch(tokenizers: Tokenizers) -> None:
+def test_the_budget_decides_the_batch(tokenizers: TokenizerInfo) -> None:
     settings = EncodeSettings(model="m", token_budget=1000)
     assert settings.batch(tokenizers, "cpu") == 3
     assert EncodeSettings(model="m", token_budget=1).batch(tokenizers, "cpu") == 1

@@ -5,15 +5,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from videolavit.records.corpus import CorpusSettings, list_corpus
+from videolavit.records.token_plan import plan_unit
 
 from tests.tokens import picture, write_tar
 from videolavit.media.errors import MediaError
 from videolavit.records import schema
-from videolavit.records.corpus import CorpusSettings, list_corpus
 from videolavit.records.prepare import MAX_TEXT_BYTES, PrepareSettings, prepare_row
 from videolavit.records.samples import SampleSettings
 from videolavit.records.storage import StorageSettings
-from videolavit.records.token_plan import plan_unit
 
 SETTINGS = PrepareSettings(SampleSettings(), CorpusSettings(), 224, (20, 36))
 STORAGE = StorageSettings()

@@ -10,15 +10,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .errors import ModelError
+
+__all__ = ["STRICT", "ModelError", "Network", "load_exactly", "parse_config", "weight_files"]
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 STRICT = ConfigDict(extra="forbid", strict=False)
 """Settings reject unknown keys."""
 
 C = TypeVar("C")
-
-
-class ModelError(ValueError):
-    """A model cannot be built or loaded as asked; the message names the fix."""
 
 
 class Network(nn.Module, Generic[C]):

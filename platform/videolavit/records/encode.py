@@ -15,21 +15,21 @@ from videolavit.models.visual_tokenizer import normalize_images
 
 from . import schema
 from .prepared import PreparedShard
-from .tokenizers import PARTS, EncodeSettings, Tokenizers
+from .tokenizer_info import TOKENIZER_PARTS, EncodeSettings, TokenizerInfo
 
 Codes = NDArray[np.int32]
 
 
-def read_tokenizers(model: str) -> Tokenizers:
+def read_tokenizers(model: str) -> TokenizerInfo:
     """Reads what must be known of a model's tokenizers.
 
     Raises:
         ModelError: there is no model, or it has no tokenizers.
     """
     folder = ModelFolder(model)
-    visual, motion = (folder.config(part) for part in PARTS)
-    return Tokenizers(
-        digests={part: folder.digest(part) for part in PARTS},
+    visual, motion = (folder.config(part) for part in TOKENIZER_PARTS)
+    return TokenizerInfo(
+        digests={part: folder.digest(part) for part in TOKENIZER_PARTS},
         num_codes={"visual": visual.num_codes, "motion": motion.num_codes},
         picture_size=visual.image_size,
         motion_size=(motion.grid_height, motion.grid_width),
@@ -50,14 +50,14 @@ class Encoder:
         ModelError: the model cannot be loaded or is another one.
     """
 
-    def __init__(self, settings: EncodeSettings, tokenizers: Tokenizers, device: str) -> None:
+    def __init__(self, settings: EncodeSettings, tokenizers: TokenizerInfo, device: str) -> None:
         _make_repeatable(device)
         folder = ModelFolder(settings.model)
-        for part in PARTS:
+        for part in TOKENIZER_PARTS:
             if folder.digest(part) != tokenizers.digests[part]:
                 raise ModelError(f"{settings.model} holds another {part} here than where the run was started")
         self._device, self._dtype = torch.device(device), getattr(torch, settings.dtype)
-        self._visual, self._motion = (folder.load(part, self._device, self._dtype) for part in PARTS)
+        self._visual, self._motion = (folder.load(part, self._device, self._dtype) for part in TOKENIZER_PARTS)
         self._batch = settings.batch(tokenizers, device)
 
     def pictures(self, pictures: NDArray[np.uint8]) -> list[Codes]:

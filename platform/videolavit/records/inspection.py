@@ -15,6 +15,7 @@ from videolavit.media import Clip, DecomposeSettings, VideoInfo, decompose, prob
 from videolavit.progress import OnProgress, Progress, ignore_progress
 
 from .report import SHEET_CELLS, clip_cell, shard_cells, stored_cells
+from .rows import Reject
 from .schema import kind_of
 from .shards import CLIPS, TOKENS, Ledger, total
 from .storage import Folder, StorageError, StorageSettings, open_source
@@ -292,10 +293,10 @@ def _run(path: str, folder: Folder, of_tokens: bool) -> RunFacts:
     )
 
 
-def _reject_types(rejects: Sequence[dict[str, Any]]) -> tuple[RejectFacts, ...]:
-    counts = Counter(reject["error_type"] for reject in rejects)
-    first = {reject["error_type"]: reject for reject in reversed(rejects)}
+def _reject_types(rejects: Sequence[Reject]) -> tuple[RejectFacts, ...]:
+    counts = Counter(reject.error_type for reject in rejects)
+    first = {reject.error_type: reject for reject in reversed(rejects)}
     return tuple(
-        RejectFacts(error_type=name, count=count, source=first[name]["source"], message=first[name]["message"])
+        RejectFacts(error_type=name, count=count, source=first[name].source, message=first[name].message)
         for name, count in counts.most_common()
     )

@@ -1,61 +1,40 @@
-"""One planned sample in, what the tokenizers read of it out: pictures and motion of one size each, and its text.
+"""A sample as the tokenizers read it: pictures and motion of one size each, and its text.
 
-`prepare_row` is called in a child process. It knows nothing of torch, so that the child starts fast.
+Runs in a child process and knows nothing of torch, so that the child starts fast.
 """
 
-import functools
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from videolavit.media import CLIP_FRAMES, MediaError, motion_features
-from videolavit.media.errors import SourceMissing, SourceUnreadable
 from videolavit.media.resize import resize_picture
 
-from .corpus import CorpusSettings
-from .inputs import resolve
-from .pictures import MAX_FILE_BYTES, ImageTooLarge, decode_image
-from .reading import SourceChanged, TableReader
-from .samples import SampleSettings, decode_picture, decompose_row, stored_clips
-from .schema import WORK_SECONDS
+from .inputs import InputSettings
+from .rows import VideoSample
+from .samples import SampleSettings, decode_picture, stored_clips
 from .storage import StorageSettings, open_source
-from .token_plan import expand_source
-
-MAX_TEXT_BYTES = 16 << 20
-
-
-class NotAText(MediaError):
-    """The bytes are not UTF-8."""
-
-
-class EmptyText(MediaError):
-    """Nothing, or nothing but spaces."""
-
-
-class TextTooLarge(MediaError):
-    """Above the limit; to be cut into documents first."""
 
 
 class NothingInside(MediaError):
-    """A tar without samples."""
+    """A container without samples."""
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """What the tokenizers read, and how a video becomes clips.
+    """Sizes that the tokenizers read, and how a video becomes clips.
 
     Args:
         sample: How videos are decomposed.
-        corpus: How inputs were read.
-        picture_size: Side of a picture in pixels.
-        motion_size: Height and width of a motion grid.
+        inputs: How inputs are read.
+        picture_size: Width and height of a picture, in pixels.
+        motion_size: Height and width of a motion grid, in blocks.
     """
 
     sample: SampleSettings
-    corpus: CorpusSettings
+    inputs: InputSettings
     picture_size: int
     motion_size: tuple[int, int]
 
@@ -64,10 +43,10 @@ class PrepareSettings:
 class Prepared:
     """A sample, ready for the tokenizers.
 
-    Attributes:
+    Args:
         pictures: uint8 [clips, size, size, 3].
-        motion: float32 [clips, 2, 24, *motion_size]; [0, ...] of an image or a text.
-        end_seconds: Where a video's segment ends, or None.
+        motion: float32 [clips, 2, 24, *motion_size]; [0, ...] for an image or a text.
+        end_seconds: End of a video's segment, in seconds; None for an image or a text.
         work_seconds: Core-seconds of its decomposition.
     """
 
@@ -78,46 +57,25 @@ class Prepared:
     work_seconds: float = 0.0
 
 
-def prepare_row(row: dict[str, Any], settings: PrepareSettings, storage: StorageSettings) -> Prepared:
-    """Prepares a planned sample.
-
-    Args:
-        row: Of a plan (`schema.TOKEN_PLAN`).
-
-    Raises:
-        MediaError: the typed reason why there is none.
-    """
-    kind = row["kind"]
-    if kind == "text":
-        return _prepared(_text_of(row, storage), [], [], settings)
-    if kind == "image":
-        text = _read_text(row["text_url"], storage) if row["text_url"] else row["text"]
-        picture = decode_image(image_bytes(row, storage, _tables(storage)), settings.picture_size)
-        return _prepared(text, [picture], [], settings)
-    if kind == "tar" or (kind == "clips" and row["row"] is None):
-        _explain(row, settings, storage)
-    table = decompose_row(row, settings.sample, storage) if kind == "video" else _stored_row(row, storage)
-    return _of_clips(table, row["text"], settings)
-
-
-def _of_clips(table: pa.Table, text: str | None, settings: PrepareSettings) -> Prepared:
-    """Prepares a row of a clip shard."""
-    width, height = table["width"][0].as_py(), table["height"][0].as_py()
+def prepare_clips(sample: VideoSample, text: str | None, settings: PrepareSettings) -> Prepared:
+    """Prepares the clips of a video."""
+    size = settings.picture_size
     pictures, motion = [], []
-    for keyframe, grids in stored_clips(table["clips"].combine_chunks()):
-        pictures.append(resize_picture(decode_picture(keyframe), settings.picture_size, settings.picture_size))
-        motion.append(motion_features(grids, width, height, settings.motion_size))
-    work = float((table.schema.metadata or {}).get(WORK_SECONDS, b"0"))
-    return _prepared(text, pictures, motion, settings, end_seconds=table["end_seconds"][0].as_py(), work_seconds=work)
+    for keyframe, grids in stored_clips(sample.clips):
+        pictures.append(resize_picture(decode_picture(keyframe), size, size))
+        motion.append(motion_features(grids, sample.width, sample.height, settings.motion_size))
+    further = {"end_seconds": sample.end_seconds, "work_seconds": sample.work_seconds}
+    return prepared(text, pictures, motion, settings, **further)
 
 
-def _prepared(
+def prepared(
     text: str | None,
     pictures: list[NDArray[np.uint8]],
     motion: list[NDArray[np.float32]],
     settings: PrepareSettings,
     **further: Any,
 ) -> Prepared:
+    """A sample of pictures and motion, either of which may be none."""
     size = settings.picture_size
     return Prepared(
         text,
@@ -127,69 +85,21 @@ def _prepared(
     )
 
 
-def _explain(row: dict[str, Any], settings: PrepareSettings, storage: StorageSettings) -> NoReturn:
-    """Raises why a tar or clip shard was planned as a whole and not sample by sample."""
-    if expand_source(row, storage, settings.corpus).num_rows:
-        raise SourceUnreadable(f"{row['url']} could not be listed when it was planned; retry it")
-    raise NothingInside("a tar without videos or images")
+def read_bytes(
+    url: str,
+    storage: StorageSettings,
+    limit: int,
+    too_large: type[MediaError],
+    offset: int | None = None,
+    length: int | None = None,
+) -> bytes:
+    """Content of a file, or of a range of one.
 
-
-def image_bytes(row: dict[str, Any], storage: StorageSettings, tables: TableReader) -> bytes:
-    """The image file of a listed image (a row of `corpus.SOURCES`). Raises MediaError."""
-    if row["row"] is None:
-        return _read(row, storage, MAX_FILE_BYTES, ImageTooLarge)
-    value = tables.row(row["url"], row["row"], [row["column"]])[row["column"]][0].as_py()
-    if isinstance(value, dict):
-        if value["bytes"] is None and value.get("path"):
-            named = row | {"url": resolve(value["path"], row["url"].rsplit("/", 1)[0])}
-            return _read(named, storage, MAX_FILE_BYTES, ImageTooLarge)
-        value = value["bytes"]
-    if value is None:
-        raise SourceMissing(f"row {row['row']} of {row['url']} has no image")
-    return bytes(value)
-
-
-def _text_of(row: dict[str, Any], storage: StorageSettings) -> str:
-    inline = row["row"] is not None
-    text = row["text"] or "" if inline else _decoded(_read(row, storage, MAX_TEXT_BYTES, TextTooLarge))
-    if not text.strip():
-        raise EmptyText("nothing but spaces" if text else "no text")
-    return text
-
-
-def _read_text(url: str, storage: StorageSettings) -> str | None:
-    row = {"url": url, "offset": None, "length": None}
-    return _decoded(_read(row, storage, MAX_TEXT_BYTES, TextTooLarge)).strip() or None
-
-
-def _decoded(data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise NotAText(f"not UTF-8: {error}") from None
-
-
-def _read(row: dict[str, Any], storage: StorageSettings, limit: int, too_large: type[MediaError]) -> bytes:
-    with open_source(row["url"], storage, row["offset"] or 0, row["length"]) as file:
+    Raises:
+        MediaError: it cannot be read, or is larger than `limit` bytes.
+    """
+    with open_source(url, storage, offset or 0, length) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise too_large(f"more than {limit >> 20} MiB")
     return data
-
-
-# ---- rows of Parquet files ----------------------------------------------------------------------------------------
-
-
-def _stored_row(row: dict[str, Any], storage: StorageSettings) -> pa.Table:
-    """A row of a clip shard."""
-    columns = ("sample_id", "end_seconds", "width", "height", "clips")
-    table = _tables(storage).row(row["url"], row["row"], columns)
-    if table["sample_id"][0].as_py() != row["sample_id"]:
-        raise SourceChanged(f"row {row['row']} of {row['url']} is another sample than when it was planned")
-    return table
-
-
-@functools.lru_cache(maxsize=1)
-def _tables(storage: StorageSettings) -> TableReader:
-    """A plan keeps neighbours together, so that the last row group is enough."""
-    return TableReader(storage)

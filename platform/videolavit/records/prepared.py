@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from videolavit.media import CLIP_FRAMES
 
 from . import schema
-from .inputs import EXTRA
-from .plan import extra_fields
+from .kinds import KINDS
 from .prepare import Prepared, PrepareSettings
-from .samples import extra_columns
+from .rows import PlanRow, Reject, reject_from, reject_to
 
 _OWN = [field for field in schema.TOKENS if field.name not in ("clips", "num_tokens")]
 _COUNTS = [pa.field("num_pictures", pa.int32()), pa.field("num_motions", pa.int32())]
@@ -25,57 +24,64 @@ class ShardBuilder:
     """Collects the samples of a shard.
 
     Args:
-        plan: Plan rows of the shard.
+        name: Name of the shard.
+        extra: Further columns.
     """
 
-    plan: pa.Table
-    rejects: list[dict[str, Any]] = field(default_factory=list)
-    _rows: list[dict[str, Any]] = field(default_factory=list)
-    _pictures: list[NDArray[np.uint8]] = field(default_factory=list)
-    _motion: list[NDArray[np.float32]] = field(default_factory=list)
-    _work_seconds: float = 0.0
+    name: str
+    extra: list[pa.Field]
+    rejects: list[Reject] = field(default_factory=list)
+    _samples: list[tuple[PlanRow, Prepared]] = field(default_factory=list)
 
-    def add(self, row: dict[str, Any], sample: Prepared) -> None:
-        """Adds what became of a plan row."""
-        counts = {"num_pictures": len(sample.pictures), "num_motions": len(sample.motion)}
-        values = {"modality": "video" if row["kind"] == "clips" else row["kind"], "text": sample.text}
-        values |= {"end_seconds": sample.end_seconds}
-        self._rows.append(row | values | counts | extra_columns(row))
-        self._pictures.append(sample.pictures)
-        self._motion.append(sample.motion)
-        self._work_seconds += sample.work_seconds
+    def add(self, row: PlanRow, sample: Prepared) -> None:
+        """Adds a planned sample."""
+        self._samples.append((row, sample))
 
     def to_block(self) -> pa.Table:
         """One row of plain types. Ray would cut a block of several rows, and a shard must stay whole."""
-        extra = [field.with_name(field.name.removeprefix(EXTRA)) for field in extra_fields(self.plan.schema)]
-        samples = pa.Table.from_pylist(self._rows, pa.schema([*_OWN, *_COUNTS, *extra]))
         sink = pa.BufferOutputStream()
+        samples = self._table()
         with pa.ipc.new_stream(sink, samples.schema) as stream:
             stream.write_table(samples)
         return _block(
-            shard=self.plan["shard"][0].as_py(),
+            shard=self.name,
             samples=sink.getvalue().to_pybytes(),
-            rejects=json.dumps(self.rejects),
-            pictures=_joined(self._pictures),
-            motion=_joined(self._motion),
-            work_seconds=self._work_seconds,
+            rejects=json.dumps([reject_to(one) for one in self.rejects]),
+            pictures=b"".join(sample.pictures.tobytes() for _, sample in self._samples),
+            motion=b"".join(sample.motion.tobytes() for _, sample in self._samples),
+            work_seconds=sum(sample.work_seconds for _, sample in self._samples),
         )
+
+    def _table(self) -> pa.Table:
+        columns: dict[str, list[Any]] = {
+            "sample_id": [row.sample_id for row, _ in self._samples],
+            "modality": [KINDS[row.kind].modality for row, _ in self._samples],
+            "source": [row.source for row, _ in self._samples],
+            "text": [sample.text for _, sample in self._samples],
+            "start_seconds": [row.start_seconds for row, _ in self._samples],
+            "end_seconds": [sample.end_seconds for _, sample in self._samples],
+            "num_pictures": [len(sample.pictures) for _, sample in self._samples],
+            "num_motions": [len(sample.motion) for _, sample in self._samples],
+        }
+        columns |= {one.name: [row.extra.get(one.name) for row, _ in self._samples] for one in self.extra}
+        fields = pa.schema([*_OWN, *_COUNTS, *self.extra])
+        return pa.Table.from_arrays([pa.array(columns[one.name], one.type) for one in fields], schema=fields)
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedShard:
-    """What `ShardBuilder` collected.
+    """A shard that `ShardBuilder` collected.
 
     Attributes:
         samples: Rows of `schema.TOKENS` without the tokens, with `num_pictures` and `num_motions`, and extra columns.
-        rejects: Rows of `schema.REJECTS`.
+        rejects: Samples that could not be prepared.
         pictures: uint8 [pictures, size, size, 3], those of all samples in their order.
         motion: float32 [motions, 2, 24, *motion_size].
     """
 
     name: str
     samples: pa.Table
-    rejects: list[dict[str, Any]]
+    rejects: list[Reject]
     pictures: NDArray[np.uint8]
     motion: NDArray[np.float32]
     work_seconds: float
@@ -87,14 +93,14 @@ class PreparedShard:
         return cls(
             name=block["shard"][0].as_py(),
             samples=pa.ipc.open_stream(samples).read_all(),
-            rejects=json.loads(block["rejects"][0].as_py()),
+            rejects=[reject_from(one) for one in json.loads(block["rejects"][0].as_py())],
             pictures=np.frombuffer(pictures, np.uint8).reshape(-1, size, size, 3),
             motion=np.frombuffer(motion, np.float32).reshape(-1, 2, CLIP_FRAMES, *settings.motion_size),
             work_seconds=block["work_seconds"][0].as_py(),
         )
 
     def extra(self) -> list[pa.Field]:
-        """Fields of the further columns."""
+        """Further columns of the samples."""
         own = {field.name for field in (*_OWN, *_COUNTS)}
         return [field for field in self.samples.schema if field.name not in own]
 
@@ -124,7 +130,3 @@ _BLOCK = pa.schema(
 
 def _block(**values: Any) -> pa.Table:
     return pa.table({field.name: pa.array([values.get(field.name)], field.type) for field in _BLOCK}, schema=_BLOCK)
-
-
-def _joined(parts: list[NDArray[Any]]) -> bytes:
-    return b"".join(part.tobytes() for part in parts)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from videolavit.media import contact_sheet, draw_motion
 
+from .rows import Reject
 from .samples import clip_motion, decode_picture
 from .shards import CLIPS, Ledger
 from .storage import Folder
@@ -36,7 +37,7 @@ _NUMBERS = {
 }
 
 
-def write_clip_report(folder: Folder, run: dict[str, Any], rejects: list[dict[str, Any]]) -> None:
+def write_clip_report(folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
     """Writes `report.html` from a run's shards and counts."""
     counts = run["counts"]
     names = spread(sorted(Ledger(folder).committed()), SAMPLED_SHARDS)
@@ -61,7 +62,7 @@ def render_page(
     facts: Sequence[tuple[str, str]],
     cells: Sequence[tuple[NDArray[np.uint8], str]],
     plots: Sequence[dict[str, Any]] = (),
-    rejects: Sequence[dict[str, Any]] = (),
+    rejects: Sequence[Reject] = (),
     details: str = "",
     note: str = "",
     videos: Sequence[tuple[bytes, str]] = (),
@@ -73,14 +74,14 @@ def render_page(
         facts: Names and values.
         cells: Pictures and captions of the contact sheet.
         plots: As `histogram` makes them.
-        rejects: Rows of `schema.REJECTS`.
+        rejects: Samples that could not be made.
         details: Shown as it is.
         note: What a reader must know first.
         videos: mp4 files and their captions.
         pictures: PNG files and their captions.
     """
-    kinds = sorted({str(reject["error_type"]) for reject in rejects})
-    groups = [(kind, [reject for reject in rejects if reject["error_type"] == kind]) for kind in kinds]
+    kinds = sorted({reject.error_type for reject in rejects})
+    groups = [(kind, [reject for reject in rejects if reject.error_type == kind]) for kind in kinds]
     template = resources.files("videolavit.records").joinpath("report.html.j2").read_text()
     sheet = ""
     if cells:

@@ -1,10 +1,10 @@
-"""One planned segment in, one row of a clip shard or one reject out."""
+"""A planned segment to the clips of a shard's row, and stored clips back to pictures and motion."""
 
 import io
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NoReturn
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from videolavit.media import Clip, DecomposeSettings, decompose
-from videolavit.media.errors import DurationMismatch, NoVideoStream, SourceUnreadable
+from videolavit.media.errors import DurationMismatch
 
 from . import schema
-from .identity import run_identity
-from .inputs import EXTRA, TAR, tar_members
-from .storage import StorageSettings, open_source
+from .rows import PlanRow, VideoSample
 
 SEGMENT_VALUES = 3_000_000
 """Motion values of a segment: writing them to Parquet takes some 30 bytes each. Pictures above half a megapixel are
@@ -43,68 +41,42 @@ class SampleSettings(DecomposeSettings):
         if self.segment_seconds < 4:
             raise ValueError(f"segment_seconds must be at least 4 (one clip), not {self.segment_seconds:g}")
 
-    def identity(self) -> dict[str, Any]:
-        """What a run with these settings depends on."""
-        return run_identity(self, segment_values=SEGMENT_VALUES)
 
-    def key(self) -> dict[str, Any]:
-        """What a sample's name depends on."""
-        return asdict(self)
-
-
-def decompose_row(row: dict[str, Any], settings: SampleSettings, storage: StorageSettings) -> pa.Table:
-    """Decomposes a planned segment.
-
-    Args:
-        row: Of a plan (`schema.PLAN`).
-
-    Returns:
-        One-row table of `schema.CLIPS`, with the core-seconds it took in the metadata.
+def decompose_segment(file: BinaryIO, row: PlanRow, settings: SampleSettings) -> VideoSample:
+    """Decomposes a planned segment of an open video.
 
     Raises:
-        MediaError: the typed reason why there is none.
+        MediaError: the typed reason why it has no clips.
     """
     started = time.process_time()
-    if row["url"].lower().endswith(TAR) and row["offset"] is None:
-        _explain_tar(row["url"], storage)
+    start = row.start_seconds or 0.0
     clips = _ClipColumns(settings)
-    with open_source(row["url"], storage, row["offset"] or 0, row["length"]) as file:
-        for clip in decompose(file, settings, start_seconds=row["start_seconds"], end_seconds=row["end_seconds"]):
-            clips.add(clip)
-            _check_length(row, clips, settings)
-    return pa.table(
-        {
-            "sample_id": [row["sample_id"]],
-            "source": [row["source"]],
-            "text": [row["text"]],
-            "start_seconds": [row["start_seconds"]],
-            "end_seconds": [clips.end_seconds],
-            "fps": [float(settings.fps)],
-            "width": [clips.width],
-            "height": [clips.height],
-            "num_clips": [len(clips)],
-            "clips": clips.array(),
-        },
-        schema=schema.CLIPS.with_metadata({schema.WORK_SECONDS: f"{time.process_time() - started:.6f}"}),
+    for clip in decompose(file, settings, start_seconds=start, end_seconds=row.end_seconds):
+        clips.add(clip)
+        _check_length(row, clips.end_seconds, settings)
+    return VideoSample(
+        sample_id=row.sample_id,
+        source=row.source,
+        text=row.text,
+        start_seconds=start,
+        end_seconds=clips.end_seconds,
+        fps=float(settings.fps),
+        width=clips.width,
+        height=clips.height,
+        clips=clips.array(),
+        work_seconds=time.process_time() - started,
     )
 
 
-def _explain_tar(url: str, storage: StorageSettings) -> NoReturn:
-    """Raises why a tar was planned as a whole and not member by member."""
-    if tar_members(url, storage):
-        raise SourceUnreadable(f"the members of {url} could not be listed when it was planned; retry it")
-    raise NoVideoStream("a tar without video members")
-
-
-def _check_length(row: dict[str, Any], clips: "_ClipColumns", settings: SampleSettings) -> None:
-    """Keeps a segment that runs to the end from growing without bound."""
-    planned = row["planned_seconds"]
-    limit = row["start_seconds"] + (planned or 0.0) + settings.segment_seconds
-    if row["end_seconds"] is not None or clips.end_seconds <= limit:
+def _check_length(row: PlanRow, end_seconds: float, settings: SampleSettings) -> None:
+    """Keeps a segment that runs to the end of its video from growing without bound."""
+    start = row.start_seconds or 0.0
+    limit = start + (row.planned_seconds or 0.0) + settings.segment_seconds
+    if row.end_seconds is not None or end_seconds <= limit:
         return
-    if planned is None:
+    if row.planned_seconds is None:
         raise DurationMismatch(f"runs beyond {limit:g} s, and its header could not be read before; retry it")
-    raise DurationMismatch(f"runs beyond {limit:g} s; its header declares {row['start_seconds'] + planned:g} s")
+    raise DurationMismatch(f"runs beyond {limit:g} s; its header declares {start + row.planned_seconds:g} s")
 
 
 class _ClipColumns:
@@ -183,8 +155,3 @@ def clip_motion(clip: dict[str, Any]) -> NDArray[np.int16]:
     """The motion of a stored clip (a struct of `schema.CLIP`) as int16 [num_frames, blocks_high, blocks_wide, 2]."""
     shape = (clip["num_frames"], clip["blocks_high"], clip["blocks_wide"], 2)
     return np.asarray(clip["motion"], np.int16).reshape(shape)
-
-
-def extra_columns(row: dict[str, Any]) -> dict[str, Any]:
-    """A plan row's manifest columns under the names that they have in a shard."""
-    return {name.removeprefix(EXTRA): value for name, value in row.items() if name.startswith(EXTRA)}

@@ -73,33 +73,55 @@ REJECTS = pa.schema(
     ]
 )
 
+SOURCES = pa.schema(
+    [
+        ("source", pa.string()),  # name of the sample's origin: an address, `TAR/MEMBER` or `TABLE#rowN`
+        ("url", pa.string()),  # file that holds it
+        ("kind", pa.string()),  # name in `kinds.KINDS`
+        ("text", pa.string()),
+        ("offset", pa.int64()),  # first byte in `url`: a member of a tar
+        ("length", pa.int64()),  # bytes; null: the whole file
+        ("row", pa.int64()),  # row of the table `url`
+        ("row_group", pa.int64()),  # row group of the table `url` that holds `row`
+        ("column", pa.string()),  # column of that table that holds the file
+        ("text_url", pa.string()),  # file that holds the text
+        ("start_seconds", pa.float64()),  # of a range that the input names; null: the whole video
+        ("end_seconds", pa.float64()),
+    ]
+)
+"""A listing: what the inputs name, before any of it is opened."""
+
 PLAN = pa.schema(
     [
         ("sample_id", pa.string()),
-        ("source", pa.string()),
-        ("url", pa.string()),
-        ("offset", pa.int64()),  # of the bytes in `url`: a member of a tar
-        ("length", pa.int64()),  # null: the whole file
-        ("text", pa.string()),
+        *(field for field in SOURCES if field.name not in ("start_seconds", "end_seconds")),
         ("start_seconds", pa.float64()),
         ("end_seconds", pa.float64()),  # null: to the end
         ("planned_seconds", pa.float64()),  # null: the header could not be read
+        ("num_clips", pa.int32()),  # expected
         ("cost", pa.float64()),  # estimated core-seconds
+        ("size_bytes", pa.float64()),  # estimated, in the shard or in memory while the shard is made
         ("attempts", pa.int32()),  # made before this plan
         ("shard", pa.string()),  # name of the shard that will hold the sample or its reject
     ]
 )
+"""A plan: one row a sample. Plans of version 0.1 lack `kind`, `row`, `row_group`, `column`, `text_url`, `num_clips` and
+`size_bytes` where nothing needed them."""
 
-TOKEN_PLAN = pa.schema(
-    [
-        *PLAN,
-        ("kind", pa.string()),  # video, clips, image, text; tar: one whose members are not known
-        ("row", pa.int64()),  # of the table `url`: a clip sample, a picture, a text
-        ("column", pa.string()),  # of that table: where a picture's file is
-        ("text_url", pa.string()),  # of a file that holds the text
-        ("num_clips", pa.int32()),  # expected
-    ]
-)
+EXTRA_PREFIX = "extra."
+"""Prefix of a manifest's further columns in a listing and in a plan."""
+
+TEXTS = "texts"
+"""Further column of all captions of a video that a manifest names more than once."""
+
+RANGE_ID = "range_id"
+"""Further column that names the range which a sample is, or is a part of."""
+
+TAR_JSON = "tar_json"
+"""Further column of the `.json` files beside a tar's samples."""
+
+RESERVED = frozenset({*CLIPS.names, *TOKENS.names, "num_pictures", "num_motions"})
+"""Columns of shards, and of token shards on their way; a manifest's column of such a name is called `manifest_NAME`."""
 
 
 def versioned(schema: pa.Schema, kind: str, further: Mapping[str, str] | None = None) -> pa.Schema:

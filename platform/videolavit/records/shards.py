@@ -18,10 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from . import schema
+from .rows import Reject, keys, reject_from, reject_to
 from .schema import WORK_SECONDS
 from .storage import Folder
 
-PLAN = "plan"
+PLAN_FOLDER = "plan"
 _FOOTER = b"videolavit.shard"
 _READERS = 16
 
@@ -80,15 +81,16 @@ class ShardSummary:
 
     name: str
     counts: Counter[str] = field(default_factory=Counter)
-    rejects: list[dict[str, Any]] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
 
     def to_json(self) -> str:
-        return json.dumps({"name": self.name, **self.counts, "rejects": self.rejects})
+        return json.dumps({"name": self.name, **self.counts, "rejects": [reject_to(one) for one in self.rejects]})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "ShardSummary":
         values = json.loads(text)
-        return cls(values.pop("name"), rejects=values.pop("rejects"), counts=Counter(values))
+        rejects = [reject_from(one) for one in values.pop("rejects")]
+        return cls(values.pop("name"), rejects=rejects, counts=Counter(values))
 
 
 def total(summaries: Iterable[ShardSummary]) -> Counter[str]:
@@ -147,9 +149,9 @@ class ShardWriter:
         self._writer.write_table(rows.select(self._schema.names).cast(self._schema), row_group_size=rows.num_rows)
         self._summary.counts.update(counts)
 
-    def reject(self, row: dict[str, Any]) -> None:
-        """Adds a row of `schema.REJECTS`."""
-        self._summary.rejects.append(row)
+    def reject(self, reject: Reject) -> None:
+        """Adds a sample that could not be made."""
+        self._summary.rejects.append(reject)
 
     @property
     def counts(self) -> Counter[str]:
@@ -178,19 +180,19 @@ class Ledger:
         self.folder, self.kind = folder, kind
 
     def plans(self) -> list[str]:
-        return self.folder.names(PLAN, ".parquet")
+        return self.folder.names(PLAN_FOLDER, ".parquet")
 
     def planned(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Every plan, the oldest first."""
         for name in self.plans():
-            with self.folder.open(f"{PLAN}/{name}") as file:
+            with self.folder.open(f"{PLAN_FOLDER}/{name}") as file:
                 yield pq.read_table(file, columns=columns)
 
     def add_plan(self, generation: int, plan: pa.Table) -> bool:
         """Publishes a plan. Returns False if another run has just published one of this generation."""
         sink = pa.BufferOutputStream()
         pq.write_table(plan, sink, compression="zstd")
-        return self.folder.create_bytes(f"{PLAN}/{generation:05d}.parquet", sink.getvalue().to_pybytes())
+        return self.folder.create_bytes(f"{PLAN_FOLDER}/{generation:05d}.parquet", sink.getvalue().to_pybytes())
 
     def committed(self) -> set[str]:
         """Names of the committed shards."""
@@ -209,19 +211,22 @@ class Ledger:
     def standing(self) -> dict[str, str]:
         """The shard that answers for each planned sample: the latest plan's that has it.
 
-        A file whose header could not be read stands for itself until a later plan reads it; if it is a tar, its members
-        take its place.
+        A source whose header could not be read stands for itself until a later plan reads it; if it is a tar, its
+        members take its place.
         """
         shards: dict[str, str] = {}
         unread: dict[str, str] = {}
-        for plan in self.planned(["sample_id", "url", "offset", "planned_seconds", "shard"]):
-            rows = plan.to_pylist()
-            for url in {row["url"] for row in rows} & unread.keys():
-                del shards[unread.pop(url)]
-            for row in rows:
-                shards[row["sample_id"]] = row["shard"]
-                if row["planned_seconds"] is None and row["offset"] is None:
-                    unread[row["url"]] = row["sample_id"]
+        for plan in self.planned():
+            names = keys(plan).to_pylist()
+            columns = ("source", "url", "sample_id", "shard", "offset", "planned_seconds")
+            rows = list(zip(names, *(plan[name].to_pylist() for name in columns), strict=True))
+            read = {name for key, source, url, *_ in rows for name in ((key, url) if key == source else (key,))}
+            for source in read & unread.keys():
+                del shards[unread.pop(source)]
+            for key, _, _, sample, shard, offset, seconds in rows:
+                shards[sample] = shard
+                if seconds is None and offset is None:
+                    unread[key] = sample
         return shards
 
     def pending(self) -> set[str]:
@@ -229,11 +234,11 @@ class Ledger:
         planned = {name for plan in self.planned(["shard"]) for name in plan["shard"].unique().to_pylist()}
         return planned - self.committed()
 
-    def rejects(self, summaries: list[ShardSummary], standing: dict[str, str]) -> list[dict[str, Any]]:
+    def rejects(self, summaries: list[ShardSummary], standing: dict[str, str]) -> list[Reject]:
         """Rejects that stand: those of samples that no later plan took up again."""
         return [
             reject
             for summary in summaries
             for reject in summary.rejects
-            if standing.get(reject["sample_id"]) == summary.name
+            if standing.get(reject.sample_id) == summary.name
         ]

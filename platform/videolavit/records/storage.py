@@ -99,9 +99,15 @@ def open_source(url: str, settings: StorageSettings, offset: int = 0, length: in
     Raises:
         MediaError: it is missing, forbidden or unreadable, be it now or while it is read.
     """
+    with reading(url), open_file(url, settings) as file:
+        yield file if length is None else _ByteRange(file, offset, length)  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def reading(url: str) -> Iterator[None]:
+    """Turns what a storage raises while a source is opened or read into a MediaError that names it."""
     try:
-        with _opened(url, settings) as file:
-            yield file if length is None else _ByteRange(file, offset, length)  # type: ignore[misc]
+        yield
     except FileNotFoundError:
         raise SourceMissing(f"no such file or key: {url}") from None
     except PermissionError:
@@ -110,7 +116,8 @@ def open_source(url: str, settings: StorageSettings, offset: int = 0, length: in
         raise SourceUnreadable(f"cannot read {url}: {error}") from None
 
 
-def _opened(url: str, settings: StorageSettings) -> Any:
+def open_file(url: str, settings: StorageSettings) -> Any:
+    """Opens a source; storages raise their own errors."""
     if protocol_of(url) == "file":
         return Path(absolute_url(url)).open("rb", buffering=0)
     fs, path = filesystem(url, settings)

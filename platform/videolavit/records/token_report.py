@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from .report import REPORT, SAMPLED_SHARDS, histogram, render_page, spread
+from .rows import Reject
 from .shards import TOKENS, Ledger
 from .storage import Folder
 from .usage import Facts, TokenStatistics
@@ -15,7 +16,7 @@ from .usage import Facts, TokenStatistics
 _USAGE_BINS = "codes by how often they occur, log10 of the count"
 
 
-def write_token_report(folder: Folder, run: dict[str, Any], rejects: list[dict[str, Any]]) -> None:
+def write_token_report(folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
     """Writes `report.html` from a run's shards and counts."""
     counts = run["counts"]
     names = sorted(Ledger(folder, TOKENS).committed())

@@ -1,22 +1,18 @@
 """Clips together with their frames, which are decoded from the videos again: clip shards hold none."""
 
-import functools
 import itertools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from videolavit.media import DecomposeSettings, iter_pictures
-from videolavit.media.errors import SourceMissing
 from videolavit.media.resize import resize_picture
-from videolavit.records.inputs import TAR, tar_members
+from videolavit.records.kinds import open_video
 from videolavit.records.pictures import decode_image
-from videolavit.records.reading import SourceChanged
-from videolavit.records.storage import StorageSettings, open_source
+from videolavit.records.storage import StorageSettings
+from videolavit.records.table_reader import SourceChanged
 
 from .data import SampleSource
 from .sources import ClipSample, MappedSource, clip_sources
@@ -53,7 +49,7 @@ def framed(clip: ClipSample, size: tuple[int, int], storage: StorageSettings) ->
     Raises:
         MediaError: the video cannot be read any more, or is another one.
     """
-    with _opened(clip.source, storage) as file:
+    with open_video(clip.source, storage) as file:
         settings = DecomposeSettings(fps=round(clip.fps))
         pictures = iter_pictures(file, settings, start_seconds=clip.sample_seconds)
         wanted = list(itertools.islice(pictures, clip.start_frame, clip.start_frame + clip.num_frames))
@@ -67,20 +63,3 @@ def _same(frame: NDArray[np.uint8], keyframe: NDArray[np.uint8]) -> bool:
     if frame.shape != keyframe.shape:
         return False
     return float(np.abs(frame.astype(np.int16) - keyframe).mean()) < SAME_PICTURE
-
-
-def _opened(source: str, storage: StorageSettings) -> AbstractContextManager[BinaryIO]:
-    """A video by its address in a shard, which for a member of a tar is `TAR/MEMBER`."""
-    archive, inside, _ = source.partition(f"{TAR}/")
-    if not inside:
-        return open_source(source, storage)
-    members = _members(archive + TAR, storage)
-    if source not in members:
-        raise SourceMissing(f"no such member of a tar: {source}")
-    return open_source(archive + TAR, storage, *members[source])
-
-
-@functools.lru_cache(maxsize=16)
-def _members(url: str, storage: StorageSettings) -> dict[str, tuple[int, int]]:
-    """Byte ranges of a tar's videos."""
-    return {member["source"]: (member["offset"], member["length"]) for member in tar_members(url, storage)}

@@ -12,13 +12,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from videolavit.media import MediaError
-from videolavit.records.corpus import CorpusSettings, list_corpus
+from videolavit.records.files import IMAGE_SUFFIXES
+from videolavit.records.inputs import InputSettings
+from videolavit.records.kinds import KINDS
+from videolavit.records.kinds.clips import ClipShard
+from videolavit.records.kinds.image import image_bytes
+from videolavit.records.kinds.tar import tar_members
+from videolavit.records.listing import Listing
 from videolavit.records.pictures import decode_image
-from videolavit.records.prepare import image_bytes
-from videolavit.records.reading import TableReader
+from videolavit.records.rows import Source, sources_from
 from videolavit.records.samples import stored_clips
+from videolavit.records.schema import RESERVED
 from videolavit.records.storage import StorageSettings, open_source
-from videolavit.records.token_plan import expand_source
+from videolavit.records.table_reader import TableReader
 
 from .data import DataError, Item, Mixture, SampleSource, SampleStream
 from .inputs import Inputs
@@ -163,52 +169,54 @@ class ImageSource:
     """Image files, members of tars, and images in tables.
 
     Args:
-        rows: Of `corpus.SOURCES`.
+        images: Sources of images.
     """
 
-    def __init__(self, name: str, rows: Sequence[dict[str, Any]], storage: StorageSettings) -> None:
-        self.name, self._rows, self._storage = name, list(rows), storage
+    def __init__(self, name: str, images: Sequence[Source], storage: StorageSettings) -> None:
+        self.name, self._images, self._storage = name, list(images), storage
         self._tables = TableReader(storage, KEPT_GROUPS)
-        starts = range(0, len(rows), IMAGES_PER_SHARD)
-        self.sizes: Sequence[int] = [min(IMAGES_PER_SHARD, len(rows) - start) for start in starts]
+        starts = range(0, len(images), IMAGES_PER_SHARD)
+        self.sizes: Sequence[int] = [min(IMAGES_PER_SHARD, len(images) - start) for start in starts]
 
     def load(self, shard: int, row: int) -> NDArray[np.uint8]:
-        listed = self._rows[shard * IMAGES_PER_SHARD + row]
-        return decode_image(image_bytes(listed, self._storage, self._tables))
+        image = self._images[shard * IMAGES_PER_SHARD + row]
+        return decode_image(image_bytes(image, self._storage, self._tables))
 
 
 def _clip_source(url: str, storage: StorageSettings) -> ClipSource:
     listed = _listed(url, storage)
-    other = next((row for row in listed if row["kind"] != "clips"), None)
+    other = next((source for source in listed if source.kind != ClipShard.name), None)
     if other is not None:
-        raise DataError(f"{url} holds no clips but {other['source']}; make clips with `videolavit decompose`")
-    return ClipSource(url, [row["url"] for row in listed], storage)
+        raise DataError(f"{url} holds no clips but {other.source}; make clips with `videolavit decompose`")
+    return ClipSource(url, [source.url for source in listed], storage)
 
 
 def _picture_source(url: str, storage: StorageSettings) -> SampleSource:
     listed = _listed(url, storage)
-    if all(row["kind"] == "clips" for row in listed):
+    if all(source.kind == ClipShard.name for source in listed):
         return MappedSource(_clip_source(url, storage), lambda clip: decode_image(clip.keyframe))
-    images = list(itertools.chain.from_iterable(_images(row, storage) for row in listed))
+    images = list(itertools.chain.from_iterable(_images(source, storage) for source in listed))
     return ImageSource(url, images, storage)
 
 
-def _images(row: dict[str, Any], storage: StorageSettings) -> list[dict[str, Any]]:
-    if row["kind"] == "image":
-        return [row | {"offset": None, "length": None}]
-    if row["kind"] == "tar":
+def _images(source: Source, storage: StorageSettings) -> list[Source]:
+    """Images in a source."""
+    kind = KINDS[source.kind]
+    if kind.is_container:
         try:
-            members = expand_source(row, storage, CorpusSettings(modality="image")).to_pylist()
+            return tar_members(source, storage, IMAGE_SUFFIXES)
         except MediaError as error:
-            raise DataError(f"{row['url']} cannot be listed: {error}") from None
-        return [{"row": None, **member} for member in members]
-    hint = "make clips with `videolavit decompose` and name their run" if row["kind"] == "video" else "leave it out"
-    raise DataError(f"{row['source']} is no image ({row['kind']}); {hint}")
+            raise DataError(f"{source.url} cannot be listed: {error}") from None
+    if kind.modality == "image":
+        return [source]
+    is_video = kind.modality == "video"
+    hint = "make clips with `videolavit decompose` and name their run" if is_video else "leave it out"
+    raise DataError(f"{source.source} is no image ({source.kind}); {hint}")
 
 
-def _listed(url: str, storage: StorageSettings) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = list_corpus([url], storage, CorpusSettings()).to_pylist()
-    return rows
+def _listed(url: str, storage: StorageSettings) -> list[Source]:
+    listing = Listing([url], InputSettings(), storage, lambda kind: True, RESERVED, "train")
+    return [source for batch in listing for source in sources_from(batch)]
 
 
 def _clips_of_rows(url: str, storage: StorageSettings) -> NDArray[np.int64]:

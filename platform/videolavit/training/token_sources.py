@@ -17,7 +17,7 @@ from videolavit.recent import Recent
 from videolavit.records import schema
 from videolavit.records.shards import TOKENS, Ledger
 from videolavit.records.storage import Folder, StorageSettings
-from videolavit.records.tokenizers import PARTS
+from videolavit.records.tokenizer_info import TOKENIZER_PARTS
 from videolavit.vocabulary.sequences import DRAWS, Assembler, Ids, Piece, TokenSample
 
 from .data import DataError, Mixture
@@ -84,7 +84,7 @@ class TokenSource:
     def check(self, model: ModelFolder) -> None:
         """Raises DataError unless the model's own tokenizers made all shards."""
         codes = {"visual": model.vocabulary.visual_codes, "motion": model.vocabulary.motion_codes}
-        digests = {part: model.digest(part) for part in PARTS}
+        digests = {part: model.digest(part) for part in TOKENIZER_PARTS}
         for name, metadata in zip(self._names, self._metadata, strict=True):
             for kind, ours in codes.items():
                 theirs = metadata.get(f"videolavit.{kind}_codes")

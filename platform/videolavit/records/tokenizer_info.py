@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-PARTS = ("visual_tokenizer", "motion_tokenizer")
+TOKENIZER_PARTS = ("visual_tokenizer", "motion_tokenizer")
 CLIPS_ON_GPU, CLIPS_ON_CPU = 32, 1
 """Pictures or motions that are encoded at once. A core gains nothing from more."""
 
 
 @dataclass(frozen=True)
-class Tokenizers:
+class TokenizerInfo:
     """What must be known of a model's tokenizers without their weights.
 
     Attributes:
@@ -52,7 +52,7 @@ class EncodeSettings:
         if self.token_budget is not None and self.token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, not {self.token_budget}")
 
-    def batch(self, tokenizers: Tokenizers, device: str) -> int:
+    def batch(self, tokenizers: TokenizerInfo, device: str) -> int:
         """Pictures or motions of a batch on `cuda` or `cpu`."""
         if self.token_budget is None:
             return CLIPS_ON_CPU if device == "cpu" else CLIPS_ON_GPU

@@ -1,0 +1,286 @@
+"""Planning a run: which sources are new, which samples they hold, which shards will hold those.
+
+A plan is published in one step, under a number that counts the plans before it. Publishing fails if another run has
+published since, so that two runs never plan the same source twice.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from videolavit.isolation import IsolatedFunction
+from videolavit.progress import OnProgress, Progress
+from videolavit.records import schema
+from videolavit.records.files import InputError
+from videolavit.records.kinds import KINDS, PlanSettings, expand_source, plan_source
+from videolavit.records.listing import Listing, rebatched, without_repeats
+from videolavit.records.rows import (
+    Reject,
+    Source,
+    extra_column,
+    extra_fields,
+    keys,
+    plan_rows_to,
+    sources_from,
+    sources_of_plan,
+)
+from videolavit.records.schema import EXTRA_PREFIX, TAR_JSON, TEXTS
+from videolavit.records.shards import Ledger
+from videolavit.records.storage import StorageSettings
+
+from .common import Failed, WorkerSettings, actor_pool, call_with_limits, from_blocks
+
+SOURCES_PER_PLAN = 20_000
+"""Sources that are planned in one go: an interrupted planning of a large corpus repeats at most so many headers."""
+
+SOURCES_PER_TASK = 16
+HEADER_TIME_LIMIT = 60.0
+"""Longest time that reading a header may take, in seconds, all attempts together."""
+
+PLAN_BLOCK = 16 << 20
+"""Bytes of planned rows that travel at once."""
+
+
+class PlanningConflict(RuntimeError):
+    """Another run has planned into the folder meanwhile; starting again joins it."""
+
+
+class PlanningIncomplete(RuntimeError):
+    """Planning lost sources to failing workers; starting again continues it."""
+
+
+def pending_shards(ledger: Ledger) -> list[pa.Table]:
+    """Plan rows of every shard that is not committed, a table a shard, the most work first."""
+    done = ledger.committed()
+    pending: list[tuple[float, pa.Table]] = []
+    for plan in ledger.planned():
+        names = plan["shard"].to_pylist()
+        starts = [index for index, name in enumerate(names) if not index or name != names[index - 1]]
+        for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
+            if names[start] not in done:
+                rows = plan.slice(start, end - start)
+                pending.append((pc.sum(rows["cost"]).as_py(), rows))
+    return [rows for _, rows in sorted(pending, key=lambda item: -item[0])]
+
+
+@dataclass
+class Planner:
+    """Plans sources with the settings of a run.
+
+    Args:
+        ledger: Ledger of the run; None for a run that does not exist yet.
+        assign: Puts rows of a plan into shards; called with the number of the plan.
+        generation: Number of plans that were there when it was looked up what is planned already.
+        ignored_captions: Sources that are planned already and came again with another caption.
+    """
+
+    ledger: Ledger | None
+    assign: Callable[[pa.Table, int], pa.Table]
+    settings: PlanSettings
+    workers: WorkerSettings
+    storage: StorageSettings
+    on_progress: OnProgress
+    generation: int = 0
+    ignored_captions: int = 0
+
+    def commit(self, listing: Listing) -> None:
+        """Plans the sources that no plan of the run has, and publishes the plans, a part at a time."""
+        for batch in rebatched(iter(listing), SOURCES_PER_PLAN):
+            new = self.new(batch)
+            if new.num_rows:
+                self._publish(self._not_planned(self.read(new)))
+
+    def commit_retries(self, rejects: Sequence[Reject], only: str | None) -> None:
+        """Plans standing rejects again: known segments as they were, unreadable sources from their headers on.
+
+        Args:
+            only: Type of error to retry; None for all.
+        """
+        assert self.ledger is not None
+        self.generation = len(self.ledger.plans())
+        attempts = {one.sample_id: one.attempts for one in rejects if only in (None, one.error_type)}
+        if not attempts:
+            kinds = dict(Counter(one.error_type for one in rejects))
+            self.on_progress(Progress("plan", message=f"no rejects to retry; the run has {kinds or 'none'}"))
+            return
+        rows = self._latest_rows(list(attempts))
+        made = pa.array([attempts[sample] for sample in rows["sample_id"].to_pylist()], pa.int32())
+        rows = rows.set_column(rows.schema.get_field_index("attempts"), schema.PLAN.field("attempts"), made)
+        unread = pc.is_null(rows["planned_seconds"])
+        parts = [rows.filter(pc.invert(unread))]
+        if pc.any(unread).as_py():
+            sources = rows.filter(unread)
+            again = self.read(sources_of_plan(sources))
+            counts = dict(zip(keys(sources).to_pylist(), sources["attempts"].to_pylist(), strict=True))
+            named = zip(keys(again).to_pylist(), again["url"].to_pylist(), strict=True)
+            before = pa.array([counts.get(key, counts.get(url, 0)) for key, url in named], pa.int32())
+            again = again.set_column(again.schema.get_field_index("attempts"), schema.PLAN.field("attempts"), before)
+            parts.append(self._not_planned(again, retried=list(attempts)))
+        self._publish(pa.concat_tables(parts, promote_options="permissive"))
+
+    def new(self, sources: pa.Table) -> pa.Table:
+        """The sources that no plan of the run has.
+
+        Raises:
+            InputError: a further column has another type than in the run's earlier plans.
+        """
+        if self.ledger is None:
+            return sources
+        self.generation = len(self.ledger.plans())
+        names = keys(sources)
+        known = pa.array([False] * len(names))
+        for plan in self.ledger.planned():
+            _check_extra(plan.schema, sources.schema)
+            planned = keys(plan)
+            own_files = plan["url"].filter(pc.equal(planned, plan["source"]))  # a tar's members have its address
+            known = pc.or_(known, pc.or_(pc.is_in(names, pc.unique(planned)), pc.is_in(names, pc.unique(own_files))))
+            self._count_captions(sources, names, plan, planned)
+        return sources.filter(pc.invert(known))
+
+    def read(self, sources: pa.Table) -> pa.Table:
+        """Plan rows of the samples in sources, without shards. Headers, tars and clip shards are read by actors."""
+        fields = extra_fields(sources.schema)
+        has_tar_json = any(field.name == TAR_JSON for field in fields)
+        if not has_tar_json and any(KINDS[name].is_container for name in sources["kind"].unique().to_pylist()):
+            fields.append(pa.field(TAR_JSON, pa.string()))
+        reads = pa.array([KINDS[name].reads_header for name in sources["kind"].to_pylist()], pa.bool_())
+        known = [
+            KINDS[source.kind].plan_unread(source, self.settings)
+            for source in sources_from(sources.filter(pc.invert(reads)))
+        ]
+        tables = [plan_rows_to(known, fields)]
+        others = sources.filter(reads)
+        if others.num_rows:
+            message = f"reading the headers of {others.num_rows} sources"
+            self.on_progress(Progress("plan", 0, others.num_rows, message))
+            tables += self._read_by_actors(others, fields)
+        rows = pa.concat_tables(tables, promote_options="permissive")
+        planned = pa.concat_arrays([*_chunks(keys(rows)), *_chunks(rows["url"])])
+        lost = sources.filter(pc.invert(pc.is_in(keys(sources), planned)))["source"].to_pylist()
+        if lost:
+            raise PlanningIncomplete(
+                f"planning lost {len(lost)} sources to failing workers, such as {lost[0]}; start again"
+            )
+        return rows.filter(pc.not_equal(rows["sample_id"], ""))
+
+    def _read_by_actors(self, sources: pa.Table, fields: list[pa.Field]) -> Iterator[pa.Table]:
+        blocks = [sources.slice(start, SOURCES_PER_TASK) for start in range(0, sources.num_rows, SOURCES_PER_TASK)]
+        dataset = from_blocks(blocks, PLAN_BLOCK).map_batches(
+            _HeaderReader,
+            fn_constructor_kwargs={
+                "settings": self.settings,
+                "storage": self.storage,
+                "workers": self.workers,
+                "extra": fields,
+            },
+            batch_size=None,
+            batch_format="pyarrow",
+            **actor_pool(self.workers, len(blocks)),
+        )
+        done = 0
+        try:
+            for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                done += len(pc.unique(keys(table)))
+                self.on_progress(Progress("plan", min(done, sources.num_rows), sources.num_rows))
+                yield table
+        except pa.ArrowException as error:
+            raise InputError(f"the further columns of the input do not fit together: {error}") from None
+
+    def _count_captions(self, sources: pa.Table, names: Any, plan: pa.Table, planned: Any) -> None:
+        """Counts sources of a plan that come again with captions that the plan does not have."""
+        places = pc.index_in(names, planned).to_pylist()
+        again = [(index, place) for index, place in enumerate(places) if place is not None]
+        if not again:
+            return
+        ours, theirs = _captions(sources), _captions(plan)
+        self.ignored_captions += sum(bool(ours[index]) and ours[index] != theirs[place] for index, place in again)
+
+    def _not_planned(self, rows: pa.Table, retried: Sequence[str] = ()) -> pa.Table:
+        """Rows without samples that another source gave already, such as a video and the clips of that video."""
+        assert self.ledger is not None
+        rows = without_repeats(rows, rows["sample_id"])
+        for plan in islice(self.ledger.planned(["sample_id"]), self.generation):
+            before = pc.is_in(rows["sample_id"], plan["sample_id"])
+            rows = rows.filter(pc.or_(pc.invert(before), pc.is_in(rows["sample_id"], pa.array(retried, pa.string()))))
+        return rows
+
+    def _latest_rows(self, samples: list[str]) -> pa.Table:
+        assert self.ledger is not None
+        chosen = pa.array(samples)
+        plans = [plan.filter(pc.is_in(plan["sample_id"], chosen)) for plan in self.ledger.planned()]
+        rows = pa.concat_tables(plans, promote_options="permissive")
+        latest = {sample: index for index, sample in enumerate(rows["sample_id"].to_pylist())}
+        return rows.take(sorted(latest.values()))
+
+    def _publish(self, rows: pa.Table) -> None:
+        assert self.ledger is not None
+        if rows.num_rows:
+            if not self.ledger.add_plan(self.generation, self.assign(rows, self.generation)):
+                raise PlanningConflict("another run has planned into this output meanwhile; start again to join it")
+            self.generation += 1
+
+
+class _HeaderReader:
+    """Actor: lists containers and reads headers, in child processes."""
+
+    def __init__(
+        self, settings: PlanSettings, storage: StorageSettings, workers: WorkerSettings, extra: list[pa.Field]
+    ) -> None:
+        self._settings, self._storage, self._workers, self._extra = settings, storage, workers, extra
+        self._expand, self._plan = IsolatedFunction(expand_source), IsolatedFunction(plan_source)
+
+    def __call__(self, sources: pa.Table) -> pa.Table:
+        tables = [table for source in sources_from(sources) for table in self._planned(source)]
+        return pa.concat_tables(tables, promote_options="permissive")
+
+    def _planned(self, source: Source) -> Iterable[pa.Table]:
+        """Plan rows of what is in a source, or else of itself, so that working on it gives the reject its reason."""
+        limit, attempts = self._workers.time_limit, self._workers.attempts
+        inside = [source]
+        if KINDS[source.kind].is_container:
+            try:
+                inside = call_with_limits(
+                    self._expand, source, self._settings, self._storage, time_limit=limit, attempts=attempts
+                )
+            except Failed:
+                inside = []
+            if not inside:
+                yield plan_rows_to([KINDS[source.kind].plan_unread(source, self._settings)], self._extra)
+        for one in inside:
+            try:
+                yield call_with_limits(
+                    self._plan,
+                    one,
+                    self._settings,
+                    self._storage,
+                    self._extra,
+                    time_limit=min(HEADER_TIME_LIMIT, limit),
+                    attempts=attempts,
+                )
+            except Failed:
+                yield plan_rows_to([KINDS[one.kind].plan_unread(one, self._settings)], self._extra)
+
+
+def _captions(rows: pa.Table) -> list[list[str]]:
+    """All captions of each row of a listing or plan."""
+    texts = extra_column(rows, TEXTS)
+    several = texts.to_pylist() if texts is not None else [None] * rows.num_rows
+    one = rows["text"].to_pylist()
+    return [many or ([] if text is None else [text]) for many, text in zip(several, one, strict=True)]
+
+
+def _check_extra(planned: pa.Schema, listed: pa.Schema) -> None:
+    for field in extra_fields(planned):
+        index = listed.get_field_index(EXTRA_PREFIX + field.name)
+        if index >= 0 and listed.field(index).type != field.type:
+            kinds = f"{field.type} in this run, {listed.field(index).type} in the new manifest"
+            raise InputError(f"the column `{field.name}` is {kinds}; use another --output")
+
+
+def _chunks(values: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
+    return values.chunks if isinstance(values, pa.ChunkedArray) else [values]

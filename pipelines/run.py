@@ -1,0 +1,352 @@
+"""A run of a pipeline into a folder: its identity, its plan, its work, and the files that come from its shards."""
+
+import dataclasses
+import json
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from videolavit.progress import OnProgress, Progress, ignore_progress
+from videolavit.records.files import InputError
+from videolavit.records.identity import IdentityMismatch, check_identity
+from videolavit.records.kinds import Kind, PlanSettings
+from videolavit.records.listing import Listing, rebatched
+from videolavit.records.report import REPORT
+from videolavit.records.rows import Reject, rejects_to
+from videolavit.records.shards import Ledger, ShardKind, total
+from videolavit.records.storage import Folder, StorageSettings
+
+from .common import WorkerSettings
+from .planning import SOURCES_PER_PLAN, Planner, pending_shards
+from .session import ray_session
+
+RUN, REJECTS = "run.json", "rejects.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What a start of a run is to do, and with what.
+
+    Args:
+        retry_rejects: Try the rejects of the run again.
+        only: Error type to retry; None for all.
+        accept_changes: Libraries whose version may differ from the run's, such as `pillow`.
+    """
+
+    retry_rejects: bool = False
+    only: str | None = None
+    accept_changes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.only and not self.retry_rejects:
+            raise ValueError("only goes with retry_rejects")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """A run after a start.
+
+    Args:
+        folder: Address of the run.
+        planned: Samples of all plans.
+        samples: Samples in shards.
+        rejects: Samples that could not be made.
+        rejects_by_type: Number of rejects by error type, the most frequent first.
+        shards: Committed shards.
+        shards_left: Planned shards that are not committed.
+        video_hours: Hours of video in the shards.
+        core_hours: Core-hours that decomposing them took.
+        counts: Further counts, such as clips and frames.
+        seconds: Duration of this start, in seconds.
+        joined_rows: Rows of manifests that gave a video a further caption.
+        ignored_captions: Videos that are planned already and came again with another caption, which was not applied.
+        accepted_changes: Versions that differ from those of the run's start and were accepted.
+        report: Address of the dataset card.
+    """
+
+    folder: str
+    planned: int
+    samples: int
+    rejects: int
+    rejects_by_type: Mapping[str, int]
+    shards: int
+    shards_left: int
+    video_hours: float
+    core_hours: float
+    counts: Mapping[str, int]
+    seconds: float
+    joined_rows: int = 0
+    ignored_captions: int = 0
+    accepted_changes: Sequence[str] = ()
+    report: str = ""
+
+    @property
+    def is_complete(self) -> bool:
+        """True if no shard is left."""
+        return not self.shards_left
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work of one group of a plan.
+
+    Args:
+        sources: Number of sources.
+        samples: Number of samples.
+        core_hours: Estimated core-hours, without the tokenizers.
+        figures: Further figures, by name.
+        unread: Sources without a readable header.
+    """
+
+    sources: int = 0
+    samples: int = 0
+    core_hours: float = 0.0
+    figures: Mapping[str, float] = field(default_factory=dict)
+    unread: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSummary:
+    """What a start would do.
+
+    Args:
+        new: Sources that no plan of the run has.
+        waiting: Samples that are planned and not done.
+        joined_rows: Rows of manifests that gave a video a further caption.
+        ignored_captions: Videos that are planned already and came again with another caption.
+    """
+
+    new: Work
+    waiting: Work
+    joined_rows: int = 0
+    ignored_captions: int = 0
+
+
+class Pipeline(ABC):
+    """What tells one pipeline from another.
+
+    Args:
+        settings: Settings that decide what is planned.
+        workers: How the work is run.
+    """
+
+    name: ClassVar[str]
+    shards: ClassVar[ShardKind]
+    reserved: ClassVar[frozenset[str]]
+
+    def __init__(self, settings: PlanSettings, workers: WorkerSettings) -> None:
+        self.settings, self.workers = settings, workers
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What decides the bytes of the shards, by stored names. A folder that has another one is refused."""
+
+    @abstractmethod
+    def takes(self, kind: Kind) -> bool:
+        """True for the kinds of input that the pipeline reads."""
+
+    @abstractmethod
+    def assign(self, rows: pa.Table, generation: int) -> pa.Table:
+        """Rows of a plan with the names of their shards."""
+
+    @abstractmethod
+    def figures(self, rows: pa.Table) -> dict[str, float]:
+        """Figures of rows of a plan, by name."""
+
+    @abstractmethod
+    def work(self, shards: list[pa.Table], folder: Folder) -> Iterator[dict[str, Any]]:
+        """Makes shards; yields records of counts, that of a failed shard with its `error`."""
+
+    @abstractmethod
+    def describe(self, counts: Mapping[str, float], seconds: float) -> str:
+        """Line for people about the counts so far."""
+
+    @abstractmethod
+    def counts(self, totals: Counter[str]) -> dict[str, int]:
+        """Further counts of the run, from the footers of its shards."""
+
+    @abstractmethod
+    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
+        """Writes the dataset card."""
+
+
+def open_run(
+    pipeline: Pipeline, output: str, storage: StorageSettings, settings: RunSettings
+) -> tuple[Ledger, list[str]]:
+    """The ledger of a run that is there or can be started, and the changes of versions that were accepted.
+
+    Raises:
+        IdentityMismatch: another run made the folder.
+        InputError: there are no rejects to retry, since there is no run.
+        StorageError: the location cannot be used.
+    """
+    ledger = Ledger(Folder(output, storage), pipeline.shards)
+    found = ledger.folder.read(RUN)
+    if found is None:
+        if settings.retry_rejects:
+            raise InputError(f"{ledger.folder.url} holds no run; --retry-rejects takes the --output of one")
+        return ledger, []
+    try:
+        theirs = dict(json.loads(found)["identity"])
+    except (ValueError, KeyError, TypeError):
+        raise IdentityMismatch(f"{ledger.folder.join(RUN)} is not of this project; choose another --output") from None
+    kind = theirs.get("kind", "clips")
+    if kind != pipeline.shards.folder:
+        raise IdentityMismatch(f"{ledger.folder.url} is a run of {kind}; choose another --output for {pipeline.name}")
+    ours = json.loads(_json(pipeline.identity()))
+    return ledger, check_identity(theirs, ours, settings.accept_changes, ledger.folder.url)
+
+
+def start_run(
+    pipeline: Pipeline,
+    inputs: Sequence[str],
+    output: str,
+    storage: StorageSettings,
+    settings: RunSettings,
+    on_progress: OnProgress = ignore_progress,
+) -> RunSummary:
+    """Plans what is new, makes the shards that are left, and writes what is derived from them.
+
+    Raises:
+        InputError, StorageError, IdentityMismatch: mistakes in the request, before any work.
+        PlanningConflict, PlanningIncomplete: starting again continues.
+    """
+    started = time.monotonic()
+    ledger, accepted = open_run(pipeline, output, storage, settings)
+    listing = list_inputs(pipeline, inputs, storage) if inputs else None
+    identity = pipeline.identity()
+    ledger.folder.claim(RUN, _json({"identity": identity, "complete": False}))
+    open_run(pipeline, output, storage, settings)  # another run may have claimed the folder
+    if accepted:
+        found = json.loads(ledger.folder.read(RUN) or b"{}")
+        ledger.folder.replace(RUN, _json(found | {"identity": identity, "complete": False}))
+    with ray_session(on_progress):
+        planner = Planner(ledger, pipeline.assign, pipeline.settings, pipeline.workers, storage, on_progress)
+        if settings.retry_rejects:
+            planner.commit_retries(ledger.rejects(ledger.summaries(), ledger.standing()), settings.only)
+        if listing is not None:
+            planner.commit(listing)
+        shards = pending_shards(ledger)
+        if shards:
+            _work(pipeline, shards, ledger.folder, on_progress)
+        else:
+            on_progress(Progress(pipeline.name, message="nothing new to do"))
+    summary = _finish(pipeline, ledger, identity, time.monotonic() - started)
+    return dataclasses.replace(
+        summary,
+        joined_rows=listing.joined_rows if listing is not None else 0,
+        ignored_captions=planner.ignored_captions,
+        accepted_changes=accepted,
+    )
+
+
+def plan_run(
+    pipeline: Pipeline,
+    inputs: Sequence[str],
+    output: str | None,
+    storage: StorageSettings,
+    settings: RunSettings,
+    on_progress: OnProgress = ignore_progress,
+) -> PlanSummary:
+    """What `start_run` would do, with its cost. Writes nothing."""
+    ledger = open_run(pipeline, output, storage, settings)[0] if output else None
+    listing = list_inputs(pipeline, inputs, storage)
+    with ray_session(on_progress):
+        planner = Planner(ledger, pipeline.assign, pipeline.settings, pipeline.workers, storage, on_progress)
+        new = Work()
+        for batch in rebatched(iter(listing), SOURCES_PER_PLAN):
+            sources = planner.new(batch)
+            if sources.num_rows:
+                new = _added(new, _measured(pipeline, planner.read(sources)))
+    waiting = Work()
+    for shard in pending_shards(ledger) if ledger else ():
+        waiting = _added(waiting, _measured(pipeline, shard))
+    return PlanSummary(
+        new=new, waiting=waiting, joined_rows=listing.joined_rows, ignored_captions=planner.ignored_captions
+    )
+
+
+def list_inputs(pipeline: Pipeline, inputs: Sequence[str], storage: StorageSettings) -> Listing:
+    """Listing of the inputs of a pipeline."""
+    return Listing(inputs, pipeline.settings.inputs, storage, pipeline.takes, pipeline.reserved, pipeline.name)
+
+
+def _measured(pipeline: Pipeline, rows: pa.Table) -> Work:
+    return Work(
+        sources=pc.count_distinct(rows["source"]).as_py(),
+        samples=rows.num_rows,
+        core_hours=(pc.sum(rows["cost"]).as_py() or 0.0) / 3600,
+        figures=pipeline.figures(rows),
+        unread=rows["planned_seconds"].null_count,
+    )
+
+
+def _added(one: Work, other: Work) -> Work:
+    names = [*one.figures, *(name for name in other.figures if name not in one.figures)]
+    return Work(
+        sources=one.sources + other.sources,
+        samples=one.samples + other.samples,
+        core_hours=one.core_hours + other.core_hours,
+        figures={name: one.figures.get(name, 0) + other.figures.get(name, 0) for name in names},
+        unread=one.unread + other.unread,
+    )
+
+
+def _work(pipeline: Pipeline, shards: list[pa.Table], folder: Folder, on_progress: OnProgress) -> None:
+    """Makes shards, and reports the counts so far and why shards failed."""
+    count, started = sum(shard.num_rows for shard in shards), time.monotonic()
+    counts: Counter[str] = Counter()
+    on_progress(Progress(pipeline.name, 0, count))
+    for record in pipeline.work(shards, folder):
+        error = record.pop("error")
+        if error:
+            on_progress(Progress("failed shard", message=error))
+        counts.update(record)
+        line = pipeline.describe(counts, max(time.monotonic() - started, 1e-9))
+        on_progress(Progress(pipeline.name, counts["samples"], count, line))
+
+
+def _finish(pipeline: Pipeline, ledger: Ledger, identity: dict[str, Any], seconds: float) -> RunSummary:
+    """Writes the files that are derived from the shards."""
+    left = len(ledger.pending())
+    summaries, standing = ledger.summaries(), ledger.standing()
+    rejects = ledger.rejects(summaries, standing)
+    totals, folder = total(summaries), ledger.folder
+    sink = pa.BufferOutputStream()
+    pq.write_table(rejects_to(rejects), sink)
+    folder.replace(REJECTS, sink.getvalue().to_pybytes())
+    counts: dict[str, Any] = {
+        "planned": len(standing),
+        "samples": totals["samples"],
+        **pipeline.counts(totals),
+        "rejects": len(rejects),
+        "rejects_by_type": dict(Counter(reject.error_type for reject in rejects).most_common()),
+        "shards": len(summaries),
+        "shards_left": left,
+        "video_hours": totals["video_seconds"] / 3600,
+        "core_hours": totals["work_seconds"] / 3600,
+    }
+    if not left and counts["samples"] + counts["rejects"] != counts["planned"]:
+        raise AssertionError(f"{counts['planned']} samples were planned, the shards account for others: {counts}")
+    run = {"identity": identity, "complete": not left, "counts": counts, "last_start_seconds": seconds}
+    folder.replace(RUN, _json(run))
+    pipeline.write_report(folder, run, rejects)
+    own = {one.name for one in dataclasses.fields(RunSummary)}
+    return RunSummary(
+        folder=folder.url,
+        **{name: value for name, value in counts.items() if name in own},
+        counts={name: value for name, value in counts.items() if name not in own},
+        seconds=seconds,
+        report=folder.join(REPORT) if folder.is_local else f"{folder.url}/{REPORT}",
+    )
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

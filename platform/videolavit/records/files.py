@@ -1,0 +1,113 @@
+"""Files that an input names: a folder, a glob, a single file, on any fsspec location."""
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from .storage import StorageSettings, absolute_url, filesystem, naming_location, protocol_of
+
+SIDECARS = frozenset(
+    {
+        ".txt",
+        ".json",
+        ".jsonl",
+        ".csv",
+        ".tsv",
+        ".parquet",
+        ".md",
+        ".yaml",
+        ".yml",
+        ".xml",
+        ".html",
+        ".log",
+        ".srt",
+        ".vtt",
+    }
+)
+"""Files beside media in a folder that are no input. Everything else is tried, and rejected if it is no medium."""
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".3gp"}
+)
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif", ".jfif"}
+)
+TEXT_SUFFIXES = frozenset({".txt", ".md"})
+TABLE_SUFFIXES = frozenset({".parquet", ".jsonl", ".csv"})
+
+
+class InputError(ValueError):
+    """The input that the user named cannot be used as a whole; the message names the fix."""
+
+
+@dataclass(frozen=True)
+class NamedFiles:
+    """Files that an input names.
+
+    Attributes:
+        named: How they are named.
+        files: Names below the folder, and addresses, sorted by name.
+    """
+
+    named: Literal["file", "folder", "glob"]
+    files: list[tuple[str, str]]
+
+
+def find_files(url: str, storage: StorageSettings) -> NamedFiles:
+    """Finds the files that an input names; opens none of them.
+
+    Raises:
+        InputError: nothing is there.
+        StorageError: the location cannot be used.
+    """
+    fs, path = filesystem(absolute_url(url), storage)
+    prefix = "" if protocol_of(url) == "file" else f"{protocol_of(url)}://"
+    wildcard = re.search(r"[*?\[]", path)
+    named: Literal["file", "folder", "glob"]
+    with naming_location(url):
+        if wildcard and not fs.exists(path):
+            base = path[: wildcard.start()].rpartition("/")[0]
+            found, named = fs.glob(path, detail=True), "glob"
+        elif fs.isdir(path):
+            base = path
+            found, named = fs.find(path, detail=True), "folder"
+        elif fs.isfile(path):
+            base = path.rpartition("/")[0]
+            found, named = {path: fs.info(path)}, "file"
+        else:
+            raise InputError(f"no such file, folder or key: {url}")
+    # An object store lists a folder's marker as `name/`. A name that is not UTF-8 cannot be opened by name; it is kept
+    # in a readable form and will be rejected.
+    names = [
+        name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        for name, info in sorted(found.items())
+        if info["type"] != "directory" and not name.endswith("/")
+    ]
+    return NamedFiles(named, [(name.removeprefix(base), prefix + name) for name in names])
+
+
+def suffix_of(path: str) -> str:
+    """Suffix of a file name, in lower case and with its dot."""
+    return os.path.splitext(path)[1].lower()
+
+
+def is_hidden(name: str) -> bool:
+    """True for a name below the folder with a part that begins with a dot."""
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def is_table(name: str) -> bool:
+    """True for a name with a suffix of a table."""
+    return suffix_of(name) in TABLE_SUFFIXES
+
+
+def resolve(address: str, base: str) -> str:
+    """Address of a table's row; a relative one starts at the table's folder `base`."""
+    if protocol_of(address) == "file":
+        path = address.removeprefix("file://")
+        if os.path.isabs(path):
+            return os.path.normpath(path)
+        relative = path.removeprefix("./")
+        return os.path.normpath(f"{base}/{relative}") if protocol_of(base) == "file" else f"{base}/{relative}"
+    return address

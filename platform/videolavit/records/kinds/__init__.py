@@ -1,0 +1,89 @@
+"""Kinds of input, one file each. A new kind is a file like these and a line below; docs/extending.md shows how."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from ..prepare import Prepared, PrepareSettings
+from ..rows import PlanRow, Source, VideoSample
+from ..samples import SampleSettings
+from ..storage import StorageSettings
+from .base import Kind, PlanSettings
+from .clips import ClipShard
+from .image import Image
+from .ranges import VideoRange
+from .stored_video import StoredVideo
+from .tar import Tar
+from .text import Text
+from .video import Video
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Tar(),
+        ClipShard(),
+        VideoRange(),
+        StoredVideo(),
+        Image(),
+        Video(),
+        Text(),
+    )
+}
+"""Kinds by name. The first that takes a file or a table has it."""
+
+
+# ---- calls of child processes: each raises MediaError, the typed reason why there is no result ---------------------
+
+
+def expand_source(source: Source, settings: PlanSettings, storage: StorageSettings) -> list[Source]:
+    """Sources inside a container."""
+    return KINDS[source.kind].expand(source, settings, storage)
+
+
+def plan_source(
+    source: Source, settings: PlanSettings, storage: StorageSettings, extra: Sequence[pa.Field]
+) -> pa.Table:
+    """Rows of the plan for a source, without shards."""
+    return KINDS[source.kind].plan(source, settings, storage, extra)
+
+
+def read_clips(row: PlanRow, settings: SampleSettings, storage: StorageSettings) -> VideoSample:
+    """Clips of a planned sample, decomposed or stored."""
+    return KINDS[row.kind].clips(row, settings, storage)
+
+
+def prepare_sample(row: PlanRow, settings: PrepareSettings, storage: StorageSettings) -> Prepared:
+    """Pictures, motion and text of a planned sample, as the tokenizers read them."""
+    return KINDS[row.kind].prepare(row, settings, storage)
+
+
+@contextlib.contextmanager
+def open_video(source: str, storage: StorageSettings) -> Iterator[BinaryIO]:
+    """Opens the video that the column `source` of a clip shard names: an address, `TAR/MEMBER` or `TABLE#rowN`.
+
+    Raises:
+        MediaError: it is missing or unreadable.
+    """
+    opener = next((kind.open for kind in KINDS.values() if kind.names(source)), Video().open)
+    with opener(source, storage) as file:
+        yield file
+
+
+def together(kind: str) -> Sequence[str]:
+    """Columns of a plan in which rows of a kind agree that share a shard."""
+    return KINDS[kind].together
+
+
+__all__ = [
+    "KINDS",
+    "Kind",
+    "PlanSettings",
+    "expand_source",
+    "open_video",
+    "plan_source",
+    "prepare_sample",
+    "read_clips",
+    "together",
+]

@@ -1,0 +1,148 @@
+"""The protocol of a kind of input: how it is listed, planned and worked on. Each kind is one file beside this one."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import BinaryIO, ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..inputs import InputSettings, Modality
+from ..prepare import Prepared, PrepareSettings, prepare_clips
+from ..rows import PlanRow, Source, VideoSample, listing
+from ..samples import SampleSettings
+from ..storage import StorageSettings, open_source
+from ..tables import Table
+
+PICTURE_BYTES = 1 << 18
+"""Memory that a picture takes while its token shard is made, about."""
+
+UNREAD_COST = 1.0
+"""Core-seconds that are planned for what could not be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """Settings that decide what is planned.
+
+    Args:
+        sample: How videos are decomposed.
+        inputs: How inputs are read.
+    """
+
+    sample: SampleSettings
+    inputs: InputSettings
+
+
+class Kind(ABC):
+    """A kind of input.
+
+    Listing runs in the driver and opens no media. `expand`, `plan`, `clips` and `prepare` run in a child process with
+    limits of time and memory; they raise MediaError, whose type and message become the reject.
+
+    Attributes:
+        name: Name in listings and plans. Stored: it never changes.
+        modality: Modality of the samples; None for a container of several.
+        is_decomposed: True if `videolavit decompose` takes it.
+        is_container: True if a source holds samples of other kinds; `expand` lists them.
+        reads_header: True if planning opens the source.
+        lists_rows: False if planning lists the rows of a table, and not listing.
+        joins_captions: True if rows that name one file share a sample, which gets all their captions.
+        together: Columns of a plan; rows that agree in them share a shard, so that what they lie in is read once.
+    """
+
+    name: ClassVar[str]
+    modality: ClassVar[Modality | None]
+    is_decomposed: ClassVar[bool] = False
+    is_container: ClassVar[bool] = False
+    reads_header: ClassVar[bool] = True
+    lists_rows: ClassVar[bool] = True
+    joins_captions: ClassVar[bool] = False
+    together: ClassVar[Sequence[str]] = ()
+
+    # ---- listing --------------------------------------------------------------------------------------------------
+
+    def takes_file(self, name: str, settings: InputSettings) -> bool:
+        """True if a file of this name is of this kind."""
+        return False
+
+    def takes_table(self, table: Table, settings: InputSettings) -> bool:
+        """True if the rows of a table are of this kind."""
+        return False
+
+    def list_files(self, addresses: Sequence[str], neighbours: frozenset[str]) -> pa.Table:
+        """Sources of files.
+
+        Args:
+            neighbours: Addresses of the files that were found beside them.
+        """
+        return listing({"source": list(addresses), "url": list(addresses), "kind": self.name})
+
+    def list_rows(
+        self, table: Table, rows: pa.Table, first: int, group: int, settings: InputSettings, reserved: frozenset[str]
+    ) -> pa.Table:
+        """Sources of rows of a table.
+
+        Args:
+            first: Number of the first row in the table.
+            group: Number of the row group.
+            reserved: Columns that a further column must not be called.
+
+        Raises:
+            InputError: the table cannot be used.
+        """
+        raise NotImplementedError(f"{self.name} is not read from tables")
+
+    def media_column(self, settings: InputSettings) -> str | None:
+        """Column of a table that holds the file or its address."""
+        return None
+
+    # ---- planning -------------------------------------------------------------------------------------------------
+
+    def expand(self, source: Source, settings: PlanSettings, storage: StorageSettings) -> list[Source]:
+        """Sources inside a container."""
+        return [source]
+
+    @abstractmethod
+    def plan(
+        self, source: Source, settings: PlanSettings, storage: StorageSettings, extra: Sequence[pa.Field]
+    ) -> pa.Table:
+        """Rows of the plan for a source, without shards.
+
+        Args:
+            extra: Further columns of the plan.
+
+        Raises:
+            MediaError: the source cannot be read now; `plan_unread` stands for it.
+        """
+
+    @abstractmethod
+    def plan_unread(self, source: Source, settings: PlanSettings) -> PlanRow:
+        """Row of the plan for a source that could not be read; working on it gives the reject its reason."""
+
+    def token_bytes(self, plan: pa.Table) -> pa.Array:
+        """Memory that each sample of a plan takes while its token shard is made."""
+        pictures = pc.max_element_wise(pc.cast(plan["num_clips"], pa.float64()), 1.0)
+        return pc.multiply(pictures, float(PICTURE_BYTES))
+
+    # ---- work -----------------------------------------------------------------------------------------------------
+
+    def clips(self, row: PlanRow, settings: SampleSettings, storage: StorageSettings) -> VideoSample:
+        """Clips of a planned sample, decomposed or stored."""
+        raise NotImplementedError(f"{self.name} has no clips")
+
+    def prepare(self, row: PlanRow, settings: PrepareSettings, storage: StorageSettings) -> Prepared:
+        """Pictures, motion and text of a planned sample, as the tokenizers read them."""
+        return prepare_clips(self.clips(row, settings.sample, storage), row.text, settings)
+
+    # ---- the video behind a stored sample -------------------------------------------------------------------------
+
+    def names(self, source: str) -> bool:
+        """True for names that this kind gives to sources beyond the addresses of files."""
+        return False
+
+    def open(self, source: str, storage: StorageSettings) -> AbstractContextManager[BinaryIO]:
+        """Opens the video of a source by its name. Raises MediaError."""
+        return open_source(source, storage)

@@ -1,0 +1,108 @@
+"""Rows of tables as sources: addresses of files, or the files themselves."""
+
+import pyarrow as pa
+
+from ..files import InputError, resolve
+from ..inputs import InputSettings
+from ..rows import listing, names_tar
+from ..schema import EXTRA_PREFIX, TEXTS
+from ..tables import Table, caption_column, captions, further_columns, need_column, plain_column
+
+
+def list_addresses(
+    kind: str,
+    column: str,
+    table: Table,
+    rows: pa.Table,
+    first: int,
+    settings: InputSettings,
+    reserved: frozenset[str],
+) -> pa.Table:
+    """Sources of rows whose `column` holds addresses; an address of a tar is a source of that kind.
+
+    Raises:
+        InputError: the column is missing, or holds something else.
+    """
+    addresses = row_addresses(column, table, rows, first)
+    used = (column, caption_column(table, settings.text_column))
+    columns = {
+        "source": addresses,
+        "url": addresses,
+        "kind": ["tar" if names_tar(address) else kind for address in addresses.to_pylist()],
+        "text": captions(table, rows, settings.text_column),
+    }
+    return listing(columns, further_columns(table, rows, used, reserved))
+
+
+def row_addresses(column: str, table: Table, rows: pa.Table, first: int) -> pa.Array:
+    """Absolute addresses of rows; a row without one gets the name `TABLE#rowN`, and will be rejected."""
+    need_column(table, column)
+    addresses = plain_column(rows[column], column, table.url)
+    if not pa.types.is_string(addresses.type):
+        raise InputError(f"the column `{column}` of {table.url} holds {addresses.type}, not addresses")
+    resolved = [
+        resolve(address, table.folder) if address else row_name(table, first + index)
+        for index, address in enumerate(addresses.to_pylist())
+    ]
+    return pa.array(resolved, pa.string())
+
+
+def list_stored(
+    kind: str,
+    column: str | None,
+    table: Table,
+    rows: pa.Table,
+    first: int,
+    settings: InputSettings,
+    reserved: frozenset[str],
+    row_group: int | None = None,
+) -> pa.Table:
+    """Sources of rows that hold the sample themselves: a file in `column`, or a text."""
+    used = (column, caption_column(table, settings.text_column))
+    numbers = range(first, first + rows.num_rows)
+    columns = {
+        "source": [row_name(table, number) for number in numbers],
+        "url": table.url,
+        "kind": kind,
+        "text": captions(table, rows, settings.text_column),
+        "row": list(numbers),
+        "row_group": None if row_group is None else [row_group] * rows.num_rows,
+        "column": column,
+    }
+    return listing(columns, further_columns(table, rows, used, reserved))
+
+
+def row_name(table: Table, number: int) -> str:
+    """Name of a row that has no address."""
+    return f"{table.url}#row{number}"
+
+
+def repeated_addresses(column: str, table: Table) -> frozenset[str]:
+    """Addresses that a table names more than once, in some 60 bytes of memory a row."""
+    seen: set[int] = set()
+    repeated: set[str] = set()
+    for rows, first, _ in table.batches([column]):
+        for address in row_addresses(column, table, rows, first).to_pylist():
+            key = hash(address)
+            if key in seen:
+                repeated.add(address)
+            seen.add(key)
+    return frozenset(repeated)
+
+
+def join_captions(sources: pa.Table) -> pa.Table:
+    """One row for each source, that of its first appearance, with all captions in the further column `texts`."""
+    name = EXTRA_PREFIX + TEXTS
+    if name in sources.column_names:  # a column of the manifest
+        names = [f"{EXTRA_PREFIX}manifest_{TEXTS}" if one == name else one for one in sources.column_names]
+        sources = sources.rename_columns(names)
+    places: dict[str, int] = {}
+    texts: dict[str, list[str]] = {}
+    named = zip(sources["source"].to_pylist(), sources["text"].to_pylist(), strict=True)
+    for index, (source, text) in enumerate(named):
+        places.setdefault(source, index)
+        texts.setdefault(source, []).extend([] if text is None else [text])
+    joined = sources.take(list(places.values()))
+    first = pa.array([captions[0] if captions else None for captions in texts.values()], pa.string())
+    joined = joined.set_column(joined.schema.get_field_index("text"), "text", first)
+    return joined.append_column(name, pa.array(list(texts.values()), pa.list_(pa.string())))

@@ -1,0 +1,241 @@
+"""What inputs name, as sources in bounded Arrow batches. Opens tables, and no video, image or text."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .files import SIDECARS, TEXT_SUFFIXES, InputError, NamedFiles, find_files, is_hidden, is_table, suffix_of
+from .inputs import InputSettings
+from .kinds import KINDS, Kind
+from .kinds.manifest import join_captions, repeated_addresses
+from .rows import extra_fields, keys
+from .schema import EXTRA_PREFIX, SOURCES
+from .storage import Folder, StorageError, StorageSettings
+from .tables import BATCH_ROWS, Table, open_table
+
+__all__ = ["InputError", "Listing"]
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Files of one kind.
+
+    Args:
+        neighbours: Addresses of all files that were found beside them.
+    """
+
+    kind: Kind
+    addresses: Sequence[str]
+    neighbours: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a table.
+
+    Args:
+        repeated: Addresses that the table names more than once.
+    """
+
+    kind: Kind
+    table: Table
+    repeated: frozenset[str]
+
+
+class Listing:
+    """The sources that inputs name, in batches of at most `BATCH_ROWS`. It can be iterated more than once.
+
+    Args:
+        inputs: Runs of `videolavit decompose` and their shards; folders, globs, tables, tars and files, on any fsspec
+            location.
+        takes: Whether a kind is taken at all.
+        reserved: Columns of the shards; a table's column of such a name is called `manifest_NAME`.
+        action: Verb for error messages, such as `decompose`.
+
+    Attributes:
+        extra: Further columns of the batches, by their names in a shard.
+        joined_rows: Rows that named a source a second time within their table, and gave it a further caption.
+
+    Raises:
+        InputError: nothing is there, or what is there cannot be used.
+        StorageError: a location cannot be used.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        settings: InputSettings,
+        storage: StorageSettings,
+        takes: Callable[[Kind], bool],
+        reserved: frozenset[str],
+        action: str,
+    ) -> None:
+        self._settings, self._storage, self._reserved = settings, storage, reserved
+        self._parts = [part for url in inputs for part in self._named(url.rstrip("/") or url, action)]
+        for part in self._parts:
+            if not takes(part.kind):
+                where = part.table.url if isinstance(part, _Rows) else part.addresses[0]
+                raise InputError(f"{where} is of the kind `{part.kind.name}`, which cannot be {action}d")
+        self.joined_rows = 0
+        self.extra = self._unified_extra()
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        self.joined_rows = 0
+        further = [one.with_name(EXTRA_PREFIX + one.name) for one in self.extra]
+        fields = pa.schema([*SOURCES, *further])
+        for part in self._parts:
+            for batch in self._files(part) if isinstance(part, _Files) else self._rows(part):
+                missing = [one for one in further if one.name not in batch.column_names]
+                for one in missing:
+                    batch = batch.append_column(one, pa.nulls(batch.num_rows, one.type))
+                yield batch.select(fields.names).cast(fields)
+
+    # ---- what an input is -----------------------------------------------------------------------------------------
+
+    def _named(self, url: str, action: str) -> Iterator[_Files | _Rows]:
+        """Files and tables that an input names."""
+        if _is_clip_run(url, self._storage):
+            if not self._settings.may_be("video"):
+                raise InputError(
+                    f"{url} is a run of clips; it goes with --modality auto or video, not {self._settings.modality}"
+                )
+            run = Folder(url, self._storage)
+            yield _Files(KINDS["clips"], [f"{run.url}/clips/{name}" for name in run.names("clips", ".parquet")])
+            return
+        found = find_files(url, self._storage)
+        media, tables = self._chosen(url, found)
+        if not media and not tables:
+            hint = "name a folder, glob, table, tar or run; --modality text takes .txt files in a folder"
+            raise InputError(f"nothing to {action} in {url}; {hint}")
+        neighbours = frozenset(address for _, address in found.files if suffix_of(address) in TEXT_SUFFIXES)
+        by_kind: dict[str, list[str]] = {}
+        for address in media:
+            kind = next(kind for kind in KINDS.values() if kind.takes_file(address, self._settings))
+            by_kind.setdefault(kind.name, []).append(address)
+        for name, addresses in by_kind.items():
+            yield _Files(KINDS[name], addresses, neighbours)
+        for address in tables:
+            yield self._table(address)
+
+    def _chosen(self, url: str, found: NamedFiles) -> tuple[list[str], list[str]]:
+        """Addresses of media and of tables. Tables beside media describe them; a folder of tables is an input."""
+        texts_are_named = self._settings.must_be("text") or (
+            found.named != "folder" and suffix_of(url) in TEXT_SUFFIXES
+        )
+        sidecars = SIDECARS - TEXT_SUFFIXES if texts_are_named else SIDECARS
+        names = [
+            (name, address)
+            for name, address in found.files
+            if found.named == "file" or (not is_hidden(name) and (suffix_of(name) not in sidecars or is_table(name)))
+        ]
+        media = [address for name, address in names if not is_table(name)]
+        tables = [address for name, address in names if is_table(name)]
+        if found.named == "folder" and media and not self._settings.must_be("text"):
+            tables = []
+        return media, tables
+
+    def _table(self, url: str) -> _Files | _Rows:
+        table = open_table(url, self._storage)
+        kind = self._kind_of_rows(table)
+        if not kind.lists_rows:
+            return _Files(kind, [url])
+        column = kind.media_column(self._settings)
+        joins = column is not None and kind.joins_captions and not table.holds_bytes(column)
+        return _Rows(kind, table, repeated_addresses(column, table) if joins and column in table.names else frozenset())
+
+    def _kind_of_rows(self, table: Table) -> Kind:
+        settings = self._settings
+        both = {"video", settings.image_column} <= set(table.names)
+        if settings.modality == "auto" and both and not table.made_by:
+            raise InputError(f"the table {table.url} has videos and images; say which with --modality video or image")
+        for kind in KINDS.values():
+            if kind.takes_table(table, settings):
+                return kind
+        raise InputError(
+            f"the table {table.url} has none of the columns `video`, `{settings.image_column}`, "
+            f"`{settings.text_column or 'text'}`; it has {', '.join(table.names)}"
+        )
+
+    # ---- batches --------------------------------------------------------------------------------------------------
+
+    def _unified_extra(self) -> list[pa.Field]:
+        """Further columns of all inputs, in types that fit all of them."""
+        schemas = []
+        for part in self._parts:
+            if isinstance(part, _Rows):
+                empty = part.table.fields.empty_table()
+                columns = part.kind.list_rows(part.table, empty, 0, 0, self._settings, self._reserved)
+                if part.repeated:
+                    columns = join_captions(columns)
+                schemas.append(pa.schema(extra_fields(columns.schema)))
+        try:
+            return list(pa.unify_schemas(schemas, promote_options="permissive")) if schemas else []
+        except pa.ArrowException as error:
+            raise InputError(f"the manifests do not fit together: {error}") from None
+
+    def _files(self, part: _Files) -> Iterator[pa.Table]:
+        for start in range(0, len(part.addresses), BATCH_ROWS):
+            yield part.kind.list_files(part.addresses[start : start + BATCH_ROWS], part.neighbours)
+
+    def _rows(self, part: _Rows) -> Iterator[pa.Table]:
+        column = part.kind.media_column(self._settings)
+        stored = column is not None and part.table.holds_bytes(column)
+        repeated: list[pa.Table] = []
+        for rows, first, group in part.table.batches(without=column if stored else None):
+            sources = part.kind.list_rows(part.table, rows, first, group, self._settings, self._reserved)
+            if part.repeated:
+                again = pc.is_in(sources["source"], pa.array(sorted(part.repeated), pa.string()))
+                repeated.append(sources.filter(again))
+                sources = sources.filter(pc.invert(again))
+            if sources.num_rows:
+                yield sources
+        if repeated:
+            together = pa.concat_tables(repeated)
+            joined = join_captions(together)
+            self.joined_rows += together.num_rows - joined.num_rows
+            yield joined
+
+
+def without_repeats(table: pa.Table, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The first row of each value."""
+    first: dict[str, int] = {}
+    for index, value in enumerate(values.to_pylist()):
+        first.setdefault(value, index)
+    return table if len(first) == table.num_rows else table.take(list(first.values()))
+
+
+def rebatched(batches: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The batches put together to some `rows` each, without sources that are named twice in one of them."""
+    waiting: list[pa.Table] = []
+    for batch in batches:
+        for start in range(0, batch.num_rows, rows):
+            waiting.append(batch.slice(start, rows))
+            if sum(one.num_rows for one in waiting) >= rows:
+                yield _distinct(waiting)
+                waiting = []
+    if waiting:
+        yield _distinct(waiting)
+
+
+def _distinct(batches: list[pa.Table]) -> pa.Table:
+    table = pa.concat_tables(batches)
+    return without_repeats(table, keys(table))
+
+
+def _is_clip_run(url: str, storage: StorageSettings) -> bool:
+    """True for a folder that `videolavit decompose` made.
+
+    Raises:
+        InputError: it is a run of another kind.
+    """
+    try:
+        found = Folder(url, storage).read("run.json")
+        identity = json.loads(found)["identity"] if found else None
+    except (ValueError, KeyError, TypeError, StorageError):
+        return False
+    if identity and identity.get("kind", "clips") != "clips":
+        raise InputError(f"{url} is a run of {identity['kind']}, which cannot be tokenized")
+    return identity is not None

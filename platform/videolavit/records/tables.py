@@ -1,0 +1,249 @@
+"""Tables that name or hold samples: manifests and datasets in Parquet, JSONL and CSV, read in bounded batches."""
+
+import contextlib
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from videolavit.media.errors import MediaError
+
+from . import schema
+from .files import InputError, suffix_of
+from .storage import StorageSettings, open_source
+
+BATCH_ROWS = 20_000
+"""Rows of a table that are listed at a time."""
+
+AS_WRITTEN = frozenset({"video", "image", "text", "caption"})
+"""Columns whose text is not parsed as numbers, dates or times."""
+
+RANGE_COLUMNS = ("video", "start", "end")
+"""Columns of a table whose rows are ranges of videos."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that an input names, without its rows.
+
+    Args:
+        url: Address of the file.
+        fields: Columns and their types.
+        made_by: Kind of shard, if this project wrote the file.
+    """
+
+    url: str
+    fields: pa.Schema
+    made_by: str
+    storage: StorageSettings
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.fields.names)
+
+    @property
+    def is_parquet(self) -> bool:
+        return suffix_of(self.url) == ".parquet"
+
+    @property
+    def folder(self) -> str:
+        """Address of the folder that the table's relative addresses start at."""
+        return self.url.rsplit("/", 1)[0]
+
+    def holds_bytes(self, column: str) -> bool:
+        """True if a column has files: as binary, or as structs with `bytes`."""
+        index = self.fields.get_field_index(column)
+        return index >= 0 and holds_bytes(self.fields.field(index).type)
+
+    def batches(
+        self, columns: Sequence[str] | None = None, without: str | None = None
+    ) -> Iterator[tuple[pa.Table, int, int]]:
+        """Rows in batches, each with the number of its first row and of its row group (0 outside of Parquet).
+
+        Args:
+            columns: Columns to read; None for all.
+            without: Column that is not read.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        chosen = [name for name in (self.names if columns is None else columns) if name != without]
+        with naming_table(self.url):
+            if not self.is_parquet:
+                rows = self._parsed.select(chosen)
+                for start in range(0, rows.num_rows, BATCH_ROWS):
+                    yield rows.slice(start, BATCH_ROWS), start, 0
+                return
+            with open_source(self.url, self.storage) as file:
+                parquet, first = pq.ParquetFile(file), 0
+                for group in range(parquet.num_row_groups):
+                    size = parquet.metadata.row_group(group).num_rows
+                    # A table whose only column holds bytes is read without a column.
+                    rows = parquet.read_row_group(group, chosen) if chosen else _rows_without_columns(size)
+                    for start in range(0, size, BATCH_ROWS):
+                        yield rows.slice(start, BATCH_ROWS), first + start, group
+                    first += size
+
+    @cached_property
+    def _parsed(self) -> pa.Table:
+        with open_source(self.url, self.storage) as file:
+            return _parse(file.read(), suffix_of(self.url))
+
+
+def open_table(url: str, storage: StorageSettings) -> Table:
+    """Reads what a table has: of Parquet the footer only.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with naming_table(url), open_source(url, storage) as file:
+        if suffix_of(url) == ".parquet":
+            fields = pq.ParquetFile(file).schema_arrow
+        else:
+            parsed = _parse(file.read(), suffix_of(url))
+            table = Table(url, parsed.schema, "", storage)
+            table.__dict__["_parsed"] = parsed  # types of text formats come from the rows, which were read for them
+            return _checked(table)
+    return _checked(Table(url, fields, schema.kind_of(fields), storage))
+
+
+def _checked(table: Table) -> Table:
+    if len(set(table.names)) < len(table.names):
+        raise InputError(f"the manifest {table.url} has a column twice: {', '.join(table.names)}")
+    return table
+
+
+def _rows_without_columns(count: int) -> pa.Table:
+    return pa.table({"": pa.nulls(count)})
+
+
+@contextlib.contextmanager
+def naming_table(url: str) -> Iterator[None]:
+    """Turns what goes wrong with a table into an InputError that names it."""
+    try:
+        yield
+    except (MediaError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the manifest {url}: {error}") from None
+
+
+def _parse(data: bytes, suffix: str) -> pa.Table:
+    source = io.BytesIO(data)
+    if suffix == ".csv":
+        header = next(csv.reader(io.StringIO(data.decode())), [])
+        ranges = RANGE_COLUMNS if set(RANGE_COLUMNS) <= set(header) else ()
+        as_written = dict.fromkeys([*AS_WRITTEN, *ranges], pa.string())
+        return pa.csv.read_csv(source, convert_options=pa.csv.ConvertOptions(column_types=as_written))
+    present = set(re.findall(r'"([^"\\]+)"\s*:', data.decode()))
+    as_text = pa.schema([(name, pa.string()) for name in sorted((AS_WRITTEN & present) - _lists(data))])
+    return pa.json.read_json(
+        source,
+        read_options=pa.json.ReadOptions(block_size=max(len(data), 1 << 20)),  # a line must fit into a block
+        parse_options=pa.json.ParseOptions(explicit_schema=as_text),
+    )
+
+
+def _lists(data: bytes) -> set[str]:
+    """Columns of JSON lines that hold lists, by the first line."""
+    first = next((line for line in data.splitlines() if line.strip()), b"{}")
+    try:
+        values = json.loads(first)
+    except ValueError:
+        return set()
+    return {name for name, value in values.items() if isinstance(value, list)} if isinstance(values, dict) else set()
+
+
+def captions(table: Table, rows: pa.Table, text_column: str | None) -> pa.Array | pa.ChunkedArray:
+    """Captions of rows: of the column that was named, or else of `text` or `caption`; nulls where there is none."""
+    name = caption_column(table, text_column)
+    return rows[name].cast(pa.string()) if name else pa.nulls(rows.num_rows, pa.string())
+
+
+def caption_column(table: Table, text_column: str | None) -> str | None:
+    """Column that holds the captions.
+
+    Raises:
+        InputError: the table lacks the column that was named.
+    """
+    need_column(table, text_column)
+    return text_column or next((name for name in ("text", "caption") if name in table.names), None)
+
+
+def need_column(table: Table, name: str | None) -> None:
+    """Raises InputError if a table lacks a column."""
+    if name is not None and name not in table.names:
+        raise InputError(f"the manifest {table.url} has no column `{name}`; it has {', '.join(table.names)}")
+
+
+def further_columns(
+    table: Table, rows: pa.Table, used: Sequence[str | None], reserved: frozenset[str]
+) -> dict[str, pa.ChunkedArray]:
+    """Columns that travel to the shards, by their names there.
+
+    Args:
+        used: Columns that the kind of input reads itself.
+        reserved: Columns of the shards; a further column of such a name is called `manifest_NAME`.
+
+    Raises:
+        InputError: two columns would have one name, or a column has a type that other readers do not know.
+    """
+    further: dict[str, pa.ChunkedArray] = {}
+    for name in rows.column_names:
+        if name in used or not name:
+            continue
+        shard_name = f"manifest_{name}" if name in reserved else name
+        if shard_name in further:
+            raise InputError(f"the manifest {table.url} has both `{name}` and `{shard_name}`; rename one")
+        further[shard_name] = plain_column(rows[name], name, table.url)
+    return further
+
+
+def plain_column(column: pa.ChunkedArray, name: str, url: str) -> pa.ChunkedArray:
+    """The column in a plain type that every reader of Parquet knows."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return plain_column(column.cast(kind.value_type), name, url)
+    if pa.types.is_null(kind) or pa.types.is_large_string(kind):
+        return column.cast(pa.string())
+    if not _is_plain(kind):
+        raise InputError(f"the column `{name}` of {url} is {kind}; write it as text, numbers, lists or structs")
+    if pa.types.is_timestamp(kind):
+        try:
+            pc.min_max(column).as_py()
+        except (ValueError, OverflowError) as error:
+            raise InputError(f"the column `{name}` of {url} holds a time out of range: {error}") from None
+    return column
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    """True for binary, and for structs that have `bytes`, as `datasets` stores images and videos."""
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and holds_bytes(kind.field(index).type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_plain(kind.value_type)
+    if pa.types.is_struct(kind):
+        return all(_is_plain(one.type) for one in kind)
+    checks = (
+        pa.types.is_boolean,
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_string,
+        pa.types.is_binary,
+        pa.types.is_date,
+        pa.types.is_timestamp,
+        pa.types.is_null,
+    )
+    return any(check(kind) for check in checks)
