@@ -1,7 +1,7 @@
-"""Calls that may hang or kill their process, made in a child process that is replaced when that happens.
+"""Calls in a child process, which is replaced when it hangs or crashes.
 
-Native decoders crash and hang on hostile input, and neither can be caught in Python. The child is a plain interpreter
-that imports one function, so that it starts fast and holds nothing but what decoding needs.
+Native decoders crash and hang on hostile input, and Python can catch neither. The child is a plain interpreter that
+imports the module of one function, so that it starts fast and takes little memory.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ Result = TypeVar("Result")
 
 _LENGTH = struct.Struct("<Q")
 _PIPE_SIZE = 1 << 20
-"""About an answer's size, in bytes; with the default both sides wake for every 64 KiB."""
+"""Size of a pipe, in bytes: about one result. With the default of 64 KiB both sides wake up far more often."""
 
 MEMORY_LIMIT = 4 << 30
-"""Address space of a child in bytes. An allocation beyond it fails in the child, and nobody else is ended for it."""
+"""Address space of a child, in bytes. A larger allocation fails in the child, and ends no other process."""
 
 _CHILD_ENVIRONMENT = {
-    "OPENBLAS_NUM_THREADS": "1",  # parallelism is the caller's; idle BLAS threads only spin
+    "OPENBLAS_NUM_THREADS": "1",  # callers run several children; idle BLAS threads only spin
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_TRIM_THRESHOLD_": "1000000",  # large buffers go back to the system when they are freed
     "MALLOC_MMAP_THRESHOLD_": "1000000",
@@ -42,11 +42,11 @@ _CHILD_ENVIRONMENT = {
 
 
 class TimeLimitExceeded(Exception):
-    """The call took longer than its limit; its process was ended."""
+    """The call took longer than its limit, and its process was killed."""
 
 
 class ProcessDied(Exception):
-    """The call ended its process: a crash in native code, or a kill from outside."""
+    """The process of the call ended: native code crashed, or another process killed it."""
 
 
 class IsolatedFunction(Generic[*Arguments, Result]):
@@ -67,11 +67,11 @@ class IsolatedFunction(Generic[*Arguments, Result]):
         """Calls the function and returns its result, or raises what it raised.
 
         Args:
-            time_limit: Seconds after which the child is killed.
+            time_limit: Time after which the child is killed, in seconds.
 
         Raises:
-            TimeLimitExceeded: it was.
-            ProcessDied: the child ended without an answer.
+            TimeLimitExceeded: the call took longer.
+            ProcessDied: the child ended without a result.
         """
         process = self._running()
         deadline = time.monotonic() + time_limit
@@ -94,7 +94,7 @@ class IsolatedFunction(Generic[*Arguments, Result]):
         return result
 
     def close(self) -> None:
-        """Ends the child, if there is one."""
+        """Kills the child, if there is one."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -102,7 +102,7 @@ class IsolatedFunction(Generic[*Arguments, Result]):
 
     @property
     def pid(self) -> int | None:
-        """Of the child, or None before the first call."""
+        """Process id of the child; None before the first call."""
         return self._process.pid if self._process else None
 
     def _running(self) -> "subprocess.Popen[bytes]":
@@ -114,13 +114,13 @@ class IsolatedFunction(Generic[*Arguments, Result]):
                 stdout=subprocess.PIPE,
                 env=os.environ | _CHILD_ENVIRONMENT | {"PYTHONPATH": path},
             )
-            with contextlib.suppress(OSError):  # the system grants a user only so many large pipes
+            with contextlib.suppress(OSError):  # the system limits the number of large pipes of a user
                 fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)  # type: ignore[arg-type]
         return self._process
 
 
 def _import_name(function: Callable[..., object]) -> str:
-    """The name under which another process finds a function: `package.module:function`."""
+    """Returns the name by which another process imports a function: `package.module:function`."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     if module is None or name is None:
         raise TypeError(f"{function!r} is no function of a module, so another process cannot import it")
@@ -140,7 +140,7 @@ def _cause(status: int) -> str:
 
 
 def _send(stream: BinaryIO, value: Any) -> None:
-    """Writes a message: the number of its parts, and each part's length and bytes. Large buffers go uncopied."""
+    """Writes a message: the number of its parts, and the length and bytes of each. Large buffers are not copied."""
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
     parts = [memoryview(head), *(buffer.raw() for buffer in buffers)]
@@ -152,14 +152,19 @@ def _send(stream: BinaryIO, value: Any) -> None:
 
 
 def _receive(read: Callable[[int], bytearray]) -> Any:
-    """Reads a message by means of `read(size)`. Its bytes come from our own parent or child."""
+    """Reads a message with `read(size)`. It comes from the parent or the child, so that unpickling it is safe."""
     (count,) = _LENGTH.unpack(read(_LENGTH.size))
     head, *buffers = [read(*_LENGTH.unpack(read(_LENGTH.size))) for _ in range(count)]
     return pickle.loads(head, buffers=buffers)  # noqa: S301
 
 
 def _read_until(descriptor: int, deadline: float, size: int) -> bytearray:
-    """Exactly `size` bytes, or TimeoutError, or EOFError."""
+    """Reads exactly `size` bytes.
+
+    Raises:
+        TimeoutError: the deadline passed.
+        EOFError: the other side closed the pipe.
+    """
     data = bytearray(size)
     filled = 0
     while filled < size:
@@ -174,15 +179,15 @@ def _read_until(descriptor: int, deadline: float, size: int) -> bytearray:
 
 
 def _serve(target: str) -> None:
-    """The child: answers requests until the parent's end of the pipe closes, however the parent ended."""
+    """Runs the child: it serves calls until the parent closes the pipe or ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print must not get between the answers
+    os.dup2(2, 1)  # libraries that print must not write into the pipe of results
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(sys.stdin.buffer, requests), daemon=True).start()
     module, _, name = target.partition(":")
     function = getattr(importlib.import_module(module), name)
-    gc.freeze()  # what the imports made is not looked at again, which makes collections cheap
+    gc.freeze()  # later collections skip the objects of the imports, which makes them cheap
     while True:
         args = requests.get()
         try:
@@ -191,7 +196,7 @@ def _serve(target: str) -> None:
             answer = (False, error)
         _send(answers, answer)
         del args, answer
-        gc.collect()  # a closed decoder and its frames stay in reference cycles, and they are large
+        gc.collect()  # closed decoders and their large frames stay in reference cycles
 
 
 def _read_requests(stream: BinaryIO, requests: "queue.SimpleQueue[Any]") -> None:

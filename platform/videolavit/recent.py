@@ -1,4 +1,4 @@
-"""Last results of a function, for objects that travel between processes."""
+"""Cache of a function's last results, for objects that are sent between processes."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -9,10 +9,11 @@ Result = TypeVar("Result")
 
 
 class Recent(Generic[Arguments, Result]):
-    """`functools.lru_cache` of a method, for one object. Where the object is sent to, it begins empty.
+    """Cache like `functools.lru_cache`, for a method of one object. It can be pickled, and is empty after unpickling.
 
     Args:
-        size: Results that are kept.
+        function: Function whose results are cached.
+        size: Number of results that are kept.
     """
 
     def __init__(self, function: Callable[Arguments, Result], size: int) -> None:

@@ -1,4 +1,4 @@
-"""Video bytes in, keyframes and motion out; frames in, mp4 out. Knows neither Ray nor torch."""
+"""Decomposition of videos into keyframes and motion vectors, and writing of mp4 files, without Ray and torch."""
 
 from .clips import Clip, corpus_groups, decompose, select_eval_clips
 from .draw import contact_sheet, draw_motion

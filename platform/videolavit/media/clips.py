@@ -1,4 +1,4 @@
-"""Frames grouped into clips: one keyframe and up to 24 frames of motion each."""
+"""Clips: groups of up to 24 frames, each with one keyframe and the motion of all frames."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class Clip:
 
     Attributes:
         start_frame: Index of the keyframe in the re-encoded stream.
-        num_frames: Real frames, the keyframe included; 24 unless the clip is short.
-        seconds: Time of the keyframe in the source.
+        num_frames: Number of frames, the keyframe included; 24 unless the clip is short.
+        seconds: Time of the keyframe in the source, in seconds.
         keyframe: uint8 [height, width, 3] RGB.
-        motion: int16 [24, ceil(height/16), ceil(width/16), 2] in half pixels, x first; still behind `num_frames`.
-        num_vectors: int32 [24], blocks of each frame that have a vector.
+        motion: int16 [24, ceil(height/16), ceil(width/16), 2] in half pixels, x first; 0 after `num_frames`.
+        num_vectors: int32 [24], number of blocks with a motion vector in each frame.
     """
 
     start_frame: int
@@ -43,11 +43,11 @@ class Clip:
 
     @property
     def motion_score(self) -> float:
-        """See `videolavit.media.motion.motion_score`."""
+        """Mean motion per frame, in percent of the frame's diagonal; see `motion_score` in `videolavit.media`."""
         return motion_score(self.motion, self.num_vectors, self.width, self.height)
 
     def features(self, size: tuple[int, int] = (20, 36), rescale: bool = True) -> NDArray[np.float32]:
-        """What the motion tokenizer reads, or with `rescale=False` the video U-Net: float32 [2, 24, *size]."""
+        """Input of the motion tokenizer, or with `rescale=False` of the video U-Net: float32 [2, 24, *size]."""
         return motion_features(self.motion, self.width, self.height, size, rescale=rescale)
 
 
@@ -58,12 +58,19 @@ def decompose(
     start_seconds: float = 0.0,
     end_seconds: float | None = None,
 ) -> Iterator[Clip]:
-    """Yields the clips of a video under the settings' policy.
+    """Yields the clips of a video, chosen by the policy of the settings.
 
-    `corpus` holds one clip in memory at a time. `eval` needs the whole stream before it can select, and holds the
-    motion and the I frames of all of it.
+    The policy `corpus` holds one clip in memory at a time. The policy `eval` selects among all clips, and so holds the
+    motion and the I frames of the whole video.
 
-    Args and errors: as for `iter_frames`.
+    Args:
+        source: Path, bytes, or a seekable binary file object.
+        settings: Policy, frame rate, bit rate and limits.
+        start_seconds: Start of the range to decompose, in seconds from the start of the source.
+        end_seconds: End of the range, exclusive, in seconds; None for the end of the source.
+
+    Raises:
+        MediaError: the source cannot be decomposed; clips may have been yielded before.
     """
     settings = settings or DecomposeSettings()
     frames = iter_frames(source, settings, start_seconds=start_seconds, end_seconds=end_seconds)
@@ -77,10 +84,10 @@ def decompose(
 
 
 def corpus_groups(frames: Iterable[DecomposedFrame]) -> Iterator[list[DecomposedFrame]]:
-    """Cuts a stream so that every frame is in exactly one group that starts with an I frame.
+    """Divides a stream into groups that start with an I frame, so that every frame is in exactly one group.
 
-    A group has 24 frames, or ends at an I frame that is not 12 frames after its start: there the encoder saw a scene
-    cut, and the next group begins.
+    A group has 24 frames, or ends at an I frame that is not 12 frames after its start: there the encoder found a
+    scene cut, and the next group begins.
     """
     group: list[DecomposedFrame] = []
     for frame in frames:
@@ -94,14 +101,14 @@ def corpus_groups(frames: Iterable[DecomposedFrame]) -> Iterator[list[Decomposed
 
 
 def select_eval_clips(types: Sequence[str], max_clips: int) -> list[tuple[int, int]]:
-    """The published model's clip selection for understanding.
+    """Selects clips as the published model does for understanding.
 
     Args:
-        types: `"I"` or `"P"` per frame.
-        max_clips: Most clips to select.
+        types: `"I"` or `"P"` for each frame.
+        max_clips: Largest number of clips.
 
     Returns:
-        (start frame, real frames) of each clip.
+        (start frame, number of frames) of each clip.
 
     Raises:
         ValueError: there is no I frame.

@@ -1,4 +1,4 @@
-"""Motion one can look at: arrows over a picture, and contact sheets."""
+"""Drawings of motion vectors over images, and contact sheets."""
 
 import math
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ OUTLINE = (20, 20, 20)
 def draw_motion(
     image: NDArray[np.uint8], motion: NDArray[np.int16], *, spacing: int = 2, scale: float = 2.0
 ) -> NDArray[np.uint8]:
-    """Draws a motion field over a picture as arrows that point where the content moves.
+    """Draws a motion field over an image as arrows in the direction of the motion.
 
     Args:
         image: uint8 [height, width, 3].
         motion: int16 [blocks_high, blocks_wide, 2] in half pixels (one frame, or a sum of frames).
-        spacing: One arrow for so many blocks in each direction: the mean of their vectors.
-        scale: Length of an arrow in units of its displacement.
+        spacing: Blocks per arrow, in each direction; the arrow is the mean of their vectors.
+        scale: Length of an arrow, relative to the displacement that it shows.
 
     Returns:
-        A new uint8 [height, width, 3].
+        New image, uint8 [height, width, 3].
     """
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
@@ -56,12 +56,12 @@ def _arrow(pen: ImageDraw.ImageDraw, x: float, y: float, dx: float, dy: float) -
 def contact_sheet(
     cells: Sequence[tuple[NDArray[np.uint8], str]], *, columns: int = 4, cell_width: int = 320
 ) -> NDArray[np.uint8]:
-    """Lays captioned pictures out on a sheet.
+    """Arranges captioned images on a sheet.
 
     Args:
         cells: (uint8 [height, width, 3], caption) pairs.
-        columns: Pictures in a row.
-        cell_width: Width that each picture is scaled to, in pixels.
+        columns: Number of images in a row.
+        cell_width: Width to which each image is scaled, in pixels.
 
     Returns:
         uint8 [height, width, 3].
@@ -89,7 +89,7 @@ def contact_sheet(
 
 
 def _fitting(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    """The text, cut to a width in pixels."""
+    """Cuts a text to a width in pixels."""
     text = " ".join(text.split()).encode("latin-1", "replace").decode("latin-1")  # the built-in font has no more
     if pen.textlength(text) <= width:
         return text

@@ -1,27 +1,27 @@
-"""Why a video cannot be decomposed, as types.
+"""Errors for the reasons why a video cannot be decomposed.
 
-The class name is the `error_type` of a reject row, so a name is part of the data contract.
+The name of a class is stored as the `error_type` of a reject, so that renaming a class changes a stored value.
 """
 
 
 class MediaError(ValueError):
-    """The source is at fault, not the program. The message says what is wrong with it."""
+    """Fault of the source, not of the program. The message says what is wrong with the source."""
 
 
 class SourceMissing(MediaError):
-    """No file, key or archive member under that name."""
+    """No file, key or archive member has that name."""
 
 
 class SourceForbidden(MediaError):
-    """It exists, but these credentials or permissions do not open it."""
+    """The source exists, but credentials or permissions do not allow to open it."""
 
 
 class SourceUnreadable(MediaError):
-    """The storage failed while it was read."""
+    """The storage failed while the source was read."""
 
 
 class SourceEmpty(MediaError):
-    """Zero bytes."""
+    """The source has zero bytes."""
 
 
 class UnknownFormat(MediaError):
@@ -29,23 +29,23 @@ class UnknownFormat(MediaError):
 
 
 class ForbiddenFormat(MediaError):
-    """A container that is not on the allow list: a playlist, a script, a picture."""
+    """The container is not on the allow list: a playlist, a script, an image."""
 
 
 class CorruptVideo(MediaError):
-    """Damaged or cut short: what the header promises cannot be decoded."""
+    """The file is damaged or cut short: frames that the header announces cannot be decoded."""
 
 
 class NoVideoStream(MediaError):
-    """Sound or subtitles only."""
+    """The container has only sound or subtitles."""
 
 
 class UnsupportedCodec(MediaError):
-    """A video stream that this build has no decoder for."""
+    """The installed libav has no decoder for the video stream."""
 
 
 class FrameTooLarge(MediaError):
-    """The declared picture size is above the limit; nothing was decoded."""
+    """The declared frame size is above the limit; nothing was decoded."""
 
 
 class UnknownFrameRate(MediaError):
@@ -53,11 +53,11 @@ class UnknownFrameRate(MediaError):
 
 
 class FrameSizeChanged(MediaError):
-    """The picture size changes in the middle of the stream."""
+    """The frame size changes in the middle of the stream."""
 
 
 class TooFewFrames(MediaError):
-    """Fewer than two frames: there is no motion to describe."""
+    """The video has fewer than two frames, so it has no motion."""
 
 
 class DurationMismatch(MediaError):

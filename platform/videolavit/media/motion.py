@@ -1,4 +1,4 @@
-"""Motion vectors as block grids, and grids as the tensors that the motion tokenizer reads."""
+"""Motion vectors as block grids, and block grids as input of the motion tokenizer."""
 
 import functools
 from typing import Any
@@ -12,25 +12,26 @@ VECTOR_STD = (0.0993703, 0.1130276)
 """Standard deviation of x and y displacements relative to the frame size (published model's constants; mean 0)."""
 
 TOKENIZER_SCALE = 10.0
-"""The motion tokenizer reads ten times larger values than the video U-Net."""
+"""Factor by which the motion tokenizer's input is larger than the video U-Net's."""
 
 FILLED_FRAME = 12
-"""The second I frame of a clip has no vectors; the published model fills this index whatever the picture types are."""
+"""Index of a clip's second I frame, which has no vectors. The published model interpolates it for every clip."""
 
 
 def motion_grid(
     vectors: NDArray[Any] | None, height: int, width: int, dtype: Any = np.int16
 ) -> tuple[NDArray[Any], int]:
-    """Puts exported motion vectors on the block grid.
+    """Arranges exported motion vectors on the block grid.
 
     Args:
         vectors: Structured array with libavutil's AVMotionVector fields, or None.
-        height, width: Of the frame, in pixels.
-        dtype: Of the grid. Whole half pixels, as the mpeg4 encoder makes them, fit int16 exactly.
+        height: Frame height, in pixels.
+        width: Frame width, in pixels.
+        dtype: Type of the grid. The mpeg4 encoder's vectors are whole half pixels, which int16 holds exactly.
 
     Returns:
-        [ceil(height/16), ceil(width/16), 2] of `source * (motion_x, motion_y)` in half pixels, and how many blocks
-        have a vector.
+        [ceil(height/16), ceil(width/16), 2] of `source * (motion_x, motion_y)` in half pixels, and the number of
+        blocks with a vector.
     """
     grid = np.zeros((-(-height // BLOCK), -(-width // BLOCK), 2), dtype)
     if vectors is None or len(vectors) == 0:
@@ -43,9 +44,12 @@ def motion_grid(
 
 
 def normalize_motion(motion: NDArray[Any], width: int, height: int, rescale: bool = True) -> NDArray[np.float32]:
-    """Half-pixel vectors [..., 2] as float32 multiples of the published standard deviation.
+    """Divides vectors by the frame size and by the published standard deviation; float32.
 
     Args:
+        motion: [..., 2] in half pixels.
+        width: Frame width, in pixels.
+        height: Frame height, in pixels.
         rescale: True for the tokenizer's scale, False for the video U-Net's (ten times smaller).
     """
     scale = np.array([0.5 / (width * VECTOR_STD[0]), 0.5 / (height * VECTOR_STD[1])])
@@ -63,16 +67,18 @@ def motion_features(
     rescale: bool = True,
     antialias: bool = False,
 ) -> NDArray[np.float32]:
-    """What the motion tokenizer reads of a clip.
+    """Computes the motion tokenizer's input for a clip.
 
-    Normalises by the frame size, fills frame 12 with the mean of its neighbours, and resizes bicubically.
+    The motion is divided by the frame size, frame 12 is replaced by the mean of its neighbours, and the grid is resized
+    bicubically.
 
     Args:
-        motion: [frames, blocks_high, blocks_wide, 2] in half pixels, up to 24 frames; missing ones count as still.
-        width, height: Of the frame the vectors belong to, in pixels.
+        motion: [frames, blocks_high, blocks_wide, 2] in half pixels, up to 24 frames; missing ones have no motion.
+        width: Width of the frame that the vectors belong to, in pixels.
+        height: Height of that frame, in pixels.
         size: (height, width) of the result: 20 x 36 for the tokenizer, the latent size for the video U-Net.
         rescale: False for the video U-Net's scale, ten times smaller.
-        antialias: The published model's resize does not; newer library defaults do.
+        antialias: True to resize with antialiasing; the published model does not.
 
     Returns:
         float32 [2, 24, size[0], size[1]]; channel 0 is x.
@@ -96,7 +102,7 @@ def motion_features(
 
 @functools.cache
 def _bicubic_weights(source: int, target: int, antialias: bool) -> NDArray[np.float64]:
-    """Weights [target, source] of a one-dimensional bicubic resize, pixel centres aligned as in PyTorch.
+    """Computes the weights [target, source] of a one-dimensional bicubic resize, pixel centres aligned as in PyTorch.
 
     Without antialiasing the kernel has a = -0.75 and repeats edge values; with it, a = -0.5, widens when shrinking
     and is cut at the edges, as Pillow does.
@@ -125,11 +131,13 @@ def _cubic(x: NDArray[np.floating[Any]], a: float) -> NDArray[np.floating[Any]]:
 
 
 def motion_score(motion: NDArray[np.int16], num_vectors: NDArray[Any], width: int, height: int) -> float:
-    """Mean displacement of the blocks that have a vector, per frame, in percent of the frame's diagonal.
+    """Computes the mean displacement per frame of the blocks with a vector, in percent of the frame's diagonal.
 
     Args:
         motion: int16 [frames, blocks_high, blocks_wide, 2] in half pixels.
-        num_vectors: [frames], blocks that have a vector.
+        num_vectors: [frames], number of blocks with a vector.
+        width: Frame width, in pixels.
+        height: Frame height, in pixels.
     """
     total = float(np.sum(np.hypot(motion[..., 0].astype(np.float32), motion[..., 1].astype(np.float32)))) / 2
     blocks = int(np.sum(num_vectors))

@@ -1,4 +1,4 @@
-"""The packets of a time range, and which of them need no decoding."""
+"""Packets of a time range, and which of them need no decoding."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from .source import VideoInput, open_video
 from .timestamps import rescale
 
 DROPPABLE_CODECS = frozenset({"h264", "hevc", "mpeg2video", "mpeg4", "vp8"})
-"""Decoders that leave out a frame to which no other refers when asked to (`skip_frame` NONREF)."""
+"""Codecs whose decoders can skip frames that no other frame refers to (`skip_frame` NONREF)."""
 
 LOOKAHEAD = 32
-"""Packets read ahead to know whether a later frame falls on the same tick; more than any reordering depth."""
+"""Number of packets read ahead to find a later frame on the same tick; larger than any reordering depth."""
 
 
 @contextmanager
 def open_at(
     source: VideoInput, settings: DecomposeSettings, start_seconds: float
 ) -> Iterator[tuple[InputContainer, VideoStream, Iterator[Packet[VideoStream]]]]:
-    """Opens a source with its packets from a key frame from which the start can be decoded, or with all of them.
+    """Opens a source, with its packets from the last key frame before the start of a range.
 
-    Where seeking fails or lands too late, the source is opened anew: not every demuxer finds back to its first packet.
+    Where seeking fails or leads past the start, the source is opened again, with all its packets: not every demuxer
+    can return to its first packet.
     """
     if start_seconds > 0:
         with open_video(source, settings) as (container, stream):
@@ -43,17 +44,17 @@ def open_at(
 
 
 def origin_us(container: InputContainer, start_seconds: float) -> int:
-    """The start of a range on the container's clock, in microseconds."""
+    """Returns the start of a range on the container's clock, in microseconds."""
     return (container.start_time or 0) + round(start_seconds * av.time_base)
 
 
 def _packets_from(
     container: InputContainer, stream: VideoStream, target_us: int
 ) -> Iterator[Packet[VideoStream]] | None:
-    """Packets from a key frame that is shown at or before the target; None where seeking finds no such frame.
+    """Returns the packets from a key frame at or before the target; None where seeking finds no such frame.
 
-    Streams with reordered frames are sought a little earlier, because an index by decoding time may otherwise lead
-    to a key frame that is shown after the target; the command does the same.
+    In streams with reordered frames the target is moved a little earlier, because an index by decoding time may
+    otherwise lead to a key frame that is shown after the target; the `ffmpeg` command does the same.
     """
     margin = 3 * av.time_base // 23 if stream.codec_context.has_b_frames else 0
     try:
@@ -70,13 +71,13 @@ def _packets_from(
 def mark_droppable(
     packets: Iterable[Packet[VideoStream]], stream: VideoStream, settings: DecomposeSettings, origin: int
 ) -> Iterator[tuple[Packet[VideoStream], bool]]:
-    """Yields (packet, droppable): droppable when a later frame falls on the same tick of the output clock.
+    """Yields (packet, droppable), where droppable means that a later frame falls on the same tick of the output.
 
-    The fps filter keeps only the last frame of a tick. Whether a droppable frame can in fact be left out is for the
-    decoder to say: it skips only those to which nothing refers.
+    The fps filter keeps only the last frame of a tick. The decoder skips a droppable frame only if no other frame
+    refers to it.
 
     Args:
-        origin: Timestamp of the clock's zero, in units of the stream.
+        origin: Timestamp of the first tick, in units of the stream.
     """
     if stream.codec_context.name not in DROPPABLE_CODECS:
         yield from ((packet, False) for packet in packets)
@@ -88,12 +89,12 @@ def mark_droppable(
             yield lookahead.release()
     while len(lookahead):
         packet, droppable = lookahead.release()
-        # The length of the last frame follows from the one before it where a packet's own is not to be trusted.
+        # Where the duration of a packet is not reliable, that of the last frame is computed from the frame before.
         yield packet, droppable and (packet.duration or 0) > 1
 
 
 class _Lookahead:
-    """Packets that wait to be decoded, and the last timestamp on each tick that they or recent ones fall on."""
+    """Queue of packets before the decoder, with the last timestamp on each tick of theirs."""
 
     def __init__(self, stream: VideoStream, settings: DecomposeSettings, origin: int) -> None:
         assert stream.time_base is not None
@@ -118,7 +119,7 @@ class _Lookahead:
         self._last_dts = self._last_dts if packet.dts is None else packet.dts
         self._waiting.append((packet, tick))
         if len(self._last_on_tick) > 8 * LOOKAHEAD:
-            # To forget a tick is safe: its frames then count as its last.
+            # Removing a tick is safe: each of its frames is then taken for the last, and decoded.
             self._last_on_tick = {tick: self._last_on_tick[tick] for _, tick in self._waiting if tick is not None}
 
     def release(self) -> tuple[Packet[VideoStream], bool]:

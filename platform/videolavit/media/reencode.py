@@ -1,10 +1,10 @@
-"""A video as its MPEG-4 re-encoding: the frames, picture types and motion vectors of the reference command.
+"""Frames of a video re-encoded as MPEG-4, with the picture types and motion vectors of the reference command.
 
     ffmpeg -i IN -filter:v fps=6 -b:v 8000k -c:v mpeg4 -threads 1
 
-followed by a decode with motion-vector export, inside one process and without a temporary file. Bits are equal to the
-command's. Three things make it cheap: source frames that nothing refers to and that the fps filter drops are not
-decoded; only I frames are reconstructed in full, since vectors need no pixels; only I frames become RGB.
+followed by a decode with motion-vector export, inside one process and without a temporary file. The output is
+bit-exact. Three things make it fast: source frames that no frame refers to and that the fps filter drops are not
+decoded; only I frames are reconstructed in full, since vectors need no pixels; only I frames are converted to RGB.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .source import VideoInput
 from .timestamps import FrameClock, constant_rate, rescale
 
 _NO_TIMESTAMPS = 0x80
-"""libavformat's AVFMT_NOTIMESTAMPS."""
+"""Flag AVFMT_NOTIMESTAMPS of libavformat."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +46,10 @@ class DecomposedFrame:
     Attributes:
         index: Position in the re-encoded stream, from 0.
         type: `"I"` or `"P"`.
-        seconds: Presentation time in the source, counted from the source's start.
-        motion: int16 [ceil(height/16), ceil(width/16), 2], x first: forward displacement since the frame before in
-            half pixels; 0 where a block has no vector.
-        num_vectors: Blocks that have a vector (a zero vector counts).
+        seconds: Presentation time, in seconds from the start of the source.
+        motion: int16 [ceil(height/16), ceil(width/16), 2], x first: forward displacement since the frame before,
+            in half pixels; 0 where a block has no vector.
+        num_vectors: Number of blocks with a vector, zero vectors included.
         image: uint8 [height, width, 3] RGB of an I frame; None for a P frame.
     """
 
@@ -68,17 +68,18 @@ def iter_frames(
     start_seconds: float = 0.0,
     end_seconds: float | None = None,
 ) -> Iterator[DecomposedFrame]:
-    """Yields the frames of a video's re-encoding, with bounded memory.
+    """Yields the frames of a re-encoded video, with bounded memory.
 
-    A time range gives what the reference command gives for `-ss START -i IN -t LENGTH`.
+    A time range gives the frames that the reference command gives for `-ss START -i IN -t LENGTH`.
 
     Args:
         source: Path, bytes, or a seekable binary file object.
         settings: Frame rate, bit rate and limits.
-        start_seconds, end_seconds: Range of the source, counted from its start; the end is exclusive.
+        start_seconds: Start of the range, in seconds from the start of the source.
+        end_seconds: End of the range, exclusive, in seconds; None for the end of the source.
 
     Raises:
-        MediaError: the typed reason why the source cannot be decomposed, possibly after some frames.
+        MediaError: the source cannot be decomposed; frames may have been yielded before.
     """
     settings = settings or DecomposeSettings()
     with open_at(source, settings, start_seconds) as (container, stream, packets):
@@ -98,13 +99,13 @@ def iter_pictures(
     start_seconds: float = 0.0,
     end_seconds: float | None = None,
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yields what `iter_frames` re-encodes: the source's pictures at the settings' frame rate, one for each frame.
+    """Yields the frames that `iter_frames` re-encodes: those of the source, at the frame rate of the settings.
 
     Returns:
         uint8 [height, width, 3] RGB, upright.
 
     Raises:
-        MediaError: as `iter_frames`.
+        MediaError: the source cannot be decoded; frames may have been yielded before.
     """
     settings = settings or DecomposeSettings()
     rgb = VideoReformatter()
@@ -124,7 +125,7 @@ def _sampled_pictures(
     start_seconds: float,
     end_seconds: float | None,
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """(tick, picture) pairs: limited-range yuv420p pictures, upright, on the output's clock from the range's start."""
+    """Yields (tick, frame): upright frames in limited-range yuv420p, and their ticks from the start of the range."""
     assert stream.time_base is not None
     start = origin_us(container, start_seconds)
     origin = rescale(start, Fraction(1, av.time_base), stream.time_base)
@@ -147,7 +148,7 @@ def _sampled_pictures(
 
 
 def _trimmed(pictures: Iterable[tuple[int, VideoFrame]], ticks: int) -> Iterator[tuple[int, VideoFrame]]:
-    """Pictures of so many ticks from the first one on, as the command's `-t` counts behind its filters."""
+    """Yields the frames of a number of ticks from the first frame on, as `-t` of the command counts them."""
     end = None
     for tick, picture in pictures:
         end = tick + ticks if end is None else end
@@ -164,7 +165,7 @@ def _decoded_pictures(
     origin: int,
     seek: bool,
 ) -> Iterator[VideoFrame]:
-    """Decoded frames with repaired timestamps relative to `origin` (in stream units), none before it when seeking."""
+    """Yields decoded frames with repaired timestamps relative to `origin`; after a seek none from before it."""
     assert stream.time_base is not None
     context = stream.codec_context
     context.thread_count, context.thread_type = 1, "NONE"
@@ -199,7 +200,7 @@ def _decoded_pictures(
 
 
 class _FilterGraph:
-    """fps filter, rotation and conversion to the encoder's format, built from the first picture as the command does."""
+    """Filters for frame rate, rotation and pixel format, built for the first frame as the command does."""
 
     def __init__(self, stream: VideoStream, settings: DecomposeSettings) -> None:
         self._stream = stream
@@ -264,7 +265,7 @@ def _reencoded(
         if encoder is None or reader is None:
             encoder = _encoder(picture, settings)
             reader = _StreamReader(settings, start_seconds + tick / settings.fps, encoder)
-        # The source's own picture types would force the encoder's.
+        # The encoder would take over the picture types of the source.
         picture.pict_type = PictureType.NONE
         picture.pts, picture.time_base = tick, Fraction(1, settings.fps)
         yield from reader.read(encoder.encode(picture))

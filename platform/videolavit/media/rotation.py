@@ -1,4 +1,4 @@
-"""Turning a picture upright as its rotation metadata asks, with the filters that the `ffmpeg` command inserts."""
+"""Rotation of frames by their display matrix, with the filters that the `ffmpeg` command inserts."""
 
 import math
 from typing import Any
@@ -8,11 +8,11 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 
 _UNIT = 1 << 16
-"""A display matrix is 3 x 3 of 16.16 fixed point."""
+"""One, in a display matrix: 3 x 3 numbers in 16.16 fixed point."""
 
 
 def upright_filters(picture: VideoFrame) -> list[tuple[str, str | None]]:
-    """Returns (filter, arguments) pairs that turn the picture as its display matrix says; empty without one."""
+    """Returns (filter, arguments) pairs that rotate a frame by its display matrix; empty without one."""
     side_data: Any = picture.side_data
     try:
         matrix = [int(v) for v in np.frombuffer(bytes(side_data[SideDataType.DISPLAYMATRIX]), np.int32)]
@@ -36,7 +36,7 @@ def upright_filters(picture: VideoFrame) -> list[tuple[str, str | None]]:
 
 
 def _clockwise_degrees(matrix: list[int]) -> float:
-    """Rotation of a display matrix in degrees, in [0, 360), rounded to whole degrees as the command does."""
+    """Returns the rotation of a display matrix, from 0 to 360 degrees, rounded to whole degrees as the command does."""
     a, b, c, d = (matrix[i] / _UNIT for i in (0, 1, 3, 4))
     scale_x, scale_y = math.hypot(a, c), math.hypot(b, d)
     if scale_x == 0 or scale_y == 0:

@@ -1,30 +1,30 @@
-"""What a decomposition depends on. Everything here changes the output, and so is part of a run's identity."""
+"""Settings of the decomposition. Each of them changes the output, and so is part of a run's identity."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 CLIP_FRAMES = 24
-"""Frames of a clip: two groups of pictures, 4 s at 6 fps (paper, section 3.1)."""
+"""Frames per clip: two groups of pictures, 4 s at 6 fps (paper, section 3.1)."""
 
 GOP_FRAMES = 12
-"""Distance of the encoder's regular I frames."""
+"""Distance between the encoder's regular I frames, in frames."""
 
 BLOCK = 16
-"""Side of the block that one motion vector describes, in pixels."""
+"""Side of the block that one motion vector belongs to, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecomposeSettings:
-    """How a video becomes clips. The defaults are the published model's.
+    """Settings of the decomposition of a video into clips. The defaults are the published model's.
 
     Args:
         fps: Frames per second after resampling.
-        bit_rate: Of the MPEG-4 re-encoding, bits per second.
+        bit_rate: Bit rate of the MPEG-4 re-encoding, in bits per second.
         policy: `corpus` puts every frame into exactly one clip (for training data); `eval` selects clips as the
             published model does for understanding.
-        max_clips: Most clips that the `eval` policy selects.
-        max_width: Declared pictures wider than this are refused before anything is decoded, in pixels.
-        max_height: The same for the height.
+        max_clips: Largest number of clips that the `eval` policy selects.
+        max_width: Largest frame width, in pixels; a video that declares more is rejected before it is decoded.
+        max_height: Largest frame height, in pixels; a video that declares more is rejected before it is decoded.
     """
 
     fps: int = 6

@@ -1,4 +1,4 @@
-"""Opening a video: the one place that hands bytes to libavformat, and what it may do with them.
+"""Opening of videos: the only module that passes untrusted bytes to libavformat, and the limits that it sets.
 
 Only the bytes of the given source are read. The container must be on the allow list, no protocol is available to the
 demuxer, and a request to open anything else fails, so that a playlist cannot reach another file or address.
@@ -57,20 +57,20 @@ ALLOWED_FORMATS = (
     "mpegvideo",
     "obu",
 )
-"""Self-contained containers and elementary streams. None of them can name another file once external references are
-off, which is libavformat's default for mov."""
+"""Self-contained containers and elementary streams. None of them can refer to another file while external references
+are off, which is libavformat's default for mov."""
 
 _READ_SIZE = 1 << 18
 _LARGEST_OFFSET = 1 << 43
-"""Of a seek, in bytes; file systems and object stores refuse more at various points."""
+"""Largest offset of a seek, in bytes; file systems and object stores have various limits above it."""
 
 _HEAD_SIZE = 256
 _SEGMENT = b"\x18\x53\x80\x67"
-"""Element id of the Matroska segment, which holds everything behind a short header."""
+"""Element id of the Matroska segment, which holds everything after a short header."""
 
 _EBML = b"\x1a\x45\xdf\xa3"
 _SIGNATURES = ((4, b"ftyp"), (4, b"moov"), (0, _EBML), (8, b"AVI "))
-"""Of allowed containers whose header may be unreadable: offset and bytes."""
+"""Offsets and bytes that identify allowed containers whose header may be unreadable."""
 
 av.logging.restore_default_callback()  # the Python log callback deadlocks with decoder threads (PyAV #2394)
 av.logging.set_libav_level(av.logging.PANIC)
@@ -78,13 +78,16 @@ av.logging.set_libav_level(av.logging.PANIC)
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a container's header says.
+    """Properties of a video, from the header of its container.
 
     Attributes:
-        width, height: Of the coded picture, before rotation, in pixels.
-        seconds: Length, or None where the header does not tell.
+        container: Name of the container format in libavformat.
+        codec: Name of the codec in libavcodec.
+        width: Width of the coded frame, before rotation, in pixels.
+        height: Height of the coded frame, before rotation, in pixels.
+        seconds: Length, in seconds; None if it is unknown.
         frame_rate: Frames per second.
-        num_frames: Frames that the header promises, 0 if unknown.
+        num_frames: Number of frames by the header; 0 if it is unknown.
     """
 
     container: str
@@ -97,10 +100,10 @@ class VideoInfo:
 
 
 def probe(source: VideoInput, settings: DecomposeSettings | None = None) -> VideoInfo:
-    """Reads the header only. A length that the header lacks is found by reading the packets, without decoding.
+    """Reads the header of a video. Where it has no length, the packets are read as well; nothing is decoded.
 
     Raises:
-        MediaError: as `iter_frames` does for what can be known without decoding.
+        MediaError: the source cannot be decomposed, as far as that can be known without decoding.
     """
     with open_video(source, settings or DecomposeSettings()) as (container, stream):
         seconds = _declared_seconds(container, stream) or _scan_seconds(container, stream)
@@ -125,12 +128,12 @@ def _declared_seconds(container: InputContainer, stream: VideoStream) -> float |
     if not container.duration:
         return None
     seconds = container.duration / av.time_base
-    # Matroska's is in effect the time of the end, counted from zero.
+    # In Matroska the duration is the time of the end, counted from zero.
     return seconds - first if container.format.name.startswith("matroska") and first < seconds else seconds
 
 
 _WITHOUT_LENGTH = ("h264", "hevc", "m4v", "mpegvideo", "obu")
-"""Elementary streams: libavformat guesses their length from the bit rate, which may be wrong by any factor."""
+"""Elementary streams, whose length libavformat guesses from the bit rate; the guess may be wrong by any factor."""
 
 
 def _scan_seconds(container: InputContainer, stream: VideoStream) -> float | None:
@@ -141,17 +144,17 @@ def _scan_seconds(container: InputContainer, stream: VideoStream) -> float | Non
             count += 1
             if packet.pts is not None and packet.time_base is not None:
                 last = max(last or 0.0, float(packet.pts * packet.time_base) - first / av.time_base)
-    # Without timestamps the guess may be twice the rate that frames are shown at, which the codec's header knows.
+    # Without timestamps the guess may be twice the frame rate; the header of the codec has the right one.
     rate = float(stream.codec_context.framerate or stream.guessed_rate or 25)
     return last if last else count / rate or None
 
 
 @contextmanager
 def open_video(source: VideoInput, settings: DecomposeSettings) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Opens a source for reading and picks its video stream, refusing what must not be decoded.
+    """Opens a source and selects its video stream.
 
     Raises:
-        MediaError: the typed reason.
+        MediaError: the source cannot be read, or must not be decoded.
     """
     with _reader(source) as file, _naming_faults():
         file.seek(0)
@@ -193,7 +196,7 @@ def _reader(source: VideoInput) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _naming_faults() -> Iterator[None]:
-    """Turns what libav and the file object raise into the typed reason."""
+    """Converts errors of libav and of the file object to MediaError."""
     try:
         yield
     except MediaError:
@@ -211,16 +214,16 @@ def _naming_faults() -> Iterator[None]:
 
 
 class _LibavFile:
-    """What libavformat reads through.
+    """File object for libavformat.
 
-    Damaged bytes make it seek to impossible offsets. It must learn of that by a status, as from the operating system,
-    and go on as it does in the command; an exception of the file object would end the reading.
+    Damaged files make libavformat seek to impossible offsets. It expects an error code, as from the operating system,
+    and then continues as it does in the command; an exception of the file object would end the reading.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._seek, self.read, self.tell, self.seekable = file.seek, file.read, file.tell, file.seekable
         name = getattr(file, "name", None)
-        self.name = name if isinstance(name, str) else ""  # its extension counts when the format is guessed
+        self.name = name if isinstance(name, str) else ""  # libavformat uses the extension to guess the format
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         if whence == os.SEEK_SET and not 0 <= offset < _LARGEST_OFFSET:
@@ -256,7 +259,7 @@ def _refuse_nested_open(url: str, flags: int, options: dict[str, Any]) -> Any:
 
 
 def _best_video_stream(container: InputContainer) -> VideoStream:
-    """The stream that the `ffmpeg` command would pick: largest picture, a default-flagged one first; no covers."""
+    """Selects a stream as the `ffmpeg` command does: flagged as default, then the largest frame; no cover images."""
 
     def score(stream: VideoStream) -> int:
         default = bool(stream.disposition & av.stream.Disposition.default)
@@ -285,13 +288,13 @@ def _check_stream(stream: VideoStream, settings: DecomposeSettings) -> None:
 
 
 def _check_length(size: int, declared: int) -> None:
-    """Refuses a file that ends before it says itself: libavformat reads some of these to an early, silent end."""
+    """Rejects a file that is shorter than it declares: libavformat reads some of these without an error."""
     if 0 < size < declared:
         raise CorruptVideo(f"cut short: {size} bytes of at least {declared}")
 
 
 def _indexed_end(container: InputContainer, stream: VideoStream) -> int:
-    """Where the last frame of an mp4's index ends, in bytes; 0 for formats whose index is built while reading."""
+    """Returns the end of the last frame in an mp4's index, in bytes; 0 for formats without an index in the header."""
     if not container.format.name.startswith("mov") or not len(stream.index_entries):
         return 0
     last = stream.index_entries[-1]
@@ -299,16 +302,18 @@ def _indexed_end(container: InputContainer, stream: VideoStream) -> int:
 
 
 def _declared_end(head: bytes) -> int:
-    """Where a file must reach at least by its first bytes: the Matroska segment's, or an mp4 box's end; else 0."""
+    """Returns the smallest length of a file by its first bytes: the end of the Matroska segment or mp4 box; else 0."""
     if head.startswith(_EBML):
         start = head.find(_SEGMENT) + len(_SEGMENT)
         return _segment_end(head, start) if len(_SEGMENT) <= start < len(head) else 0
     end = 0
     while head[4:8] == b"ftyp" and end + 16 <= len(head):
         size = int.from_bytes(head[end : end + 4])
-        size = int.from_bytes(head[end + 8 : end + 16]) if size == 1 else size  # 1: a long size follows the name
+        size = (
+            int.from_bytes(head[end + 8 : end + 16]) if size == 1 else size
+        )  # 1 means that a long size follows the name
         if size < 8:
-            break  # 0: to the end of the file
+            break  # 0 means up to the end of the file
         end += size
     return end
 

@@ -1,7 +1,7 @@
-"""The presentation times that the `ffmpeg` command gives to decoded frames.
+"""Presentation times of decoded frames, as the `ffmpeg` command computes them.
 
-A container may lack timestamps, repeat them or contradict itself. Which frame lands on which tick of the 6 fps clock
-follows from how the command-line tool repairs them, so the repair is reproduced here, on plain integers.
+A container may lack timestamps, repeat them or contradict itself. The way in which the command repairs them decides
+which frame falls on which tick of the 6 fps clock, so the repair is reproduced here, on integers.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def rescale(value: int, source: Fraction, target: Fraction) -> int:
-    """`value * source / target`, rounded to the nearest integer, halves away from zero."""
+    """Computes `value * source / target`, rounded to the nearest integer, halves away from zero."""
     exact = value * source / target
     rounded = (2 * abs(exact.numerator) + exact.denominator) // (2 * exact.denominator)
     return rounded if exact >= 0 else -rounded
@@ -21,14 +21,14 @@ def rescale(value: int, source: Fraction, target: Fraction) -> int:
 
 @dataclass
 class FrameClock:
-    """Repairs the time and the duration of each decoded frame of a stream, in decoding order of output.
+    """Repairs the time and the duration of each decoded frame of a stream, in the decoder's output order.
 
     Args:
         time_base: Seconds per timestamp unit of the stream.
-        guessed_rate: Frame rate that the container suggests.
-        codec_rate: Frame rate that the codec's own header declares, or None.
+        guessed_rate: Frame rate by the container, in frames per second.
+        codec_rate: Frame rate by the header of the codec, in frames per second; None if there is none.
         timestamps_unreliable: True for formats without timestamps (elementary streams).
-        first_pts: Given to the first frame if it has no timestamp.
+        first_pts: Timestamp of the first frame if it has none.
     """
 
     time_base: Fraction
@@ -54,7 +54,7 @@ class FrameClock:
         return repaired, self._last_duration
 
     def _trusted(self, pts: int | None, dts: int | None) -> int | None:
-        """The pts, or the dts where that has gone backwards less often."""
+        """Returns the pts, or the dts if it has gone backwards less often."""
         if dts is not None:
             self._faulty_dts += self._last_raw_dts is not None and dts <= self._last_raw_dts
             self._last_raw_dts = dts
@@ -85,10 +85,14 @@ class FrameClock:
 
 
 def constant_rate(frames: Iterable[tuple[int, T]], fill_start: bool) -> Iterator[tuple[int, T]]:
-    """Constant-rate output of (tick, frame) pairs, as the command's encoder stage does it.
+    """Repeats and drops frames so that each tick has one, as the command's encoder stage does.
 
-    Where the file has other streams, a video that starts late has its first frame repeated from tick zero
-    (`fill_start`); a file of one stream starts where its first frame is. Frames more than two ticks early are dropped.
+    Frames more than two ticks early are dropped.
+
+    Args:
+        frames: (tick, frame) pairs.
+        fill_start: True to repeat the first frame from tick 0 on if it comes late, as in a file with other streams;
+            False to start at the first frame.
     """
     next_tick = 0
     for position, (tick, frame) in enumerate(frames):

@@ -1,4 +1,4 @@
-"""Frames in, mp4 out."""
+"""Writing of frames to mp4 files."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 
 class Mp4Writer:
-    """Writes frames as H.264 in mp4, one at a time; a context manager.
+    """Context manager that writes frames as H.264 in mp4, one at a time.
 
-    A file by name has its index in front, so that it plays while it loads.
+    A file given by its name has the index in front, so that it plays while it loads.
 
     Args:
-        path: File to write, or a seekable binary file object.
+        path: File to write: its name, or a seekable binary file object.
         fps: Frames per second.
-        crf: Quality, lower is better; 18 is visually close to lossless.
-        threads: Encoder threads. The bytes depend on it.
-        metadata: Of the container: `title`, `comment` and the other names that mp4 knows.
+        crf: Constant rate factor of x264; lower is better, and 18 is visually close to lossless.
+        threads: Number of encoder threads; another number gives other bytes.
+        metadata: Metadata of the container: `title`, `comment` and the other keys of mp4.
     """
 
     def __init__(
@@ -35,7 +35,10 @@ class Mp4Writer:
         target: Any = path
         options = {}
         if isinstance(path, str | os.PathLike):
-            target, options = os.fspath(path), {"movflags": "+faststart"}  # which opens it a second time, by name
+            target, options = (
+                os.fspath(path),
+                {"movflags": "+faststart"},
+            )  # faststart opens the file a second time, by name
         self._fps, self._crf, self._threads = Fraction(fps).limit_denominator(100_000), crf, threads
         self._container: Any = av.open(target, "w", format="mp4", options=options)
         self._container.metadata.update(metadata or {})
@@ -59,11 +62,11 @@ class Mp4Writer:
         """Appends a frame.
 
         Args:
-            frame: uint8 [height, width, 3] RGB. An odd side is extended by repeating its last line, since 4:2:0 video
-                has even sides.
+            frame: uint8 [height, width, 3] RGB. An odd side is extended by repeating its last line, since the
+                sides of 4:2:0 video are even.
 
         Raises:
-            ValueError: a frame of another size than the first, or not a picture.
+            ValueError: a frame of another size than the first, or no image.
         """
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             raise ValueError(f"a frame must be uint8 [height, width, 3], not {frame.dtype} {list(frame.shape)}")
@@ -79,7 +82,7 @@ class Mp4Writer:
         self._shape = shape
         self._stream = self._container.add_stream("libx264", rate=self._fps)
         self._stream.height, self._stream.width = (side + side % 2 for side in shape[:2])
-        # x264's macroblock tree gives other bytes from run to run at most widths; without it they are the same
+        # with its macroblock tree, x264 gives other bytes from run to run at most widths
         self._stream.pix_fmt = "yuv420p"
         self._stream.options = {"crf": str(self._crf), "x264-params": "mbtree=0"}
         self._stream.codec_context.thread_count = self._threads
@@ -94,7 +97,7 @@ def write_mp4(
     threads: int = 1,
     metadata: Mapping[str, str] | None = None,
 ) -> int:
-    """Writes all frames with an `Mp4Writer`, and returns how many there were.
+    """Writes frames with an `Mp4Writer`, and returns their number.
 
     Raises:
         ValueError: no frames, or a frame of another size or type.

@@ -67,7 +67,7 @@ class VideoFacts:
     Attributes:
         path: Path or URL of the video.
         info: Fields of its header.
-        clips: Its clips, in the order of time.
+        clips: Clips of the video, in the order of time.
         cells: Keyframes with motion arrows, evenly spread over the video.
     """
 

@@ -1,7 +1,7 @@
-"""Videos whose motion is known: textured shapes that move evenly over a textured, still background.
+"""Scenes with known motion: textured shapes that move evenly over a textured, still background.
 
 A model trained on them can be asked for "a large red circle moves right fast", and measured motion can be compared with
-the truth. Everything about video number `index` follows from `[seed, index]` and the settings.
+the true motion. Video number `index` depends on `[seed, index]` and the settings only.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (238, 238, 238),
 }
 SIZES = {"small": (0.18, 0.21), "large": (0.28, 0.32)}
-"""Range of a shape's size, relative to the shorter side of the picture."""
+"""Range of a shape's size, relative to the shorter side of the frame."""
 
 SPEEDS = {"slow": (0.30, 0.34), "medium": (0.61, 0.67), "fast": (0.92, 1.0)}
 """Range of a shape's speed, relative to the fastest."""
@@ -38,16 +38,17 @@ ADVERBS = {"slow": "slowly", "medium": "at medium speed", "fast": "fast"}
 
 MAX_FPS = 240
 MIN_SIDE, MAX_SIDE = 96, 8192
-"""In smaller pictures no motion block fits into a small shape; larger ones are refused by the decomposition."""
+"""Limits of a frame's sides, in pixels. In smaller frames no motion block fits into a small shape; the decomposition
+rejects larger ones."""
 
 _MARGIN = 4
-"""Empty pixels around a sprite: room for its soft edge and for the taps of the interpolation."""
+"""Empty border around a sprite, in pixels, for its soft edge and for the taps of the interpolation."""
 
 _EDGE = _MARGIN + 1
-"""Pixels that a shape keeps from the picture's edge, so that its sprite is always inside."""
+"""Distance between a shape and the edge of the frame, in pixels, so that its sprite is always inside."""
 
 _GAP = 16
-"""Pixels that two shapes keep from each other: a block that contains both has no true motion."""
+"""Distance between two shapes, in pixels: a block that contained both would have no single true motion."""
 
 _PLACEMENTS = 100
 _SUPERSAMPLING = 4
@@ -55,21 +56,21 @@ _SUPERSAMPLING = 4
 
 @dataclass(frozen=True, kw_only=True)
 class SynthSettings:
-    """What the videos look like.
+    """Settings of synthetic videos.
 
     Args:
-        width: Of the picture, in pixels.
-        height: Of the picture, in pixels.
+        width: Frame width, in pixels.
+        height: Frame height, in pixels.
         fps: Frames per second.
-        seconds: Length of a video.
-        speed: Of the fastest shapes, in shorter picture sides per second; medium is two thirds of it, slow a third.
-        max_shapes: Most shapes of a video, 1 or 2.
+        seconds: Length of a video, in seconds.
+        speed: Speed of the fastest shapes, in shorter frame sides per second; medium is two thirds of it, slow a third.
+        max_shapes: Largest number of shapes in a video, 1 or 2.
         shape_scale: Size of the shapes relative to `SIZES`, 0.75 to 2.
-        split: `train` leaves out some combinations of colour, shape and direction, and `held-out` has no others: what a
-            model makes of them it has put together by itself. `all` has every combination.
-        held_out_share: Share of the combinations that are held out.
-        background_contrast: Of the background's texture, from 0, which is plain, to 1; backgrounds differ from each
-            other accordingly. What is as random as noise takes most of a small model's tokens.
+        split: Combinations of colour, shape and direction: `train` leaves some out and `held-out` has only those, so
+            that they show whether a model composes; `all` has every combination.
+        held_out_share: Share of the combinations that are held out, from 0 to 1.
+        background_contrast: Contrast of the background's texture, from 0, which is plain, to 1; a larger contrast also
+            makes backgrounds differ more. Random texture takes most of a small model's tokens.
     """
 
     width: int = 320
@@ -110,7 +111,7 @@ class SynthSettings:
             )
 
     def _check_split(self) -> None:
-        """Both splits have videos, and that of training has every colour, shape and direction."""
+        """Checks that both splits have videos, and that `train` has every colour, shape and direction."""
         every = list(product(COLOURS, OUTLINES, DIRECTIONS))
         train = [names for names in every if not is_held_out(*names, self.held_out_share)]
         complete = len({name for names in train for name in names}) == len({name for names in every for name in names})
@@ -121,7 +122,7 @@ class SynthSettings:
             )
 
     def has(self, shape: "MovingShape") -> bool:
-        """Whether the split has videos with such a shape."""
+        """Tells whether the split has videos with such a shape."""
         if self.split == "all":
             return True
         held_out = is_held_out(shape.colour, shape.shape, shape.direction, self.held_out_share)
@@ -129,7 +130,7 @@ class SynthSettings:
 
     @property
     def side(self) -> int:
-        """The shorter side of the picture, in pixels."""
+        """Shorter side of the frame, in pixels."""
         return min(self.width, self.height)
 
     @property
@@ -139,13 +140,18 @@ class SynthSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MovingShape:
-    """A shape and its true motion.
+    """Shape and its true motion.
 
     Attributes:
-        size_name, colour, shape, direction, speed: As the caption names them.
+        size_name: Size in the caption: a key of `SIZES`.
+        colour: Colour in the caption: a key of `COLOURS`.
+        shape: Form in the caption: a key of `OUTLINES`.
+        direction: Direction in the caption: a key of `DIRECTIONS`.
+        speed: Speed in the caption: a key of `SPEEDS`.
         size: Side of the square that encloses the shape, in pixels.
-        x, y: Centre at time 0, in pixels from the picture's top left corner.
-        velocity: (x, y) in pixels per second; y points down.
+        x: Horizontal position of the centre at time 0, in pixels from the left edge of the frame.
+        y: Vertical position of the centre at time 0, in pixels from the top edge of the frame.
+        velocity: (x, y), in pixels per second; y points down.
     """
 
     size_name: str
@@ -163,22 +169,22 @@ class MovingShape:
         return f"a {self.size_name} {self.colour} {self.shape} moves {self.direction} {ADVERBS[self.speed]}"
 
     def centre(self, seconds: float) -> Point:
-        """Where the centre is at a time, in pixels."""
+        """Returns the centre at a time, in pixels."""
         return self.x + self.velocity[0] * seconds, self.y + self.velocity[1] * seconds
 
     def outline(self, seconds: float, scale: float = 1.0) -> list[Point]:
-        """Corners of the shape at a time, in pixels, for `scale` times its size."""
+        """Returns the corners at a time, in pixels, for `scale` times the size."""
         x, y = self.centre(seconds)
         return [(x + u * self.size * scale, y + v * self.size * scale) for u, v in OUTLINES[self.shape]]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One video before it is rendered.
+    """Content of a video.
 
     Attributes:
-        shapes: One or two, of different colours, that never touch.
-        texture_seed: Of the background and the textures.
+        shapes: One or two shapes of different colours that never touch.
+        texture_seed: Seed of the background and the textures.
     """
 
     shapes: tuple[MovingShape, ...]
@@ -186,19 +192,19 @@ class Scene:
 
     @property
     def text(self) -> str:
-        """The caption: colour, shape, direction and speed of every shape."""
+        """Caption: size, colour, shape, direction and speed of every shape."""
         return "; ".join(shape.text for shape in self.shapes)
 
     def truth(self) -> list[dict[str, Any]]:
-        """The shapes as JSON values, of the same types in every scene."""
+        """Returns the shapes as JSON values, of the same types in every scene."""
         return [asdict(shape) for shape in self.shapes]
 
 
-# ---- what happens -------------------------------------------------------------------------------------------------
+# ---- content ------------------------------------------------------------------------------------------------------
 
 
 def draw_scene(settings: SynthSettings, seed: int, index: int) -> Scene:
-    """Draws video number `index` of a seed; it does not depend on how many there are.
+    """Draws the scene of video number `index` of a seed; it does not depend on the number of videos.
 
     Raises:
         ValueError: a negative seed or index.
@@ -211,7 +217,7 @@ def draw_scene(settings: SynthSettings, seed: int, index: int) -> Scene:
 
 
 def is_held_out(colour: str, shape: str, direction: str, share: float) -> bool:
-    """Whether a combination belongs to the held-out share: by its names alone, the same for every seed."""
+    """Tells whether a combination is held out; this depends on its names and the share, not on a seed."""
     digest = hashlib.blake2b(f"{colour}/{shape}/{direction}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
@@ -249,7 +255,7 @@ def _draw_shape(rng: np.random.Generator, settings: SynthSettings) -> MovingShap
 
 
 def _draw_start(rng: np.random.Generator, length: int, size: float, travel: float) -> float:
-    """Where a centre may start along an axis, so that the shape is inside at the start and after the travel."""
+    """Draws the start of a centre along an axis, so that the shape is inside the frame at the start and at the end."""
     nearest = _EDGE + size / 2
     return _exact(rng.uniform(nearest + max(0.0, -travel), length - nearest - max(0.0, travel)))
 
@@ -268,7 +274,7 @@ def _one_of(rng: np.random.Generator, names: dict[str, Any]) -> str:
 
 
 def _exact(value: float) -> float:
-    """A value that is short in JSON, never a negative zero; what is rendered is what the truth says."""
+    """Rounds a value so that it is short in JSON and rendered exactly as the manifest says; never a negative zero."""
     return round(float(value), 3) + 0.0
 
 
@@ -276,7 +282,7 @@ def _floor(value: float) -> str:
     return f"{np.floor(value * 1000) / 1000:g}"
 
 
-# ---- what it looks like -------------------------------------------------------------------------------------------
+# ---- rendering ----------------------------------------------------------------------------------------------------
 
 
 def render(scene: Scene, settings: SynthSettings) -> Iterator[NDArray[np.uint8]]:
@@ -292,7 +298,7 @@ def render(scene: Scene, settings: SynthSettings) -> Iterator[NDArray[np.uint8]]
 
 
 def _background(rng: np.random.Generator, settings: SynthSettings) -> NDArray[np.float32]:
-    """float32 [height, width, 3]: a dark and muted tint, so that no background is taken for a shape."""
+    """Draws a background, float32 [height, width, 3], dark and muted so that it is not taken for a shape."""
     tint = rng.uniform(75, 105) + rng.uniform(-14, 14, 3)
     tint = 90 + (tint - 90) * settings.background_contrast / SynthSettings.background_contrast
     texture = _texture(rng, settings.height, settings.width, (32, 5))
@@ -300,7 +306,7 @@ def _background(rng: np.random.Generator, settings: SynthSettings) -> NDArray[np
 
 
 def _sprite(rng: np.random.Generator, shape: MovingShape) -> NDArray[np.float32]:
-    """float32 [side, side, 4]: colour (multiplied by opacity) and opacity, the shape's centre in the middle."""
+    """Draws a shape in the middle of a sprite, float32 [side, side, 4]: colour multiplied by opacity, and opacity."""
     side = int(np.ceil(shape.size)) + 2 * _MARGIN
     opacity, inner = (_coverage(shape, side, inset) for inset in (0.0, 4.0))
     light = (0.9 + 0.3 * _texture(rng, side, side, (14, 6))) * (0.6 + 0.4 * inner)
@@ -309,7 +315,7 @@ def _sprite(rng: np.random.Generator, shape: MovingShape) -> NDArray[np.float32]
 
 
 def _coverage(shape: MovingShape, side: int, inset: float) -> NDArray[np.float32]:
-    """How much of each pixel of a sprite the shape covers when it is `inset` pixels smaller, float32 [side, side]."""
+    """Computes the share of each pixel that a shape covers when it is `inset` pixels smaller, float32 [side, side]."""
     scale = (shape.size - inset) * _SUPERSAMPLING
     middle = side * _SUPERSAMPLING / 2
     mask = Image.new("L", (side * _SUPERSAMPLING,) * 2)
@@ -318,7 +324,7 @@ def _coverage(shape: MovingShape, side: int, inset: float) -> NDArray[np.float32
 
 
 def _texture(rng: np.random.Generator, height: int, width: int, spots: tuple[int, int]) -> NDArray[np.float32]:
-    """Smooth noise of mean 0 within about -1 to 1, of coarse and fine spots (pixels), float32 [height, width].
+    """Draws smooth noise of mean 0 within about -1 to 1, with coarse and fine spots (pixels), float32 [height, width].
 
     Coarse spots lead the encoder's step-by-step search to the right displacement, fine ones make it exact.
     """
@@ -332,7 +338,7 @@ def _noise(rng: np.random.Generator, height: int, width: int, spot: int) -> NDAr
 
 
 def _paste(picture: NDArray[np.float32], sprite: NDArray[np.float32], centre: Point) -> None:
-    """Lays a sprite over a picture, in place, its middle on the centre."""
+    """Draws a sprite over a frame, in place, with its middle at the centre."""
     side = len(sprite)
     left, top = (int(np.floor(value - side / 2)) for value in centre)
     shifted = _shifted(_shifted(sprite, centre[0] - side / 2 - left, axis=1), centre[1] - side / 2 - top, axis=0)
@@ -357,7 +363,7 @@ def _shifted(image: NDArray[np.float32], shift: float, axis: int) -> NDArray[np.
 
 
 def _regular(corners: int, radii: tuple[float, ...] = (0.5,)) -> list[Point]:
-    """A polygon inside the unit circle, its first corner at the top, its corners' distances taken in turn."""
+    """Computes a polygon with its first corner at the top; the distances of its corners alternate between the radii."""
     angles = [2 * pi * corner / corners for corner in range(corners)]
     return [(radii[i % len(radii)] * sin(a), -radii[i % len(radii)] * cos(a)) for i, a in enumerate(angles)]
 
@@ -369,4 +375,4 @@ OUTLINES: dict[str, list[Point]] = {
     "diamond": _regular(4),
     "star": _regular(10, (0.5, 0.24)),
 }
-"""Corners of each shape within a unit square around its centre; y points down."""
+"""Corners of each shape, within a unit square around its centre; y points down."""
