@@ -10,6 +10,7 @@ from typing import Any
 import av
 import psutil
 
+from videolavit.files import write_beside
 from videolavit.isolation import Arguments, IsolatedFunction
 from videolavit.records.plan import plan_table
 from videolavit.records.samples import SampleSettings
@@ -77,9 +78,8 @@ def long_video(output: Path, seconds: int) -> Path:
     if not video.exists():
         console.print(f"memory: rendering {video.name}", style="dim")
         render_once(part, SynthSettings(width=1920, height=1080, seconds=10.0, speed=0.06), 0)
-        partial = video.with_suffix(".partial")
-        _repeat_packets(part, partial, seconds // 10)
-        partial.rename(video)
+        with write_beside(video) as (unfinished,):
+            _repeat_packets(part, unfinished, seconds // 10)
     return video
 
 

@@ -13,6 +13,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from videolavit.files import write_beside
 from videolavit.media import write_mp4
 from videolavit.records.plan import assign_shards, plan_source
 from videolavit.records.samples import SampleSettings
@@ -27,9 +28,8 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 def render_once(video: Path, settings: SynthSettings, index: int) -> None:
     if not video.exists():
-        partial = video.with_suffix(".partial")
-        write_mp4(render(draw_scene(settings, 1, index), settings), partial, settings.fps)
-        partial.rename(video)
+        with write_beside(video) as (unfinished,):
+            write_mp4(render(draw_scene(settings, 1, index), settings), unfinished, settings.fps)
 
 
 @contextmanager

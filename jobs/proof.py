@@ -25,6 +25,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from videolavit.files import write_beside
+
 from .common import JobParser, console, fail, pick
 
 STAGES = "stages.json"
@@ -122,9 +124,8 @@ class Stages:
             others = [span for span in self._times.get(name, []) if span[0] != started]
             self._times[name] = [*others, (started, time.time())]
             self._done += [name] if done else []
-            unfinished = self._output / f".{STAGES}"
-            unfinished.write_text(json.dumps({"done": self._done, "times": self._times}, indent=2))
-            unfinished.replace(self._output / STAGES)
+            with write_beside(self._output / STAGES) as (unfinished,):
+                unfinished.write_text(json.dumps({"done": self._done, "times": self._times}, indent=2))
 
     @property
     def minutes(self) -> dict[str, float]:

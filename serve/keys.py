@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from videolavit.files import write_beside
 from videolavit.models.network import STRICT
 
 from .errors import ApiError, too_late, too_many
@@ -80,10 +81,11 @@ def add_key(path: str, name: str) -> str:
         raise ValueError(f"{path} has a key {name} already")
     secret = PREFIX + secrets.token_urlsafe(32)
     every = KeyFile(keys=[*known, Key(name=name, sha256=_hash(secret))])
-    unfinished = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as target:
+    with (
+        write_beside(file) as (unfinished,),
+        open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as target,
+    ):
         json.dump(TypeAdapter(KeyFile).dump_python(every), target, indent=2)
-    unfinished.replace(file)
     return secret
 
 

@@ -9,32 +9,72 @@ import pytest
 
 from tests.conftest import ROOT
 
-MAY_IMPORT = {
+TOP_FOLDERS = {
     "platform/videolavit": set(),
-    "pipelines": {"ray"},
-    "jobs": {"ray", "pipelines", "serve"},
-    "serve": {"ray"},
+    "pipelines": {"videolavit", "ray"},
+    "jobs": {"videolavit", "ray", "pipelines", "serve"},
+    "serve": {"videolavit", "ray"},
 }
-ROOMS = {"ray", "pipelines", "jobs", "serve"}
+"""Imports that each top-level folder is allowed, of these packages."""
+
+HELPERS = {"config", "files", "isolation", "perplexity", "progress", "recent"}
+"""Modules of `platform/videolavit` that import none of the others, and that all others may import."""
+
+ROOMS = {
+    "media": set(),
+    "vocabulary": set(),
+    "models": {"media", "vocabulary"},
+    "records": {"media", "vocabulary", "models"},
+    "synth": {"media", "records"},
+    "generation": {"media", "vocabulary", "models", "records"},
+    "evaluation": {"media", "vocabulary", "models", "records", "synth", "generation"},
+    "training": {"media", "vocabulary", "models", "records", "synth", "generation", "evaluation"},
+}
+"""Imports that each folder and module of `platform/videolavit` is allowed, besides itself and the helpers."""
 
 
-@pytest.mark.parametrize("folder", MAY_IMPORT)
-def test_arrows_point_one_way(folder: str) -> None:
+@pytest.mark.parametrize("folder", TOP_FOLDERS)
+def test_arrows_between_the_top_folders(folder: str) -> None:
+    """The library knows nothing of Ray, pipelines, commands and the service."""
+    packages = {"videolavit", "ray", "pipelines", "jobs", "serve"}
     files = sorted((ROOT / folder).rglob("*.py"))
     assert files
     for file in files:
-        foreign = (_imported(file) & ROOMS) - MAY_IMPORT[folder] - {folder}
+        imported = {name.split(".")[0] for name in _imported(file)} & packages
+        foreign = imported - TOP_FOLDERS[folder] - {Path(folder).name}
         assert not foreign, f"{file.relative_to(ROOT)} imports {foreign}"
 
 
+def test_arrows_inside_the_platform() -> None:
+    root = ROOT / "platform" / "videolavit"
+    files = sorted(root.rglob("*.py"))
+    assert {file.relative_to(root).parts[0].removesuffix(".py") for file in files} == {"__init__", *ROOMS, *HELPERS}
+    for file in files:
+        room = file.relative_to(root).parts[0].removesuffix(".py")
+        imported = {name.split(".")[1] for name in _imported(file) if name.startswith("videolavit.")}
+        allowed = {room} | (ROOMS[room] | HELPERS if room in ROOMS else set())
+        backward = (imported & (ROOMS.keys() | HELPERS)) - allowed
+        assert not backward, f"{file.relative_to(ROOT)} imports {backward}"
+
+
 def _imported(file: Path) -> set[str]:
+    """Absolute names of all that a file imports, within functions and for type checkers too."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module)
-    return {name.split(".")[0] for name in names}
+        elif isinstance(node, ast.ImportFrom):
+            package = list(file.relative_to(_import_root(file)).parent.parts)
+            start = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*start, *filter(None, [node.module])])
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _import_root(file: Path) -> Path:
+    """Folder from which the packages of a file are imported."""
+    platform = ROOT / "platform"
+    return platform if file.is_relative_to(platform) else ROOT
 
 
 def test_the_media_layer_loads_neither_ray_nor_torch() -> None:
@@ -48,8 +88,8 @@ def test_only_one_room_talks_to_libav() -> None:
     """PyAV's next major version changes its API; its calls are in media/ (and its version in the run identity)."""
     elsewhere = {
         file.relative_to(ROOT).as_posix()
-        for folder in MAY_IMPORT
+        for folder in TOP_FOLDERS
         for file in (ROOT / folder).rglob("*.py")
-        if "av" in _imported(file) and "media" not in file.parts
+        if "av" in {name.split(".")[0] for name in _imported(file)} and "media" not in file.parts
     }
     assert elsewhere <= {"platform/videolavit/records/identity.py"}

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from videolavit.perplexity import perplexity
+
 from .network import STRICT
 from .objective import Objective, Reduce
 from .quantizer import Quantizer
@@ -207,9 +209,7 @@ class CodebookObjective(Objective):
 
 def use_of_codes(uses: Tensor) -> dict[str, float]:
     """Share of codes used and perplexity, of how often each of [num_codes] was used."""
-    shares = uses.double() / uses.sum()
-    perplexity = torch.special.entr(shares).sum().exp()
-    return {"codebook_usage": float((uses > 0).double().mean()), "codebook_perplexity": float(perplexity)}
+    return {"codebook_usage": float((uses > 0).double().mean()), "codebook_perplexity": perplexity(uses.cpu().numpy())}
 
 
 def kmeans(vectors: Tensor, num_codes: int) -> Tensor:

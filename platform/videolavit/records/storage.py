@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 import fsspec
 from botocore.exceptions import BotoCoreError, NoCredentialsError
 from fsspec.implementations.local import LocalFileSystem
 
+from videolavit.files import publish, publish_new, unused_path
 from videolavit.media.errors import SourceForbidden, SourceMissing, SourceUnreadable
 
 READ_AHEAD = 4 << 20
@@ -205,7 +205,8 @@ class Folder:
         """
         target = self.join(name)
         if self.is_local:
-            return _create_local(Path(target), local_file)
+            with local_file.open("rb") as source, _complete_copy(Path(target), source) as copy:
+                return publish_new(copy, Path(target))
         try:
             self.fs.put_file(str(local_file), target, mode="create")
         except OSError:
@@ -247,40 +248,16 @@ class Folder:
     def replace(self, name: str, data: bytes) -> None:
         """Writes a derived file (a summary, a report) in one step over what may be there."""
         if self.is_local:
-            with _complete_beside(Path(self.join(name)), io.BytesIO(data)) as temporary:
-                temporary.replace(self.join(name))
+            with _complete_copy(Path(self.join(name)), io.BytesIO(data)) as copy:
+                publish(copy, Path(self.join(name)))
         else:
             self.fs.pipe_file(self.join(name), data)
 
 
-def _create_local(target: Path, local_file: Path) -> bool:
-    with local_file.open("rb") as source, _complete_beside(target, source) as temporary:
-        try:
-            os.link(temporary, target)
-        except FileExistsError:
-            return False
-    return True
-
-
 @contextlib.contextmanager
-def _complete_beside(target: Path, source: BinaryIO) -> Iterator[Path]:
-    """A complete copy under a temporary name on the target's disk, to be renamed or linked in the body.
-
-    Content and names are on the disk before and after: a power failure leaves the old state or the new one.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid4().hex}")
-    try:
-        with temporary.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
-            copy.flush()
-            os.fsync(copy.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-    for folder in (target.parent, target.parent.parent):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _complete_copy(target: Path, source: BinaryIO) -> Iterator[Path]:
+    """Yields a copy of a file under an unused path on the target's disk."""
+    with unused_path(target) as copy:
+        with copy.open("wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+        yield copy

@@ -9,6 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from videolavit.perplexity import perplexity
+
 CODEBOOKS = ("visual", "motion")
 Facts = list[tuple[str, str]]
 
@@ -34,9 +36,8 @@ class CodeUsage:
 
     @property
     def perplexity(self) -> float:
-        """exp of the entropy of the codes: the number of codes if all were equally frequent; 0 of none."""
-        shares = self.counts[self.counts > 0] / max(self.total, 1)
-        return float(np.exp(-(shares * np.log(shares)).sum())) if self.total else 0.0
+        """Number of equally frequent codes with the same entropy; 0 without any code."""
+        return perplexity(self.counts)
 
 
 @dataclass

@@ -5,10 +5,10 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from torch import Tensor, nn
 
+from videolavit.files import write_beside
 from videolavit.models.folder import ModelFolder
 from videolavit.models.model_file import create_model_folder
 from videolavit.models.network import Network
@@ -29,26 +29,29 @@ def save_model(
     Raises:
         ModelError: the tensors do not fit the part.
     """
-    unfinished = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
-        create_model_folder(unfinished, base.sizes, trained=sorted({*base.trained_parts, *states}))
-        for part in filter(base.has, PARTS):
-            if part in states:
-                with quiet_libraries():
-                    save_part(_filled(base, part, states[part], trained[part]), unfinished / part)
-            elif (base.path / part).is_dir():
-                shutil.copytree(base.path / part, unfinished / part, copy_function=_link)
-            else:
-                with quiet_libraries():
-                    save_part(base.load(part, dtype=None), unfinished / part)
-            if part.endswith("language_model"):
-                base.text_tokenizer(part).save_pretrained(unfinished / part)
-        if target.exists():
-            target.rename(target.with_name(f".{target.name}.{uuid4().hex}"))
-        unfinished.rename(target)
+        with write_beside(target) as (unfinished,):
+            _write_parts(base, unfinished, states, trained)
     finally:
-        for left in target.parent.glob(f".{target.name}.*"):
+        for left in target.parent.glob(f".{target.name}.*"):  # of killed runs
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _write_parts(
+    base: ModelFolder, folder: Path, states: dict[str, dict[str, Tensor]], trained: dict[str, nn.Module]
+) -> None:
+    create_model_folder(folder, base.sizes, trained=sorted({*base.trained_parts, *states}))
+    for part in filter(base.has, PARTS):
+        if part in states:
+            with quiet_libraries():
+                save_part(_filled(base, part, states[part], trained[part]), folder / part)
+        elif (base.path / part).is_dir():
+            shutil.copytree(base.path / part, folder / part, copy_function=_link)
+        else:
+            with quiet_libraries():
+                save_part(base.load(part, dtype=None), folder / part)
+        if part.endswith("language_model"):
+            base.text_tokenizer(part).save_pretrained(folder / part)
 
 
 def _filled(base: ModelFolder, part: str, state: dict[str, Tensor], trained: nn.Module) -> Any:
@@ -76,13 +79,9 @@ def merge_models(models: list[ModelFolder], target: Path) -> None:
         models: Of one preset; the first gives what none has trained.
         target: Does not exist yet, and is whole when it does.
     """
-    unfinished = target.with_name(f".{target.name}.{uuid4().hex}")
-    try:
+    with write_beside(target) as (unfinished,):
         trained = sorted({part for one in models for part in one.trained_parts})
         create_model_folder(unfinished, models[0].sizes, trained=trained)
         for part in filter(models[0].has, PARTS):
             owner = next((one for one in reversed(models) if part in one.trained_parts), models[0])
             shutil.copytree(owner.path / part, unfinished / part, copy_function=_link)
-        unfinished.rename(target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
