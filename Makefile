@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo proof serve test lint types unit bench clean
+.PHONY: demo proof serve check test lint types unit bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m jobs.demo
@@ -18,7 +18,14 @@ serve: $(VENV)/demo
 	test -d $(MODEL) || $(BIN)/python -m jobs.demo
 	$(BIN)/python -m jobs.serve --model $(MODEL) --name videolavit
 
+# Every test, with real Ray clusters, services, browsers and databases.
 test: lint types unit
+
+# Lint, types and the quick tests, in at most three minutes on two cores. The tests that it leaves out are marked by
+# tests/conftest.py: `cluster` are those whose fixtures start Ray, a command, a service, a browser, S3 or a database;
+# `slow` are those that run networks for long.
+check: lint types
+	$(BIN)/pytest -m "not cluster and not slow"
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -34,6 +34,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--manifests", type=Path, default=SHARED / "reference" / "manifests", help="published tensors")
 
 
+CLUSTER_FIXTURES = {"ray_head", "run_job", "s3", "service", "busy", "_busy_machine", "browser", "postgresql"}
+"""Fixtures that start something outside of the test's process; tests with one of them are marked `cluster`."""
+
+CLUSTER_FOLDERS = ("tests/pipelines/",)
+SLOW_FOLDERS: tuple[str, ...] = ()
+"""Folders and files whose tests run networks for long; they are marked `slow`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        values = getattr(getattr(item, "callspec", None), "params", {}).values()
+        names = {*getattr(item, "fixturenames", ()), *(value for value in values if isinstance(value, str))}
+        if CLUSTER_FIXTURES & names or item.nodeid.startswith(CLUSTER_FOLDERS):
+            item.add_marker("cluster")
+        if item.nodeid.startswith(SLOW_FOLDERS):
+            item.add_marker("slow")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
