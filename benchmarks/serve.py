@@ -30,7 +30,7 @@ import torch
 import urllib3
 from PIL import Image
 
-from serve.settings import Replicas, WriterReplicas
+from serve.settings import LanguageModelReplicas, Replicas
 from videolavit.generation.decoding import GREEDY
 from videolavit.generation.describe import DescribeSettings, TextStream, answer_policy, embed_chat_prompt
 from videolavit.generation.engine import Engine, EngineRequest
@@ -142,7 +142,7 @@ class _Inside:
         self._runtime = Runtime(model)
         self._speaker = VisualPrompts(self._runtime.loaded("understanding/language_model"), model.vocabulary)
         self._text = model.text_tokenizer("understanding/language_model")
-        self._engine = Engine(self._speaker.language_model, BATCH, WriterReplicas().prefix_tokens)
+        self._engine = Engine(self._speaker.language_model, BATCH, LanguageModelReplicas().prefix_tokens)
 
     def chats_together(self, asked: Sequence[Sequence[str]]) -> None:
         """Answers to everybody's questions, to each one's in turn."""
@@ -173,7 +173,7 @@ class _Inside:
 
     def videos(self, count: int) -> list[GeneratedVideo]:
         """So many videos, in batches as the service has them."""
-        prompts, batch = [Prompt((_prompt(n),), n) for n in range(count)], Replicas().together
+        prompts, batch = [Prompt((_prompt(n),), n) for n in range(count)], Replicas().largest_batch
         batches = [prompts[start : start + batch] for start in range(0, count, batch)]
         return [video for some in batches for video in generate_videos(self._runtime, some, 1, SETTINGS)]
 
@@ -276,7 +276,7 @@ def _serving(model: str, copies: int | None) -> Iterator[str]:
         probe.close()
         generation = {name: value for name, value in asdict(SETTINGS).items() if value is not None}
         config = {"model": model, "port": port, "storage": folder, "generation": generation}
-        config["language_model"] = {"batch": BATCH}
+        config["language_model"] = {"batch_size": BATCH}
         if copies is not None:
             config["video_detokenizer"] = {"min_replicas": copies, "max_replicas": copies}
         file = Path(folder) / "config.yaml"

@@ -1,1 +1,1 @@
-"""The models behind Ray Serve: protocol (what goes over the wire), deployments (what runs), application (wiring)."""
+"""Service on Ray Serve: protocol (bodies of requests), deployments (replicas of the networks), application (graph)."""

@@ -1,4 +1,4 @@
-"""The HTTP interface: routes, and nothing else."""
+"""Routes of the HTTP API."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from starlette.exceptions import HTTPException
 
 from .content import file_response, page_policy
 from .errors import ApiError, bad_request
-from .failures import explained, of_details, validation
-from .keys import until
+from .failures import api_error, invalid_request
+from .keys import deadline_at
 from .protocol import (
     ChatRequest,
     ChatResponse,
@@ -42,31 +42,31 @@ from .service import Service
 from .store import STATUSES, Job, is_id
 from .video_jobs import SPRITES, THUMBNAIL, VIDEO
 
-WORKING = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
+READY_STATES = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
 POLL_MS = "500"
-"""What clients are told to wait between two looks at a job."""
+"""Time that clients should wait between two requests for the state of a job, in milliseconds."""
 
 FILES = {"video": (VIDEO, "video/mp4"), "thumbnail": (THUMBNAIL, "image/png"), "spritesheet": (SPRITES, "image/png")}
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": why}
     for status, why in {
-        400: "The request cannot be done as it is",
-        401: "No known API key",
-        403: "The service has no keys, and the request comes from elsewhere",
-        404: "No such thing",
-        405: "Not with this method",
-        413: "The body is too large",
-        429: "Too many requests; see Retry-After",
-        500: "Something went wrong inside",
-        503: "A part of the service is not there",
-        504: "The deadline passed",
+        400: "Invalid request",
+        401: "Unknown API key",
+        403: "Service without keys, and a request from another machine",
+        404: "Not found",
+        405: "Method not allowed",
+        413: "Body too large",
+        429: "Too many requests; see the Retry-After header",
+        500: "Internal error",
+        503: "Replica stopped or not started",
+        504: "Deadline exceeded",
     }.items()
 }
 
 
 def make_app(service: Service) -> FastAPI:
-    """The routes of a service."""
+    """Application with the routes of a service."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -89,40 +89,40 @@ def make_app(service: Service) -> FastAPI:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    def answer(error: ApiError) -> JSONResponse:
+    def error_response(error: ApiError) -> JSONResponse:
         return JSONResponse(error.body, error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(of_details(list(error.errors())))
+        return error_response(invalid_request(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-        found = answer(ApiError(error.status_code, str(error.detail), code))
-        found.headers.update(error.headers or {})
-        return found
+        response = error_response(ApiError(error.status_code, str(error.detail), code))
+        response.headers.update(error.headers or {})
+        return response
 
-    # Starlette hands whatever `Exception` handles on to the server as well, whose log would have the traceback twice.
+    # A handler of `Exception` would not do: Starlette raises the error again, and the server logs it a second time.
     @app.middleware("http")
     async def failed(request: Request, call_next: Any) -> Response:
         try:
             response: Response = await call_next(request)
             return response
         except Exception as error:
-            found = explained(error)
-            if found.status == 500:
+            answer = api_error(error)
+            if answer.status == 500:
                 request_id = request.scope["state"].get("request_id")
                 logging.getLogger("videolavit.serve").exception("request %s failed", request_id)
-            return answer(found)
+            return error_response(answer)
 
 
-KEY = HTTPBearer(auto_error=False, description="an API key, where the service asks for one")
-"""For the document alone: the entrance looks at the key."""
+KEY = HTTPBearer(auto_error=False, description="API key; not needed for a service without keys")
+"""Documents the key, which the admission middleware checks."""
 
 
 async def _owner(request: Request, key: Annotated[object, Depends(KEY)]) -> str:
-    """Whose key the request has, as the entrance found."""
+    """Owner of the request's key, as found by the admission middleware."""
     owner: str = request.state.owner
     return owner
 
@@ -131,12 +131,12 @@ OWNER = Depends(_owner)
 
 
 def _deadline(service: Service, request: Request) -> tuple[float, float]:
-    """When a request must be done, on the loop's clock, and in how many seconds: the service's, or the client's."""
+    """Deadline of a request, on the loop's clock, and in seconds from now; the client may shorten it."""
     most = service.settings.limits.request_seconds
     try:
         seconds = min(most, max(0.001, float(request.headers.get("x-deadline-seconds", most))))
     except ValueError:
-        raise bad_request("x-deadline-seconds is a number", "x-deadline-seconds") from None
+        raise bad_request("x-deadline-seconds must be a number", "x-deadline-seconds") from None
     return asyncio.get_running_loop().time() + seconds, seconds
 
 
@@ -150,40 +150,40 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/healthz")
     async def healthz() -> Health:
-        """The service is alive."""
+        """Tells that the service is alive."""
         return Health(status="ok")
 
-    @app.get("/readyz", responses={503: {"model": Health, "description": "Not yet, or no more"}})
+    @app.get("/readyz", responses={503: {"model": Health, "description": "Not ready"}})
     async def readyz() -> JSONResponse:
-        """All its deployments can work."""
+        """Tells whether all deployments are ready."""
         states = await asyncio.to_thread(_deployments)
-        ready = bool(states) and all(state in WORKING for state in states.values())
+        ready = bool(states) and all(state in READY_STATES for state in states.values())
         health = Health(status="ok" if ready else "not ready", deployments=states)
         return JSONResponse(health.model_dump(), 200 if ready else 503)
 
-    # Not as a PlainTextResponse: its errors would be documented as plain text, too.
+    # not a PlainTextResponse, with which errors would be documented as plain text as well
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    async def metrics(who: str = OWNER) -> Response:
-        """Measurements for Prometheus."""
+    async def metrics(owner: str = OWNER) -> Response:
+        """Metrics for Prometheus."""
         counts = await asyncio.to_thread(service.store.counts)
         for status in STATUSES:
             service.metrics.jobs.labels(status).set(counts.get(status, 0))
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")
-    async def models(who: str = OWNER) -> ModelList:
-        """What can be asked."""
+    async def models(owner: str = OWNER) -> ModelList:
+        """Lists the served models."""
         return ModelList(data=[Model(id=service.settings.model_name, created=service.started)])
 
     @app.get("/v1/models/{model}")
-    async def model(model: str, who: str = OWNER) -> Model:
-        """One of them."""
+    async def model(model: str, owner: str = OWNER) -> Model:
+        """Describes a served model."""
         service.check_model(model)
         return Model(id=model, created=service.started)
 
 
 def _deployments() -> dict[str, str]:
-    """State of each deployment of this application."""
+    """State of each deployment of this application, by name."""
     application = serve.get_replica_context().app_name
     found = serve.status().applications.get(application)
     return {} if found is None else {name: state.status.value for name, state in found.deployments.items()}
@@ -195,85 +195,85 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
         response_model=ChatResponse,
         responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
     )
-    async def chat(body: ChatRequest, request: Request, who: str = OWNER) -> Any:
-        """Answers a question about a picture, a video, or nothing; with `stream`, as it is written."""
+    async def chat(body: ChatRequest, request: Request, owner: str = OWNER) -> Any:
+        """Answers a question, which may be about an image or a video; with `stream`, while the answer is generated."""
         deadline = _deadline(service, request)
-        async with until(*deadline):
-            order = await service.question(body, who)
+        async with deadline_at(*deadline):
+            answer_request = await service.answer_request(body, owner)
             if not body.stream:
-                return await service.answer(body, order)
-        events = service.stream(body, order, deadline)
+                return await service.answer(body, answer_request)
+        events = service.stream(body, answer_request, deadline)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     @app.post("/v1/images/generations", response_model_exclude_none=True)
-    async def images(body: ImageRequest, request: Request, who: str = OWNER) -> ImageResponse:
-        """Pictures from a text."""
-        async with until(*_deadline(service, request)):
+    async def images(body: ImageRequest, request: Request, owner: str = OWNER) -> ImageResponse:
+        """Generates images from a text."""
+        async with deadline_at(*_deadline(service, request)):
             return await service.images(body)
 
 
 def _add_video_routes(app: FastAPI, service: Service) -> None:
-    async def found(who: str, job_id: str) -> Job:
-        job = await asyncio.to_thread(service.store.get, who, job_id) if is_id(job_id) else None
+    async def find_job(owner: str, job_id: str) -> Job:
+        job = await asyncio.to_thread(service.store.get, owner, job_id) if is_id(job_id) else None
         if job is None:
             raise ApiError(404, f"there is no video {job_id!r}", "not_found", param="video_id")
         return job
 
     @app.post("/v1/videos", openapi_extra=_video_body())
-    async def create(request: Request, response: Response, who: str = OWNER) -> Video:
-        """Queues a video from a text, a picture, or both."""
-        async with until(*_deadline(service, request)):
+    async def create(request: Request, response: Response, owner: str = OWNER) -> Video:
+        """Queues a job that generates a video from a text, an image, or both."""
+        async with deadline_at(*_deadline(service, request)):
             body, reference = await _video_request(request)
             response.headers["openai-poll-after-ms"] = POLL_MS
-            return await service.create_video(who, body, reference)
+            return await service.create_video(owner, body, reference)
 
     @app.post("/v1/videos/reconstruct", openapi_extra=_upload_body())
-    async def reconstruct(request: Request, response: Response, who: str = OWNER) -> Video:
-        """Queues a video to go through its tokens and back; the job tells how many."""
-        async with until(*_deadline(service, request)):
+    async def reconstruct(request: Request, response: Response, owner: str = OWNER) -> Video:
+        """Queues a job that tokenizes a video and reconstructs it from the tokens."""
+        async with deadline_at(*_deadline(service, request)):
             data, seed = await _upload_request(request)
             response.headers["openai-poll-after-ms"] = POLL_MS
-            return await service.create_reconstruction(who, data, seed)
+            return await service.create_reconstruction(owner, data, seed)
 
     @app.get("/v1/videos")
     async def page(
         after: str | None = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         order: Literal["asc", "desc"] = "desc",
-        who: str = OWNER,
+        owner: str = OWNER,
     ) -> VideoList:
-        """The jobs of the caller's key, newest first."""
-        known = after is None or is_id(after)
-        jobs = await asyncio.to_thread(service.store.page, who, after, limit, order == "asc") if known else None
+        """Lists the video jobs of the key, newest first."""
+        valid = after is None or is_id(after)
+        jobs = await asyncio.to_thread(service.store.page, owner, after, limit, order == "asc") if valid else None
         if jobs is None:
             raise ApiError(404, f"there is no video {after!r}", "not_found", param="after")
-        shown = [service.shown(job) for job in jobs[0]]
-        first, last = (shown[0].id, shown[-1].id) if shown else (None, None)
-        return VideoList(data=shown, first_id=first, last_id=last, has_more=jobs[1])
+        videos = [service.to_video(job) for job in jobs[0]]
+        first, last = (videos[0].id, videos[-1].id) if videos else (None, None)
+        return VideoList(data=videos, first_id=first, last_id=last, has_more=jobs[1])
 
     @app.get("/v1/videos/{video_id}")
-    async def status(video_id: str, response: Response, who: str = OWNER) -> Video:
-        """A job: where it is, and what became of it."""
+    async def status(video_id: str, response: Response, owner: str = OWNER) -> Video:
+        """Returns the state of a video job."""
         response.headers["openai-poll-after-ms"] = POLL_MS
-        return service.shown(await found(who, video_id))
+        return service.to_video(await find_job(owner, video_id))
 
     @app.get(
         "/v1/videos/{video_id}/content",
         response_class=Response,
         responses={
             200: {"content": {kind: {} for kind in ("video/mp4", "image/png")}},
-            206: {"description": "A part of it"},
-            416: {"model": ErrorResponse, "description": "The range is not in the file"},
+            206: {"description": "Requested range"},
+            416: {"model": ErrorResponse, "description": "Range not in the file"},
         },
     )
     async def content(
         video_id: str,
         request: Request,
         variant: Literal["video", "thumbnail", "spritesheet"] = "video",
-        who: str = OWNER,
+        owner: str = OWNER,
     ) -> Response:
-        """The video as mp4, its first keyframe, or its keyframes with their motion as arrows; ranges are served."""
-        job = await found(who, video_id)
+        """Returns the video as mp4, its first keyframe, or its keyframes with motion arrows; supports ranges."""
+        job = await find_job(owner, video_id)
         if job.result is None:
             reason = job.error_message if job.status == "failed" else f"it is {job.status}"
             raise ApiError(404, f"this video has no content: {reason}", "not_ready", param="video_id")
@@ -281,10 +281,10 @@ def _add_video_routes(app: FastAPI, service: Service) -> None:
         return await file_response(service.folder, f"{job.result}/{name}", media_type, request)
 
     @app.delete("/v1/videos/{video_id}")
-    async def delete(video_id: str, who: str = OWNER) -> Deleted:
-        """Deletes a job, stops it if it is in work, and removes its files."""
-        await found(who, video_id)
-        job = await asyncio.to_thread(service.store.remove, who, video_id)
+    async def delete(video_id: str, owner: str = OWNER) -> Deleted:
+        """Deletes a video job and its files; stops the job if it is in progress."""
+        await find_job(owner, video_id)
+        job = await asyncio.to_thread(service.store.remove, owner, video_id)
         if job is None:
             raise ApiError(404, f"there is no video {video_id!r}", "not_found", param="video_id")
         for name in (f"results/{job.id}", job.request.get("upload")):
@@ -294,34 +294,35 @@ def _add_video_routes(app: FastAPI, service: Service) -> None:
 
 
 async def _video_request(request: Request) -> tuple[VideoRequest, bytes | None]:
-    """A body as JSON or as a form, with the uploaded picture. Raises ApiError."""
+    """Body from JSON or from a form, and the uploaded image. Raises ApiError."""
     if "json" in request.headers.get("content-type", ""):
         try:
             return VideoRequest.model_validate_json(await request.body()), None
         except ValidationError as error:
-            raise validation(error) from None
+            raise invalid_request(error.errors()) from None
     fields, uploads = await _form(request, "input_reference")
     try:
         return VideoRequest.model_validate(fields), uploads
     except ValidationError as error:
-        raise validation(error) from None
+        raise invalid_request(error.errors()) from None
 
 
 async def _upload_request(request: Request) -> tuple[bytes, int | None]:
+    """Uploaded video, and the seed, from a form. Raises ApiError."""
     fields, data = await _form(request, "video")
     if set(fields) - {"seed"}:
         unknown = sorted(set(fields) - {"seed"})[0]
         raise bad_request(f"unknown field: {unknown}", unknown, "unknown_parameter")
     if not data:
-        raise bad_request("give the video as the file field `video` of a form", "video")
+        raise bad_request("send the video as the file field `video` of a form", "video")
     seed = str(fields.get("seed", "0"))
     if not (seed.isascii() and seed.isdecimal() and int(seed) < 2**63):
-        raise bad_request("seed is a whole number of at least 0", "seed")
+        raise bad_request("seed must be a whole number of at least 0", "seed")
     return data, int(seed) if "seed" in fields else None
 
 
 async def _form(request: Request, file_field: str) -> tuple[dict[str, Any], bytes | None]:
-    """The texts of a form, and its one file. Raises ApiError."""
+    """Text fields of a form, and its file. Raises ApiError."""
     kind = request.headers.get("content-type", "")
     if not kind.startswith(("multipart/form-data", "application/x-www-form-urlencoded")):
         raise bad_request("send JSON or a form (multipart/form-data)", code="unsupported_content_type")
@@ -343,12 +344,12 @@ def _video_body() -> dict[str, Any]:
     definitions = schema.pop("$defs")
     as_json = schema | {"properties": schema["properties"] | {"input_reference": definitions["ReferenceUrl"]}}
     form = {name: value for name, value in schema["properties"].items() if name != "input_reference"}
-    form["input_reference"] = {"type": "string", "format": "binary", "description": "a picture to start from"}
+    form["input_reference"] = {"type": "string", "format": "binary", "description": "Image that the video starts from"}
     return _body({"application/json": as_json, "multipart/form-data": _object(form)})
 
 
 def _upload_body() -> dict[str, Any]:
-    video = {"type": "string", "format": "binary", "description": "a video file"}
+    video = {"type": "string", "format": "binary", "description": "Video file"}
     seed = {"type": "integer", "minimum": 0}
     return _body({"multipart/form-data": _object({"video": video, "seed": seed}) | {"required": ["video"]}})
 
@@ -358,4 +359,6 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def _body(content: dict[str, Any]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {kind: {"schema": one} for kind, one in content.items()}}}
+    return {
+        "requestBody": {"required": True, "content": {kind: {"schema": schema} for kind, schema in content.items()}}
+    }

@@ -1,4 +1,4 @@
-"""The wiring: settings in, a Serve application out. `serve deploy` and `videolavit serve` use the same builder."""
+"""Serve application, built from settings for `videolavit serve` and for `serve deploy`."""
 
 import logging
 import sys
@@ -22,15 +22,15 @@ from .service import Service
 from .settings import Replicas, ServeSettings, read_settings
 
 NAME = "videolavit"
-"""Of the application."""
+"""Name of the application."""
 
 CONSTRUCTOR_RETRIES = 3
-"""A model that cannot be loaded is not tried for ever."""
+"""Number of times that Serve tries to start a replica, so that a model which cannot be loaded is reported."""
 
 
 @serve.ingress()
 class Ingress:
-    """HTTP in front, and the worker of the video jobs."""
+    """Deployment with the HTTP API and the worker for video jobs."""
 
     def __init__(
         self,
@@ -41,43 +41,45 @@ class Ingress:
         video_detokenizer: DeploymentHandle,
     ) -> None:
         _log_to_stderr()
-        parts = (visual_tokenizer, language_model, keyframe_detokenizer, video_detokenizer)
-        self.service = Service(settings, Graph(*parts, ModelFolder(settings.model)))
+        graph = Graph(
+            visual_tokenizer, language_model, keyframe_detokenizer, video_detokenizer, ModelFolder(settings.model)
+        )
+        self.service = Service(settings, graph)
 
     def __serve_build_asgi_app__(self) -> Any:
         app: FastAPI = make_app(self.service)
         limits = self.service.settings.limits
-        app.add_middleware(AdmissionMiddleware, gate=self.service.gate)
+        app.add_middleware(AdmissionMiddleware, admission=self.service.admission)
         app.add_middleware(RequestMiddleware, max_bytes=limits.body_megabytes << 20, metrics=self.service.metrics)
         return app
 
 
 def application(settings: ServeSettings) -> Application:
-    """The graph: Ingress -> VisualTokenizer, LanguageModel -> KeyframeDetokenizer -> VideoDetokenizer."""
-    parts = [
-        _deployment(kind, settings, copies, ongoing=4 * copies.together).bind(settings)
-        for kind, copies in (
+    """Application graph: Ingress -> VisualTokenizer, LanguageModel -> KeyframeDetokenizer -> VideoDetokenizer."""
+    deployments = [
+        _deployment(deployment, settings, replicas, max_ongoing=4 * replicas.largest_batch).bind(settings)
+        for deployment, replicas in (
             (VisualTokenizer, settings.visual_tokenizer),
             (LanguageModel, settings.language_model),
             (KeyframeDetokenizer, settings.keyframe_detokenizer),
             (VideoDetokenizer, settings.video_detokenizer),
         )
     ]
-    # beyond its own gate, which answers 429, the ingress has room for all who look at their jobs
-    ingress = _deployment(Ingress, settings, settings.ingress, ongoing=16 * settings.limits.in_flight)
-    return ingress.bind(settings, *parts)
+    # more than its own limit, beyond which it answers 429, so that clients can still ask for the state of their jobs
+    ingress = _deployment(Ingress, settings, settings.ingress, max_ongoing=16 * settings.limits.in_flight)
+    return ingress.bind(settings, *deployments)
 
 
 def build(arguments: dict[str, Any]) -> Application:
-    """What `serve/config.yaml` names. Raises ValueError for settings that are none, or depend on the node."""
+    """Builder for `serve/config.yaml`. Raises ValueError for invalid settings and for relative paths."""
     settings = read_settings(arguments)
     if "://" not in settings.storage and not Path(settings.storage).is_absolute():
-        raise ValueError(f"storage: {settings.storage} is another folder on each node; give a whole path")
+        raise ValueError(f"storage: {settings.storage} is a different folder on each node; give an absolute path")
     return application(settings)
 
 
-def problems() -> list[str]:
-    """Why deployments are not healthy: the last line of what each says."""
+def unhealthy_deployments() -> list[str]:
+    """Deployments that are not healthy, each with the last line of its message."""
     found = serve.status().applications.get(NAME)
     states = {} if found is None else found.deployments
     return [
@@ -87,32 +89,32 @@ def problems() -> list[str]:
     ]
 
 
-def _deployment(kind: Any, settings: ServeSettings, copies: Replicas, ongoing: int) -> Any:
-    """A deployment as Serve wants it. Its batches need so many requests to be with it at once."""
-    least, most = copies.copies
-    scale: dict[str, Any] = {"num_replicas": least}
-    if most > least:
+def _deployment(deployment: Any, settings: ServeSettings, replicas: Replicas, max_ongoing: int) -> Any:
+    """Serve deployment of a class. A replica needs several requests at once to fill its batches."""
+    fewest, most = replicas.replica_range
+    scale: dict[str, Any] = {"num_replicas": fewest}
+    if most > fewest:
         scale = {
             "autoscaling_config": AutoscalingConfig(
-                min_replicas=least, max_replicas=most, target_ongoing_requests=copies.together
+                min_replicas=fewest, max_replicas=most, target_ongoing_requests=replicas.largest_batch
             )
         }
     return serve.deployment(
-        kind,
-        name=kind.__name__,
-        max_ongoing_requests=ongoing,
+        deployment,
+        name=deployment.__name__,
+        max_ongoing_requests=max_ongoing,
         max_constructor_retry_count=CONSTRUCTOR_RETRIES,
         graceful_shutdown_timeout_s=settings.drain_seconds,
         health_check_timeout_s=60,
-        # the ingress has a line of its own for each request
+        # the ingress logs each request itself
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-        ray_actor_options={"num_cpus": copies.num_cpus, "num_gpus": copies.num_gpus},
+        ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
         **scale,
     )
 
 
 def _log_to_stderr() -> None:
-    """The service's lines, beside Serve's own."""
+    """Writes the log of the service beside the log of Serve."""
     log = logging.getLogger("videolavit.serve")
     if not log.handlers:
         handler = logging.StreamHandler(sys.stderr)

@@ -1,4 +1,4 @@
-"""Requests of equal shape, sampled together: with progress of each, and each can be cancelled at every step."""
+"""Batches of requests of equal shape, each of which reports its progress and can be cancelled at every step."""
 
 import asyncio
 import threading
@@ -15,18 +15,18 @@ Result = TypeVar("Result")
 
 
 class AllCancelled(Exception):
-    """Nobody waits for a batch any more."""
+    """All requests of a batch have been cancelled."""
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """Steps done of a request.
+    """Progress of a request after a step.
 
     Args:
-        done: So far.
-        total: In all.
-        batch: Requests that are worked on together.
-        seconds: Since the last step.
+        done: Number of steps done.
+        total: Number of steps in all.
+        batch: Number of requests in the batch.
+        seconds: Duration of the step, in seconds.
     """
 
     done: int
@@ -37,10 +37,11 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Finished(Generic[Result]):
-    """The end of a request.
+    """Result of a request.
 
     Args:
-        seconds: Since the last step: of the decoding of pixels.
+        value: Result.
+        seconds: Time since the last step, in which pixels are decoded, in seconds.
     """
 
     value: Result
@@ -48,29 +49,29 @@ class Finished(Generic[Result]):
 
 
 @dataclass(eq=False)
-class _Waiting(Generic[BatchItem]):
-    """A request; its events go to the loop that it came from."""
+class _Pending(Generic[BatchItem]):
+    """Request whose events go to the event loop that it came from."""
 
-    order: BatchItem
+    request: BatchItem
     loop: asyncio.AbstractEventLoop
     events: "asyncio.Queue[Any]" = field(default_factory=asyncio.Queue)
     cancelled: bool = False
 
-    def tell(self, event: object) -> None:
-        """Hands on a step, the end, or an exception."""
+    def send(self, event: object) -> None:
+        """Sends a step, the result or an exception to the loop."""
         self.loop.call_soon_threadsafe(self.events.put_nowait, event)
 
 
 class StepBatcher(Generic[BatchItem, Result]):
-    """A thread that works on batches, one after the other, so that a network is used by one at a time.
+    """Thread that runs batches of requests one after the other, so that a network runs one batch at a time.
 
-    A request that is cancelled leaves its batch at the next step, with its memory; the others go on.
+    A cancelled request leaves its batch at the next step, and its memory is freed; the others go on.
 
     Args:
-        work: Called with orders of equal shape and `on_step`; returns the result of each that was not left out.
-        shape: Orders with equal shapes are worked on together.
-        limit: Most orders of a batch.
-        wait: Seconds to wait for a batch to fill.
+        work: Called with requests of equal shape and `on_step`; returns the results of those that were not cancelled.
+        shape: Shape of a request; only requests of equal shapes share a batch.
+        limit: Largest batch size.
+        wait: Time to wait for a batch to fill, in seconds.
     """
 
     def __init__(
@@ -81,68 +82,68 @@ class StepBatcher(Generic[BatchItem, Result]):
         wait: float,
     ) -> None:
         self._work, self._shape, self._limit, self._wait = work, shape, limit, wait
-        self._waiting: deque[_Waiting[BatchItem]] = deque()
-        self._news = threading.Condition()
+        self._waiting: deque[_Pending[BatchItem]] = deque()
+        self._changed = threading.Condition()
         threading.Thread(target=self._run, name="sampler", daemon=True).start()
 
-    async def run(self, order: BatchItem) -> AsyncGenerator[StepDone | Finished[Result]]:
-        """Yields the steps of a request, and at last its result. Raises what the work raised."""
-        waiting = _Waiting(order, asyncio.get_running_loop())
-        with self._news:
-            self._waiting.append(waiting)
-            self._news.notify()
+    async def run(self, request: BatchItem) -> AsyncGenerator[StepDone | Finished[Result]]:
+        """Yields the steps of a request, and then its result. Raises the exceptions of `work`."""
+        pending = _Pending(request, asyncio.get_running_loop())
+        with self._changed:
+            self._waiting.append(pending)
+            self._changed.notify()
         try:
             while True:
-                event = await waiting.events.get()
+                event = await pending.events.get()
                 if isinstance(event, BaseException):
                     raise event
                 yield event
                 if isinstance(event, Finished):
                     return
         finally:
-            waiting.cancelled = True
+            pending.cancelled = True
 
     def _run(self) -> None:
         while True:
-            batch: list[_Waiting[BatchItem]] = []
+            batch: list[_Pending[BatchItem]] = []
             try:
                 batch = self._next()
-                self._sample(batch)
+                self._work_on(batch)
             except AllCancelled:
                 continue
-            except Exception as error:  # whatever the network raises belongs to those who wait
-                for one in batch:
-                    one.tell(error)
+            except Exception as error:  # any exception of the network is raised in all requests of the batch
+                for pending in batch:
+                    pending.send(error)
 
-    def _next(self) -> list[_Waiting[BatchItem]]:
-        """The oldest request and those of its shape, after a moment for more to come."""
-        with self._news:
-            self._news.wait_for(lambda: self._waiting)
-            self._news.wait_for(lambda: len(self._waiting) >= self._limit, timeout=self._wait)
-            alive = [one for one in self._waiting if not one.cancelled]
-            shape = self._shape(alive[0].order) if alive else None
-            batch = [one for one in alive if self._shape(one.order) == shape][: self._limit]
-            self._waiting = deque(one for one in alive if one not in batch)
+    def _next(self) -> list[_Pending[BatchItem]]:
+        """Waits for requests; returns the oldest and others of its shape, after a moment in which more may come."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting)
+            self._changed.wait_for(lambda: len(self._waiting) >= self._limit, timeout=self._wait)
+            alive = [pending for pending in self._waiting if not pending.cancelled]
+            shape = self._shape(alive[0].request) if alive else None
+            batch = [pending for pending in alive if self._shape(pending.request) == shape][: self._limit]
+            self._waiting = deque(pending for pending in alive if pending not in batch)
             return batch
 
-    def _sample(self, batch: list[_Waiting[BatchItem]]) -> None:
+    def _work_on(self, batch: list[_Pending[BatchItem]]) -> None:
         last = time.monotonic()
 
         def on_step(done: int, total: int) -> Sequence[int] | None:
             nonlocal last
-            kept = [row for row, one in enumerate(batch) if not one.cancelled]
+            kept = [row for row, pending in enumerate(batch) if not pending.cancelled]
             if not kept:
                 raise AllCancelled
-            left_out = len(kept) < len(batch)
+            some_left = len(kept) < len(batch)
             batch[:] = [batch[row] for row in kept]
             now = time.monotonic()
-            for one in batch:
-                one.tell(StepDone(done, total, len(batch), now - last))
+            for pending in batch:
+                pending.send(StepDone(done, total, len(batch), now - last))
             last = now
-            return kept if left_out else None
+            return kept if some_left else None
 
         if batch:
-            results = self._work([one.order for one in batch], on_step)
+            results = self._work([pending.request for pending in batch], on_step)
             seconds = time.monotonic() - last
-            for one, result in zip(batch, results, strict=True):
-                one.tell(Finished(result, seconds))
+            for pending, result in zip(batch, results, strict=True):
+                pending.send(Finished(result, seconds))

@@ -1,4 +1,4 @@
-"""What is sent as it is: files of the storage, wherever it is, with ranges; and what the page may do."""
+"""Answers with files from the storage, with range requests, and the content security policy of the web page."""
 
 import asyncio
 import base64
@@ -13,37 +13,39 @@ from videolavit.records.storage import Folder
 
 from .errors import ApiError
 
-PIECE = 1 << 20
+CHUNK_BYTES = 1 << 20
+"""Size of the reads from the storage, in bytes."""
+
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
 async def file_response(folder: Folder, name: str, media_type: str, request: Request) -> Response:
-    """A file, or the one range of it that is asked for. Raises ApiError for a file that is gone, or no such range."""
+    """Answer with a file, or with the requested range of it. Raises ApiError if either does not exist."""
     path = folder.join(name)
     try:
         size = int(await asyncio.to_thread(folder.fs.size, path))
     except FileNotFoundError:
-        raise ApiError(404, "its files are gone", "not_found", param="video_id") from None
+        raise ApiError(404, "the files of this video are gone", "not_found", param="video_id") from None
     headers = {"Accept-Ranges": "bytes", "Cache-Control": "private, max-age=3600", "Content-Disposition": "inline"}
-    asked = _RANGE.fullmatch(request.headers.get("range", ""))
+    requested = _RANGE.fullmatch(request.headers.get("range", ""))
     start, end, status = 0, size, 200
-    if asked is not None and any(asked.groups()):
-        start, end = _bounds(asked[1], asked[2], size)
+    if requested is not None and any(requested.groups()):
+        start, end = _bounds(requested[1], requested[2], size)
         if not 0 <= start < end:
             raise _OutOfRange(size)
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         status = 206
     headers["Content-Length"] = str(end - start)
 
-    async def pieces() -> AsyncIterator[bytes]:
-        for at in range(start, end, PIECE):
-            yield await asyncio.to_thread(folder.fs.cat_file, path, start=at, end=min(at + PIECE, end))
+    async def chunks() -> AsyncIterator[bytes]:
+        for at in range(start, end, CHUNK_BYTES):
+            yield await asyncio.to_thread(folder.fs.cat_file, path, start=at, end=min(at + CHUNK_BYTES, end))
 
-    return StreamingResponse(pieces(), status, headers, media_type)
+    return StreamingResponse(chunks(), status, headers, media_type)
 
 
 class _OutOfRange(ApiError):
-    """What is asked for lies behind the end."""
+    """The range begins after the end of the file."""
 
     def __init__(self, size: int) -> None:
         super().__init__(416, "the range is not in the file", "range_not_satisfiable")
@@ -51,18 +53,19 @@ class _OutOfRange(ApiError):
 
     @property
     def headers(self) -> dict[str, str]:
+        """Headers of the answer, with the size of the file."""
         return {"Content-Range": f"bytes */{self._size}"}
 
 
 def _bounds(first: str, last: str, size: int) -> tuple[int, int]:
-    """Start and end of a range; without a first byte, the last ones."""
+    """Start and end of a range, in bytes; without a first byte, `last` counts from the end."""
     if not first:
         return max(0, size - int(last)), size if int(last) else 0
     return int(first), min(size, int(last) + 1) if last else size
 
 
 def page_policy(page: str) -> str:
-    """A content security policy under which a page runs its own script and style, and nothing else."""
+    """Content security policy under which a page runs its own script and style, and no others."""
 
     def hashed(tag: str) -> str:
         inside = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]

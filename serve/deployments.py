@@ -1,4 +1,4 @@
-"""The parts of the model, each in processes of its own."""
+"""Deployments: the networks of the model, each in replicas of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from videolavit.generation.decoding import Sampling, TokenPolicy, embed_prompts
+from videolavit.generation.decoding import embed_prompts
 from videolavit.generation.describe import (
     TextStream,
     VisualContext,
@@ -36,13 +36,13 @@ from videolavit.models.sampling import OnStep
 
 from .batching import Finished, StepBatcher, StepDone
 from .requests import (
-    AnimateRequest,
     Answer,
     AnswerRequest,
     ClipTokens,
     EncodedClip,
     EncodedPicture,
-    PaintRequest,
+    RemoteClipRequest,
+    RemoteKeyframeRequest,
     TokensRequest,
     Upload,
 )
@@ -51,61 +51,61 @@ from .uploads import read_clips, read_image
 
 T = TypeVar("T")
 
-CHILDREN = 2
-"""Uploads that are decoded at once."""
+DECODER_PROCESSES = 2
+"""Number of uploads that a replica decodes at once."""
 
-PIECE_SECONDS, LONGEST_PIECE = 0.02, 0.2
-"""Between two pieces of an answer that is written alone, and of one among many: each piece costs this
-process a millisecond and more."""
+PART_SECONDS, LONGEST_PART_SECONDS = 0.02, 0.2
+"""Time between two parts of a streamed answer, in seconds: where it is the only one, and at most. Each part takes a
+millisecond or more of the replica's time."""
 
 STEP_SECONDS = 0.1
-"""Between two looks at what nobody reads along."""
+"""Time between two reads of tokens that are not streamed, in seconds."""
 
 
 class VisualTokenizer:
-    """Uploads to codes and features: guarded decoding, then both tokenizers."""
+    """Decodes uploads in child processes, and encodes them with both tokenizers."""
 
     def __init__(self, settings: ServeSettings) -> None:
         self._limits = settings.limits
         self._runtime = Runtime(ModelFolder(settings.model), settings.runtime)
         runtime, model = self._runtime, self._runtime.model
-        for unit in ("visual_tokenizer", "motion_tokenizer"):
-            runtime.loaded(unit)
-        self._eyes = [
-            model.load(f"understanding/{part}", runtime.device, runtime.dtype)
-            for part in ("visual_tokenizer", "motion_tokenizer")
-            if model.has(f"understanding/{part}")
+        for component in ("visual_tokenizer", "motion_tokenizer"):
+            runtime.loaded(component)
+        self._context_encoders = [
+            model.load(f"understanding/{component}", runtime.device, runtime.dtype)
+            for component in ("visual_tokenizer", "motion_tokenizer")
+            if model.has(f"understanding/{component}")
         ]
-        # a request that is given up does not stop its thread: what it uses is free when the thread is done
-        self._networks, self._decoding = ThreadPoolExecutor(1), ThreadPoolExecutor(CHILDREN)
+        # a cancelled request does not stop its thread, whose network or child process is free when the thread ends
+        self._networks, self._decoding = ThreadPoolExecutor(1), ThreadPoolExecutor(DECODER_PROCESSES)
         self._image_readers, self._clip_readers = _isolated(read_image), _isolated(read_clips)
 
-    async def look(self, upload: Upload) -> VisualContext:
-        """What a question can be about. Raises MediaError."""
-        about: Picture | list[Clip]
-        about = await self._picture(upload) if upload.kind == "image" else await self._clips(upload, "eval", None)
-        visual, motion = self._eyes
-        sight = await self._run(self._networks, encode_visual_context, visual, motion, about)
-        assert sight is not None
-        return sight.cpu()
+    async def encode_context(self, upload: Upload) -> VisualContext:
+        """Features of an image or a video for a chat. Raises MediaError."""
+        media: Picture | list[Clip]
+        media = await self._picture(upload) if upload.kind == "image" else await self._clips(upload, "eval", None)
+        visual, motion = self._context_encoders
+        context = await self._run(self._networks, encode_visual_context, visual, motion, media)
+        assert context is not None
+        return context.cpu()
 
-    async def encode_picture(self, upload: Upload) -> EncodedPicture:
-        """A picture for a prompt. Raises MediaError."""
+    async def encode_image(self, upload: Upload) -> EncodedPicture:
+        """Visual codes of an image, for a prompt. Raises MediaError."""
         picture = await self._picture(upload)
-        (codes,) = await self._encode([picture])
+        (codes,) = await self._encode_keyframes([picture])
         return EncodedPicture(picture, codes)
 
     async def encode_video(self, upload: Upload, max_clips: int) -> list[EncodedClip]:
-        """The codes of a video's clips. Raises MediaError."""
+        """Visual and motion codes of the clips of a video. Raises MediaError."""
         clips = await self._clips(upload, "corpus", max_clips)
-        visual = await self._encode([clip.keyframe for clip in clips])
+        visual = await self._encode_keyframes([clip.keyframe for clip in clips])
         motion = await self._encode_motion(clips)
         return [
-            EncodedClip(keyframe, moving, clip.num_frames, clip.height, clip.width)
-            for clip, keyframe, moving in zip(clips, visual, motion, strict=True)
+            EncodedClip(visual_codes, motion_codes, clip.num_frames, clip.height, clip.width)
+            for clip, visual_codes, motion_codes in zip(clips, visual, motion, strict=True)
         ]
 
-    async def _encode(self, pictures: Sequence[Picture]) -> list[list[int]]:
+    async def _encode_keyframes(self, pictures: Sequence[Picture]) -> list[list[int]]:
         return await self._run(self._networks, encode_pictures, pictures, self._runtime.loaded("visual_tokenizer"))
 
     async def _encode_motion(self, clips: Sequence[Clip]) -> list[list[int]]:
@@ -145,9 +145,9 @@ class VisualTokenizer:
         try:
             return await self._run(self._decoding, call)
         except TimeLimitExceeded:
-            raise MediaError(f"its decoding took longer than {limit:g} s") from None
+            raise MediaError(f"the upload was not decoded within {limit:g} s") from None
         except ProcessDied as error:
-            raise MediaError(f"it cannot be decoded: {error}") from None
+            raise MediaError(f"the upload cannot be decoded: {error}") from None
 
     async def _run(self, threads: ThreadPoolExecutor, call: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
@@ -156,213 +156,239 @@ class VisualTokenizer:
 def _isolated(
     function: Callable[[*Arguments], Result],
 ) -> queue.SimpleQueue[IsolatedFunction[*Arguments, Result]]:
-    """A queue of `CHILDREN` processes that call a function."""
+    """Queue of idle child processes that call a function."""
     processes: queue.SimpleQueue[IsolatedFunction[*Arguments, Result]] = queue.SimpleQueue()
-    for _ in range(CHILDREN):
+    for _ in range(DECODER_PROCESSES):
         processes.put(IsolatedFunction(function))
     return processes
 
 
 class LanguageModel:
-    """Text and codes, token by token; requests join and leave the batch between two tokens."""
+    """Generates text and codes; requests join and leave the batch between two decoding steps."""
 
     def __init__(self, settings: ServeSettings) -> None:
         runtime = Runtime(ModelFolder(settings.model), settings.runtime)
-        self._model, batch = runtime.model, settings.language_model.together
-        self._writer_model = runtime.loaded("language_model")
-        self._writing = Engine(self._writer_model, max(2, batch))
-        self._text = self._model.text_tokenizer()
-        self._speaker: VisualPrompts | None = None
+        self._model, batch_size = runtime.model, max(2, settings.language_model.largest_batch)
+        self._generation_model = runtime.loaded("language_model")
+        self._generation_engine = Engine(self._generation_model, batch_size)
+        self._generation_tokenizer = self._model.text_tokenizer()
+        self._chat_model: VisualPrompts | None = None
         if self._model.has("understanding/language_model"):
             loaded = runtime.loaded("understanding/language_model")
-            self._speaker = VisualPrompts(loaded, self._model.vocabulary)
-            self._spoken = self._model.text_tokenizer("understanding/language_model")
-            self._speaking = Engine(loaded, max(2, batch), settings.language_model.prefix_tokens)
+            self._chat_model = VisualPrompts(loaded, self._model.vocabulary)
+            self._chat_tokenizer = self._model.text_tokenizer("understanding/language_model")
+            self._chat_engine = Engine(loaded, batch_size, settings.language_model.prefix_tokens)
 
-    async def whole_answer(self, order: AnswerRequest) -> Answer:
-        """An answer in one piece: one message instead of a stream of them. Raises PromptTooLong."""
-        async with aclosing(self.answer(order)) as pieces:
-            return await anext(pieces)
+    async def answer(self, request: AnswerRequest) -> Answer:
+        """Complete answer to a chat, sent in one message. Raises PromptTooLong."""
+        async with aclosing(self.stream_answer(request)) as parts:
+            return await anext(parts)
 
-    async def answer(self, order: AnswerRequest) -> AsyncGenerator[Answer]:
-        """Yields an answer's text as it is made, or in one piece. Raises PromptTooLong."""
-        assert self._speaker is not None
-        settings = order.settings
-        sight = None if order.sight is None else await order.sight
-        prompt = await asyncio.to_thread(
-            embed_chat_prompt, self._speaker, self._spoken, order.turns, order.question, sight, settings.max_tokens
+    async def stream_answer(self, request: AnswerRequest) -> AsyncGenerator[Answer]:
+        """Yields an answer in parts while it is generated, or in one if the request is not for a stream.
+
+        Raises:
+            PromptTooLong: the chat does not fit into the context.
+        """
+        assert self._chat_model is not None
+        model, tokenizer, engine, settings = (
+            self._chat_model,
+            self._chat_tokenizer,
+            self._chat_engine,
+            request.settings,
         )
-        ids = _Ids()
-        policy, draws = answer_policy(self._speaker, settings), generator(settings.seed, "answer")
-        passage = ids.passage(prompt, policy, settings.sampling(), draws, None, order.owner)
-        stream, pending, ended = TextStream(self._spoken, order.stops), "", False
-        pace = PIECE_SECONDS if order.in_pieces else STEP_SECONDS
+        context = None if request.context is None else await request.context
+        prompt = await asyncio.to_thread(
+            embed_chat_prompt, model, tokenizer, request.turns, request.question, context, settings.max_tokens
+        )
+        tokens = _TokenQueue()
+        engine_request = EngineRequest(
+            prompt,
+            answer_policy(model, settings),
+            settings.sampling(),
+            generator(settings.seed, "answer"),
+            None,
+            tokens.put,
+            tokens.end,
+            request.owner,
+        )
+        stream, pending, ended = TextStream(tokenizer, request.stops), "", False
+        interval = PART_SECONDS if request.stream else STEP_SECONDS
         try:
-            self._speaking.submit(passage)
+            engine.submit(engine_request)
             while not stream.stopped and not ended:
-                written, ended = await ids.read(pace)
-                pending += stream.push(written)
-                if pending and order.in_pieces and not stream.stopped and not ended:
+                ids, ended = await tokens.read(interval)
+                pending += stream.push(ids)
+                if pending and request.stream and not stream.stopped and not ended:
                     yield Answer(pending, len(prompt), stream.count)
-                    pending, pace = "", min(PIECE_SECONDS * max(1, self._speaking.load[0]), LONGEST_PIECE)
+                    pending = ""
+                    interval = min(PART_SECONDS * max(1, engine.load[0]), LONGEST_PART_SECONDS)
         finally:
-            passage.cancelled.set()
+            engine_request.cancelled.set()
         ended_by_length = not stream.stopped and stream.count >= settings.max_tokens
         pending += stream.finish()
         yield Answer(pending, len(prompt), stream.count, "length" if ended_by_length else "stop")
 
-    async def write(self, order: TokensRequest) -> AsyncGenerator[StepDone | ClipTokens]:
-        """Yields the ids written so far, and the codes of each clip as it is complete. Raises PromptTooLong."""
-        model, settings = self._model, order.settings
+    async def generate_tokens(self, request: TokensRequest) -> AsyncGenerator[StepDone | ClipTokens]:
+        """Yields the number of tokens so far, and the codes of each clip when it is complete.
+
+        Raises:
+            PromptTooLong: prompt and clips do not fit into the context.
+        """
+        model, settings, clips = self._model, request.settings, max(request.clips, 1)
         limits = settings.visual_limits(model.num_patches)
-        writer = TokenGenerator(self._writer_model, model.vocabulary, model.motion_tokens, limits, settings)
-        pictures = [part for part in order.parts if not isinstance(part, str)]
-        blank = np.zeros((1, 1, 3), np.uint8)  # stands where a picture's codes go
-        parts = tuple(part if isinstance(part, str) else blank for part in order.parts)
-        ids = prompt_ids(Prompt(parts, order.seed), pictures, self._text, model.vocabulary, markers=order.clips > 0)
-        script = GeneratedTokens(ids, generator(order.seed, "tokens"))
-        writer.check_length([script], [max(order.clips, 1) - order.first_given], order.clips)
-        total = max(order.clips, 1) * limits[1] + order.clips * model.motion_tokens
+        spans = TokenGenerator(self._generation_model, model.vocabulary, model.motion_tokens, limits, settings)
+        images = [part for part in request.parts if not isinstance(part, str)]
+        placeholder = np.zeros((1, 1, 3), np.uint8)  # an image whose codes are given
+        parts = tuple(part if isinstance(part, str) else placeholder for part in request.parts)
+        prompt = Prompt(parts, request.seed)
+        ids = prompt_ids(prompt, images, self._generation_tokenizer, model.vocabulary, markers=request.clips > 0)
+        sequence = GeneratedTokens(ids, generator(request.seed, "tokens"))
+        spans.check_length([sequence], [clips - request.first_given], request.clips)
+        total = clips * limits[1] + request.clips * model.motion_tokens
         done = 0
-        guidance = settings.mixed_guidance if pictures and not order.clips else settings.visual_guidance
-        for clip in range(max(order.clips, 1)):
-            given = clip == 0 and order.first_given
-            segments: list[tuple[TokenSpan, bool]] = [] if given else [(writer.picture_span(guidance), False)]
-            segments += [(writer.motion_span(given), True)] if order.clips else []
-            rows: dict[bool, list[int]] = {}
-            for segment, is_motion in segments:
+        guidance = settings.mixed_guidance if images and not request.clips else settings.visual_guidance
+        for clip in range(clips):
+            keyframe_given = clip == 0 and request.first_given
+            clip_spans: list[tuple[str, TokenSpan]] = []
+            if not keyframe_given:
+                clip_spans.append(("visual", spans.picture_span(guidance)))
+            if request.clips:
+                clip_spans.append(("motion", spans.motion_span(keyframe_given)))
+            generated: dict[str, list[int]] = {}
+            for kind, span in clip_spans:
                 codes: list[int] = []
-                async with aclosing(self._segment(script, segment)) as growing:
+                async with aclosing(self._generate_span(sequence, span)) as growing:
                     async for codes in growing:
                         yield StepDone(min(done + len(codes), total), total, 1, 0.0)
-                rows[is_motion] = codes
+                generated[kind] = codes
                 done += len(codes)
-            yield ClipTokens(rows.get(False), rows.get(True))
+            yield ClipTokens(generated.get("visual"), generated.get("motion"))
 
-    async def _segment(self, script: GeneratedTokens, segment: TokenSpan) -> AsyncGenerator[list[int]]:
-        """Writes a segment behind a script; yields its codes so far."""
-        script.ids.append(segment.start)
+    async def _generate_span(self, sequence: GeneratedTokens, span: TokenSpan) -> AsyncGenerator[list[int]]:
+        """Appends a span to a sequence; yields its codes so far."""
+        sequence.ids.append(span.start)
         with torch.inference_mode():
-            prompt = embed_prompts(self._writer_model, [script.ids]).embeds[0]
-        ids = _Ids()
-        passage = ids.passage(prompt, segment.policy, segment.sampling, script.generator, segment.guidance)
-        row: list[int] = []
+            prompt = embed_prompts(self._generation_model, [sequence.ids]).embeds[0]
+        tokens = _TokenQueue()
+        engine_request = EngineRequest(
+            prompt, span.policy, span.sampling, sequence.generator, span.guidance, tokens.put, tokens.end
+        )
+        generated: list[int] = []
         ended = False
         try:
-            self._writing.submit(passage)
+            self._generation_engine.submit(engine_request)
             while not ended:
-                written, ended = await ids.read(STEP_SECONDS)
-                row += written
-                yield segment.codes(row)
+                ids, ended = await tokens.read(STEP_SECONDS)
+                generated += ids
+                yield span.codes(generated)
         finally:
-            passage.cancelled.set()
-        script.ids += [*row, segment.policy.end]
+            engine_request.cancelled.set()
+        sequence.ids += [*generated, span.policy.end]
 
 
-class _Ids:
-    """What an engine's thread writes, for the running loop.
+class _TokenQueue:
+    """Tokens on their way from the thread of an engine to the running event loop.
 
-    That thread is not to be held up: it wakes the loop for the first id of a batch of them, not for each.
+    The thread wakes the loop for the first of several tokens only, because each wake-up delays its next step.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._last = 0.0
+        self._last_read = 0.0
         self._ids: deque[int] = deque()
-        self._news, self._end = asyncio.Event(), asyncio.Event()
-        self._told = False
+        self._arrived, self._ended = asyncio.Event(), asyncio.Event()
+        self._waking = False
         self._error: BaseException | None = None
 
-    def passage(
-        self,
-        prompt: torch.Tensor,
-        policy: TokenPolicy,
-        sampling: Sampling,
-        draws: torch.Generator,
-        guidance: float | None,
-        owner: str = "",
-    ) -> EngineRequest:
-        """A passage that is written to here."""
-        return EngineRequest(prompt, policy, sampling, draws, guidance, self._on_id, self._on_end, owner)
+    def put(self, token: int) -> None:
+        """Adds a token; called by the engine."""
+        self._ids.append(token)
+        if not self._waking:
+            self._waking = True
+            self._loop.call_soon_threadsafe(self._arrived.set)
 
-    async def read(self, pace: float) -> tuple[list[int], bool]:
-        """The next ids, so many seconds after those before, and whether they are the last. Raises what went wrong."""
+    def end(self, error: BaseException | None) -> None:
+        """Ends the tokens, with an error if the request failed; called by the engine."""
+
+        def wake() -> None:
+            self._ended.set()
+            self._arrived.set()
+
+        self._error = error
+        self._loop.call_soon_threadsafe(wake)
+
+    async def read(self, interval: float) -> tuple[list[int], bool]:
+        """New tokens, and whether they are the last. Raises the error of the request.
+
+        Args:
+            interval: Least time since the read before, in seconds; the end of the request cuts it short.
+        """
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self._last + pace):
-                await self._end.wait()
-        await self._news.wait()
-        self._last = self._loop.time()
-        self._news.clear()
-        self._told, ended = False, self._end.is_set()  # before looking: what comes meanwhile wakes again
+            async with asyncio.timeout_at(self._last_read + interval):
+                await self._ended.wait()
+        await self._arrived.wait()
+        self._last_read = self._loop.time()
+        self._arrived.clear()
+        self._waking, ended = (
+            False,
+            self._ended.is_set(),
+        )  # before the tokens are taken: later ones wake again
         ids = [self._ids.popleft() for _ in range(len(self._ids))]
         if self._error is not None:
             raise self._error
         return ids, ended
 
-    def _on_id(self, token: int) -> None:
-        self._ids.append(token)
-        if not self._told:
-            self._told = True
-            self._loop.call_soon_threadsafe(self._news.set)
-
-    def _on_end(self, error: BaseException | None) -> None:
-        self._error = error
-        self._loop.call_soon_threadsafe(self._close)
-
-    def _close(self) -> None:
-        self._end.set()
-        self._news.set()
-
 
 class KeyframeDetokenizer:
-    """Visual codes to pictures."""
+    """Generates keyframes from visual codes."""
 
     def __init__(self, settings: ServeSettings) -> None:
         self._runtime = Runtime(ModelFolder(settings.model), settings.runtime)
         self._runtime.loaded("keyframe_detokenizer")
-        self._batcher = StepBatcher[tuple[PaintRequest, Picture | None], Picture](
-            self._paint, _paint_shape, settings.keyframe_detokenizer.together, settings.batch_wait
+        self._batcher = StepBatcher[tuple[RemoteKeyframeRequest, Picture | None], Picture](
+            self._generate_batch,
+            lambda item: (item[0].size, item[0].settings, item[1] is None),
+            settings.keyframe_detokenizer.largest_batch,
+            settings.batch_wait_seconds,
         )
 
-    async def paint(self, order: PaintRequest) -> AsyncGenerator[StepDone | Finished[Picture]]:
-        """Yields the steps, and at last the picture."""
-        last = None if order.last is None else await order.last
-        async with aclosing(self._batcher.run((order, last))) as events:
+    async def generate(self, request: RemoteKeyframeRequest) -> AsyncGenerator[StepDone | Finished[Picture]]:
+        """Yields the denoising steps, and then the keyframe."""
+        previous = None if request.previous is None else await request.previous
+        async with aclosing(self._batcher.run((request, previous))) as events:
             async for event in events:
                 yield event
 
-    def _paint(self, orders: list[tuple[PaintRequest, Picture | None]], on_step: OnStep) -> Sequence[Picture]:
-        size, settings = orders[0][0].size, orders[0][0].settings
-        keyframes = [KeyframeRequest(order.codes, order.seed, order.clip, last) for order, last in orders]
-        return list(generate_keyframes(self._runtime, keyframes, size, settings, on_step))
-
-
-def _paint_shape(order: tuple[PaintRequest, Picture | None]) -> object:
-    return order[0].size, order[0].settings, order[1] is None
+    def _generate_batch(
+        self, batch: list[tuple[RemoteKeyframeRequest, Picture | None]], on_step: OnStep
+    ) -> Sequence[Picture]:
+        size, settings = batch[0][0].size, batch[0][0].settings
+        requests = [KeyframeRequest(request.codes, request.seed, request.clip, last) for request, last in batch]
+        return list(generate_keyframes(self._runtime, requests, size, settings, on_step))
 
 
 class VideoDetokenizer:
-    """Keyframes and motion codes to frames."""
+    """Generates frames of clips from keyframes and motion codes."""
 
     def __init__(self, settings: ServeSettings) -> None:
         self._runtime = Runtime(ModelFolder(settings.model), settings.runtime)
-        for unit in ("video_detokenizer", "motion_tokenizer"):
-            self._runtime.loaded(unit)
-        self._batcher = StepBatcher[tuple[AnimateRequest, Picture], Picture](
-            self._animate, _animate_shape, settings.video_detokenizer.together, settings.batch_wait
+        for component in ("video_detokenizer", "motion_tokenizer"):
+            self._runtime.loaded(component)
+        self._batcher = StepBatcher[tuple[RemoteClipRequest, Picture], Picture](
+            self._generate_batch,
+            lambda item: (item[0].size, item[0].settings),
+            settings.video_detokenizer.largest_batch,
+            settings.batch_wait_seconds,
         )
 
-    async def animate(self, order: AnimateRequest) -> AsyncGenerator[StepDone | Finished[Picture]]:
-        """Yields the steps, and at last the frames."""
-        async with aclosing(self._batcher.run((order, await order.keyframe))) as events:
+    async def generate(self, request: RemoteClipRequest) -> AsyncGenerator[StepDone | Finished[Picture]]:
+        """Yields the denoising steps, and then the frames."""
+        async with aclosing(self._batcher.run((request, await request.keyframe))) as events:
             async for event in events:
                 yield event
 
-    def _animate(self, orders: list[tuple[AnimateRequest, Picture]], on_step: OnStep) -> Sequence[Picture]:
-        size, settings = orders[0][0].size, orders[0][0].settings
-        clips = [ClipRequest(keyframe, order.motion, order.seed, order.clip) for order, keyframe in orders]
-        return list(generate_clips(self._runtime, clips, size, settings, on_step))
-
-
-def _animate_shape(order: tuple[AnimateRequest, Picture]) -> object:
-    return order[0].size, order[0].settings
+    def _generate_batch(self, batch: list[tuple[RemoteClipRequest, Picture]], on_step: OnStep) -> Sequence[Picture]:
+        size, settings = batch[0][0].size, batch[0][0].settings
+        requests = [ClipRequest(keyframe, request.motion, request.seed, request.clip) for request, keyframe in batch]
+        return list(generate_clips(self._runtime, requests, size, settings, on_step))

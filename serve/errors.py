@@ -1,18 +1,18 @@
-"""What goes wrong with a request, in the shape that clients of the OpenAI API know."""
+"""Errors of requests, in the format of the OpenAI API."""
 
 from typing import Any
 
 
 class ApiError(Exception):
-    """A request that is not done, and why.
+    """Request that fails, with the answer for the client.
 
     Args:
         status: HTTP status.
-        message: For the client; names the fix, never a path or a traceback.
-        code: Short name of the reason.
-        kind: OpenAI's type of error.
-        param: The field at fault.
-        retry_after: Seconds after which another try makes sense.
+        message: Text for the client; names the fix, never a path or a traceback.
+        code: Short name of the reason, for programs.
+        kind: Type of error, as OpenAI names it.
+        param: Name of the field at fault.
+        retry_after: Time after which a retry can succeed, in seconds.
     """
 
     def __init__(
@@ -31,28 +31,30 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
+        """Body of the answer."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     @property
     def headers(self) -> dict[str, str]:
+        """Headers of the answer."""
         return {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
 
 
 def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
-    """The request asks for what cannot be."""
+    """Error 400: a field has a value that is not accepted."""
     return ApiError(400, message, code, param=param)
 
 
 def too_many(message: str, retry_after: float, code: str = "rate_limit_exceeded") -> ApiError:
-    """Not now."""
+    """Error 429: a limit is reached; a retry can succeed."""
     return ApiError(429, message, code, kind="rate_limit_error", retry_after=retry_after)
 
 
-def too_late(seconds: float) -> ApiError:
-    """The deadline passed."""
+def deadline_exceeded(seconds: float) -> ApiError:
+    """Error 504: the deadline passed."""
     return ApiError(504, f"not finished within {seconds:g} s", "deadline_exceeded", kind="timeout_error")
 
 
 def unavailable(message: str) -> ApiError:
-    """A part of the service failed or is not there; another try may do."""
+    """Error 503: a replica failed or has not started; a retry can succeed."""
     return ApiError(503, message, "unavailable", kind="server_error", retry_after=2)

@@ -1,6 +1,8 @@
-"""What a client is told of an exception: typed causes by name, everything else without a detail."""
+"""Exceptions to answers: known causes with their message, all others without details."""
 
-from pydantic import ValidationError
+from collections.abc import Sequence
+from typing import Any
+
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 
@@ -9,12 +11,12 @@ from videolavit.media import MediaError
 
 from .errors import ApiError, bad_request, too_many, unavailable
 
-DIED = (RayActorError, DeploymentUnavailableError)
-"""A replica is gone; another one may do the same work."""
+REPLICA_DIED = (RayActorError, DeploymentUnavailableError)
+"""Errors after which another replica may do the same work."""
 
 
-def root(error: BaseException) -> BaseException:
-    """What went wrong, out of the groups and wrappers around it."""
+def root_cause(error: BaseException) -> BaseException:
+    """Exception inside of exception groups and Ray's wrappers."""
     while True:
         inner: object = None
         if isinstance(error, BaseExceptionGroup):
@@ -26,9 +28,9 @@ def root(error: BaseException) -> BaseException:
         error = inner
 
 
-def explained(error: BaseException) -> ApiError:
-    """The answer to a request that failed."""
-    cause = root(error)
+def api_error(error: BaseException) -> ApiError:
+    """Answer to a request that failed with an exception."""
+    cause = root_cause(error)
     if isinstance(cause, ApiError):
         return cause
     if isinstance(cause, MediaError):
@@ -36,23 +38,18 @@ def explained(error: BaseException) -> ApiError:
     if isinstance(cause, PromptTooLong):
         return bad_request(str(cause), code="context_length_exceeded")
     if isinstance(cause, BackPressureError):
-        return too_many("too many requests wait; try again", 2, "overloaded")
-    if isinstance(cause, (*DIED, TaskCancelledError, RequestCancelledError)):
-        return unavailable("a part of the service went away; try again")
-    return ApiError(500, "something went wrong inside; try again", "server_error", kind="server_error")
+        return too_many("too many requests are queued; try again", 2, "overloaded")
+    if isinstance(cause, (*REPLICA_DIED, TaskCancelledError, RequestCancelledError)):
+        return unavailable("a replica of the service stopped; try again")
+    return ApiError(500, "internal error; try again", "server_error", kind="server_error")
 
 
-def validation(error: ValidationError) -> ApiError:
-    """The answer to a body that is not as the protocol wants it."""
-    return of_details(list(error.errors()))
-
-
-def of_details(details: list[object]) -> ApiError:
-    """The first of pydantic's errors, as an answer."""
-    first: dict[str, object] = details[0]  # type: ignore[assignment]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]  # type: ignore[attr-defined]
-    where = ".".join(place) or None
+def invalid_request(details: Sequence[Any]) -> ApiError:
+    """Answer to a request that does not fit the protocol, from pydantic's list of errors."""
+    first = details[0]
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    field = ".".join(place) or None
     if first["type"] == "extra_forbidden":
-        return bad_request(f"unknown field: {where}", where, "unknown_parameter")
+        return bad_request(f"unknown field: {field}", field, "unknown_parameter")
     message = str(first["msg"]).removeprefix("Value error, ")
-    return bad_request(f"{where}: {message}" if where else message, where)
+    return bad_request(f"{field}: {message}" if field else message, field)

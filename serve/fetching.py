@@ -1,4 +1,4 @@
-"""Pictures and videos that a request names: data URLs, and addresses that the service allows."""
+"""Content of image and video URLs in requests: data URLs, and http(s) URLs of allowed hosts."""
 
 import base64
 import re
@@ -18,12 +18,13 @@ Kind = Literal["image", "video"]
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
 _NAT64 = IPv6Network("64:ff9b::/96")
 FETCH_SECONDS = 30.0
+"""Time limit of a fetch, in seconds."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is of the internet, and not of this machine or its network.
+    """Tells whether an address is on the public internet, not on this machine or a private network.
 
-    An IPv6 address that stands for an IPv4 address is what that one is.
+    IPv6 addresses that embed an IPv4 address are judged by that one.
     """
     found = ip_address(address)
     if isinstance(found, IPv6Address):
@@ -33,37 +34,37 @@ def is_public(address: str) -> bool:
 
 
 class Fetcher:
-    """Reads what a URL stands for.
+    """Reads the content of URLs.
 
     Args:
-        hosts: That may be asked; none is by default.
-        max_bytes: Of what is read.
-        allowed: Which addresses may be connected to, whatever a host's name resolves to.
+        hosts: Hosts that may be fetched from.
+        max_bytes: Largest content, in bytes.
+        allowed: Tells for each address that a host name resolves to whether connections to it are allowed.
     """
 
     def __init__(self, hosts: list[str], max_bytes: int, allowed: Callable[[str], bool] = is_public) -> None:
         self._hosts, self._max_bytes, self._allowed = set(hosts), max_bytes, allowed
 
     async def read(self, url: str, param: str) -> tuple[bytes, str]:
-        """Content and media type. Raises ApiError."""
+        """Content and media type of a URL. Raises ApiError."""
         if url.startswith("data:"):
-            return _decoded(url, param)
+            return _decode_data_url(url, param)
         try:
             parts = urlsplit(url)
         except ValueError:
-            raise bad_request("that is no URL", param) from None
+            raise bad_request("not a valid URL", param) from None
         if parts.scheme not in ("http", "https") or parts.hostname is None:
             raise bad_request("give a data URL (data:TYPE;base64,...)", param)
         if parts.hostname not in self._hosts:
             raise bad_request(
-                "this service does not fetch from that host: send the file itself, as a data URL",
+                "this service does not fetch from that host: send the file as a data URL",
                 param,
                 "forbidden_url",
             )
-        return await self._fetched(url, param)
+        return await self._fetch(url, param)
 
-    async def _fetched(self, url: str, param: str) -> tuple[bytes, str]:
-        forbidden = bad_request("that address is not of the internet", param, "forbidden_url")
+    async def _fetch(self, url: str, param: str) -> tuple[bytes, str]:
+        forbidden = bad_request("the address is not on the public internet", param, "forbidden_url")
         host = urlsplit(url).hostname or ""
         if _is_address(host) and not self._allowed(host):
             raise forbidden
@@ -75,34 +76,36 @@ class Fetcher:
                 session.get(url, allow_redirects=False) as response,
             ):
                 if response.status != 200:
-                    raise bad_request(f"the address answered with status {response.status}", param, "not_fetched")
+                    raise bad_request(f"the URL was answered with status {response.status}", param, "not_fetched")
                 data = bytearray()
-                async for piece in response.content.iter_chunked(1 << 16):
-                    data += piece
+                async for chunk in response.content.iter_chunked(1 << 16):
+                    data += chunk
                     if len(data) > self._max_bytes:
-                        raise ApiError(413, f"the file has more than {self._max_bytes} bytes", "too_large", param=param)
+                        raise ApiError(
+                            413, f"the file is larger than {self._max_bytes} bytes", "too_large", param=param
+                        )
                 return bytes(data), response.content_type
         except _Forbidden:
             raise forbidden from None
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             if isinstance(error.__cause__, _Forbidden):
                 raise forbidden from None
-            raise bad_request("the address cannot be read", param, "not_fetched") from None
+            raise bad_request("the URL cannot be fetched", param, "not_fetched") from None
 
 
 class _Forbidden(OSError):
-    """A name leads to an address that may not be asked."""
+    """A host name resolves to an address that is not allowed."""
 
 
 class _CheckedResolver(AbstractResolver):
-    """What is checked is what is connected to: a name cannot change its address in between."""
+    """Resolver that checks the addresses which are then connected to, so that a name cannot change in between."""
 
     def __init__(self, allowed: Callable[[str], bool]) -> None:
         self._resolver, self._allowed = DefaultResolver(), allowed
 
     async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> Any:
         found = await self._resolver.resolve(host, port, family)
-        if not all(self._allowed(one["host"]) for one in found):
+        if not all(self._allowed(result["host"]) for result in found):
             raise _Forbidden(host)
         return found
 
@@ -110,17 +113,17 @@ class _CheckedResolver(AbstractResolver):
         await self._resolver.close()
 
 
-def kind_of(media_type: str, param: str) -> Kind:
-    """Whether it is a picture or a video. Raises ApiError for anything else."""
+def media_kind(media_type: str, param: str) -> Kind:
+    """Kind of media of a media type. Raises ApiError for others than images and videos."""
     kind = media_type.split("/")[0]
     if kind == "image":
         return "image"
     if kind == "video":
         return "video"
-    raise bad_request(f"a picture or a video is wanted, not {media_type}", param)
+    raise bad_request(f"the file must be an image or a video, not {media_type}", param)
 
 
-def _decoded(url: str, param: str) -> tuple[bytes, str]:
+def _decode_data_url(url: str, param: str) -> tuple[bytes, str]:
     match = _DATA_URL.match(url)
     if match is None:
         raise bad_request("a data URL looks like data:image/png;base64,...", param)

@@ -1,4 +1,4 @@
-"""What a request goes through: deployments, called in turn or side by side; a request that is given up stops them."""
+"""Calls of the deployments for a request, in sequence or in parallel; a cancelled request cancels its calls."""
 
 from __future__ import annotations
 
@@ -19,47 +19,43 @@ from videolavit.media import MediaError
 from videolavit.models.folder import ModelFolder
 
 from .batching import Finished, StepDone
-from .failures import DIED
+from .failures import REPLICA_DIED
 from .requests import (
-    AnimateRequest,
     Answer,
     AnswerRequest,
     ClipTokens,
     EncodedClip,
     EncodedPicture,
-    PaintRequest,
+    RemoteClipRequest,
+    RemoteKeyframeRequest,
     TokensRequest,
     Upload,
 )
 
 OnProgress = Callable[[float], None]
-"""Called with the share of the work that is done, 0 to 1."""
+"""Receives the share of the work that is done, from 0 to 1."""
 
 OnEvent = Callable[[str, StepDone | Finished[Picture]], None]
-"""Called with the name of a deployment and a step of it, or its end."""
+"""Receives the name of a deployment, and a step of a request to it or its result."""
 
-WIDEST = 2.0
-"""A reconstruction has at most so many times the pixels of the model's own videos."""
+MAX_PIXEL_RATIO = 2.0
+"""Most pixels of a reconstruction, in multiples of the pixels of the videos that the model generates."""
 
 RETRY_SECONDS = 0.5
-"""Before an order of a replica that died is given to another."""
+"""Delay before a request of a replica that died is sent to another one, in seconds."""
 
 SHARES = {"tokens": 0.1, "keyframe": 0.3, "frames": 0.6}
-"""Of a clip's work; about what its denoising steps cost."""
-
-
-def _unheard(part: str, step: StepDone | Finished[Picture]) -> None:
-    """A step that nobody listens to."""
+"""Shares of the work on a clip, estimated from the cost of the denoising steps."""
 
 
 @dataclass(frozen=True, eq=False)
 class VideoResult:
-    """A video.
+    """Generated or reconstructed video.
 
     Args:
         frames: uint8 [time, height, width, 3].
-        keyframes: One a clip.
-        tokens: Ids, visual and motion, that it came through.
+        keyframes: Keyframe of each clip, uint8 [height, width, 3].
+        tokens: Number of `visual` and `motion` tokens.
     """
 
     frames: Picture
@@ -68,10 +64,10 @@ class VideoResult:
 
 
 class Graph:
-    """The deployments as a client of them sees them.
+    """Client of the deployments.
 
     Args:
-        model: What they run; its weights are not read.
+        model: Model that they run; only its configuration is read.
     """
 
     def __init__(
@@ -87,28 +83,29 @@ class Graph:
         self.keyframe_size = model.sizes.keyframe_height, model.sizes.keyframe_width
         self.video_size = model.sizes.video_height, model.sizes.video_width
         self._video_multiple = model.pixel_multiple("video_detokenizer")
-        self.on_step: OnEvent = _unheard
+        self.on_step: OnEvent = lambda deployment, event: None
 
-    async def look(self, data: bytes, kind: Literal["image", "video"]) -> ray.ObjectRef[object]:
-        """What a question can be about. Raises MediaError."""
-        return ray.put(await _call(self._visual_tokenizer.look, Upload(ray.put(data), kind)))
+    async def encode_context(self, data: bytes, kind: Literal["image", "video"]) -> ray.ObjectRef[object]:
+        """Reference to the features of an image or a video for a chat. Raises MediaError."""
+        return ray.put(await _call(self._visual_tokenizer.encode_context, Upload(ray.put(data), kind)))
 
-    async def answer(self, order: AnswerRequest) -> AsyncGenerator[Answer]:
-        """Yields an answer's pieces, or the whole."""
-        if not order.in_pieces:
-            yield await _call(self._language_model.whole_answer, order)
+    async def answer(self, request: AnswerRequest) -> AsyncGenerator[Answer]:
+        """Yields the answer of the language model, in parts if the request is for a stream."""
+        if not request.stream:
+            yield await _call(self._language_model.answer, request)
             return
-        async with aclosing(_stream(self._language_model.answer, order, repeatable=False)) as pieces:
-            async for piece in pieces:
-                yield piece
+        async with aclosing(_stream(self._language_model.stream_answer, request, repeatable=False)) as parts:
+            async for part in parts:
+                yield part
 
     async def image(self, prompt: str, seed: int, size: tuple[int, int], settings: GenerateSettings) -> Picture:
-        """A picture from a text."""
-        order = TokensRequest((prompt,), seed, clips=0, first_given=False, settings=settings)
-        written = [event async for event in _stream(self._language_model.write, order) if isinstance(event, ClipTokens)]
-        codes = written[0].visual
-        assert codes is not None
-        return await self.paint(PaintRequest(codes, seed, 0, None, size, settings), lambda share: None)
+        """Generates an image from a text."""
+        request = TokensRequest((prompt,), seed, clips=0, first_given=False, settings=settings)
+        events = _stream(self._language_model.generate_tokens, request)
+        (tokens,) = [event async for event in events if isinstance(event, ClipTokens)]
+        assert tokens.visual is not None
+        keyframe = RemoteKeyframeRequest(tokens.visual, seed, 0, None, size, settings)
+        return await self.keyframe(keyframe, lambda share: None)
 
     async def video(
         self,
@@ -120,155 +117,156 @@ class Graph:
         settings: GenerateSettings,
         on_progress: OnProgress,
     ) -> VideoResult:
-        """A video from a text, a picture, or both. Raises MediaError for a picture that is none."""
+        """Generates a video from a text, an image, or both. Raises MediaError for an invalid image."""
         given: EncodedPicture | None = None
         if reference is not None:
             upload = Upload(ray.put(reference), "image")
-            given = await _call(self._visual_tokenizer.encode_picture, upload)
+            given = await _call(self._visual_tokenizer.encode_image, upload)
         parts = tuple(part for part in (given.codes if given else None, prompt or None) if part is not None)
-        order = TokensRequest(parts, seed, clips, given is not None, settings)
+        request = TokensRequest(parts, seed, clips, given is not None, settings)
         progress = _Progress(clips, on_progress)
-        scripts: list[asyncio.Future[ClipTokens]] = [asyncio.get_running_loop().create_future() for _ in range(clips)]
-        making = _VideoTask(self, scripts, given, seed, size, settings, progress)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._write(order, scripts, progress))
-            made = tasks.create_task(making.clips())
-        return made.result()
+        tokens: list[asyncio.Future[ClipTokens]] = [asyncio.get_running_loop().create_future() for _ in range(clips)]
+        task = _VideoTask(self, tokens, given, seed, size, settings, progress)
 
-    async def _write(
-        self, order: TokensRequest, scripts: list[asyncio.Future[ClipTokens]], progress: _Progress
-    ) -> None:
-        """Has all clips written; each is used as soon as it is there."""
-        number = 0
-        async with aclosing(_stream(self._language_model.write, order)) as events:
-            async for event in events:
-                if isinstance(event, ClipTokens):
-                    scripts[number].set_result(event)
-                    number += 1
-                else:
-                    progress.tokens(event.done / event.total)
+        async def generate_tokens() -> None:
+            """Hands the tokens of each clip to the task as soon as they are generated."""
+            clip = 0
+            async with aclosing(_stream(self._language_model.generate_tokens, request)) as events:
+                async for event in events:
+                    if isinstance(event, ClipTokens):
+                        tokens[clip].set_result(event)
+                        clip += 1
+                    else:
+                        progress.tokens(event.done / event.total)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(generate_tokens())
+            video = tasks.create_task(task.run())
+        return video.result()
 
     async def reconstruct(
         self, data: bytes, seed: int, max_clips: int, settings: GenerateSettings, on_progress: OnProgress
     ) -> VideoResult:
-        """A video through its tokens and back. Raises MediaError."""
+        """Tokenizes a video and reconstructs it from the tokens. Raises MediaError for an invalid video."""
         upload = Upload(ray.put(data), "video")
         encoded: list[EncodedClip] = await _call(self._visual_tokenizer.encode_video, upload, max_clips)
         progress = _Progress(len(encoded), on_progress)
         progress.tokens(1.0)
-        size = self.like(encoded[0].height, encoded[0].width)
-        settings = replace(settings, constraint="none")  # each keyframe has its own codes to follow
+        size = self.size_like(encoded[0].height, encoded[0].width)
+        settings = replace(settings, constraint="none")  # each keyframe is reconstructed from its own codes
 
-        def painting(number: int) -> asyncio.Task[Picture]:
-            order = PaintRequest(encoded[number].visual, seed, number, None, self.keyframe_size, settings)
-            return asyncio.create_task(self.paint(order, partial(progress.keyframe, number)))
+        def start_keyframe(clip: int) -> asyncio.Task[Picture]:
+            request = RemoteKeyframeRequest(encoded[clip].visual, seed, clip, None, self.keyframe_size, settings)
+            return asyncio.create_task(self.keyframe(request, partial(progress.keyframe, clip)))
 
         keyframes: list[Picture] = []
         frames: list[Picture] = []
-        ahead = painting(0)
+        next_keyframe = start_keyframe(0)
         try:
             for number, clip in enumerate(encoded):
-                keyframes.append(await ahead)
+                keyframes.append(await next_keyframe)
                 if number + 1 < len(encoded):
-                    ahead = painting(number + 1)
-                order = AnimateRequest(ray.put(keyframes[-1]), clip.motion, seed, number, size, settings)
-                video = await self.animate(order, partial(progress.frames, number))
+                    next_keyframe = start_keyframe(number + 1)
+                request = RemoteClipRequest(ray.put(keyframes[-1]), clip.motion, seed, number, size, settings)
+                video = await self.clip(request, partial(progress.frames, number))
                 frames.append(video[: clip.num_frames])
         finally:
-            ahead.cancel()
-        return VideoResult(np.concatenate(frames), keyframes, _counted(encoded))
+            next_keyframe.cancel()
+        return VideoResult(np.concatenate(frames), keyframes, _count_codes(encoded))
 
-    def like(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of about the model's own number of pixels, in another aspect ratio.
+    def size_like(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of about as many pixels as the model's own videos, in the aspect ratio of another video.
 
         Raises:
-            MediaError: of a shape that would need many more, since sides have a least length.
+            MediaError: the aspect ratio would need many more pixels, since the sides have a minimum length.
         """
         scale = (self.video_size[0] * self.video_size[1] / (height * width)) ** 0.5
         multiple = self._video_multiple
         high, wide = (max(round(side * scale / multiple), 1) * multiple for side in (height, width))
-        if high * wide > WIDEST * self.video_size[0] * self.video_size[1]:
-            raise MediaError(f"its picture, {width} x {height}, is too narrow")
+        if high * wide > MAX_PIXEL_RATIO * self.video_size[0] * self.video_size[1]:
+            raise MediaError(f"the aspect ratio of the video, {width} x {height}, is too extreme")
         return high, wide
 
-    async def paint(self, order: PaintRequest, on_share: OnProgress) -> Picture:
-        """A keyframe."""
-        picture: Picture = await self._sampled(
-            "keyframe_detokenizer", self._keyframe_detokenizer.paint, order, on_share
-        )
-        return picture
+    async def keyframe(self, request: RemoteKeyframeRequest, on_progress: OnProgress) -> Picture:
+        """Generates a keyframe, uint8 [height, width, 3]."""
+        return await self._sample("keyframe_detokenizer", self._keyframe_detokenizer.generate, request, on_progress)
 
-    async def animate(self, order: AnimateRequest, on_share: OnProgress) -> Picture:
-        """Frames of a clip."""
-        frames: Picture = await self._sampled("video_detokenizer", self._video_detokenizer.animate, order, on_share)
-        return frames
+    async def clip(self, request: RemoteClipRequest, on_progress: OnProgress) -> Picture:
+        """Generates the frames of a clip, uint8 [time, height, width, 3]."""
+        return await self._sample("video_detokenizer", self._video_detokenizer.generate, request, on_progress)
 
-    async def _sampled(self, part: str, method: Any, order: object, on_share: OnProgress) -> Any:
-        async with aclosing(_stream(method, order)) as events:
+    async def _sample(self, deployment: str, method: Any, request: object, on_progress: OnProgress) -> Picture:
+        async with aclosing(_stream(method, request)) as events:
             async for event in events:
-                self.on_step(part, event)
+                self.on_step(deployment, event)
                 if isinstance(event, Finished):
-                    return event.value
-                on_share(event.done / event.total)
-        raise RuntimeError(f"{part} ended without a result")
+                    frames: Picture = event.value
+                    return frames
+                on_progress(event.done / event.total)
+        raise RuntimeError(f"{deployment} ended without a result")
 
 
 @dataclass(frozen=True, eq=False)
 class _VideoTask:
-    """Keyframes and frames of a video, as its script comes."""
+    """Generation of the keyframes and frames of a video while its tokens are generated.
+
+    Args:
+        tokens: Tokens of each clip.
+        given: Image that is the first keyframe; None to generate it.
+    """
 
     graph: Graph
-    scripts: Sequence[asyncio.Future[ClipTokens]]
+    tokens: Sequence[asyncio.Future[ClipTokens]]
     given: EncodedPicture | None
     seed: int
     size: tuple[int, int]
     settings: GenerateSettings
     progress: _Progress
 
-    async def clips(self) -> VideoResult:
-        """All clips; unless a clip starts from the one before, its keyframe is painted while that one is made."""
-        alone = self.settings.constraint == "none"
-        ahead = [asyncio.ensure_future(self._keyframe(0, None))]
+    async def run(self) -> VideoResult:
+        """Generates all clips. Unless clips start from the clip before, the next keyframe is generated in parallel."""
+        independent = self.settings.constraint == "none"
+        keyframe_tasks = [asyncio.ensure_future(self._keyframe(0, None))]
         keyframes: list[Picture] = []
         frames: list[Picture] = []
         try:
-            for clip, script in enumerate(self.scripts):
-                if alone and clip + 1 < len(self.scripts):
-                    ahead.append(asyncio.ensure_future(self._keyframe(clip + 1, None)))
-                keyframe = await ahead[clip]
-                motion = (await script).motion
+            for clip, tokens in enumerate(self.tokens):
+                if independent and clip + 1 < len(self.tokens):
+                    keyframe_tasks.append(asyncio.ensure_future(self._keyframe(clip + 1, None)))
+                keyframe = await keyframe_tasks[clip]
+                motion = (await tokens).motion
                 assert motion is not None
-                order = AnimateRequest(ray.put(keyframe), motion, self.seed, clip, self.size, self.settings)
-                video = await self.graph.animate(order, partial(self.progress.frames, clip))
+                request = RemoteClipRequest(ray.put(keyframe), motion, self.seed, clip, self.size, self.settings)
+                video = await self.graph.clip(request, partial(self.progress.frames, clip))
                 keyframes.append(keyframe)
                 frames.append(video if clip == 0 else video[1:])
-                if not alone and clip + 1 < len(self.scripts):
-                    ahead.append(asyncio.ensure_future(self._keyframe(clip + 1, video[-1])))
+                if not independent and clip + 1 < len(self.tokens):
+                    keyframe_tasks.append(asyncio.ensure_future(self._keyframe(clip + 1, video[-1])))
         finally:
-            for task in ahead:
+            for task in keyframe_tasks:
                 task.cancel()
-        tokens = _counted([script.result() for script in self.scripts])
-        return VideoResult(np.concatenate(frames), keyframes, tokens)
+        codes = _count_codes([tokens.result() for tokens in self.tokens])
+        return VideoResult(np.concatenate(frames), keyframes, codes)
 
-    async def _keyframe(self, clip: int, last: Picture | None) -> Picture:
-        """The given picture for the first clip, or one painted from the script."""
+    async def _keyframe(self, clip: int, last_frame: Picture | None) -> Picture:
+        """Keyframe of a clip: the given image for the first clip, or one generated from the tokens."""
         if clip == 0 and self.given is not None:
             self.progress.keyframe(0, 1.0)
             return self.given.picture
-        codes = (await asyncio.shield(self.scripts[clip])).visual
+        codes = (await asyncio.shield(self.tokens[clip])).visual
         assert codes is not None
-        before = None if last is None else ray.put(last)
-        order = PaintRequest(codes, self.seed, clip, before, self.graph.keyframe_size, self.settings)
-        return await self.graph.paint(order, partial(self.progress.keyframe, clip))
+        previous = None if last_frame is None else ray.put(last_frame)
+        request = RemoteKeyframeRequest(codes, self.seed, clip, previous, self.graph.keyframe_size, self.settings)
+        return await self.graph.keyframe(request, partial(self.progress.keyframe, clip))
 
 
-def _counted(clips: Sequence[ClipTokens | EncodedClip]) -> dict[str, int]:
-    """Codes of a video by kind."""
+def _count_codes(clips: Sequence[ClipTokens | EncodedClip]) -> dict[str, int]:
+    """Number of codes of a video by kind."""
     return {kind: sum(len(getattr(clip, kind) or ()) for clip in clips) for kind in ("visual", "motion")}
 
 
 class _Progress:
-    """The share of a video's work that is done, out of the steps that were made."""
+    """Share of the work on a video that is done, from the steps of its clips."""
 
     def __init__(self, clips: int, on_progress: OnProgress) -> None:
         self._tokens, self._keyframes, self._frames = 0.0, [0.0] * clips, [0.0] * clips
@@ -276,36 +274,36 @@ class _Progress:
 
     def tokens(self, share: float) -> None:
         self._tokens = share
-        self._tell()
+        self._report()
 
     def keyframe(self, clip: int, share: float) -> None:
         self._keyframes[clip] = share
-        self._tell()
+        self._report()
 
     def frames(self, clip: int, share: float) -> None:
         self._frames[clip] = share
-        self._tell()
+        self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         count = len(self._frames)
         keyframes, frames = sum(self._keyframes) / count, sum(self._frames) / count
         done = SHARES["tokens"] * self._tokens + SHARES["keyframe"] * keyframes + SHARES["frames"] * frames
         self._on_progress(done)
 
 
-async def _stream(method: Any, order: object, repeatable: bool = True) -> AsyncGenerator[Any]:
-    """What a deployment yields. Whoever stops listening, stops it.
+async def _stream(method: Any, request: object, repeatable: bool = True) -> AsyncGenerator[Any]:
+    """Yields the results of a call; cancels the call when the caller stops reading.
 
-    Everything follows from an order and its seed; so when a replica dies, another one does it again. Its steps are told
-    again, and results that were yielded before are left out.
+    Results depend only on the request and its seed, so when a replica dies, another one repeats the request. Its steps
+    are reported again; results that were yielded before are left out.
 
     Args:
-        repeatable: False for results in pieces, which may be cut elsewhere the second time: once there was one, the
-            death of the replica is an error.
+        repeatable: False for text that may be cut elsewhere the second time: after a first result, the death of the
+            replica is raised as an error.
     """
     yielded = 0
     for last_try in (False, True):
-        response = method.options(stream=True).remote(order)
+        response = method.options(stream=True).remote(request)
         ended, number = False, 0
         try:
             async for event in response:
@@ -315,7 +313,7 @@ async def _stream(method: Any, order: object, repeatable: bool = True) -> AsyncG
                     yield event
             ended = True
             return
-        except DIED:
+        except REPLICA_DIED:
             ended = True
             if last_try or (yielded and not repeatable):
                 raise
@@ -326,12 +324,12 @@ async def _stream(method: Any, order: object, repeatable: bool = True) -> AsyncG
 
 
 async def _call(method: Any, *arguments: object) -> Any:
-    """What a deployment answers; as `_stream`."""
+    """Result of a call, which is repeated once if its replica dies, and cancelled with the caller."""
     for last_try in (False, True):
         response = method.remote(*arguments)
         try:
             return await response
-        except DIED:
+        except REPLICA_DIED:
             if last_try:
                 raise
             await asyncio.sleep(RETRY_SECONDS)

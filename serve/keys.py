@@ -1,4 +1,4 @@
-"""API keys: hashed where they lie, compared in constant time, with limits of their own."""
+"""API keys, stored as hashes, and admission of requests within the limits of a key and of the service."""
 
 import asyncio
 import contextlib
@@ -18,23 +18,23 @@ from pydantic.dataclasses import dataclass
 from videolavit.files import write_beside
 from videolavit.models.network import STRICT
 
-from .errors import ApiError, too_late, too_many
+from .errors import ApiError, deadline_exceeded, too_many
 from .settings import is_loopback
 
 PREFIX = "vl-"
-ANYBODY = "anybody"
-"""Who asks where no keys are needed."""
+ANONYMOUS = "anybody"
+"""Owner of requests and jobs of a service without keys."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Key:
-    """Who may ask, and how much.
+    """API key with its limits.
 
     Args:
-        name: Of the key's owner; jobs belong to it.
-        sha256: Of the secret, in hexadecimal. The secret has 256 random bits, so that a plain hash is enough.
-        requests_per_minute: On average.
-        concurrent: Requests at once.
+        name: Name of the owner, to whom jobs belong.
+        sha256: Hash of the secret, in hexadecimal. The secret has 256 random bits, so that a plain hash is enough.
+        requests_per_minute: Average rate of requests.
+        concurrent: Most requests in flight.
     """
 
     name: str
@@ -51,34 +51,34 @@ class Key:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class KeyFile:
-    """All keys of a service."""
+    """Content of a file of API keys."""
 
     keys: list[Key] = field(default_factory=list)
 
 
 def read_keys(path: str) -> list[Key]:
-    """The keys of a file. Raises ValueError for a file that is none, or without a key."""
+    """Reads a file of API keys. Raises ValueError for one that is not valid, or has no key."""
     try:
         keys = TypeAdapter(KeyFile).validate_json(Path(path).read_bytes()).keys
     except OSError as error:
         raise ValueError(f"cannot read the keys: {error}") from None
     except ValidationError as error:
-        raise ValueError(f"{path} is no file of keys: {error.errors()[0]['msg']}") from None
+        raise ValueError(f"{path} is not a file of API keys: {error.errors()[0]['msg']}") from None
     if not keys:
-        raise ValueError(f"{path} has no key; make one with --new-key NAME")
+        raise ValueError(f"{path} has no key; create one with --new-key NAME")
     return keys
 
 
 def add_key(path: str, name: str) -> str:
-    """Adds a key to a file, which is made if need be, and returns its secret: it is kept nowhere else.
+    """Adds a key to a file, which is created if it is missing; returns the secret, which is stored nowhere else.
 
     Raises:
-        ValueError: the file is no file of keys, or has one of that name.
+        ValueError: the file is not valid, or has a key of that name.
     """
     file = Path(path)
     known = read_keys(path) if file.exists() else []
     if name in (key.name for key in known):
-        raise ValueError(f"{path} has a key {name} already")
+        raise ValueError(f"{path} already has a key {name}")
     secret = PREFIX + secrets.token_urlsafe(32)
     every = KeyFile(keys=[*known, Key(name=name, sha256=_hash(secret))])
     with (
@@ -93,77 +93,73 @@ def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-class Gate:
-    """Who may come in: known keys, within their limits and that of the whole service.
+class Admission:
+    """Checks keys, and admits requests within the limits of each key and of the whole service.
 
     Args:
-        keys: None lets anybody in.
-        in_flight: Requests in work at once, of all keys together.
+        keys: Accepted keys; None to accept requests without a key from this machine.
+        max_in_flight: Most requests in flight, of all keys.
     """
 
-    def __init__(self, keys: list[Key] | None, in_flight: int) -> None:
-        self._keys, self._in_flight = keys, in_flight
-        self._allowance: dict[str, tuple[float, float]] = {}
-        self._busy: dict[str, int] = {}
+    def __init__(self, keys: list[Key] | None, max_in_flight: int) -> None:
+        self._keys, self._max_in_flight = keys, max_in_flight
+        self._buckets: dict[str, tuple[float, float]] = {}
+        self._in_flight: dict[str, int] = {}
 
-    @property
-    def busy(self) -> int:
-        """Requests in work."""
-        return sum(self._busy.values())
-
-    def owner(self, authorization: str | None, client: str) -> str:
-        """Whose key a header has. Raises ApiError for none that is known.
+    def authenticate(self, authorization: str | None, client: str) -> str:
+        """Name of the owner of the key in a header. Raises ApiError for an unknown key.
 
         Args:
-            client: Address of who asks; where there are no keys, only this machine may.
+            client: IP address of the client; a service without keys accepts loopback addresses only.
         """
         if self._keys is None:
             if not is_loopback(client):
-                message = "this service has no API keys, and so answers the machine that it runs on alone"
+                message = "this service has no API keys, and accepts requests from its own machine only"
                 raise ApiError(403, message, "no_keys", kind="permission_error")
-            return ANYBODY
+            return ANONYMOUS
         scheme, _, secret = (authorization or "").partition(" ")
-        asked = _hash(secret.strip())
-        found = [key.name for key in self._keys if hmac.compare_digest(key.sha256, asked)]  # looks at every key
+        given = _hash(secret.strip())
+        found = [key.name for key in self._keys if hmac.compare_digest(key.sha256, given)]  # compares with every key
         if scheme.lower() != "bearer" or not found:
-            message = "this API key is not known" if secret else "give an API key, as `Authorization: Bearer KEY`"
+            message = "unknown API key" if secret else "give an API key, as `Authorization: Bearer KEY`"
             raise ApiError(401, message, "invalid_api_key", kind="authentication_error")
         return found[0]
 
     @contextlib.asynccontextmanager
-    async def admitted(self, owner: str) -> AsyncIterator[None]:
-        """A place in the service for as long as the body lasts. Raises ApiError if there is none."""
+    async def admit(self, owner: str) -> AsyncIterator[None]:
+        """Counts a request as in flight during the body. Raises ApiError if that is beyond a limit."""
         key = next((key for key in self._keys or () if key.name == owner), None)
-        if self.busy >= self._in_flight:
-            raise too_many(f"the service works on {self._in_flight} requests; try again", 1, "overloaded")
+        if sum(self._in_flight.values()) >= self._max_in_flight:
+            raise too_many(f"the service has {self._max_in_flight} requests in flight; try again", 1, "overloaded")
         if key is not None:
-            if self._busy.get(owner, 0) >= key.concurrent:
-                raise too_many(f"this key has {key.concurrent} requests in work already", 1)
-            self._spend(key)
-        self._busy[owner] = self._busy.get(owner, 0) + 1
+            if self._in_flight.get(owner, 0) >= key.concurrent:
+                raise too_many(f"this key has {key.concurrent} requests in flight already", 1)
+            self._take_from_bucket(key)
+        self._in_flight[owner] = self._in_flight.get(owner, 0) + 1
         try:
             yield
         finally:
-            self._busy[owner] -= 1
+            self._in_flight[owner] -= 1
 
-    def _spend(self, key: Key) -> None:
-        """Takes one request from the key's bucket, which fills evenly and holds ten seconds' worth, at least one."""
+    def _take_from_bucket(self, key: Key) -> None:
+        """Takes a request from the key's token bucket, which holds the requests of ten seconds, and at least one."""
         rate = key.requests_per_minute / 60
         size = max(1.0, rate * 10)
         now = time.monotonic()
-        left, at = self._allowance.get(key.name, (size, now))
+        left, at = self._buckets.get(key.name, (size, now))
         left = min(size, left + (now - at) * rate)
         if left < 1:
-            self._allowance[key.name] = (left, now)
-            raise too_many(f"this key may ask {key.requests_per_minute:g} times a minute", (1 - left) / rate)
-        self._allowance[key.name] = (left - 1, now)
+            self._buckets[key.name] = (left, now)
+            message = f"this key is limited to {key.requests_per_minute:g} requests per minute"
+            raise too_many(message, (1 - left) / rate)
+        self._buckets[key.name] = (left - 1, now)
 
 
 @contextlib.asynccontextmanager
-async def until(moment: float, seconds: float) -> AsyncIterator[None]:
-    """Ends the body at a moment of the loop's clock, as an ApiError that names the seconds."""
+async def deadline_at(moment: float, seconds: float) -> AsyncIterator[None]:
+    """Cancels the body at a time of the loop's clock, and raises an ApiError that names the number of seconds."""
     try:
         async with asyncio.timeout_at(moment):
             yield
     except TimeoutError:
-        raise too_late(seconds) from None
+        raise deadline_exceeded(seconds) from None

@@ -1,4 +1,4 @@
-"""What goes over the wire, as OpenAI's clients know it. Unknown fields are refused."""
+"""Bodies of requests and answers, in the format of the OpenAI API. Unknown fields are refused."""
 
 import time
 from typing import Annotated, Any, Literal
@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 SIZE = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
-Size = Annotated[str, Field(pattern=SIZE, examples=["256x256"])]
+Size = Annotated[str, Field(pattern=SIZE, examples=["256x256"], description="Width x height, in pixels")]
 Stop = Annotated[str, Field(min_length=1, max_length=100)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of all random numbers of the request")]
 
 
 class Request(BaseModel):
-    """A body of a client."""
+    """Part of a request body."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -21,16 +21,16 @@ class Request(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Why a request was not done."""
+    """Reason why a request failed."""
 
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
+    message: str = Field(description="Reason, for people")
+    type: str = Field(description="Type of error, as OpenAI names it")
+    param: str | None = Field(None, description="Name of the field at fault")
+    code: str | None = Field(None, description="Reason, for programs")
 
 
 class ErrorResponse(BaseModel):
-    """OpenAI's shape of an error."""
+    """Answer to a request that failed."""
 
     error: ErrorBody
 
@@ -39,42 +39,42 @@ class ErrorResponse(BaseModel):
 
 
 class TextPart(Request):
-    """A text."""
+    """Text of a message."""
 
     type: Literal["text"]
     text: str
 
 
 class Url(Request):
-    """A data URL; or an http(s) URL of a host that the service allows."""
+    """Data URL, or http(s) URL of a host that the service allows."""
 
     url: str
     detail: Literal["auto", "low", "high"] = "auto"
 
 
 class ImagePart(Request):
-    """A picture."""
+    """Image that a message is about."""
 
     type: Literal["image_url"]
     image_url: Url
 
 
 class VideoPart(Request):
-    """A video, in the shape that other open servers use."""
+    """Video that a message is about, in the format of other open-source servers."""
 
     type: Literal["video_url"]
     video_url: Url
 
 
 class FileData(Request):
-    """A file as a data URL."""
+    """Content of a file."""
 
-    file_data: str
+    file_data: str = Field(description="Data URL of the file")
     filename: str | None = None
 
 
 class FilePart(Request):
-    """A picture or a video as a file."""
+    """Image or video that a message is about, as a file."""
 
     type: Literal["file"]
     file: FileData
@@ -84,7 +84,7 @@ Part = Annotated[TextPart | ImagePart | VideoPart | FilePart, Field(discriminato
 
 
 class Message(Request):
-    """A turn of a chat."""
+    """Message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
@@ -92,31 +92,33 @@ class Message(Request):
 
 
 class StreamOptions(Request):
-    """What comes with a stream."""
+    """Options of a streamed answer."""
 
-    include_usage: bool = False
+    include_usage: bool = Field(False, description="Send the number of tokens in a last event")
 
 
 class ChatRequest(Request):
-    """`POST /v1/chat/completions`. `min_tokens` is no field of OpenAI's, but of other servers of their API."""
+    """Request for a chat completion."""
 
     model: str
     messages: list[Message] = Field(min_length=1, max_length=200)
-    min_tokens: int | None = Field(None, ge=0)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    min_tokens: int | None = Field(None, ge=0, description="Fewest tokens of the answer; an extension of OpenAI's API")
+    max_tokens: int | None = Field(None, ge=1, description="Most tokens of the answer")
+    max_completion_tokens: int | None = Field(None, ge=1, description="Most tokens of the answer; the newer name")
+    temperature: float | None = Field(None, ge=0, le=2, description="Sampling temperature; 0 for greedy decoding")
+    top_p: float | None = Field(None, gt=0, le=1, description="Probability mass that tokens are sampled from")
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = Field(
+        None, description="Strings that end the answer, which does not include them"
+    )
     seed: Seed | None = None
-    stream: bool | None = False
+    stream: bool | None = Field(False, description="Send the answer as server-sent events while it is generated")
     stream_options: StreamOptions | None = None
     n: Literal[1] | None = 1
     user: str | None = None
 
 
 class Usage(BaseModel):
-    """Tokens of a chat."""
+    """Number of tokens of a chat completion."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -124,7 +126,7 @@ class Usage(BaseModel):
 
 
 class AnswerMessage(BaseModel):
-    """What the model says."""
+    """Message that the model generated."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -132,7 +134,7 @@ class AnswerMessage(BaseModel):
 
 
 class Choice(BaseModel):
-    """An answer."""
+    """Answer of the model."""
 
     index: int = 0
     message: AnswerMessage
@@ -141,7 +143,7 @@ class Choice(BaseModel):
 
 
 class ChatResponse(BaseModel):
-    """A whole answer."""
+    """Chat completion."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -155,11 +157,11 @@ class ChatResponse(BaseModel):
 
 
 class ImageRequest(Request):
-    """`POST /v1/images/generations`."""
+    """Request to generate images."""
 
     prompt: str = Field(min_length=1)
     model: str | None = None
-    n: int | None = Field(1, ge=1)
+    n: int | None = Field(1, ge=1, description="Number of images; image i has the seed plus i")
     size: Size | Literal["auto"] | None = None
     response_format: Literal["b64_json", "url"] | None = "b64_json"
     seed: Seed | None = None
@@ -167,15 +169,15 @@ class ImageRequest(Request):
 
 
 class Image(BaseModel):
-    """A picture: PNG in base64, or a data URL of it."""
+    """Generated image, a PNG file."""
 
-    b64_json: str | None = None
-    url: str | None = None
+    b64_json: str | None = Field(default=None, description="File in base64")
+    url: str | None = Field(default=None, description="Data URL of the file")
     revised_prompt: str | None = None
 
 
 class ImageResponse(BaseModel):
-    """Pictures of a prompt."""
+    """Generated images."""
 
     created: int
     data: list[Image]
@@ -185,51 +187,51 @@ class ImageResponse(BaseModel):
 
 
 class ReferenceUrl(Request):
-    """A picture that a video starts from."""
+    """Image that a video starts from."""
 
-    image_url: str
+    image_url: str = Field(description="Data URL, or http(s) URL of a host that the service allows")
 
 
 class VideoRequest(Request):
-    """`POST /v1/videos`, as JSON or as a form."""
+    """Request to generate a video."""
 
     prompt: str = ""
     model: str | None = None
-    seconds: float = Field(4.0, gt=0, allow_inf_nan=False)
+    seconds: float = Field(4.0, gt=0, allow_inf_nan=False, description="Length of the video, in seconds")
     size: Size | None = None
     seed: Seed | None = None
     input_reference: ReferenceUrl | None = None
 
 
 class VideoError(BaseModel):
-    """Why there is no video."""
+    """Reason why a video job failed."""
 
     code: str
     message: str
 
 
 class Video(BaseModel):
-    """A video job."""
+    """Video job."""
 
     id: str
     object: Literal["video"] = "video"
     model: str
     status: Literal["queued", "in_progress", "completed", "failed"]
-    progress: int = Field(ge=0, le=100)
-    created_at: int
+    progress: int = Field(ge=0, le=100, description="Share of the work that is done, in percent")
+    created_at: int = Field(description="Time of the request, in seconds since 1970")
     completed_at: int | None = None
-    expires_at: int | None = None
+    expires_at: int | None = Field(None, description="Time when the result is deleted, in seconds since 1970")
     prompt: str | None = None
-    seconds: str
+    seconds: str = Field(description="Length of the video, in seconds")
     size: str
     seed: int
     remixed_from_video_id: str | None = None
     error: VideoError | None = None
-    tokens: dict[str, int] | None = Field(None, description="codes that it came through, by kind")
+    tokens: dict[str, int] | None = Field(None, description="Number of visual and motion tokens of the video")
 
 
 class VideoList(BaseModel):
-    """Jobs of a key, a page of them."""
+    """Page of video jobs."""
 
     object: Literal["list"] = "list"
     data: list[Video]
@@ -239,7 +241,7 @@ class VideoList(BaseModel):
 
 
 class Deleted(BaseModel):
-    """A job that is gone."""
+    """Deleted video job."""
 
     id: str
     object: Literal["video.deleted"] = "video.deleted"
@@ -250,7 +252,7 @@ class Deleted(BaseModel):
 
 
 class Model(BaseModel):
-    """What can be asked."""
+    """Served model."""
 
     id: str
     object: Literal["model"] = "model"
@@ -259,28 +261,28 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All that can be asked."""
+    """Served models."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class Health(BaseModel):
-    """Whether the service is up, and what is not."""
+    """State of the service and of its deployments."""
 
     status: Literal["ok", "not ready"]
     deployments: dict[str, str] = Field(default_factory=dict)
 
 
 def chunk(request_id: str, model: str, created: int, **choice: Any) -> dict[str, Any]:
-    """A piece of a streamed answer; with `usage` and no choice, its last."""
+    """Event of a streamed chat completion; the event with `usage` has no choice."""
     usage = choice.pop("usage", None)
-    told = {"id": request_id, "object": "chat.completion.chunk", "created": created, "model": model}
+    event = {"id": request_id, "object": "chat.completion.chunk", "created": created, "model": model}
     if usage is not None:
-        return told | {"choices": [], "usage": usage}
-    return told | {"choices": [{"index": 0, "logprobs": None, "finish_reason": None} | choice]}
+        return event | {"choices": [], "usage": usage}
+    return event | {"choices": [{"index": 0, "logprobs": None, "finish_reason": None} | choice]}
 
 
 def now() -> int:
-    """Seconds since 1970."""
+    """Current time, in seconds since 1970."""
     return int(time.time())

@@ -1,6 +1,7 @@
-"""What deployments are told. Pictures, features and files travel as references into shared memory, the rest is small.
+"""Requests to the deployments and their results.
 
-The references are the ingress's, so that they outlive the replicas.
+Images, features and files are passed as references into Ray's object store. The ingress owns the objects, so that they
+outlive the replicas that use them.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Upload:
-    """A file from a client.
+    """File from a client.
 
     Args:
-        data: Reference to its bytes.
-        kind: What it is taken for.
+        data: Reference to the bytes of the file.
+        kind: Kind of media that the file is decoded as.
     """
 
     data: ObjectRef[bytes]
@@ -32,7 +33,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class EncodedPicture:
-    """A picture and its codes.
+    """Image with its codes.
 
     Args:
         picture: uint8 [height, width, 3].
@@ -45,14 +46,14 @@ class EncodedPicture:
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """A clip's codes, and how it was.
+    """Codes and dimensions of a clip of an uploaded video.
 
     Args:
-        visual: Codes of the keyframe.
-        motion: Codes of the motion.
-        num_frames: Real frames.
-        height: In pixels, as uploaded.
-        width: In pixels, as uploaded.
+        visual: Visual codes of the keyframe.
+        motion: Motion codes.
+        num_frames: Number of frames, without padding.
+        height: Height of the uploaded video, in pixels.
+        width: Width of the uploaded video, in pixels.
     """
 
     visual: list[int]
@@ -64,36 +65,36 @@ class EncodedClip:
 
 @dataclass(frozen=True)
 class AnswerRequest:
-    """A question, what was said before, and what it is about.
+    """Request to answer the last question of a chat.
 
     Args:
-        turns: Questions and answers before it.
-        question: To be answered.
-        sight: Reference to a `generation.describe.Sight`.
-        settings: How the answer is written.
-        in_pieces: Whether its text is wanted as it comes.
-        owner: Whose question it is.
-        stops: Strings that end the answer, besides the model's own.
+        turns: Earlier questions and answers.
+        question: Question to answer.
+        context: Reference to the `generation.describe.VisualContext` that the chat is about; None for text alone.
+        settings: Sampling settings.
+        stream: Yield text while the answer is generated.
+        owner: Owner of the API key, within whose chats the prefix cache is shared.
+        stops: Strings that end the answer, besides the model's own end token.
     """
 
     turns: Sequence[tuple[str, str]]
     question: str
-    sight: ObjectRef[object] | None
+    context: ObjectRef[object] | None
     settings: DescribeSettings
-    in_pieces: bool
+    stream: bool
     owner: str = ""
     stops: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A piece of an answer.
+    """Answer, or the next part of a streamed one.
 
     Args:
-        text: What is new.
-        prompt_tokens: Of the prompt.
-        tokens: ClipTokens so far.
-        finished: `stop` or `length` at the end.
+        text: Text since the part before.
+        prompt_tokens: Number of tokens in the prompt.
+        tokens: Number of tokens generated so far.
+        finished: Reason for the end, in the last part: `stop` or `length`.
     """
 
     text: str
@@ -104,14 +105,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class TokensRequest:
-    """Codes that are to be written behind a prompt.
+    """Request to generate the codes of an image or of a video after a prompt.
 
     Args:
-        parts: Texts, and codes of pictures.
-        seed: Of the request.
-        clips: Pictures with motion; 0 for one picture alone.
-        first_given: Whether the last picture of the prompt is the first clip's.
-        settings: How they are chosen.
+        parts: Texts, and visual codes of images.
+        seed: Seed of the request.
+        clips: Number of clips; 0 for a single image.
+        first_given: The last image of the prompt is the keyframe of the first clip.
+        settings: Sampling settings.
     """
 
     parts: Sequence[str | list[int]]
@@ -123,11 +124,11 @@ class TokensRequest:
 
 @dataclass(frozen=True)
 class ClipTokens:
-    """What was written for a clip.
+    """Generated codes of a clip, or of a single image.
 
     Args:
-        visual: Codes of its picture; None where that was given.
-        motion: Codes of its motion; None for a picture alone.
+        visual: Codes of the keyframe; None where the request gave the keyframe.
+        motion: Codes of the motion; None for a single image.
     """
 
     visual: list[int] | None
@@ -135,37 +136,37 @@ class ClipTokens:
 
 
 @dataclass(frozen=True)
-class PaintRequest:
-    """A keyframe.
+class RemoteKeyframeRequest:
+    """Request to generate a keyframe from its codes.
 
     Args:
-        codes: Its visual codes.
-        seed: Of the request.
-        clip: Its clip's number.
-        last: Reference to the last frame of the clip before.
-        size: Height and width in pixels.
-        settings: Of the sampler.
+        codes: Visual codes.
+        seed: Seed of the request.
+        clip: Index of the clip.
+        previous: Reference to the last frame of the clip before, uint8 [height, width, 3]; None to start from noise.
+        size: Height and width, in pixels.
+        settings: Sampler settings.
     """
 
     codes: Sequence[int]
     seed: int
     clip: int
-    last: ObjectRef[object] | None
+    previous: ObjectRef[object] | None
     size: tuple[int, int]
     settings: GenerateSettings
 
 
 @dataclass(frozen=True)
-class AnimateRequest:
-    """A clip's frames.
+class RemoteClipRequest:
+    """Request to generate the frames of a clip from its keyframe and motion.
 
     Args:
         keyframe: Reference to uint8 [height, width, 3], of any size.
-        motion: Codes of its motion.
-        seed: Of the request.
-        clip: Its number.
-        size: Height and width in pixels.
-        settings: Of the sampler.
+        motion: Motion codes.
+        seed: Seed of the request.
+        clip: Index of the clip.
+        size: Height and width, in pixels.
+        settings: Sampler settings.
     """
 
     keyframe: ObjectRef[object]

@@ -1,4 +1,4 @@
-"""What the routes do, apart from HTTP: requests of the protocol in, answers of the protocol out."""
+"""Work behind the routes: checks requests of the protocol, runs them over the deployments, and builds the answers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from videolavit.records.storage import Folder, StorageSettings
 
 from .batching import Finished, StepDone
 from .errors import ApiError, bad_request, too_many
-from .failures import explained
-from .fetching import Fetcher, Kind, kind_of
+from .failures import api_error
+from .fetching import Fetcher, Kind, media_kind
 from .graph import Graph
-from .keys import Gate, read_keys, until
+from .keys import Admission, deadline_at, read_keys
 from .middleware import Metrics
 from .protocol import (
     AnswerMessage,
@@ -53,21 +53,23 @@ from .video_jobs import JobWorker
 log = logging.getLogger("videolavit.serve")
 
 MIN_TOKENS = 8
-"""Of an answer, as published; a request for fewer gets fewer."""
+"""Fewest tokens of an answer, as in the published code, unless the request allows fewer in all."""
 
 
 class Service:
-    """The state of an ingress: its settings, its gate, its jobs, its measurements.
+    """State of an ingress replica: settings, admission, video jobs and metrics.
 
     Args:
-        graph: Its steps are measured here.
+        graph: Deployments; the service measures their steps.
     """
 
     def __init__(self, settings: ServeSettings, graph: Graph) -> None:
         self.settings, self.graph, self.metrics = settings, graph, Metrics()
         self.model = ModelFolder(settings.model)
         graph.on_step = self.measure_step
-        self.gate = Gate(None if settings.keys is None else read_keys(settings.keys), settings.limits.in_flight)
+        self.admission = Admission(
+            None if settings.keys is None else read_keys(settings.keys), settings.limits.in_flight
+        )
         self.folder = Folder(settings.storage, StorageSettings())
         self.store = JobStore(settings.database or _sqlite(self.folder))
         self.worker = JobWorker(settings, self.store, self.folder, graph, self._job_ended)
@@ -75,7 +77,7 @@ class Service:
         self.started = now()
 
     def measure_step(self, part: str, step: StepDone | Finished[Picture]) -> None:
-        """Notes a step of a sampler, or its end."""
+        """Records the time and the batch size of a denoising step, or the time to decode pixels."""
         if isinstance(step, Finished):
             self.metrics.decoding.labels(part).observe(step.seconds)
             return
@@ -93,17 +95,17 @@ class Service:
 
     # ---- chat -------------------------------------------------------------------------------------------------------
 
-    async def question(self, request: ChatRequest, owner: str) -> AnswerRequest:
-        """What a chat asks, with what is to be seen. Raises ApiError."""
+    async def answer_request(self, request: ChatRequest, owner: str) -> AnswerRequest:
+        """Request to the language model for a chat, with the image or video encoded. Raises ApiError."""
         self.check_model(request.model)
         if not self.model.has("understanding/language_model"):
-            raise bad_request("this model makes pictures and videos, and answers no questions", "model", "not_able")
+            raise bad_request("this model generates images and videos; it cannot answer questions", "model", "not_able")
         limits = self.settings.limits
         most = request.max_completion_tokens or request.max_tokens or min(512, limits.tokens)
         if most > limits.tokens:
-            raise bad_request(f"at most {limits.tokens} tokens are written, not {most}", "max_tokens")
+            raise bad_request(f"at most {limits.tokens} tokens are generated, not {most}", "max_tokens")
         if request.min_tokens is not None and request.min_tokens > most:
-            raise bad_request(f"min_tokens must not be above the most, {most}", "min_tokens")
+            raise bad_request(f"min_tokens must not be above max_tokens, {most}", "min_tokens")
         turns, question, media = _conversation(request)
         if sum(len(text) for turn in (*turns, (question,)) for text in turn) > limits.prompt_characters:
             raise bad_request(f"the messages have more than {limits.prompt_characters} characters", "messages")
@@ -117,25 +119,26 @@ class Service:
             max_tokens=most,
             seed=request.seed if request.seed is not None else 0,
         )
-        sight = None
+        context = None
         if media is not None:
             data, kind = await self._media(media)
-            sight = await self.graph.look(data, kind)
+            context = await self.graph.encode_context(data, kind)
         stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
-        return AnswerRequest(turns, question, sight, settings, bool(request.stream), owner, stops)
+        return AnswerRequest(turns, question, context, settings, bool(request.stream), owner, stops)
 
     async def _media(self, part: ImagePart | VideoPart | FilePart) -> tuple[bytes, Kind]:
+        """Content of the image or video of a message, and its kind. Raises ApiError."""
         if isinstance(part, FilePart):
             data, media_type = await self._fetcher.read(part.file.file_data, "messages")
-            return data, kind_of(media_type, "messages")
+            return data, media_kind(media_type, "messages")
         if isinstance(part, ImagePart):
             return (await self._fetcher.read(part.image_url.url, "messages"))[0], "image"
         return (await self._fetcher.read(part.video_url.url, "messages"))[0], "video"
 
-    async def answer(self, request: ChatRequest, order: AnswerRequest) -> ChatResponse:
-        """A whole answer."""
+    async def answer(self, request: ChatRequest, answer_request: AnswerRequest) -> ChatResponse:
+        """Complete answer to a chat."""
         text, last = "", None
-        async with aclosing(self.graph.answer(order)) as pieces:
+        async with aclosing(self.graph.answer(answer_request)) as pieces:
             async for piece in pieces:
                 text, last = text + piece.text, piece
         assert last is not None
@@ -149,12 +152,12 @@ class Service:
         )
 
     async def stream(
-        self, request: ChatRequest, order: AnswerRequest, deadline: tuple[float, float]
+        self, request: ChatRequest, answer_request: AnswerRequest, deadline: tuple[float, float]
     ) -> AsyncGenerator[str]:
-        """An answer as server-sent events; what goes wrong on the way is the last of them.
+        """Yields an answer as server-sent events, the last of which is an error if one occurs on the way.
 
         Args:
-            deadline: As for `keys.until`.
+            deadline: Time of the loop's clock at which the stream is ended, and the number of seconds to name then.
         """
         name, created, started = f"chatcmpl-{random.getrandbits(96):024x}", now(), time.monotonic()
 
@@ -163,14 +166,14 @@ class Service:
 
         begun, last = False, None
         try:
-            async with aclosing(self.graph.answer(order)) as pieces:
+            async with aclosing(self.graph.answer(answer_request)) as pieces:
                 while last is None or last.finished is None:
-                    async with until(*deadline):
+                    async with deadline_at(*deadline):
                         piece = await anext(pieces)
                     if last is None:
                         self.metrics.first_text.observe(time.monotonic() - started)
                         yield event(delta={"role": "assistant", "content": ""})
-                    text = piece.text if begun else piece.text.lstrip()  # as in a whole answer
+                    text = piece.text if begun else piece.text.lstrip()  # as in a complete answer
                     begun, last = begun or bool(text), piece
                     if text:
                         yield event(delta={"content": text})
@@ -180,99 +183,103 @@ class Service:
                 yield event(usage=usage.model_dump())
             yield "data: [DONE]\n\n"
         except Exception as error:
-            told = explained(error)
-            if told.status == 500:
+            answer = api_error(error)
+            if answer.status == 500:
                 log.exception("a stream failed")
-            yield f"data: {json.dumps(told.body)}\n\n"
+            yield f"data: {json.dumps(answer.body)}\n\n"
 
     def _usage(self, last: Answer) -> Usage:
+        """Counts the tokens of an answer in the metrics, and for the client."""
         self.metrics.tokens.labels("read").inc(last.prompt_tokens)
         self.metrics.tokens.labels("written").inc(last.tokens)
         total = last.prompt_tokens + last.tokens
         return Usage(prompt_tokens=last.prompt_tokens, completion_tokens=last.tokens, total_tokens=total)
 
-    # ---- pictures ---------------------------------------------------------------------------------------------------
+    # ---- images ----------------------------------------------------------------------------------------------------
 
     async def images(self, request: ImageRequest) -> ImageResponse:
-        """Pictures of a prompt; number n has the seed plus n."""
+        """Generates images from a prompt; image i has the seed plus i. Raises ApiError."""
         self.check_model(request.model)
         limits, count = self.settings.limits, request.n or 1
         self._check_prompt(request.prompt)
         if count > limits.images:
-            raise bad_request(f"at most {limits.images} pictures are made at once, not {count}", "n")
+            raise bad_request(f"at most {limits.images} images are generated per request, not {count}", "n")
         size = self._size(request.size, self.graph.keyframe_size, "keyframe_detokenizer")
         seed = _seed(request.seed)
         async with asyncio.TaskGroup() as tasks:
-            made = [
+            running = [
                 tasks.create_task(self.graph.image(request.prompt, seed + number, size, self.settings.generation))
                 for number in range(count)
             ]
-        about = [provenance(request.prompt, seed + number, self.settings.model_name) for number in range(count)]
-        pngs = [await asyncio.to_thread(encode_png, one.result(), told) for one, told in zip(made, about, strict=True)]
-        texts = [base64.b64encode(one).decode() for one in pngs]
-        if request.response_format == "url":
-            return ImageResponse(created=now(), data=[Image(url=f"data:image/png;base64,{text}") for text in texts])
-        return ImageResponse(created=now(), data=[Image(b64_json=text) for text in texts])
+        images = []
+        for number, task in enumerate(running):
+            about = provenance(request.prompt, seed + number, self.settings.model_name)
+            encoded = base64.b64encode(await asyncio.to_thread(encode_png, task.result(), about)).decode()
+            as_url = request.response_format == "url"
+            images.append(Image(url=f"data:image/png;base64,{encoded}") if as_url else Image(b64_json=encoded))
+        return ImageResponse(created=now(), data=images)
 
-    def _check_prompt(self, prompt: str, needed: bool = True) -> None:
+    def _check_prompt(self, prompt: str, required: bool = True) -> None:
+        """Raises ApiError for an empty, too long or invalid prompt."""
         limit = self.settings.limits.prompt_characters
-        if needed and not prompt.strip():
+        if required and not prompt.strip():
             raise bad_request("the prompt is empty", "prompt")
         if len(prompt) > limit:
             raise bad_request(f"the prompt has more than {limit} characters", "prompt")
         _check_text(prompt, "prompt")
 
-    def _size(self, asked: str | None, own: tuple[int, int], unit: Any) -> tuple[int, int]:
-        """(height, width) in pixels. Raises ApiError for one that the model cannot do."""
-        if asked is None or asked == "auto":
-            return own
-        width, height = map(int, asked.split("x"))
-        multiple, limit = self.model.pixel_multiple(unit), self.settings.limits.pixels
+    def _size(self, size: str | None, default: tuple[int, int], component: Any) -> tuple[int, int]:
+        """Height and width in pixels. Raises ApiError for a size that is too large or not supported."""
+        if size is None or size == "auto":
+            return default
+        width, height = map(int, size.split("x"))
+        multiple, limit = self.model.pixel_multiple(component), self.settings.limits.pixels
         if width % multiple or height % multiple:
-            raise bad_request(f"width and height must be multiples of {multiple}, not {asked}", "size")
+            raise bad_request(f"width and height must be multiples of {multiple}, not {size}", "size")
         if width * height > limit:
-            raise bad_request(f"at most {limit} pixels are made, not {asked}", "size")
+            raise bad_request(f"at most {limit} pixels are generated, not {size}", "size")
         return height, width
 
     # ---- videos -----------------------------------------------------------------------------------------------------
 
     async def create_video(self, owner: str, request: VideoRequest, reference: bytes | None) -> Video:
-        """Queues a video from a text, a picture, or both. Raises ApiError."""
+        """Queues a job that generates a video from a text, an image, or both. Raises ApiError."""
         self.check_model(request.model)
         if request.input_reference is not None:
             if reference is not None:
                 raise bad_request("give one input_reference", "input_reference")
             reference, _ = await self._fetcher.read(request.input_reference.image_url, "input_reference")
-        self._check_prompt(request.prompt, needed=reference is None)
+        self._check_prompt(request.prompt, required=reference is None)
         limit = self.settings.limits.seconds
         if request.seconds > limit:
-            raise bad_request(f"at most {limit:g} seconds are made, not {request.seconds:g}", "seconds")
+            raise bad_request(f"at most {limit:g} seconds are generated, not {request.seconds:g}", "seconds")
         height, width = self._size(request.size, self.graph.video_size, "video_detokenizer")
-        asked = {"prompt": request.prompt, "seconds": f"{request.seconds:g}", "size": f"{width}x{height}"}
-        return await self._queue(owner, "generate", asked | {"seed": _seed(request.seed)}, reference)
+        stored = {"prompt": request.prompt, "seconds": f"{request.seconds:g}", "size": f"{width}x{height}"}
+        return await self._queue(owner, "generate", stored | {"seed": _seed(request.seed)}, reference)
 
     async def create_reconstruction(self, owner: str, video: bytes, seed: int | None) -> Video:
-        """Queues a video to go through its tokens and back. Raises ApiError."""
-        asked = {"prompt": "", "seconds": f"{self.settings.limits.seconds:g}", "size": "auto", "seed": _seed(seed)}
-        return await self._queue(owner, "reconstruct", asked, video)
+        """Queues a job that reconstructs a video from its tokens. Raises ApiError."""
+        stored = {"prompt": "", "seconds": f"{self.settings.limits.seconds:g}", "size": "auto", "seed": _seed(seed)}
+        return await self._queue(owner, "reconstruct", stored, video)
 
-    async def _queue(self, owner: str, kind: str, asked: dict[str, Any], upload: bytes | None) -> Video:
+    async def _queue(self, owner: str, kind: str, request: dict[str, Any], upload: bytes | None) -> Video:
+        """Stores a job and its upload. Raises ApiError if too many jobs are open."""
         job_id, limits = new_id(), self.settings.limits
         if upload is not None:
-            asked["upload"] = f"uploads/{job_id}.bin"
-            await asyncio.to_thread(self.folder.create_bytes, asked["upload"], upload)
+            request["upload"] = f"uploads/{job_id}.bin"
+            await asyncio.to_thread(self.folder.create_bytes, request["upload"], upload)
         job = await asyncio.to_thread(
-            self.store.add, owner, kind, asked, limits.open_jobs, limits.open_jobs_a_key, job_id
+            self.store.add, owner, kind, request, limits.open_jobs, limits.open_jobs_per_key, job_id
         )
         if job is None:
             if upload is not None:
-                await asyncio.to_thread(self.folder.remove, asked["upload"])
-            raise too_many("too many videos are queued; try again when one is done", 10, "queue_full")
+                await asyncio.to_thread(self.folder.remove, request["upload"])
+            raise too_many("too many video jobs are open; try again when one has ended", 10, "queue_full")
         self.worker.wake()
-        return self.shown(job)
+        return self.to_video(job)
 
-    def shown(self, job: Job) -> Video:
-        """A job as clients see it."""
+    def to_video(self, job: Job) -> Video:
+        """Job in the format of the API."""
         failed = job.status == "failed"
         return Video(
             id=job.id,
@@ -294,44 +301,45 @@ class Service:
 def _conversation(
     request: ChatRequest,
 ) -> tuple[list[tuple[str, str]], str, ImagePart | VideoPart | FilePart | None]:
-    """Turns that were answered, the question, and the one picture or video. Raises ApiError."""
+    """Answered turns of a chat, the question, and the image or video. Raises ApiError."""
     turns: list[tuple[str, str]] = []
-    said: list[str] = []
+    texts: list[str] = []
     media: list[ImagePart | VideoPart | FilePart] = []
     for message in request.messages:
         parts = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
-        texts = [part.text for part in parts if isinstance(part, TextPart)]
-        seen = [part for part in parts if not isinstance(part, TextPart)]
+        part_texts = [part.text for part in parts if isinstance(part, TextPart)]
+        part_media = [part for part in parts if not isinstance(part, TextPart)]
         if message.role == "assistant":
-            if not said or seen:
-                raise bad_request("an assistant's message is a text behind a user's", "messages")
-            turns.append(("\n".join(said), "\n".join(texts)))
-            said = []
+            if not texts or part_media:
+                raise bad_request("an assistant's message must be a text, and follow a user's message", "messages")
+            turns.append(("\n".join(texts), "\n".join(part_texts)))
+            texts = []
         else:
-            said += texts
-            media += seen
+            texts += part_texts
+            media += part_media
     if len(media) > 1:
-        raise bad_request("this model looks at one picture or video in a chat; send one", "messages")
-    if not "".join(said).strip():
+        raise bad_request("this model takes one image or video per chat; send one", "messages")
+    if not "".join(texts).strip():
         raise bad_request("the last message must be a user's question", "messages")
-    return turns, "\n".join(said), media[0] if media else None
+    return turns, "\n".join(texts), media[0] if media else None
 
 
 def _check_text(text: str, param: str) -> None:
-    """Raises ApiError for what JSON can hold and is no text: half a character, or NUL."""
+    """Raises ApiError for strings that JSON can hold and that are not valid text: lone surrogates, and NUL."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise bad_request("the text has half a character (a lone surrogate)", param) from None
+        raise bad_request("the text has a lone surrogate, which is half a character", param) from None
     if "\0" in text:
-        raise bad_request("a text has no NUL character", param)
+        raise bad_request("the text has a NUL character", param)
 
 
-def _seed(asked: int | None) -> int:
-    return random.getrandbits(31) if asked is None else asked
+def _seed(seed: int | None) -> int:
+    return random.getrandbits(31) if seed is None else seed
 
 
 def _sqlite(folder: Folder) -> str:
+    """URL of the SQLite file in the storage, whose folder is created if it is missing."""
     path = Path(folder.path)
     path.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{path / 'jobs.sqlite'}"

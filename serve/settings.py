@@ -1,4 +1,4 @@
-"""All that can be set about a service, typed; YAML, the command line and the builder's arguments derive from it."""
+"""Settings of a service; YAML files, the command line and the builder's arguments derive from them."""
 
 from dataclasses import field
 from ipaddress import ip_address
@@ -13,24 +13,24 @@ from videolavit.models.network import STRICT
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Limits:
-    """What a request may ask for, and what the service takes on.
+    """Limits of requests, and of the work that the service accepts.
 
     Args:
-        body_megabytes: Of a request's body; enforced while it is read.
-        input_pixels: Of an uploaded picture, or of a frame of an uploaded video.
-        input_seconds: Of an uploaded video.
-        decode_seconds: Time that the decoding of an upload may take.
-        pixels: Of a picture, or of a frame of a video, to be made.
-        seconds: Of a video to be made.
-        images: Most pictures of one request.
-        tokens: Most tokens of an answer.
-        prompt_characters: Of all texts of a request.
-        in_flight: Requests in work at once; more are answered with 429.
-        open_jobs: Video jobs that are queued or in work, of all keys together.
-        open_jobs_a_key: The same of one key.
-        request_seconds: Deadline of a request; a client may ask for a shorter one.
-        job_seconds: Deadline of a video job, once begun.
-        job_attempts: How often a job is begun that was interrupted by the end of its process.
+        body_megabytes: Largest accepted request body, in MiB; enforced while the body is received.
+        input_pixels: Most pixels of an uploaded image or of a frame of an uploaded video.
+        input_seconds: Longest accepted upload, in seconds of video.
+        decode_seconds: Time that decoding an upload may take, in seconds.
+        pixels: Most pixels of a generated image or of a frame of a generated video.
+        seconds: Longest generated video, in seconds.
+        images: Most images per request.
+        tokens: Most tokens of a chat completion.
+        prompt_characters: Most characters of all texts of a request.
+        in_flight: Most requests in flight per ingress replica; more are answered with 429.
+        open_jobs: Most video jobs that are queued or in progress, of all keys.
+        open_jobs_per_key: Most video jobs that are queued or in progress, of one key.
+        request_seconds: Deadline of a request, in seconds; a client may set a shorter one.
+        job_seconds: Deadline of a video job after it starts, in seconds.
+        job_attempts: Number of starts after which a job fails if each was ended by the end of a process.
     """
 
     body_megabytes: int = 64
@@ -44,7 +44,7 @@ class Limits:
     prompt_characters: int = 20_000
     in_flight: int = 64
     open_jobs: int = 100
-    open_jobs_a_key: int = 20
+    open_jobs_per_key: int = 20
     request_seconds: float = 300.0
     job_seconds: float = 3600.0
     job_attempts: int = 3
@@ -57,57 +57,57 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Replicas:
-    """How many copies of a deployment run, and on what.
+    """Replicas of a deployment, and their resources.
 
     Args:
-        min_replicas: Fewest copies; None for one, and for two of the video detokenizer where it has no GPU.
-        max_replicas: Most copies, None for as many as the fewest; between the two the number follows the load.
-        num_cpus: Cores of a copy.
-        num_gpus: GPUs of a copy, or a share of one.
-        batch: Requests that a copy works on together; None for 8 with a GPU and 2 without, where a batch takes as long
-            as its requests one by one, and the next part of the graph waits for it.
+        min_replicas: Fewest replicas; None for one, or for two of the video detokenizer where it has no GPU.
+        max_replicas: Most replicas, between which and the fewest Serve scales with the load; None for no scaling.
+        num_cpus: CPU cores of a replica.
+        num_gpus: GPUs of a replica, or a fraction of one.
+        batch_size: Most requests in a batch; None for 8 with a GPU and 2 without, where a batch takes as long as its
+            requests one by one, and the next deployment waits for it.
     """
 
     min_replicas: int | None = None
     max_replicas: int | None = None
     num_cpus: float = 0.25
     num_gpus: float = 0.0
-    batch: int | None = None
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        least, most = self.copies
-        if not 1 <= least <= most or self.together < 1:
-            raise ValueError("min_replicas must be at least 1 and not above max_replicas, and batch at least 1")
+        fewest, most = self.replica_range
+        if not 1 <= fewest <= most or self.largest_batch < 1:
+            raise ValueError("min_replicas must be at least 1 and not above max_replicas, and batch_size at least 1")
 
     @property
-    def copies(self) -> tuple[int, int]:
-        """Fewest and most."""
-        usual = self._usual if self.max_replicas is None else min(self._usual, self.max_replicas)
-        least = usual if self.min_replicas is None else self.min_replicas
-        return least, least if self.max_replicas is None else self.max_replicas
+    def replica_range(self) -> tuple[int, int]:
+        """Fewest and most replicas."""
+        default = self._default if self.max_replicas is None else min(self._default, self.max_replicas)
+        fewest = default if self.min_replicas is None else self.min_replicas
+        return fewest, fewest if self.max_replicas is None else self.max_replicas
 
     @property
-    def _usual(self) -> int:
+    def _default(self) -> int:
         return 1
 
     @property
-    def together(self) -> int:
-        """Requests that a copy works on together."""
-        if self.batch is not None:
-            return self.batch
+    def largest_batch(self) -> int:
+        """Most requests in a batch."""
+        if self.batch_size is not None:
+            return self.batch_size
         return 8 if self.num_gpus else 2
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class WriterReplicas(Replicas):
-    """The same for a language model, to whose steps further rows add little, with a GPU or without.
+class LanguageModelReplicas(Replicas):
+    """Replicas of the language model, whose decoding steps take little longer with more sequences in the batch.
 
     Args:
-        prefix_tokens: Tokens of chats that are remembered, so that a chat's next question, and another chat of the same
-            key, are read from where they differ; 0 for none.
+        prefix_tokens: Size of the prefix cache, in tokens, with which the next question of a chat, or another chat of
+            the same key, is prefilled only from where it differs; 0 for no cache.
     """
 
-    batch: int | None = 32
+    batch_size: int | None = 32
     prefix_tokens: int = 4096
 
     def __post_init__(self) -> None:
@@ -118,35 +118,40 @@ class WriterReplicas(Replicas):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class VideoReplicas(Replicas):
-    """The same for the video detokenizer, which has most of a video's work: on a CPU only copies make it faster."""
+    """Replicas of the video detokenizer, which does most of the work of a video: on CPUs only replicas speed it up."""
 
     @property
-    def _usual(self) -> int:
+    def _default(self) -> int:
         return 1 if self.num_gpus else 2
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ServeSettings:
-    """A service.
+    """Settings of a service.
 
     Args:
         model: Model folder, or a preset with untrained weights: tiny, small, video-lavit-7b.
-        name: What clients call the model; None for the name of its folder.
-        storage: Folder or fsspec URL for results and uploads, seen by all nodes.
+        name: Name that clients call the model by; None for the name of its folder.
+        storage: Folder or fsspec URL for results and uploads, which all nodes can reach.
         database: SQLAlchemy URL of the job store; None for an SQLite file in the storage, which must then be a folder.
-        keys: File of API keys; None for none, which is for loopback only.
+        keys: File of API keys; None for a service without keys, which only loopback addresses can use.
         host: Address that the service listens on.
-        port: Port that it listens on.
-        result_hours: How long results are kept.
-        lease_seconds: A job whose process has not been heard of for so long is begun again.
-        jobs_at_once: Video jobs that an ingress works on at once.
-        drain_seconds: How long a replica that is to go may finish what it does: longer than a job's longest step.
-        batch_wait: Seconds that a detokenizer waits for further requests to batch.
-        fetch_hosts: Hosts that pictures and videos may be fetched from by http(s); none by default.
+        port: Port that the service listens on.
+        result_hours: Time that results are kept, in hours.
+        lease_seconds: Time after the last heartbeat of a process until its jobs are given to another one, in seconds.
+        concurrent_jobs: Most video jobs in progress per ingress replica.
+        drain_seconds: Time that a stopping replica may take to finish its requests, in seconds; longer than the longest
+            step of a job.
+        batch_wait_seconds: Time that a detokenizer waits for a batch to fill, in seconds.
+        fetch_hosts: Hosts from which image and video URLs are fetched over http(s); none by default.
         runtime: Device and precision.
-        generation: Samplers' steps and guidance.
-        limits: What is refused.
-        ingress, visual_tokenizer, language_model, keyframe_detokenizer, video_detokenizer: Copies of each deployment.
+        generation: Steps and guidance of the samplers.
+        limits: Limits of requests, and of the work that the service accepts.
+        ingress: Replicas of the HTTP ingress.
+        visual_tokenizer: Replicas of the deployment that decodes and tokenizes uploads.
+        language_model: Replicas of the language model.
+        keyframe_detokenizer: Replicas of the keyframe detokenizer.
+        video_detokenizer: Replicas of the video detokenizer.
     """
 
     model: str = "tiny"
@@ -158,35 +163,37 @@ class ServeSettings:
     port: int = 8000
     result_hours: float = 24.0
     lease_seconds: float = 15.0
-    jobs_at_once: int = 8
+    concurrent_jobs: int = 8
     drain_seconds: float = 60.0
-    batch_wait: float = 0.02
+    batch_wait_seconds: float = 0.02
     fetch_hosts: list[str] = field(default_factory=list)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     generation: GenerateSettings = field(default_factory=GenerateSettings)
     limits: Limits = field(default_factory=Limits)
     ingress: Replicas = field(default_factory=Replicas)
     visual_tokenizer: Replicas = field(default_factory=Replicas)
-    language_model: WriterReplicas = field(default_factory=WriterReplicas)
+    language_model: LanguageModelReplicas = field(default_factory=LanguageModelReplicas)
     keyframe_detokenizer: Replicas = field(default_factory=Replicas)
     video_detokenizer: VideoReplicas = field(default_factory=VideoReplicas)
 
     def __post_init__(self) -> None:
         if self.keys is None and not is_loopback(self.host):
             raise ValueError(
-                f"{self.host} can be reached from elsewhere: give API keys with --keys FILE, or listen on 127.0.0.1"
+                f"other machines can reach {self.host}: give API keys with --keys FILE, or listen on 127.0.0.1"
             )
         if self.database is None and "://" in self.storage:
-            raise ValueError(f"give a database: the storage {self.storage} is no folder that could hold an SQLite file")
+            raise ValueError(
+                f"give a database URL: the storage {self.storage} is not a local folder that can hold an SQLite file"
+            )
 
     @property
     def model_name(self) -> str:
-        """What clients call the model."""
+        """Name that clients call the model by."""
         return self.name or self.model.rstrip("/").rsplit("/", 1)[-1]
 
 
 def read_settings(values: dict[str, object]) -> ServeSettings:
-    """Settings from plain values, as YAML or a builder's arguments give them. Raises ValueError, in a line."""
+    """Settings from the values of a YAML file or the builder's arguments. Raises ValueError, with one line."""
     try:
         return TypeAdapter(ServeSettings).validate_python(values)
     except ValidationError as error:
@@ -196,7 +203,7 @@ def read_settings(values: dict[str, object]) -> ServeSettings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
+    """Tells whether an address can be reached from this machine only."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:

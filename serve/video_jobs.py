@@ -20,7 +20,7 @@ from videolavit.generation.token_generator import PromptTooLong
 from videolavit.media import MediaError, contact_sheet, draw_motion
 from videolavit.records.storage import Folder, StorageError
 
-from .failures import DIED, root
+from .failures import REPLICA_DIED, root_cause
 from .graph import Graph, VideoResult
 from .heartbeat import Heartbeat
 from .settings import ServeSettings
@@ -94,7 +94,7 @@ class JobWorker:
             self._wake_up.clear()
             await self._unless_storage_fails(self._heartbeat.keep_running)
             job = None
-            if len(self._running) < self._settings.jobs_at_once:
+            if len(self._running) < self._settings.concurrent_jobs:
                 leases = [str(job.lease) for job in self._running.values()]
                 job = await self._unless_storage_fails(self._store.claim, self._heartbeat.holder, leases)
             if job is None:
@@ -138,7 +138,7 @@ class JobWorker:
             limit = f"not finished within {self._settings.limits.job_seconds:g} s"
             await self._end(job, self._store.fail, "deadline_exceeded", limit, keep)
         except Exception as error:
-            if isinstance(root(error), DIED):  # other replicas will do it, once there are any
+            if isinstance(root_cause(error), REPLICA_DIED):  # other replicas will do it, once there are any
                 delay = self._settings.lease_seconds
                 await self._in(self._database, self._store.retry_later, job, delay)
                 return
@@ -257,7 +257,7 @@ def _clips(seconds: float) -> int:
 
 def _reason(error: Exception) -> tuple[str, str]:
     """Error code and message of a failed job, without paths or tracebacks."""
-    cause = root(error)
+    cause = root_cause(error)
     if isinstance(cause, MediaError):
         return "invalid_input", str(cause)
     if isinstance(cause, PromptTooLong):

@@ -1,4 +1,4 @@
-"""One service for most tests: with two keys, small limits, and samplers that take few steps."""
+"""Service that most tests share: with four keys, small limits, and samplers that take few steps."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     limits = {
         "body_megabytes": 2,
         "in_flight": 12,
-        "open_jobs_a_key": 6,
+        "open_jobs_per_key": 6,
         "seconds": 8,
         "input_seconds": 10,
         "images": 2,

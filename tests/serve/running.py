@@ -120,7 +120,9 @@ def serving(folder: Path, keys: tuple[str, ...] = (), **settings: Any) -> Iterat
     config.write_text(yaml.safe_dump(values))
     log = folder / "log"
     with log.open("ab") as output:
-        process = subprocess.Popen(_serve("--config", config), cwd=ROOT, stdout=output, stderr=output, env=_clean())
+        process = subprocess.Popen(
+            _serve("--config", config), cwd=ROOT, stdout=output, stderr=output, env=environment_without_ray()
+        )
     running = Running(f"http://127.0.0.1:{port}", Path(str(values["storage"])), process, log, secrets)
     try:
         wait_for(lambda: process.poll() is not None or _is_ready(running.url), "the service is not ready")
@@ -139,7 +141,7 @@ def _serve(*arguments: Any) -> list[str]:
     return [sys.executable, "-m", "jobs.serve", *map(str, arguments)]
 
 
-def _clean() -> dict[str, str]:
+def environment_without_ray() -> dict[str, str]:
     """The environment without a cluster that other tests may have left in it."""
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 

@@ -47,7 +47,7 @@ def test_a_chat_answers_and_counts_its_tokens(service: Running) -> None:
 
 def test_an_answer_has_as_many_tokens_as_it_must(service: Running) -> None:
     create, messages = service.client().chat.completions.create, [{"role": "user", "content": "hello"}]
-    with pytest.raises(openai.BadRequestError, match="min_tokens must not be above the most, 12"):
+    with pytest.raises(openai.BadRequestError, match="min_tokens must not be above max_tokens, 12"):
         create(model=MODEL, messages=messages, max_tokens=12, extra_body={"min_tokens": 13})  # type: ignore[arg-type]
     answer = create(model=MODEL, messages=messages, max_tokens=40, extra_body={"min_tokens": 40})  # type: ignore[arg-type]
     assert answer.usage is not None

@@ -1,4 +1,4 @@
-"""What the service refuses, and how it says so."""
+"""Requests that the service refuses, and its errors."""
 
 import asyncio
 import base64
@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from serve.errors import ApiError
-from serve.keys import Gate, Key
+from serve.keys import Admission, Key
 
 from .running import Running, picture, serving, video
 
@@ -22,7 +22,7 @@ ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max
 
 
 def error_of(answer: requests.Response) -> dict[str, str]:
-    """The error, after checks that every error must pass."""
+    """Error of an answer, after checks that every error must pass."""
     error: dict[str, str] = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"]
@@ -59,7 +59,7 @@ def test_nobody_sees_the_jobs_of_another_key(service: Running) -> None:
     assert alice.videos.retrieve(job.id).status == "completed"
 
 
-def test_keys_are_hashed_where_they_lie(service: Running) -> None:
+def test_keys_are_stored_as_hashes(service: Running) -> None:
     kept = (service.storage.parent / "keys.json").read_text()
     assert all(secret not in kept for secret in service.secrets.values())
     assert [key["name"] for key in json.loads(kept)["keys"]] == ["alice", "bob", "carol", "dave"]
@@ -78,7 +78,7 @@ def test_keys_are_hashed_where_they_lie(service: Running) -> None:
         ("/v1/chat/completions", ASK | {"messages": [{"role": "user", "content": "x" * 6000}]}, None, "context"),
         ("/v1/chat/completions", ASK | {"messages": [{"role": "assistant", "content": "x"}]}, "messages", "user"),
         ("/v1/chat/completions", ASK | {"n": 2}, "n", "1"),
-        ("/v1/chat/completions", ASK | {"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "half"),
+        ("/v1/chat/completions", ASK | {"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "surrogate"),
         ("/v1/videos", {"prompt": "x\0"}, "prompt", "NUL"),
         ("/v1/videos", {"prompt": "x" * 30_000, "input_reference": {"image_url": PIXEL}}, "prompt", "20000"),
         ("/v1/images/generations", {"prompt": "x", "n": 3}, "n", "at most 2"),
@@ -92,7 +92,7 @@ def test_keys_are_hashed_where_they_lie(service: Running) -> None:
         ("/v1/videos", {"prompt": "x", "steps": 3}, "steps", "unknown field"),
     ],
 )
-def test_what_cannot_be_done_is_said(
+def test_errors_name_the_field_and_the_reason(
     service: Running, path: str, body: dict[str, object], param: str | None, says: str
 ) -> None:
     answer = service.post(path, json=body)
@@ -109,20 +109,20 @@ def test_an_unknown_model_is_named(service: Running) -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v2", 404), ("PUT", "/v1/videos", 405)])
-def test_what_is_not_there_has_the_same_shape_of_error(service: Running, method: str, path: str, status: int) -> None:
+def test_unknown_routes_have_the_same_format_of_error(service: Running, method: str, path: str, status: int) -> None:
     answer = requests.request(method, service.url + path, headers=service.headers(), timeout=30)
     assert answer.status_code == status
     error_of(answer)
 
 
-def test_a_body_that_declares_too_much_is_refused(service: Running) -> None:
+def test_a_body_of_a_too_large_declared_size_is_refused(service: Running) -> None:
     answer = service.post("/v1/videos/reconstruct", files={"video": ("a.mp4", b"x" * (3 << 20))})
     assert answer.status_code == 413
     assert error_of(answer)["code"] == "too_large"
 
 
-def test_a_body_that_declares_nothing_is_cut_off_while_it_is_read(service: Running) -> None:
-    """Chunks without end: the answer comes although the body never ends."""
+def test_a_body_without_a_declared_size_is_cut_off_while_it_is_received(service: Running) -> None:
+    """The answer comes although the body never ends."""
     parts = urlsplit(service.url)
     head = f"POST /v1/videos HTTP/1.1\r\nHost: x\r\nAuthorization: {service.headers()['Authorization']}\r\n"
     head += "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -174,7 +174,7 @@ def test_hostile_pictures_are_refused(service: Running, url: str, says: str) -> 
         (video(seconds=3)[:-4000], ""),
         (video(seconds=12), "lasts 12 s"),
     ],
-    ids=["playlist", "concat", "cut short", "long"],
+    ids=["playlist", "concat", "truncated", "long"],
 )
 def test_hostile_videos_are_refused(service: Running, data: bytes, says: str) -> None:
     url = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
@@ -186,7 +186,7 @@ def test_hostile_videos_are_refused(service: Running, data: bytes, says: str) ->
     assert says in error["message"]
 
 
-def test_a_deadline_ends_a_request_and_what_it_started(service: Running) -> None:
+def test_a_deadline_ends_a_request_and_its_calls(service: Running) -> None:
     began = time.monotonic()
     answer = service.post(
         "/v1/images/generations", json={"prompt": "x", "size": "480x320"}, headers={"X-Deadline-Seconds": "0.3"}
@@ -198,9 +198,9 @@ def test_a_deadline_ends_a_request_and_what_it_started(service: Running) -> None
 
 
 def test_more_jobs_than_a_key_may_have_are_refused(service: Running) -> None:
-    asked = {"prompt": "x", "seconds": "8"}
+    body = {"prompt": "x", "seconds": "8"}
     answers = [
-        requests.post(f"{service.url}/v1/videos", json=asked, headers=service.headers("bob"), timeout=30)
+        requests.post(f"{service.url}/v1/videos", json=body, headers=service.headers("bob"), timeout=30)
         for _ in range(8)
     ]
     refused = [answer for answer in answers if answer.status_code == 429]
@@ -214,12 +214,12 @@ def test_more_jobs_than_a_key_may_have_are_refused(service: Running) -> None:
             )
 
 
-def test_more_requests_than_may_be_in_work_are_refused_at_once(service: Running) -> None:
-    asked = {"prompt": "x", "size": "288x192"}
+def test_more_requests_than_may_be_in_flight_are_refused_at_once(service: Running) -> None:
+    body = {"prompt": "x", "size": "288x192"}
 
     def ask(number: int) -> tuple[int, float, str]:
         began = time.monotonic()
-        answer = service.post("/v1/images/generations", json=asked)
+        answer = service.post("/v1/images/generations", json=body)
         return answer.status_code, time.monotonic() - began, answer.headers.get("Retry-After", "")
 
     with ThreadPoolExecutor(24) as pool:
@@ -232,14 +232,14 @@ def test_more_requests_than_may_be_in_work_are_refused_at_once(service: Running)
 
 def test_a_key_has_its_own_rate() -> None:
     key = Key(name="a", sha256="0" * 64, requests_per_minute=60, concurrent=2)
-    gate = Gate([key], in_flight=100)
+    admission = Admission([key], max_in_flight=100)
 
     async def spend(times: int) -> None:
         for _ in range(times):
-            async with gate.admitted("a"):
+            async with admission.admit("a"):
                 pass
 
-    asyncio.run(spend(10))  # ten seconds' worth
+    asyncio.run(spend(10))  # the requests of ten seconds
     with pytest.raises(ApiError) as refused:
         asyncio.run(spend(1))
     assert refused.value.status == 429
@@ -247,6 +247,6 @@ def test_a_key_has_its_own_rate() -> None:
     assert 0 < refused.value.retry_after <= 1
 
 
-def test_without_keys_only_this_machine_may_ask(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_without_keys_the_service_listens_on_loopback_only(tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(AssertionError, match="give API keys"), serving(tmp_path_factory.mktemp("open"), host="0.0.0.0"):
         pass

@@ -1,4 +1,4 @@
-"""The service under load, and when parts of it die."""
+"""The service under load, and when processes of it are killed."""
 
 import random
 import time
@@ -17,14 +17,14 @@ from .running import QUICK, Running, picture, serving
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
 SLOW = QUICK | {"video_steps": 20}
-ALONE = {part: {"batch": 1} for part in ("language_model", "keyframe_detokenizer", "video_detokenizer")}
-"""Without company in a batch, whose size decides how sums are rounded."""
+ALONE = {part: {"batch_size": 1} for part in ("language_model", "keyframe_detokenizer", "video_detokenizer")}
+"""Settings for batches of one, since the batch size decides how sums are rounded."""
 
 
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A service with room for 26 requests and 200 jobs."""
-    limits = {"in_flight": 26, "open_jobs": 200, "open_jobs_a_key": 200}
+    limits = {"in_flight": 26, "open_jobs": 200, "open_jobs_per_key": 200}
     with serving(tmp_path_factory.mktemp("busy"), limits=limits, lease_seconds=3) as running:
         yield running
 
@@ -54,33 +54,33 @@ def _kinds(service: Running) -> list[Callable[[int], requests.Response]]:
 
 def test_two_hundred_mixed_requests_are_all_accounted_for(busy: Running) -> None:
     kinds = _kinds(busy)
-    order = [kinds[number % len(kinds)] for number in range(200)]
-    random.Random(5).shuffle(order)
-    before = _counted(busy)
+    calls = [kinds[number % len(kinds)] for number in range(200)]
+    random.Random(5).shuffle(calls)
+    before = _count_requests(busy)
     with ThreadPoolExecutor(32) as pool:
-        answers = list(pool.map(lambda pair: _patiently(pair[1], pair[0]), enumerate(order)))
-    told = Counter((call.__name__, answers[-1].status_code) for call, answers in zip(order, answers, strict=True))
-    assert sum(told.values()) == 200
+        answers = list(pool.map(lambda pair: _with_retries(pair[1], pair[0]), enumerate(calls)))
+    counts = Counter((call.__name__, answers[-1].status_code) for call, answers in zip(calls, answers, strict=True))
+    assert sum(counts.values()) == 200
     allowed = {"late": {504, 429}, "broken": {400}}
-    for name, status in told:
-        assert status in allowed.get(name, {200, 429}), told
-    assert told["broken", 400] == 20
-    assert any(status == 504 for _, status in told)
-    assert sum(count for (_, status), count in told.items() if status == 200) >= 100, told
-    for call, tries in zip(order, answers, strict=True):
+    for name, status in counts:
+        assert status in allowed.get(name, {200, 429}), counts
+    assert counts["broken", 400] == 20
+    assert any(status == 504 for _, status in counts)
+    assert sum(count for (_, status), count in counts.items() if status == 200) >= 100, counts
+    for call, tries in zip(calls, answers, strict=True):
         assert all(answer.status_code == 429 and int(answer.headers["Retry-After"]) >= 1 for answer in tries[:-1])
         if call.__name__ == "stream" and tries[-1].ok:
             assert tries[-1].text.endswith("data: [DONE]\n\n")
-    counted = _counted(busy)
-    assert sum(counted.values()) - sum(before.values()) == sum(map(len, answers))  # by the service's own count
-    jobs = [tries[-1].json()["id"] for call, tries in zip(order, answers, strict=True) if _made_video(call, tries)]
+    after = _count_requests(busy)
+    assert sum(after.values()) - sum(before.values()) == sum(map(len, answers))  # as counted by the service
+    jobs = [tries[-1].json()["id"] for call, tries in zip(calls, answers, strict=True) if _queued_video(call, tries)]
     assert jobs
     wait_for(lambda: all(_status(busy, job) == "completed" for job in jobs), "jobs are not done", 200)
     assert busy.metric("videolavit_requests_in_flight") == 1
 
 
-def _patiently(call: Callable[[int], requests.Response], number: int) -> list[requests.Response]:
-    """Answers to a client that waits as it is told, some times."""
+def _with_retries(call: Callable[[int], requests.Response], number: int) -> list[requests.Response]:
+    """Answers to a client that retries after the time in `Retry-After`, up to nine times."""
     answers = [call(number)]
     while answers[-1].status_code == 429 and len(answers) < 10:
         time.sleep(int(answers[-1].headers["Retry-After"]))
@@ -88,16 +88,16 @@ def _patiently(call: Callable[[int], requests.Response], number: int) -> list[re
     return answers
 
 
-def _made_video(call: Callable[[int], requests.Response], tries: list[requests.Response]) -> bool:
+def _queued_video(call: Callable[[int], requests.Response], tries: list[requests.Response]) -> bool:
     return call.__name__ == "video" and tries[-1].ok
 
 
-def _counted(service: Running) -> Counter[str]:
+def _count_requests(service: Running) -> Counter[str]:
     counted: Counter[str] = Counter()
     for line in service.get("/metrics").text.splitlines():
         if line.startswith("videolavit_requests_total{") and "POST" not in line:
             labels, value = line.removeprefix("videolavit_requests_total").rsplit(" ", 1)
-            refused = 'route="other",status="429"' in labels  # at the entrance, before there is a route
+            refused = 'route="other",status="429"' in labels  # by admission, before routing
             if refused or any(path in labels for path in ("completions", "generations", '"/v1/videos"')):
                 counted[labels] += round(float(value))
     return counted
@@ -109,7 +109,7 @@ def _status(service: Running, job: str) -> str:
 
 
 def test_requests_join_a_batch(busy: Running) -> None:
-    """What was sampled together, by the service's own count."""
+    """Batch sizes as the service measures them."""
     name, label = "videolavit_step_batch", {"deployment": "keyframe_detokenizer"}
     before = [busy.metric(f"{name}_{part}", **label) for part in ("sum", "count")]
     with ThreadPoolExecutor(8) as pool:
@@ -121,12 +121,12 @@ def test_requests_join_a_batch(busy: Running) -> None:
     assert (after[0] - before[0]) / (after[1] - before[1]) > 1.5
 
 
-def test_a_client_that_leaves_frees_its_place(busy: Running) -> None:
+def test_a_client_that_leaves_is_not_in_flight(busy: Running) -> None:
     body = {"prompt": "x", "size": "960x640"}
     for _ in range(16):
         with pytest.raises(requests.Timeout):
             requests.post(f"{busy.url}/v1/images/generations", json=body, timeout=0.4)
-    wait_for(lambda: busy.metric("videolavit_requests_in_flight") == 1, "places are not free", 30)
+    wait_for(lambda: busy.metric("videolavit_requests_in_flight") == 1, "requests are in flight", 30)
     began = time.monotonic()
     assert busy.post("/v1/images/generations", json={"prompt": "x"}).status_code == 200
     assert time.monotonic() - began < 15
@@ -143,23 +143,25 @@ def test_a_client_that_leaves_a_stream_stops_it(busy: Running) -> None:
 
 
 @pytest.mark.parametrize("deployment", ["KeyframeDetokenizer", "LanguageModel"])
-def test_a_replica_that_is_killed_is_replaced_and_its_requests_are_done_again(busy: Running, deployment: str) -> None:
+def test_a_replica_that_is_killed_is_replaced_and_its_requests_are_repeated(busy: Running, deployment: str) -> None:
     body = {"prompt": "x", "size": "288x192"}
     undisturbed = busy.post("/v1/images/generations", json=body | {"seed": 0}).json()["data"]
     (victim,) = busy.replicas(deployment)
     step = ("videolavit_step_seconds_count", {"deployment": "keyframe_detokenizer"})
     before = busy.metric(step[0], **step[1])
     with ThreadPoolExecutor(7) as pool:
-        asked = [pool.submit(busy.post, "/v1/images/generations", json=body | {"seed": seed}) for seed in range(6)]
+        pending = [pool.submit(busy.post, "/v1/images/generations", json=body | {"seed": seed}) for seed in range(6)]
         if deployment == "KeyframeDetokenizer":  # in the middle of a batch
             wait_for(lambda: busy.metric(step[0], **step[1]) > before, "nothing is sampled")
         victim.kill()
-        noticed = pool.submit(wait_for, lambda: _lacking(busy) == [deployment], "it is ready without a part", 30)
-        answers = [one.result() for one in asked]
+        noticed = pool.submit(
+            wait_for, lambda: _unhealthy(busy) == [deployment], "it is ready without a deployment", 30
+        )
+        answers = [future.result() for future in pending]
         noticed.result()
-    told = Counter(answer.status_code for answer in answers)
-    assert set(told) <= {200, 503}
-    assert told[200] >= 1, told  # done again, unless Serve takes longer to notice than a second try waits
+    counts = Counter(answer.status_code for answer in answers)
+    assert set(counts) <= {200, 503}
+    assert counts[200] >= 1, counts  # repeated, unless Serve notices the death only after the second try
     assert all(answer.ok or answer.json()["error"]["code"] == "unavailable" for answer in answers)
     wait_for(lambda: busy.post("/v1/images/generations", json={"prompt": "x"}).ok, "no new replica", 60)
     assert busy.replicas(deployment)[0].pid != victim.pid
@@ -167,12 +169,12 @@ def test_a_replica_that_is_killed_is_replaced_and_its_requests_are_done_again(bu
     assert again == undisturbed
 
 
-def _lacking(service: Running) -> list[str]:
+def _unhealthy(service: Running) -> list[str]:
     """The deployments that make a service not ready."""
     answer = service.get("/readyz")
-    lacking = [name for name, state in answer.json()["deployments"].items() if state != "HEALTHY"]
-    assert answer.status_code == (503 if lacking else 200)
-    return lacking
+    unhealthy = [name for name, state in answer.json()["deployments"].items() if state != "HEALTHY"]
+    assert answer.status_code == (503 if unhealthy else 200)
+    return unhealthy
 
 
 def test_jobs_survive_the_death_of_every_process(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -199,8 +201,8 @@ def test_jobs_survive_the_death_of_every_process(tmp_path_factory: pytest.TempPa
 
 
 def _create(service: Running, seed: int) -> str:
-    made = service.post("/v1/videos", data={"prompt": "x", "seed": str(seed)}, files={"input_reference": picture()})
-    job: str = made.json()["id"]
+    answer = service.post("/v1/videos", data={"prompt": "x", "seed": str(seed)}, files={"input_reference": picture()})
+    job: str = answer.json()["id"]
     return job
 
 
@@ -217,17 +219,17 @@ def test_an_orderly_end_finishes_requests_and_gives_jobs_back(tmp_path_factory: 
     ):
         job = _create(running, 1)
         wait_for(lambda: _progress(running, job) > 35, "no progress", 60)
-        asked = pool.submit(running.post, "/v1/images/generations", json={"prompt": "x", "size": "480x320"})
+        image = pool.submit(running.post, "/v1/images/generations", json={"prompt": "x", "size": "480x320"})
         time.sleep(0.5)
         running.process.terminate()
-        assert asked.result().status_code == 200
+        assert image.result().status_code == 200
         running.process.wait(120)
     store = JobStore(f"sqlite:///{folder / 'data' / 'jobs.sqlite'}")
     assert store.counts() == {"queued": 1}
     store.beat("test", 60)
     again = store.claim("test")
     assert again is not None
-    assert again.attempts == 1  # what was given back is not counted
+    assert again.attempts == 1  # the released attempt is not counted
     assert store.release(again)
     store.leave("test")
     with serving(folder) as running:

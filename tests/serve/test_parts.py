@@ -1,4 +1,4 @@
-"""Parts of the service by themselves: the store, the batcher, what is fetched, the settings."""
+"""Parts of the service by themselves: the job store, the batcher, the fetcher, the settings."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from serve.batching import Finished, StepBatcher, StepDone
 from serve.deployments import LanguageModel
 from serve.errors import ApiError
 from serve.fetching import Fetcher, is_public
-from serve.keys import Gate, add_key, read_keys
+from serve.keys import Admission, add_key, read_keys
 from serve.requests import AnswerRequest
 from serve.settings import read_settings
 from serve.store import HOLDERS, JOBS, TAKEOVERS, JobStore, new_id
@@ -31,12 +31,15 @@ from videolavit.generation.describe import DescribeSettings
 from videolavit.models.sampling import OnStep
 from videolavit.records.storage import Folder, StorageSettings
 
+EXPIRED = -1.0
+"""Length of a lease that has expired when it begins, in seconds."""
+
 # ---- the store ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def postgresql() -> Iterator[str]:
-    """URL of a real server; its user may not see into pytest's own folders."""
+    """URL of a real server, whose user may not read pytest's own folders."""
     pgserver = pytest.importorskip("pgserver", reason="has no wheel for this Python")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", "/usr/sbin", prepend=os.pathsep)  # of root, it makes a user
@@ -48,16 +51,16 @@ def postgresql() -> Iterator[str]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
     on_disk = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
-    made = JobStore(on_disk if request.param == "sqlite" else request.getfixturevalue("postgresql"))
-    with made.engine.begin() as connection:
+    opened = JobStore(on_disk if request.param == "sqlite" else request.getfixturevalue("postgresql"))
+    with opened.engine.begin() as connection:
         for table in (JOBS, HOLDERS, TAKEOVERS):
             connection.execute(table.delete())
-    yield made
-    made.engine.dispose()
+    yield opened
+    opened.engine.dispose()
 
 
-def _add(store: JobStore, owner: str = "a", most: int = 100, own: int = 100) -> str | None:
-    job = store.add(owner, "generate", {"prompt": "x"}, most, own, new_id())
+def _add(store: JobStore, owner: str = "a", max_open: int = 100, max_own: int = 100) -> str | None:
+    job = store.add(owner, "generate", {"prompt": "x"}, max_open, max_own, new_id())
     return None if job is None else job.id
 
 
@@ -87,12 +90,12 @@ def test_a_job_is_claimed_once_and_the_oldest_first(store: JobStore) -> None:
 
 def test_only_the_holder_of_the_lease_ends_a_job(store: JobStore) -> None:
     _add(store)
-    store.beat("first", 0.05)
+    store.beat("first", 60)
     store.beat("second", 60)
     first = store.claim("first")
     assert first is not None
     assert store.claim("second") is None
-    time.sleep(0.1)
+    store.beat("first", EXPIRED)
     second = store.claim("second")
     assert second is not None
     assert (second.id, second.attempts) == (first.id, 2)
@@ -110,15 +113,15 @@ def test_a_late_heartbeat_is_no_attempt(store: JobStore) -> None:
     """Nobody claimed the job meanwhile: it is held as before. Somebody did: what that counted is given back, once."""
     added = _add(store)
     assert added is not None
-    store.beat("late", 0.05)
+    store.beat("late", 60)
     store.beat("other", 60)
     late = store.claim("late")
     assert late is not None
-    time.sleep(0.1)
-    store.beat("late", 0.3)
+    store.beat("late", EXPIRED)
+    store.beat("late", 60)
     assert store.claim("other") is None
     assert store.set_progress(late, 50)
-    time.sleep(0.4)
+    store.beat("late", EXPIRED)
     other = store.claim("other")
     assert other is not None
     assert other.attempts == 2
@@ -133,9 +136,9 @@ def test_ends_of_processes_are_attempts_however_many_heartbeats_were_late(store:
     added = _add(store)
     assert added is not None
     for holder in ("late", "dead", "left", "last"):
-        store.beat(holder, 0.05)
+        store.beat(holder, 60)
         assert store.claim(holder) is not None
-        time.sleep(0.1)
+        store.beat(holder, EXPIRED)
     assert _attempts(store, added) == 4
     store.beat("late", 60)
     store.leave("left")
@@ -147,7 +150,7 @@ def test_ends_of_processes_are_attempts_however_many_heartbeats_were_late(store:
 def test_nobody_claims_without_a_heartbeat(store: JobStore) -> None:
     _add(store)
     assert store.claim("unknown") is None
-    store.beat("late", -1)
+    store.beat("late", EXPIRED)
     assert store.claim("late") is None
     store.beat("late", 60)
     assert store.claim("late") is not None
@@ -171,10 +174,10 @@ def test_a_delayed_retry_counts_as_an_attempt(store: JobStore) -> None:
     store.beat("a", 60)
     job = store.claim("a")
     assert job is not None
-    assert store.retry_later(job, 0.2)
+    assert store.retry_later(job, 2)
     assert not store.set_progress(job, 50)
     assert store.claim("a") is None
-    time.sleep(0.3)
+    time.sleep(2.1)
     again = store.claim("a")
     assert again is not None
     assert again.attempts == 2
@@ -260,16 +263,16 @@ def _attempts(store: JobStore, job_id: str) -> int:
 
 def test_calls_at_the_same_moment_do_not_pass_the_limit(store: JobStore) -> None:
     with ThreadPoolExecutor(8) as pool:
-        added = list(pool.map(lambda n: _add(store, owner=f"owner {n % 2}", most=5, own=3), range(40)))
-    assert len([one for one in added if one is not None]) == 5
+        added = list(pool.map(lambda n: _add(store, owner=f"owner {n % 2}", max_open=5, max_own=3), range(40)))
+    assert len([job_id for job_id in added if job_id is not None]) == 5
     assert store.counts() == {"queued": 5}
 
 
-def test_files_of_jobs_that_are_gone_are_removed(store: JobStore, tmp_path: Path) -> None:
+def test_files_of_deleted_jobs_are_removed(store: JobStore, tmp_path: Path) -> None:
     settings = read_settings({"storage": str(tmp_path), "limits": {"request_seconds": 0.05}})
     folder = Folder(settings.storage, StorageSettings())
-    kept, gone = _add(store), new_id()
-    for job in (kept, gone):
+    kept, deleted = _add(store), new_id()
+    for job in (kept, deleted):
         folder.create_bytes(f"results/{job}/lease/video.mp4", b"x")
         folder.create_bytes(f"uploads/{job}.bin", b"x")
     folder.create_bytes("results/notes.txt", b"somebody else's")
@@ -283,28 +286,28 @@ def test_files_of_jobs_that_are_gone_are_removed(store: JobStore, tmp_path: Path
 
 
 class _Sampler:
-    """Counts to five; notes who was in the batch at each step."""
+    """Counts to five, and records the batch of each step."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
         self.begin = threading.Event()
 
-    def __call__(self, orders: list[str], on_step: OnStep) -> Sequence[str]:
+    def __call__(self, requests: list[str], on_step: OnStep) -> Sequence[str]:
         self.begin.wait(10)
-        rows = list(orders)
+        rows = list(requests)
         for step in range(5):
             self.batches.append(list(rows))
             time.sleep(0.02)
             kept = on_step(step + 1, 5)
             rows = rows if kept is None else [rows[row] for row in kept]
         if "bad" in rows:
-            raise ValueError("a bad order")
+            raise ValueError("a bad request")
         return [row.upper() for row in rows]
 
 
-async def _last(batcher: StepBatcher[str, str], order: str) -> tuple[str, list[int]]:
+async def _last(batcher: StepBatcher[str, str], request: str) -> tuple[str, list[int]]:
     steps: list[int] = []
-    async for event in batcher.run(order):
+    async for event in batcher.run(request):
         if isinstance(event, StepDone):
             steps.append(event.done)
         else:
@@ -313,13 +316,13 @@ async def _last(batcher: StepBatcher[str, str], order: str) -> tuple[str, list[i
     raise AssertionError("no end")
 
 
-def test_orders_of_one_shape_are_sampled_together() -> None:
+def test_requests_of_one_shape_share_a_batch() -> None:
     sampler = _Sampler()
     sampler.begin.set()
     batcher = StepBatcher[str, str](sampler, len, limit=3, wait=0.2)
 
     async def run() -> list[tuple[str, list[int]]]:
-        return list(await asyncio.gather(*(_last(batcher, order) for order in ("ab", "cd", "xyz", "ef", "gh"))))
+        return list(await asyncio.gather(*(_last(batcher, request) for request in ("ab", "cd", "xyz", "ef", "gh"))))
 
     results = asyncio.run(run())
     assert [value for value, _ in results] == ["AB", "CD", "XYZ", "EF", "GH"]
@@ -331,7 +334,7 @@ def test_orders_of_one_shape_are_sampled_together() -> None:
     ]
 
 
-def test_a_cancelled_order_leaves_at_the_next_step() -> None:
+def test_a_cancelled_request_leaves_its_batch_at_the_next_step() -> None:
     sampler = _Sampler()
     sampler.begin.set()
     batcher = StepBatcher[str, str](sampler, len, limit=3, wait=0.2)
@@ -349,7 +352,7 @@ def test_a_cancelled_order_leaves_at_the_next_step() -> None:
     assert sampler.batches[-1] == ["cd"]
 
 
-def test_a_batch_that_nobody_waits_for_stops_and_errors_reach_all() -> None:
+def test_a_cancelled_batch_stops_and_errors_reach_all_of_a_batch() -> None:
     sampler = _Sampler()
     sampler.begin.set()
     batcher = StepBatcher[str, str](sampler, len, limit=3, wait=0.05)
@@ -359,9 +362,9 @@ def test_a_batch_that_nobody_waits_for_stops_and_errors_reach_all() -> None:
         while not sampler.batches:
             await asyncio.sleep(0.005)
         alone.cancel()
-        for order in ("bad", "ok!"):
-            with pytest.raises(ValueError, match="a bad order"):
-                await asyncio.gather(_last(batcher, "bad"), _last(batcher, order))
+        for other in ("bad", "ok!"):
+            with pytest.raises(ValueError, match="a bad request"):
+                await asyncio.gather(_last(batcher, "bad"), _last(batcher, other))
         assert (await _last(batcher, "x"))[0] == "X"
 
     asyncio.run(run())
@@ -371,29 +374,29 @@ def test_a_batch_that_nobody_waits_for_stops_and_errors_reach_all() -> None:
 # ---- the language model ---------------------------------------------------------------------------------------------
 
 
-def test_an_answer_is_the_same_in_pieces_and_as_a_whole() -> None:
+def test_an_answer_is_the_same_streamed_and_complete() -> None:
     async def run() -> None:
         model = LanguageModel(read_settings({"model": "tiny"}))
-        order = AnswerRequest((), "hello", None, DescribeSettings(min_tokens=400, max_tokens=400), in_pieces=True)
-        pieces = [piece async for piece in model.answer(order)]
-        whole = await model.whole_answer(replace(order, in_pieces=False))
-        assert len(pieces) > 2
-        assert "".join(piece.text for piece in pieces) == whole.text
-        assert (pieces[-1].tokens, pieces[-1].finished) == (whole.tokens, whole.finished) == (400, "length")
+        request = AnswerRequest((), "hello", None, DescribeSettings(min_tokens=400, max_tokens=400), stream=True)
+        parts = [part async for part in model.stream_answer(request)]
+        whole = await model.answer(replace(request, stream=False))
+        assert len(parts) > 2
+        assert "".join(part.text for part in parts) == whole.text
+        assert (parts[-1].tokens, parts[-1].finished) == (whole.tokens, whole.finished) == (400, "length")
 
     asyncio.run(run())
 
 
-def test_an_answer_that_nobody_reads_is_not_written_on() -> None:
+def test_an_answer_that_nobody_reads_is_not_generated_on() -> None:
     async def run() -> None:
         model = LanguageModel(read_settings({"model": "tiny"}))
         settings = DescribeSettings(min_tokens=3000, max_tokens=3000)
-        answer = model.answer(AnswerRequest((), "hello", None, settings, in_pieces=True))
+        answer = model.stream_answer(AnswerRequest((), "hello", None, settings, stream=True))
         await anext(answer)
-        assert model._speaking.load == (1, 0)
+        assert model._chat_engine.load == (1, 0)
         await answer.aclose()
         for _ in range(100):
-            if model._speaking.load == (0, 0):
+            if model._chat_engine.load == (0, 0):
                 return
             await asyncio.sleep(0.01)
         raise AssertionError("it goes on")
@@ -401,7 +404,7 @@ def test_an_answer_that_nobody_reads_is_not_written_on() -> None:
     asyncio.run(run())
 
 
-# ---- what is fetched ------------------------------------------------------------------------------------------------
+# ---- the fetcher -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -427,12 +430,12 @@ def test_private_addresses_are_not_public(address: str) -> None:
     assert is_public("64:ff9b::5db8:d70e")
 
 
-def test_only_allowed_hosts_at_public_addresses_are_asked() -> None:
+def test_only_allowed_hosts_at_public_addresses_are_fetched_from() -> None:
     async def run() -> None:
-        asked: list[str] = []
+        paths: list[str] = []
 
         async def answer(request: web.Request) -> web.StreamResponse:
-            asked.append(request.path)
+            paths.append(request.path)
             if request.path == "/moved":
                 raise web.HTTPFound("http://127.0.0.1/elsewhere")
             return web.Response(body=b"x" * 5000, content_type="image/png")
@@ -451,16 +454,16 @@ def test_only_allowed_hosts_at_public_addresses_are_asked() -> None:
                 with pytest.raises(ApiError):
                     await Fetcher([], 10_000).read(broken, "p")
             for host in ("localhost", "127.0.0.1"):
-                with pytest.raises(ApiError, match="not of the internet"):
+                with pytest.raises(ApiError, match="not on the public internet"):
                     await Fetcher([host], 10_000).read(f"http://{host}:{port}/a", "p")
-            assert asked == []
+            assert paths == []
             open_to_tests = Fetcher(["localhost"], 10_000, allowed=lambda address: True)
             assert await open_to_tests.read(f"{url}/a", "p") == (b"x" * 5000, "image/png")
             with pytest.raises(ApiError, match="status 302"):
                 await open_to_tests.read(f"{url}/moved", "p")
-            with pytest.raises(ApiError, match="more than 4000"):
+            with pytest.raises(ApiError, match="larger than 4000"):
                 await Fetcher(["localhost"], 4000, allowed=lambda address: True).read(f"{url}/a", "p")
-            assert "/elsewhere" not in asked
+            assert "/elsewhere" not in paths
         finally:
             await runner.cleanup()
 
@@ -470,15 +473,15 @@ def test_only_allowed_hosts_at_public_addresses_are_asked() -> None:
 # ---- settings and keys ----------------------------------------------------------------------------------------------
 
 
-def test_settings_of_a_part_keep_the_batch_that_suits_it() -> None:
+def test_deployments_have_batch_sizes_that_suit_them() -> None:
     settings = read_settings({"language_model": {"max_replicas": 2}, "video_detokenizer": {"num_gpus": 1}})
-    assert settings.language_model.together == 32
-    assert (settings.keyframe_detokenizer.together, settings.video_detokenizer.together) == (2, 8)
-    assert read_settings({"video_detokenizer": {"batch": 4}}).video_detokenizer.together == 4
+    assert settings.language_model.largest_batch == 32
+    assert (settings.keyframe_detokenizer.largest_batch, settings.video_detokenizer.largest_batch) == (2, 8)
+    assert read_settings({"video_detokenizer": {"batch_size": 4}}).video_detokenizer.largest_batch == 4
 
 
 @pytest.mark.parametrize(
-    ("values", "copies"),
+    ("values", "replicas"),
     [
         ({}, (2, 2)),
         ({"num_gpus": 0.5}, (1, 1)),
@@ -488,12 +491,12 @@ def test_settings_of_a_part_keep_the_batch_that_suits_it() -> None:
         ({"min_replicas": 1, "max_replicas": 2}, (1, 2)),
     ],
 )
-def test_a_video_detokenizer_without_a_gpu_has_two_copies_unless_told(
-    values: dict[str, object], copies: tuple[int, int]
+def test_a_video_detokenizer_without_a_gpu_has_two_replicas_by_default(
+    values: dict[str, object], replicas: tuple[int, int]
 ) -> None:
     settings = read_settings({"video_detokenizer": values})
-    assert settings.video_detokenizer.copies == copies
-    assert settings.keyframe_detokenizer.copies == (1, 1)
+    assert settings.video_detokenizer.replica_range == replicas
+    assert settings.keyframe_detokenizer.replica_range == (1, 1)
 
 
 def test_the_cluster_config_is_one_of_rays_own_schema_and_builds() -> None:
@@ -503,7 +506,7 @@ def test_the_cluster_config_is_one_of_rays_own_schema_and_builds() -> None:
     assert application.import_path == "serve.application:build"
     graph = build(config["applications"][0]["args"])
     assert graph._bound_deployment.name == "Ingress"
-    with pytest.raises(ValueError, match="whole path"):
+    with pytest.raises(ValueError, match="absolute path"):
         build({"storage": "here"})
 
 
@@ -513,22 +516,22 @@ def test_the_cluster_config_is_one_of_rays_own_schema_and_builds() -> None:
         ({"modle": "tiny"}, "modle"),
         ({"limits": {"in_flights": 3}}, "limits.in_flights"),
         ({"limits": {"in_flight": 0}}, "in_flight must be above 0"),
-        ({"language_model": {"batch": "many"}}, "language_model.batch"),
+        ({"language_model": {"batch_size": "many"}}, "language_model.batch_size"),
         ({"host": "0.0.0.0"}, "give API keys"),
         ({"storage": "s3://bucket/x"}, "give a database"),
     ],
 )
-def test_settings_that_are_none_are_refused(values: dict[str, object], says: str) -> None:
+def test_invalid_settings_are_refused(values: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         read_settings(values)
 
 
 def test_without_keys_only_this_machine_is_answered() -> None:
-    gate = Gate(None, in_flight=3)
-    assert gate.owner(None, "127.0.0.1") == gate.owner(None, "::1")
+    admission = Admission(None, max_in_flight=3)
+    assert admission.authenticate(None, "127.0.0.1") == admission.authenticate(None, "::1")
     for client in ("10.0.0.7", "93.184.215.14", ""):
         with pytest.raises(ApiError) as refused:
-            gate.owner(None, client)
+            admission.authenticate(None, client)
         assert refused.value.status == 403
 
 
@@ -537,10 +540,10 @@ def test_a_file_of_keys(tmp_path: Path) -> None:
     secret = add_key(file, "a")
     assert secret not in Path(file).read_text()
     assert Path(file).stat().st_mode & 0o077 == 0
-    with pytest.raises(ValueError, match="has a key a already"):
+    with pytest.raises(ValueError, match="already has a key a"):
         add_key(file, "a")
     add_key(file, "b")
     assert [key.name for key in read_keys(file)] == ["a", "b"]
     Path(file).write_text('{"keys": [{"name": "a", "sha256": "abc"}]}')
-    with pytest.raises(ValueError, match="no file of keys"):
+    with pytest.raises(ValueError, match="not a file of API keys"):
         read_keys(file)

@@ -108,9 +108,9 @@ def test_a_video_can_be_stopped(page: Page) -> None:
 
 
 def test_what_is_wrong_is_told(page: Page, tmp_path: Path) -> None:
-    page.locator("#seconds").select_option("12")  # this service makes 8
+    page.locator("#seconds").select_option("12")  # this service allows 8
     page.locator("#make-go").click()
-    expect(page.locator("#make-state")).to_have_text("at most 8 seconds are made, not 12")
+    expect(page.locator("#make-state")).to_have_text("at most 8 seconds are generated, not 12")
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
     page.locator("#source").set_input_files(broken)

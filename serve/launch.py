@@ -1,0 +1,145 @@
+"""Start and end of the service on one machine, or on the cluster that this process is connected to."""
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+
+from pipelines.session import ray_session
+from videolavit.models.folder import ModelFolder
+from videolavit.progress import OnProgress, Progress, ignore_progress
+from videolavit.records.storage import absolute_url
+
+from .application import NAME, application, unhealthy_deployments
+from .keys import read_keys
+from .settings import ServeSettings
+
+SHUTDOWN_MARGIN = 15.0
+"""Time that Serve may take to end beyond `drain_seconds`, in seconds."""
+
+NICENESS = "RAY_worker_niceness"
+"""Environment variable by which Ray sets the priority of its worker processes."""
+
+
+class StartFailed(RuntimeError):
+    """The service could not be started; the message says which deployments failed, and why."""
+
+
+@dataclass(frozen=True)
+class RunningService:
+    """Service that answers requests.
+
+    Args:
+        url: Address of the service, without a slash at the end.
+        model: Name that clients call the model by.
+        is_trained: False for a preset, whose untrained weights generate noise.
+    """
+
+    url: str
+    model: str
+    is_trained: bool
+
+
+@contextlib.contextmanager
+def serving(settings: ServeSettings, on_progress: OnProgress = ignore_progress) -> Iterator[RunningService]:
+    """Serves a model during the body of the `with` statement.
+
+    The Ray that this process is connected to is used; otherwise one is started, and stopped at the end. At the end,
+    requests in flight are finished, and jobs in progress return to the queue.
+
+    Args:
+        on_progress: Called with the stages `ray`, `start` and `stop` as they begin.
+
+    Raises:
+        ValueError: the port is in use, or the file of keys cannot be read.
+        ModelError: the model cannot be read.
+        RayUnavailable: no cluster answers at `RAY_ADDRESS`.
+        StartFailed: a deployment does not start, or the service runs already on this Ray.
+    """
+    if settings.keys is not None:
+        read_keys(settings.keys)
+    model = ModelFolder(settings.model)
+    settings = _with_absolute_paths(settings)
+    _check_port(settings.host, settings.port)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_ray(on_progress))
+        stack.enter_context(_quiet_serve())
+        on_progress(Progress("start", message="loading the model"))
+        before = serve.status()
+        if NAME in before.applications:
+            raise StartFailed(f"{NAME} is served on this Ray already; end that service first")
+        url = f"http://{settings.host}:{settings.port}"
+        try:
+            try:
+                serve.start(http_options={"host": settings.host, "port": settings.port})
+                serve.run(application(settings), name=NAME, route_prefix="/", blocking=False)
+            except (RuntimeError, RayError) as error:
+                reasons = unhealthy_deployments() or str(error).splitlines()[:1]
+                raise StartFailed("the service could not be started: " + "; ".join(reasons)) from None
+            yield RunningService(url, settings.model_name, model.is_trained)
+        finally:
+            on_progress(Progress("stop", message="finishing requests; jobs in progress return to the queue"))
+            _stop(settings.drain_seconds, stop_serve=not before.proxies)
+
+
+def _with_absolute_paths(settings: ServeSettings) -> ServeSettings:
+    """Settings for processes that may have another working directory."""
+    model = absolute_url(settings.model) if Path(settings.model).is_dir() else settings.model
+    keys = None if settings.keys is None else absolute_url(settings.keys)
+    return replace(settings, model=model, keys=keys, storage=absolute_url(settings.storage))
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises ValueError if another process listens on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from None
+
+
+@contextlib.contextmanager
+def _ray(on_progress: OnProgress) -> Iterator[None]:
+    """Ray, whose processes have the same priority as others on this machine if it is started here."""
+    if ray.is_initialized() or NICENESS in os.environ:
+        with ray_session(on_progress):
+            yield
+        return
+    os.environ[NICENESS] = "0"  # by default Ray's processes give way to all others
+    try:
+        with ray_session(on_progress):
+            yield
+    finally:
+        del os.environ[NICENESS]
+
+
+@contextlib.contextmanager
+def _quiet_serve() -> Iterator[None]:
+    """Keeps Serve's reports about its own progress out of stderr."""
+    log = logging.getLogger("ray.serve")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _stop(drain_seconds: float, stop_serve: bool) -> None:
+    """Ends the application, and Serve too if asked to."""
+    if NAME in serve.status().applications:
+        serve.delete(NAME, _blocking=False)
+    deadline = time.monotonic() + drain_seconds + SHUTDOWN_MARGIN
+    while NAME in serve.status().applications and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if stop_serve:  # otherwise it was there before, and others may use it
+        serve.shutdown()
