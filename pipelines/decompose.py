@@ -99,7 +99,7 @@ class Decomposition(Pipeline):
     def of(cls, request: DecomposeRequest) -> "Decomposition":
         """The pipeline of a request."""
         inputs = InputSettings(modality="video", text_column=request.text_column)
-        return cls(PlanSettings(sample=request.sample, inputs=inputs), request.workers)
+        return cls(PlanSettings(sample=request.sample, inputs=inputs, makes_clips=True), request.workers)
 
     def identity(self) -> dict[str, Any]:
         return run_identity(self.settings.sample)

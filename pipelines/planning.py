@@ -6,7 +6,7 @@ published since, so that two runs never plan the same source twice.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -20,11 +20,11 @@ from videolavit.records.files import InputError
 from videolavit.records.kinds import KINDS, PlanSettings, expand_source, plan_source
 from videolavit.records.listing import Listing, rebatched, without_repeats
 from videolavit.records.rows import (
-    Reject,
     Source,
     extra_column,
     extra_fields,
     keys,
+    plan_rows_from,
     plan_rows_to,
     sources_from,
     sources_of_plan,
@@ -95,26 +95,27 @@ class Planner:
             if new.num_rows:
                 self._publish(self._not_planned(self.read(new)))
 
-    def commit_retries(self, rejects: Sequence[Reject], only: str | None) -> None:
+    def commit_retries(self, only: str | None) -> None:
         """Plans standing rejects again: known segments as they were, unreadable sources from their headers on.
 
         Args:
             only: Type of error to retry; None for all.
         """
         assert self.ledger is not None
-        self.generation = len(self.ledger.plans())
+        self.generation = len(self.ledger.plans())  # before the rejects, so that a retry of another run is noticed
+        rejects = self.ledger.rejects(self.ledger.summaries(), self.ledger.standing())
         attempts = {one.sample_id: one.attempts for one in rejects if only in (None, one.error_type)}
         if not attempts:
             kinds = dict(Counter(one.error_type for one in rejects))
             self.on_progress(Progress("plan", message=f"no rejects to retry; the run has {kinds or 'none'}"))
             return
-        rows = self._latest_rows(list(attempts))
-        made = pa.array([attempts[sample] for sample in rows["sample_id"].to_pylist()], pa.int32())
-        rows = rows.set_column(rows.schema.get_field_index("attempts"), schema.PLAN.field("attempts"), made)
-        unread = pc.is_null(rows["planned_seconds"])
-        parts = [rows.filter(pc.invert(unread))]
-        if pc.any(unread).as_py():
-            sources = rows.filter(unread)
+        latest = self._latest_rows(list(attempts))
+        fields = extra_fields(latest.schema)
+        rows = [replace(row, attempts=attempts[row.sample_id]) for row in plan_rows_from(latest)]
+        parts = [plan_rows_to([row for row in rows if row.planned_seconds is not None], fields)]
+        unread = [row for row in rows if row.planned_seconds is None]
+        if unread:
+            sources = plan_rows_to(unread, fields)
             again = self.read(sources_of_plan(sources))
             counts = dict(zip(keys(sources).to_pylist(), sources["attempts"].to_pylist(), strict=True))
             named = zip(keys(again).to_pylist(), again["url"].to_pylist(), strict=True)

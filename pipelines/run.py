@@ -230,7 +230,7 @@ def start_run(
     with ray_session(on_progress):
         planner = Planner(ledger, pipeline.assign, pipeline.settings, pipeline.workers, storage, on_progress)
         if settings.retry_rejects:
-            planner.commit_retries(ledger.rejects(ledger.summaries(), ledger.standing()), settings.only)
+            planner.commit_retries(settings.only)
         if listing is not None:
             planner.commit(listing)
         shards = pending_shards(ledger)

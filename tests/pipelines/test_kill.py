@@ -68,7 +68,7 @@ class Started:
 
 def decoders() -> list[psutil.Process]:
     """Child processes that decode, of whatever actor on the tests' Ray head; never another job's."""
-    return below_head("decompose_row")
+    return below_head("read_clips")
 
 
 def actors() -> list[psutil.Process]:

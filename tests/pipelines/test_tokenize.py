@@ -91,7 +91,7 @@ def test_videos_at_once_and_step_by_step_give_the_same(
 ) -> None:
     """Decomposition and tokenizing in one job; then the clips of the same videos add nothing."""
     arguments = ("--output", tmp_path / "out", "--model", model, *DECOMPOSE)
-    done = on_head("tokenize", "--input", clips / "m.jsonl", *arguments, "--workers", 1, "--tokenizers", 2)
+    done = on_head("tokenize", "--input", clips / "m.jsonl", *arguments, "--workers", 1, "--encoders", 2)
     assert done.returncode == 0, done.stderr
     assert runs.samples(str(tmp_path / "out"), "tokens") == runs.samples(str(from_clips), "tokens")
     (reject,) = runs.rejects(str(tmp_path / "out"))

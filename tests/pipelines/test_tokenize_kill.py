@@ -39,9 +39,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Made by three tokenizers and three workers; the other runs here have one of each."""
+    """Made by three encoders and three workers; the other runs here have one of each."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
-    words = [*map(str, arguments(corpus, str(output))), "--workers", "3", "--tokenizers", "3"]
+    words = [*map(str, arguments(corpus, str(output))), "--workers", "3", "--encoders", "3"]
     done = subprocess.run([sys.executable, "-c", SIX_CORES, *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     samples = runs.samples(str(output), "tokens")
@@ -101,10 +101,10 @@ def test_driver_killed_between_commits(
     assert kept == {name: Path(name).stat().st_mtime_ns for name in kept}, "committed work was computed again"
 
 
-def test_a_tokenizer_a_decoder_and_its_child_killed(started: Started, undisturbed: dict[str, str]) -> None:
+def test_an_encoder_a_decoder_and_its_child_killed(started: Started, undisturbed: dict[str, str]) -> None:
     """The same start goes on and ends complete."""
     started.wait_until(lambda: started.commits() >= 1, "no commits")
-    for word in ("prepare_row", "Tokenizer", "Preparer"):
+    for word in ("prepare_sample", "Encoder", "Preparer"):
         started.wait_until(lambda: bool(below_head(word)), f"no {word}")  # noqa: B023
         below_head(word)[0].kill()
     assert started.process.wait(120) == 0

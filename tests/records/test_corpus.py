@@ -1,5 +1,6 @@
 """What may be named as input of tokenizing, and the shards that it is planned into."""
 
+import dataclasses
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,15 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from videolavit.records.corpus import CorpusSettings, list_corpus
-from videolavit.records.token_plan import SHARD_UNITS, assign_token_shards, expand_source, plan_unit
 
+from tests.records.listed import STORAGE, list_corpus
 from tests.tokens import picture, write_tar
 from videolavit.records import schema
-from videolavit.records.inputs import InputError
-from videolavit.records.storage import StorageSettings
-
-STORAGE = StorageSettings()
+from videolavit.records.files import InputError
+from videolavit.records.inputs import InputSettings
+from videolavit.records.kinds import KINDS, PlanSettings, expand_source, together
+from videolavit.records.kinds.base import PICTURE_BYTES
+from videolavit.records.plan import MAX_TOKEN_SHARD_BYTES, assign_token_shards
+from videolavit.records.rows import PlanRow, Source, plan_rows_to, sources_from
+from videolavit.records.samples import SampleSettings
 
 
 @pytest.fixture
@@ -28,8 +31,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _kinds(*inputs: object, **options: str) -> dict[str, str]:
-    table = list_corpus(map(str, inputs), STORAGE, CorpusSettings(**options))
-    return {row["source"].rsplit("/", 1)[1]: row["kind"] for row in table.to_pylist()}
+    rows = sources_from(list_corpus(*inputs, settings=InputSettings(**options)))  # type: ignore[arg-type]
+    return {row.source.rsplit("/", 1)[1]: row.kind for row in rows}
 
 
 def test_kinds_of_files(folder: Path) -> None:
@@ -38,14 +41,14 @@ def test_kinds_of_files(folder: Path) -> None:
     assert _kinds(folder / "*.txt") == {"notes.txt": "text"}
     assert _kinds(folder / "notes.txt", folder / "d.png") == {"notes.txt": "text", "d.png": "image"}
     assert _kinds(folder / "b", modality="text") == {"c.JPG": "text", "c.txt": "text"}  # to be rejected: no text
-    (caption,) = list_corpus([str(folder / "b")], STORAGE, CorpusSettings())["text_url"].to_pylist()
+    (caption,) = list_corpus(folder / "b")["text_url"].to_pylist()
     assert caption == str(folder / "b" / "c.txt")
 
 
 def test_a_folder_of_tables_is_a_corpus(tmp_path: Path) -> None:
     for index in range(2):
         pq.write_table(pa.table({"text": [f"text {index}"], "page": [index]}), tmp_path / f"{index}.parquet")
-    sources = list_corpus([str(tmp_path)], STORAGE, CorpusSettings())
+    sources = list_corpus(tmp_path)
     assert sources["source"].to_pylist() == [f"{tmp_path}/{index}.parquet#row0" for index in range(2)]
     assert sources["extra.page"].to_pylist() == [0, 1]
     (tmp_path / "picture.png").write_bytes(picture(0, kind="PNG"))
@@ -55,8 +58,7 @@ def test_a_folder_of_tables_is_a_corpus(tmp_path: Path) -> None:
 def test_kinds_of_tables(tmp_path: Path) -> None:
     def kind(**columns: list) -> set[tuple[str, int | None]]:
         pq.write_table(pa.table(columns), tmp_path / "t.parquet")
-        rows = list_corpus([str(tmp_path / "t.parquet")], STORAGE, CorpusSettings()).to_pylist()
-        return {(row["kind"], row["row"]) for row in rows}
+        return {(row.kind, row.row) for row in sources_from(list_corpus(tmp_path / "t.parquet"))}
 
     assert kind(video=["a.mp4"], text=["x"]) == {("video", None)}
     assert kind(image=["a.png"], text=["x"]) == {("image", None)}
@@ -73,7 +75,7 @@ def test_kinds_of_tables(tmp_path: Path) -> None:
 
 def test_names_that_shards_have_are_given_way_to(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["x"], "modality": ["y"], "width": [1]}), tmp_path / "t.parquet")
-    sources = list_corpus([str(tmp_path / "t.parquet")], STORAGE, CorpusSettings())
+    sources = list_corpus(tmp_path / "t.parquet")
     assert {name for name in sources.column_names if "extra" in name} == {
         "extra.manifest_modality",
         "extra.manifest_width",
@@ -98,29 +100,40 @@ def test_what_cannot_be_tokenized_is_refused(tmp_path: Path) -> None:
 
 def test_members_of_a_tar(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "t.tar", {"0.jpg": b"x", "1.mp4": b"y", "2.txt": b"z"})
-    (row,) = list_corpus([str(tar)], STORAGE, CorpusSettings()).to_pylist()
+    (source,) = sources_from(list_corpus(tar))
 
     def members(modality: str) -> list[str]:
-        return expand_source(row, STORAGE, CorpusSettings(modality=modality))["kind"].to_pylist()  # type: ignore[arg-type]
+        inputs = InputSettings(modality=modality)  # type: ignore[arg-type]
+        return [
+            one.kind for one in expand_source(source, PlanSettings(sample=SampleSettings(), inputs=inputs), STORAGE)
+        ]
 
     assert (members("auto"), members("image"), members("video")) == (["image", "video"], ["image"], ["video"])
 
 
-def _row(index: int, kind: str, clips: int, text: str) -> dict:
-    source = {"source": f"{kind}{index}", "url": "u", "kind": kind, "row": index, "text": text}
-    return plan_unit(source) | {"num_clips": clips}
+def _row(index: int, kind: str, clips: int, text: str) -> PlanRow:
+    source = Source(source=f"{kind}{index}", url="u", kind=kind, row=index, text=text)
+    row = KINDS[kind].plan_unread(source, PlanSettings(sample=SampleSettings(), inputs=InputSettings()))
+    row = dataclasses.replace(row, num_clips=clips)
+    (size,) = KINDS[kind].token_bytes(plan_rows_to([row])).to_pylist()
+    return dataclasses.replace(row, size_bytes=size)
+
+
+def _assigned(rows: list[PlanRow]) -> dict[str, str]:
+    plan = assign_token_shards(plan_rows_to(rows), 2, together)
+    return dict(zip(plan["sample_id"].to_pylist(), plan["shard"].to_pylist(), strict=True))
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["clips", "image", "text"]), st.integers(0, 300)), min_size=1), st.randoms())
 def test_shards_are_bounded_and_do_not_depend_on_the_order(samples: list, random) -> None:  # noqa: ANN001
     rows = [_row(index, kind, size, "x" * size * 500) for index, (kind, size) in enumerate(samples)]
-    first = {row["sample_id"]: row["shard"] for row in assign_token_shards(rows, 2)}
+    first = _assigned(rows)
     random.shuffle(rows)
-    assert first == {row["sample_id"]: row["shard"] for row in assign_token_shards(rows, 2)}
+    assert first == _assigned(rows)
     assert len(first) == len(samples)
     pictures: dict[str, list[int]] = {}
     for row in rows:
-        pictures.setdefault(first[row["sample_id"]], []).append(row["num_clips"] if row["kind"] != "text" else 0)
+        pictures.setdefault(first[row.sample_id], []).append(row.num_clips if row.kind != "text" else 0)
     for counts in pictures.values():
-        assert sum(counts) <= SHARD_UNITS or len(list(filter(None, counts))) == 1
+        assert sum(counts) <= MAX_TOKEN_SHARD_BYTES // PICTURE_BYTES or len(list(filter(None, counts))) == 1

@@ -9,21 +9,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from videolavit.records.corpus import CorpusSettings
 
 from tests.tokens import MOTION_CODES, VISUAL_CODES, write_model
 from videolavit.models.network import ModelError
 from videolavit.records import schema
 from videolavit.records.encode import Encoder, read_tokenizers
+from videolavit.records.inputs import InputSettings
 from videolavit.records.prepare import Prepared, PrepareSettings
 from videolavit.records.prepared import PreparedShard, ShardBuilder
+from videolavit.records.rows import PlanRow, Reject
 from videolavit.records.samples import SampleSettings
 from videolavit.records.shards import TOKENS, ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.records.tokenizer_info import EncodeSettings, TokenizerInfo
 from videolavit.records.usage import CodeUsage, TokenStatistics
 
-SETTINGS = PrepareSettings(SampleSettings(), CorpusSettings(), 224, (20, 36))
+SETTINGS = PrepareSettings(SampleSettings(), InputSettings(), 224, (20, 36))
 SIZES = {"video": (3, 3), "image": (1, 0), "text": (0, 0)}
 
 
@@ -48,8 +49,7 @@ def tokenizers(model: Path) -> TokenizerInfo:
 
 def _shard(*kinds: str) -> PreparedShard:
     """Samples of noise that went through a block; the seed is the position."""
-    plan = pa.table({"shard": ["0.parquet"] * len(kinds), "extra.id": pa.array(range(len(kinds)))})
-    builder = ShardBuilder(plan)
+    builder = ShardBuilder("0.parquet", [pa.field("id", pa.int64())])
     for index, kind in enumerate(kinds):
         rng = np.random.default_rng(index)
         pictures, motions = SIZES[kind]
@@ -60,7 +60,14 @@ def _shard(*kinds: str) -> PreparedShard:
             end_seconds=float(index) if kind == "video" else None,
         )
         start = 0.0 if kind == "video" else None
-        row = {"sample_id": str(index), "source": f"s{index}", "kind": kind, "start_seconds": start, "extra.id": index}
+        row = PlanRow(
+            sample_id=str(index),
+            source=f"s{index}",
+            url=f"s{index}",
+            kind=kind,
+            start_seconds=start,
+            extra={"id": index},
+        )
         builder.add(row, sample)
     return PreparedShard.from_block(builder.to_block(), SETTINGS)
 
@@ -99,8 +106,19 @@ def test_codes_do_not_depend_on_neighbours(model: Path, tokenizers: TokenizerInf
 def test_a_shard_without_samples_and_one_of_texts(model: Path, tokenizers: TokenizerInfo) -> None:
     encoder = _encoder(model, tokenizers, 1)
     assert encoder.rows(_shard("text", "text"))["num_tokens"].to_pylist() == [0, 0]
-    empty = ShardBuilder(pa.table({"shard": ["0.parquet"]}), rejects=[{"sample_id": "a"}])
-    assert encoder.rows(PreparedShard.from_block(empty.to_block(), SETTINGS)).num_rows == 0
+    reject = Reject(
+        sample_id="a",
+        source="a.mp4",
+        start_seconds=0.0,
+        stage="tokenize",
+        error_type="CorruptVideo",
+        message="cut",
+        attempts=1,
+        seconds=0.5,
+    )
+    empty = PreparedShard.from_block(ShardBuilder("0.parquet", [], rejects=[reject]).to_block(), SETTINGS)
+    assert encoder.rows(empty).num_rows == 0
+    assert empty.rejects == [reject]
 
 
 def test_another_model_on_a_node_is_refused(tokenizers: TokenizerInfo, tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from tests.records.listed import STORAGE, list_videos
 from videolavit.media.errors import UnknownFormat
-from videolavit.records.inputs import InputError, list_sources, tar_members
-from videolavit.records.storage import StorageSettings, open_source
-
-STORAGE = StorageSettings()
+from videolavit.records.files import VIDEO_SUFFIXES, InputError
+from videolavit.records.kinds.tar import tar_members
+from videolavit.records.rows import Source
+from videolavit.records.storage import open_source
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _names(*inputs: object) -> list[str]:
-    return [source.rsplit("/", 1)[1] for source in list_sources(map(str, inputs), STORAGE)["source"].to_pylist()]
+    return [source.rsplit("/", 1)[1] for source in list_videos(*inputs)["source"].to_pylist()]
 
 
 def test_folders_globs_and_files(folder: Path) -> None:
@@ -48,30 +49,33 @@ def test_manifests(folder: Path, suffix: str) -> None:
         pyarrow.csv.write_csv(table, manifest)
     else:
         manifest.write_text("\n".join(map(json.dumps, rows)))
-    sources = list_sources([str(manifest)], STORAGE)
+    sources = list_videos(manifest)
     assert sources["source"].to_pylist() == [str(folder / "one.mp4"), "s3://b/two.mkv"]
     assert sources["text"].to_pylist()[0] == "eins"
     assert sources["extra.id"].to_pylist() == [1, 2]
-    assert list_sources([str(manifest)], STORAGE, "id")["text"].to_pylist() == ["1", "2"]
+    assert list_videos(manifest, text_column="id")["text"].to_pylist() == ["1", "2"]
 
 
 def test_mistakes_are_named(folder: Path) -> None:
     (folder / "bad.csv").write_text("file,text\na.mp4,x\n")
     with pytest.raises(InputError, match="no column `video`; it has file, text"):
-        list_sources([str(folder / "bad.csv")], STORAGE)
+        list_videos(folder / "bad.csv")
     (folder / "worse.jsonl").write_text("{not json")
     with pytest.raises(InputError, match="cannot read the manifest"):
-        list_sources([str(folder / "worse.jsonl")], STORAGE)
+        list_videos(folder / "worse.jsonl")
     (folder / "empty").mkdir()
-    with pytest.raises(InputError, match="no video found"):
-        list_sources([str(folder / "empty")], STORAGE)
+    with pytest.raises(InputError, match=r"nothing to decompose in .*; name a folder, glob, manifest or tar"):
+        list_videos(folder / "empty")
+    pq.write_table(pa.table({"video": pa.array([], pa.string())}), folder / "none.parquet")
+    with pytest.raises(InputError, match=r"nothing to decompose in .*none\.parquet"):
+        list_videos(folder / "none.parquet")
     with pytest.raises(InputError, match="no such file"):
-        list_sources([str(folder / "nowhere")], STORAGE)
+        list_videos(folder / "nowhere")
 
 
 def test_rows_without_a_video_are_kept_to_be_rejected(folder: Path) -> None:
     (folder / "m.jsonl").write_text('{"video": "one.mp4"}\n{"video": null}\n{"video": ""}\n')
-    sources = list_sources([str(folder / "m.jsonl")], STORAGE)["source"].to_pylist()
+    sources = list_videos(folder / "m.jsonl")["source"].to_pylist()
     assert sources == [str(folder / "one.mp4"), f"{folder}/m.jsonl#row1", f"{folder}/m.jsonl#row2"]
 
 
@@ -82,13 +86,16 @@ def test_tar_members(tmp_path: Path) -> None:
         for name, data in members.items():
             (tmp_path / name).write_bytes(data)
             archive.add(tmp_path / name, name)
-    rows = tar_members(str(tar), STORAGE)
-    assert [(row["source"], row["text"]) for row in rows] == [(f"{tar}/a.mp4", "caption"), (f"{tar}/b.seg.mkv", None)]
+    rows = tar_members(Source(source=str(tar), url=str(tar), kind="tar"), STORAGE, VIDEO_SUFFIXES)
+    assert [(row.source, row.text) for row in rows] == [(f"{tar}/a.mp4", "caption"), (f"{tar}/b.seg.mkv", None)]
     for row, name in zip(rows, ("a.mp4", "b.seg.mkv"), strict=True):
-        assert tar.read_bytes()[row["offset"] : row["offset"] + row["length"]] == members[name]
-    (tmp_path / "zipped.tar").write_bytes(b"\x1f\x8b" + bytes(600))
+        assert row.offset is not None
+        assert row.length is not None
+        assert tar.read_bytes()[row.offset : row.offset + row.length] == members[name]
+    zipped = tmp_path / "zipped.tar"
+    zipped.write_bytes(b"\x1f\x8b" + bytes(600))
     with pytest.raises(UnknownFormat, match="tar"):
-        tar_members(str(tmp_path / "zipped.tar"), STORAGE)
+        tar_members(Source(source=str(zipped), url=str(zipped), kind="tar"), STORAGE, VIDEO_SUFFIXES)
 
 
 @pytest.mark.parametrize("name", ["a::b.mp4", "100%.mp4", "a#b?.mp4", "a b [c].mp4", "ä.mp4", "-x.mp4"])
@@ -97,7 +104,7 @@ def test_odd_names(tmp_path: Path, name: str) -> None:
     video = tmp_path / ".cache" / name
     video.write_bytes(b"x")
     for named in (video.parent, video, video.parent / "*.mp4"):
-        (url,) = list_sources([str(named)], STORAGE)["url"].to_pylist()
+        (url,) = list_videos(named)["url"].to_pylist()
         assert url == str(video)
         with open_source(url, STORAGE) as file:
             assert file.read() == b"x"
@@ -105,23 +112,23 @@ def test_odd_names(tmp_path: Path, name: str) -> None:
 
 def test_names_that_are_no_utf8_are_kept_to_be_rejected(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff.mp4")).write_bytes(b"x")
-    assert list_sources([str(tmp_path)], STORAGE)["url"].to_pylist() == [f"{tmp_path}/\\xff.mp4"]
+    assert list_videos(tmp_path)["url"].to_pylist() == [f"{tmp_path}/\\xff.mp4"]
 
 
 def test_addresses_and_captions_stay_as_they_are_written(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("video,caption,id\n0001,007,0042\nfile:///x//y/../z.mp4,2020-01-01,1\n")
-    sources = list_sources([str(tmp_path / "m.csv")], STORAGE)
+    sources = list_videos(tmp_path / "m.csv")
     assert sources["url"].to_pylist() == [f"{tmp_path}/0001", "/x/z.mp4"]
     assert sources["text"].to_pylist() == ["007", "2020-01-01"]
     (tmp_path / "m.jsonl").write_text('{"video": "a", "text": "2020-01-01"}\n' + f'{{"video": "b{"x" * 2_000_000}"}}\n')
-    assert list_sources([str(tmp_path / "m.jsonl")], STORAGE)["text"].to_pylist() == ["2020-01-01", None]
+    assert list_videos(tmp_path / "m.jsonl")["text"].to_pylist() == ["2020-01-01", None]
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
         ({"video": [{"path": "a"}]}, "`video` of .* is struct|holds struct"),
-        ({"video": [b"a"]}, "not addresses"),
+        ({"video": [["a"]]}, "not addresses"),
         ({"video": ["a"], "text": [["x"]]}, "cannot read the manifest"),
         ({"video": ["a"], "source": ["x"], "manifest_source": ["y"]}, "both `source` and `manifest_source`|rename one"),
         ({"video": ["a"], "d": pa.array([5], pa.duration("s"))}, "`d` of .* is duration"),
@@ -131,13 +138,13 @@ def test_addresses_and_captions_stay_as_they_are_written(tmp_path: Path) -> None
 def test_manifests_that_cannot_be_used_are_refused(tmp_path: Path, columns: dict, message: str) -> None:
     pq.write_table(pa.table(columns), tmp_path / "m.parquet")
     with pytest.raises(InputError, match=message):
-        list_sources([str(tmp_path / "m.parquet")], STORAGE)
+        list_videos(tmp_path / "m.parquet")
 
 
 def test_columns_become_plain(tmp_path: Path) -> None:
     table = pa.table({"video": ["a"], "none": [None], "kind": pa.array(["x"]).dictionary_encode(), "width": [5]})
     pq.write_table(table, tmp_path / "m.parquet")
-    sources = list_sources([str(tmp_path / "m.parquet")], STORAGE)
+    sources = list_videos(tmp_path / "m.parquet")
     assert sources.schema.field("extra.none").type == pa.string()
     assert sources.schema.field("extra.kind").type == pa.string()
     assert sources["extra.manifest_width"].to_pylist() == [5]

@@ -1,32 +1,35 @@
 """Planned samples that have changed, or are not what they seem, become typed rejects."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from videolavit.records.corpus import CorpusSettings, list_corpus
-from videolavit.records.token_plan import plan_unit
 
+from tests.records.listed import STORAGE, list_corpus
 from tests.tokens import picture, write_tar
 from videolavit.media.errors import MediaError
 from videolavit.records import schema
-from videolavit.records.prepare import MAX_TEXT_BYTES, PrepareSettings, prepare_row
+from videolavit.records.inputs import InputSettings
+from videolavit.records.kinds import KINDS, PlanSettings, prepare_sample
+from videolavit.records.kinds.text import MAX_TEXT_BYTES
+from videolavit.records.prepare import PrepareSettings
+from videolavit.records.rows import PlanRow, sources_from
 from videolavit.records.samples import SampleSettings
-from videolavit.records.storage import StorageSettings
 
-SETTINGS = PrepareSettings(SampleSettings(), CorpusSettings(), 224, (20, 36))
-STORAGE = StorageSettings()
+SETTINGS = PrepareSettings(SampleSettings(), InputSettings(), 224, (20, 36))
 
 
-def _planned(path: Path, **options: str) -> list[dict]:
-    sources = list_corpus([str(path)], STORAGE, CorpusSettings(**options))
-    return [plan_unit(row) for row in sources.to_pylist()]
+def _planned(path: Path, **options: str) -> list[PlanRow]:
+    inputs = InputSettings(**options)  # type: ignore[arg-type]
+    settings = PlanSettings(sample=SampleSettings(), inputs=inputs)
+    return [KINDS[one.kind].plan_unread(one, settings) for one in sources_from(list_corpus(path, settings=inputs))]
 
 
-def _reason(row: dict) -> str:
+def _reason(row: PlanRow) -> str:
     with pytest.raises(MediaError) as caught:
-        prepare_row(row, SETTINGS, STORAGE)
+        prepare_sample(row, SETTINGS, STORAGE)
     return type(caught.value).__name__
 
 
@@ -34,12 +37,12 @@ def test_rows_of_a_table_that_changes(tmp_path: Path) -> None:
     table = tmp_path / "t.parquet"
     pq.write_table(pa.table({"photo": [picture(0), picture(1), picture(2)]}), table, row_group_size=2)
     rows = _planned(table, image_column="photo")
-    sizes = [prepare_row(row, SETTINGS, STORAGE).pictures.shape for row in rows]
+    sizes = [prepare_sample(row, SETTINGS, STORAGE).pictures.shape for row in rows]
     assert sizes == [(1, 224, 224, 3)] * 3
-    assert _reason(rows[0] | {"row": 3}) == "SourceChanged"
+    assert _reason(replace(rows[0], row=3)) == "SourceChanged"
     other = tmp_path / "other.parquet"
     other.write_bytes(table.read_bytes()[:-9])
-    assert _reason(rows[0] | {"url": str(other)}) == "CorruptTable"
+    assert _reason(replace(rows[0], url=str(other))) == "CorruptTable"
 
 
 def test_a_clip_shard_that_changes(tmp_path: Path) -> None:
@@ -47,7 +50,7 @@ def test_a_clip_shard_that_changes(tmp_path: Path) -> None:
     shard = pa.Table.from_pylist([{"sample_id": "now", "source": "s", "clips": []}], clips)
     pq.write_table(shard, tmp_path / "c.parquet")
     (row,) = _planned(tmp_path / "c.parquet")
-    assert _reason(row | {"row": 0, "sample_id": "before"}) == "SourceChanged"
+    assert _reason(replace(row, row=0, sample_id="before")) == "SourceChanged"
     assert _reason(row) == "SourceUnreadable"  # it could not be listed when it was planned; now it can
 
 
@@ -59,4 +62,4 @@ def test_tars_and_texts(tmp_path: Path) -> None:
     assert _reason(large) == "TextTooLarge"
     (tmp_path / "marked.txt").write_bytes("\ufeffmarked".encode())
     (marked,) = _planned(tmp_path / "marked.txt")
-    assert prepare_row(marked, SETTINGS, STORAGE).text == "marked"
+    assert prepare_sample(marked, SETTINGS, STORAGE).text == "marked"

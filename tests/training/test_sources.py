@@ -14,7 +14,9 @@ from tests.conftest import moving_texture
 from tests.training.toys import InMemorySource
 from videolavit.media import MediaError, decompose, iter_pictures, write_mp4
 from videolavit.media.resize import resize_picture
-from videolavit.records.samples import SampleSettings, decompose_row
+from videolavit.records.kinds import read_clips
+from videolavit.records.rows import PlanRow, video_sample_to
+from videolavit.records.samples import SampleSettings
 from videolavit.records.shards import ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.training.cached import CachedSource
@@ -33,17 +35,15 @@ def write_run(folder: Path, sources: list[dict[str, Any]]) -> str:
     for number, part in enumerate((sources[:half], sources[half:])):
         with ShardWriter(run, f"00000-{number:05d}.parquet", []) as shard:
             for source in part:
-                row = {
-                    "url": source["source"],
-                    "sample_id": source["source"],
-                    "text": f"caption of {Path(source['source']).stem}",
-                    "start_seconds": 0.0,
-                    "end_seconds": None,
-                    "planned_seconds": 30.0,
-                    "offset": None,
-                    "length": None,
-                }
-                shard.add(decompose_row(row | source, SampleSettings(), STORAGE))
+                row = PlanRow(
+                    **{"url": source["source"]} | source,
+                    kind="video",
+                    sample_id=source["source"],
+                    text=f"caption of {Path(source['source']).stem}",
+                    start_seconds=0.0,
+                    planned_seconds=30.0,
+                )
+                shard.add(video_sample_to(read_clips(row, SampleSettings(), STORAGE)))
             shard.commit()
     run.replace("run.json", b'{"identity": {"kind": "clips"}}')
     return run.url

@@ -73,7 +73,7 @@ class Listing:
         reserved: frozenset[str],
         action: str,
     ) -> None:
-        self._settings, self._storage, self._reserved = settings, storage, reserved
+        self._settings, self._storage, self._reserved, self._takes = settings, storage, reserved, takes
         self._parts = [part for url in inputs for part in self._named(url.rstrip("/") or url, action)]
         for part in self._parts:
             if not takes(part.kind):
@@ -81,6 +81,8 @@ class Listing:
                 raise InputError(f"{where} is of the kind `{part.kind.name}`, which cannot be {action}d")
         self.joined_rows = 0
         self.extra = self._unified_extra()
+        if inputs and all(isinstance(part, _Rows) and not part.table.num_rows for part in self._parts):
+            raise InputError(f"nothing to {action} in {', '.join(inputs)}: no table has a row")
 
     def __iter__(self) -> Iterator[pa.Table]:
         self.joined_rows = 0
@@ -97,7 +99,7 @@ class Listing:
 
     def _named(self, url: str, action: str) -> Iterator[_Files | _Rows]:
         """Files and tables that an input names."""
-        if _is_clip_run(url, self._storage):
+        if self._takes(KINDS["clips"]) and _is_clip_run(url, self._storage):
             if not self._settings.may_be("video"):
                 raise InputError(
                     f"{url} is a run of clips; it goes with --modality auto or video, not {self._settings.modality}"
@@ -108,17 +110,19 @@ class Listing:
         found = find_files(url, self._storage)
         media, tables = self._chosen(url, found)
         if not media and not tables:
-            hint = "name a folder, glob, table, tar or run; --modality text takes .txt files in a folder"
+            hint = "name a folder, glob, manifest or tar"
+            if self._takes(KINDS["text"]):
+                hint = "name a folder, glob, table, tar or run; --modality text takes .txt files in a folder"
             raise InputError(f"nothing to {action} in {url}; {hint}")
         neighbours = frozenset(address for _, address in found.files if suffix_of(address) in TEXT_SUFFIXES)
         by_kind: dict[str, list[str]] = {}
         for address in media:
             kind = next(kind for kind in KINDS.values() if kind.takes_file(address, self._settings))
             by_kind.setdefault(kind.name, []).append(address)
+        for address in tables:  # first, since a row says more of a file than its name
+            yield self._table(address)
         for name, addresses in by_kind.items():
             yield _Files(KINDS[name], addresses, neighbours)
-        for address in tables:
-            yield self._table(address)
 
     def _chosen(self, url: str, found: NamedFiles) -> tuple[list[str], list[str]]:
         """Addresses of media and of tables. Tables beside media describe them; a folder of tables is an input."""

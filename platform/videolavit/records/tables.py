@@ -39,12 +39,14 @@ class Table:
         url: Address of the file.
         fields: Columns and their types.
         made_by: Kind of shard, if this project wrote the file.
+        num_rows: Number of rows.
     """
 
     url: str
     fields: pa.Schema
     made_by: str
     storage: StorageSettings
+    num_rows: int
 
     @property
     def names(self) -> list[str]:
@@ -107,16 +109,13 @@ def open_table(url: str, storage: StorageSettings) -> Table:
     """
     with naming_table(url), open_source(url, storage) as file:
         if suffix_of(url) == ".parquet":
-            fields = pq.ParquetFile(file).schema_arrow
+            parquet = pq.ParquetFile(file)
+            fields = parquet.schema_arrow
+            table = Table(url, fields, schema.kind_of(fields), storage, parquet.metadata.num_rows)
         else:
             parsed = _parse(file.read(), suffix_of(url))
-            table = Table(url, parsed.schema, "", storage)
+            table = Table(url, parsed.schema, "", storage, parsed.num_rows)
             table.__dict__["_parsed"] = parsed  # types of text formats come from the rows, which were read for them
-            return _checked(table)
-    return _checked(Table(url, fields, schema.kind_of(fields), storage))
-
-
-def _checked(table: Table) -> Table:
     if len(set(table.names)) < len(table.names):
         raise InputError(f"the manifest {table.url} has a column twice: {', '.join(table.names)}")
     return table
@@ -164,7 +163,8 @@ def _lists(data: bytes) -> set[str]:
 def captions(table: Table, rows: pa.Table, text_column: str | None) -> pa.Array | pa.ChunkedArray:
     """Captions of rows: of the column that was named, or else of `text` or `caption`; nulls where there is none."""
     name = caption_column(table, text_column)
-    return rows[name].cast(pa.string()) if name else pa.nulls(rows.num_rows, pa.string())
+    with naming_table(table.url):
+        return rows[name].cast(pa.string()) if name else pa.nulls(rows.num_rows, pa.string())
 
 
 def caption_column(table: Table, text_column: str | None) -> str | None:

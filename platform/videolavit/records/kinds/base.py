@@ -30,10 +30,12 @@ class PlanSettings:
     Args:
         sample: How videos are decomposed.
         inputs: How inputs are read.
+        makes_clips: True for a run of decomposition.
     """
 
     sample: SampleSettings
     inputs: InputSettings
+    makes_clips: bool = False
 
 
 class Kind(ABC):

@@ -21,6 +21,7 @@ from ..samples import SampleSettings
 from ..schema import TAR_JSON
 from ..storage import StorageSettings, open_source
 from .base import UNREAD_COST, Kind, PlanSettings
+from .video import segment
 
 
 class Tar(Kind):
@@ -45,6 +46,8 @@ class Tar(Kind):
         return plan_rows_to([self.plan_unread(source, settings)], extra)
 
     def plan_unread(self, source: Source, settings: PlanSettings) -> PlanRow:
+        if settings.makes_clips:  # named as a video without a readable header
+            return segment(source, None, settings.sample, 0.0, None, None)
         name = sample_id(source.source, 0.0, {"modality": "tar"})
         return PlanRow(**vars(source), sample_id=name, num_clips=0, cost=UNREAD_COST)
 

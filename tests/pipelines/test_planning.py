@@ -1,0 +1,121 @@
+"""Two runs that plan at the same time: whatever the order of their steps, no source is planned twice."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipelines.common import WorkerSettings
+from pipelines.decompose import DecomposeRequest, Decomposition
+from pipelines.planning import Planner, PlanningConflict
+from tests.records.listed import STORAGE, sources, videos
+from videolavit.progress import ignore_progress
+from videolavit.records.files import InputError
+from videolavit.records.kinds import KINDS
+from videolavit.records.listing import Listing
+from videolavit.records.rows import Reject, extra_fields, plan_rows_to, sources_from
+from videolavit.records.shards import Ledger, ShardWriter
+from videolavit.records.storage import Folder
+
+
+class WithoutRay(Planner):
+    """Plans every source as one segment, without looking at it."""
+
+    meanwhile: Callable[[], None] | None = None
+    """Called while the headers would be read."""
+
+    def read(self, sources: pa.Table) -> pa.Table:
+        if self.meanwhile is not None:
+            self.meanwhile()
+        rows = [KINDS[source.kind].plan_unread(source, self.settings) for source in sources_from(sources)]
+        return plan_rows_to(rows, extra_fields(sources.schema))
+
+
+def _planner(folder: Path) -> WithoutRay:
+    pipeline = Decomposition.of(DecomposeRequest())
+    ledger = Ledger(Folder(str(folder), STORAGE))
+    return WithoutRay(ledger, pipeline.assign, pipeline.settings, WorkerSettings(), STORAGE, ignore_progress)
+
+
+def _listing(tmp_path: Path, *names: str) -> Listing:
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    return videos([tmp_path / name for name in names])
+
+
+def _planned(planner: Planner) -> list[str]:
+    assert planner.ledger is not None
+    return [url.rsplit("/", 1)[1] for plan in planner.ledger.planned() for url in plan["url"].to_pylist()]
+
+
+def test_of_two_plans_the_first_wins(tmp_path: Path) -> None:
+    listing = _listing(tmp_path, "a.mp4", "b.mp4")
+    first, second = _planner(tmp_path / "out"), _planner(tmp_path / "out")
+    second.meanwhile = lambda: first.commit(listing)  # both see an empty run
+    with pytest.raises(PlanningConflict, match="start again to join it"):
+        second.commit(listing)
+    assert sorted(_planned(first)) == ["a.mp4", "b.mp4"]
+    _planner(tmp_path / "out").commit(_listing(tmp_path, "a.mp4", "b.mp4", "c.mp4"))
+    assert sorted(_planned(first)) == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_of_two_retries_the_first_wins(tmp_path: Path) -> None:
+    planner = _planner(tmp_path / "out")
+    planner.commit(_listing(tmp_path, "a.mp4"))
+    _reject_all(planner)
+    first, second = _planner(tmp_path / "out"), _planner(tmp_path / "out")
+    second.meanwhile = lambda: first.commit_retries(None)
+    with pytest.raises(PlanningConflict):
+        second.commit_retries(None)
+    assert _planned(first) == ["a.mp4", "a.mp4"]
+    second.meanwhile = None
+    second.commit_retries(None)  # the reject is no longer a standing one
+    assert _planned(first) == ["a.mp4", "a.mp4"]
+
+
+def test_a_retry_that_another_run_plans_after_the_rejects_were_read_is_noticed(tmp_path: Path) -> None:
+    planner = _planner(tmp_path / "out")
+    planner.commit(_listing(tmp_path, "a.mp4"))
+    _reject_all(planner)
+    first, second = _planner(tmp_path / "out"), _planner(tmp_path / "out")
+
+    class SlowLedger(Ledger):
+        def standing(self) -> dict[str, str]:
+            found = super().standing()
+            first.commit_retries(None)
+            return found
+
+    second.ledger = SlowLedger(Folder(str(tmp_path / "out"), STORAGE))
+    with pytest.raises(PlanningConflict):
+        second.commit_retries(None)
+    assert _planned(first) == ["a.mp4", "a.mp4"]
+
+
+def test_columns_keep_their_types_through_a_run(tmp_path: Path) -> None:
+    for name, value in (("one", "1"), ("two", '"x"')):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"video": "{name}.mp4", "id": {value}}}\n')
+    planner = _planner(tmp_path / "out")
+    planner.commit(videos([tmp_path / "one.jsonl"]))
+    with pytest.raises(InputError, match="column `id` is int64 in this run, string in the new manifest"):
+        planner.new(sources(videos([tmp_path / "two.jsonl"])))
+
+
+def _reject_all(planner: Planner) -> None:
+    assert planner.ledger is not None
+    for plan in planner.ledger.planned():
+        for row in plan.to_pylist():
+            with ShardWriter(planner.ledger.folder, row["shard"], []) as writer:
+                writer.reject(
+                    Reject(
+                        sample_id=row["sample_id"],
+                        source=row["source"],
+                        start_seconds=row["start_seconds"],
+                        stage="decompose",
+                        error_type="CorruptVideo",
+                        message="cut",
+                        attempts=1,
+                        seconds=0.5,
+                    )
+                )
+                writer.commit()
