@@ -1,4 +1,4 @@
-"""Text to video against a straightforward implementation of the published procedure; see README.md beside this file.
+"""Text to video, compared with a straightforward implementation of the published procedure; see README.md here.
 
 python -m benchmarks.generate [--model tiny] [--rounds 3] [--output bench-output]
 """
@@ -26,22 +26,22 @@ from .shared import console, result_table, verdict
 from .straightforward import Straightforward
 
 VISUAL_TOKENS = 90 / 256
-"""Of a picture on average (paper); both sides write exactly so many."""
+"""Average number of visual codes of a picture, as a share of its patches (paper); both sides generate exactly that."""
 
 Side = Callable[[Sequence[Prompt]], tuple[list[GeneratedVideo], float]]
-"""Makes videos, and says how many seconds went into their tokens."""
+"""Function that generates videos, and returns them with the seconds that their tokens took."""
 
 BATCH = 8
 GOALS = {1: 1.5, BATCH: 3.0}
 LEVELS = 2
-"""Most that a pixel of the two sides may differ."""
+"""Largest difference of a pixel between the two sides."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures, and writes the numbers to a JSON file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.generate", description=__doc__)
     parser.add_argument("--model", default="tiny", help="model folder or preset")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn, of which the median counts")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each side, alternating; the median counts")
     parser.add_argument("--output", type=Path, default=Path("bench-output"))
     options = parser.parse_args(argv)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(model: ModelFolder, rounds: int) -> dict[str, Any]:
-    """Seconds of each side for one prompt and for a batch, after their results were found equal."""
+    """Measures the seconds of each side for one prompt and for a batch, after checking that their results agree."""
     codes = round(VISUAL_TOKENS * model.num_patches)
     settings = GenerateSettings(temperature=0.0, min_visual=codes, max_visual=codes)
     prompts = [Prompt((f"a red ball rolls to the left, number {index}",), index) for index in range(BATCH)]
@@ -102,7 +102,7 @@ def _one_by_one(side: Straightforward, settings: GenerateSettings) -> Side:
 
 
 def _seconds(sides: dict[str, Side], prompts: Sequence[Prompt], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of each run of each side, and those of them that went into tokens."""
+    """Seconds of each run of each side: in all, and for the tokens."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
@@ -116,7 +116,7 @@ def _compare(ours: list[GeneratedVideo], theirs: list[GeneratedVideo]) -> int:
     """The largest difference of a pixel. Raises AssertionError if the codes differ: then the times compare nothing."""
     for one, other in zip(ours, theirs, strict=True):
         if one.visual != other.visual or one.motion != other.motion:
-            raise AssertionError("the two sides write different codes")
+            raise AssertionError("the two sides generate different codes")
     differences = [
         int(np.abs(one.frames.astype(int) - other.frames).max()) for one, other in zip(ours, theirs, strict=True)
     ]

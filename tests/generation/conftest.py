@@ -1,4 +1,4 @@
-"""A whole model that is quick on two cores, and things to ask it about."""
+"""Small model with all parts, and pictures and videos for it."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,17 +24,17 @@ from videolavit.models.presets import load_preset
 from videolavit.models.vae import VAEConfig
 
 FAST = GenerateSettings(keyframe_steps=2, video_steps=1, max_visual=24, video_width=32, video_height=32)
-"""Sampling that is over in a second. The model's own size of a video is another."""
+"""Settings that take a second. The video size differs from the model's own."""
 
 EIGHTH = VAEConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
 
 SHARPER = {"language_model": 2, "understanding/language_model": 2, "keyframe_detokenizer/conditions": 3}
-"""How much larger matrices are than drawn; as they are, no part hears much of what another one says."""
+"""Factors of the matrices: with the initial weights, the output of a part hardly depends on its input."""
 
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from more, and lose much on a machine that has other work."""
+    """Runs networks with one thread: small ones gain nothing from more, and are slow with more on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,8 +43,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained model like the preset `tiny`, with smaller pictures, 135 codes of a narrower motion tokenizer, and
-    latents of an eighth of a picture's sides, as published.
+    """Untrained model like the preset `tiny`, with smaller pictures and a narrower motion tokenizer.
+
+    It has 135 motion codes, and latents with an eighth of a picture's sides, as published.
     """
     folder = tmp_path_factory.mktemp("model") / "model"
     preset = load_preset("tiny")
@@ -84,7 +85,7 @@ def runtime(model: ModelFolder) -> Runtime:
 
 @pytest.fixture(scope="session")
 def blind(model: ModelFolder) -> Runtime:
-    """With tokenizers that keep no patch of any picture."""
+    """Runtime with visual tokenizers that keep no patch of any picture."""
     runtime = Runtime(model)
     for tokenizer in (runtime.loaded("visual_tokenizer"), runtime.loaded("understanding").visual_tokenizer):
         tokenizer.token_predictor.out_conv[4].bias.copy_(torch.tensor([-100.0, 100.0]))
@@ -113,6 +114,6 @@ def video_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def apart(ours: Picture, theirs: Picture) -> int:
-    """The largest difference of two pictures or videos, in levels."""
+    """Largest difference of a pixel between two pictures or videos, in levels."""
     assert ours.shape == theirs.shape
     return int(np.abs(ours.astype(np.int16) - theirs).max())

@@ -1,4 +1,4 @@
-"""Questions about pictures and videos: batches, streaming, and where an answer ends."""
+"""Answers to questions about pictures and videos: batches, streaming, and stop strings."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -40,17 +40,15 @@ def questions(pictures: list[Picture], clips: list[Clip]) -> list[Question]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_answers_in_a_batch_are_those_of_each_alone(
-    runtime: Runtime, questions: list[Question], temperature: float
-) -> None:
+def test_answers_of_a_batch_equal_single_ones(runtime: Runtime, questions: list[Question], temperature: float) -> None:
     settings = DescribeSettings(max_tokens=24, temperature=temperature, seed=3)
-    together = answer(runtime, questions, settings)
-    assert together == [answer(runtime, [question], settings)[0] for question in questions]
-    assert len(set(together)) == len(questions)
-    assert all(together)
+    batch = answer(runtime, questions, settings)
+    assert batch == [answer(runtime, [question], settings)[0] for question in questions]
+    assert len(set(batch)) == len(questions)
+    assert all(batch)
 
 
-def test_a_seed_decides_what_is_drawn(runtime: Runtime) -> None:
+def test_sampled_answers_depend_on_the_seed(runtime: Runtime) -> None:
     one, again, other = (
         answer(runtime, [Question("Who are you?")], DescribeSettings(max_tokens=24, temperature=1.0, seed=seed))
         for seed in (1, 1, 2)
@@ -59,16 +57,16 @@ def test_a_seed_decides_what_is_drawn(runtime: Runtime) -> None:
     assert one != other
 
 
-def test_pieces_of_all_answers_come_as_they_are_written(runtime: Runtime, questions: list[Question]) -> None:
+def test_answers_are_streamed_side_by_side(runtime: Runtime, questions: list[Question]) -> None:
     pieces = list(stream_answers(runtime, questions, SHORT))
-    written = ["".join(piece for row, piece in pieces if row == number) for number in range(len(questions))]
-    assert [text.strip() for text in written] == answer(runtime, questions, SHORT)
+    answers = ["".join(piece for row, piece in pieces if row == number) for number in range(len(questions))]
+    assert [text.strip() for text in answers] == answer(runtime, questions, SHORT)
     assert all(piece for _, piece in pieces)
     rows = [row for row, _ in pieces]
-    assert rows != sorted(rows)  # side by side, not one answer after the other
+    assert rows != sorted(rows)
 
 
-def test_the_fewest_and_the_most_tokens(runtime: Runtime) -> None:
+def test_answers_have_a_length_within_the_limits(runtime: Runtime) -> None:
     lengths = [
         len("".join(piece for _, piece in stream_answers(runtime, [Question("?")], DescribeSettings(**counts))))
         for counts in ({"max_tokens": 8}, {"min_tokens": 40, "max_tokens": 40})
@@ -84,27 +82,27 @@ Speaker = Callable[[bytes], Runtime]
 def speaker(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Speaker:
     """Makes a model that answers every question with the same bytes.
 
-    Its one layer adds nothing, so the id behind an id depends on that id only: each of the bytes is followed by the
-    next, the last by itself, and zero by the end of the answer. A prompt ends with a colon.
+    Its only layer adds nothing, so a token depends on the token before it alone: each byte is followed by the next, the
+    last one by itself, and a zero by the end of the answer. A prompt ends with a colon.
     """
 
-    def make(said: bytes) -> Runtime:
+    def make(spoken: bytes) -> Runtime:
         folder = tmp_path_factory.mktemp("speaker") / "model"
         shutil.copytree(model_path, folder)
         model = ModelFolder(folder)
-        text, words = model.text_tokenizer(PART), model.vocabulary
-        ids = [text(":").input_ids[0], *(_byte_id(text, value) for value in said)]
+        text, vocabulary = model.text_tokenizer(PART), model.vocabulary
+        ids = [text(":").input_ids[0], *(_byte_id(text, value) for value in spoken)]
         assert len(set(ids)) == len(ids)
         config = LanguageModelConfig(
-            text_size=words.text_size, hidden_size=128, intermediate_size=8, num_layers=1, num_heads=4
+            text_size=vocabulary.text_size, hidden_size=128, intermediate_size=8, num_layers=1, num_heads=4
         )
-        speaking = LlamaForCausalLM(config.llama(words.size)).requires_grad_(False)
+        speaking = LlamaForCausalLM(config.llama(vocabulary.size)).requires_grad_(False)
         layer = speaking.model.layers[0]
         for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight, speaking.lm_head.weight):
             weight.zero_()
         speaking.model.embed_tokens.weight[ids] = torch.eye(128)[: len(ids)]
         end = text.eos_token_id
-        for place, (_, following) in enumerate(pairwise([*ids, end if said[-1] == 0 else ids[-1]])):
+        for place, (_, following) in enumerate(pairwise([*ids, end if spoken[-1] == 0 else ids[-1]])):
             speaking.lm_head.weight[following, place] = 1
         shutil.rmtree(folder / PART)
         save_part(speaking, folder / PART)
@@ -115,7 +113,7 @@ def speaker(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Speak
 
 
 def _byte_id(tokenizer: object, value: int) -> int:
-    """The ids of a byte tokenizer follow the sorted alphabet of the bytes."""
+    """Id of a byte: the ids of a byte tokenizer follow the sorted alphabet of the bytes."""
     from tokenizers import pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -125,26 +123,26 @@ def _byte_id(tokenizer: object, value: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("said", "most", "pieces"),
+    ("spoken", "max_tokens", "pieces"),
     [
-        ("xé 中🙂!\\nz".encode(), 100, ["x", "é", " ", "中", "🙂", "!"]),  # whole characters, up to the stop string
-        (b"ab\\cd\0", 100, ["a", "b", "\\", "c", "d", "\0"]),  # a backslash alone is text; the end of the answer
-        (b"ab\\", 3, ["a", "b", "\\"]),  # what was held back comes at the end
-        ("é中".encode(), 4, ["é\ufffd"]),  # cut within a character
+        ("xé 中🙂!\\nz".encode(), 100, ["x", "é", " ", "中", "🙂", "!"]),  # complete characters, up to the stop string
+        (b"ab\\cd\0", 100, ["a", "b", "\\", "c", "d", "\0"]),  # a single backslash is text; the end-of-sequence id
+        (b"ab\\", 3, ["a", "b", "\\"]),  # the text that was held back comes at the end
+        ("é中".encode(), 4, ["é\ufffd"]),  # max_tokens within a character
     ],
 )
 def test_text_is_streamed_as_soon_as_it_is_certain(
-    speaker: Speaker, said: bytes, most: int, pieces: Sequence[str]
+    speaker: Speaker, spoken: bytes, max_tokens: int, pieces: Sequence[str]
 ) -> None:
-    settings = DescribeSettings(min_tokens=0, max_tokens=most)
-    runtime = speaker(said)
+    settings = DescribeSettings(min_tokens=0, max_tokens=max_tokens)
+    runtime = speaker(spoken)
     assert [piece for _, piece in stream_answers(runtime, [Question("?")], settings)] == list(pieces)
     assert answer(runtime, [Question("?"), Question("Why?")], settings) == ["".join(pieces).strip()] * 2
 
 
 @pytest.mark.parametrize("stops", [(), ("nowhere", "never"), ("fair play", STOP, "d on")])
 @pytest.mark.parametrize("at_once", [1, 3, 100])
-def test_what_comes_behind_the_stop_string_is_neither_told_nor_counted(
+def test_text_after_the_stop_string_is_neither_sent_nor_counted(
     runtime: Runtime, at_once: int, stops: Sequence[str]
 ) -> None:
     tokenizer = runtime.model.text_tokenizer()
@@ -157,7 +155,7 @@ def test_what_comes_behind_the_stop_string_is_neither_told_nor_counted(
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 100])
-def test_the_stop_string_that_is_complete_first_counts(runtime: Runtime, at_once: int) -> None:
+def test_the_first_complete_stop_string_ends_the_text(runtime: Runtime, at_once: int) -> None:
     tokenizer = runtime.model.text_tokenizer()
     ids = tokenizer.encode("one, two, three, four", add_special_tokens=False)
     stream = TextStream(tokenizer, ["four", "two, three", ", thr"])
@@ -166,12 +164,10 @@ def test_the_stop_string_that_is_complete_first_counts(runtime: Runtime, at_once
     assert stream.stopped
 
 
-def test_pictures_without_features_still_have_answers(
-    blind: Runtime, pictures: list[Picture], clips: list[Clip]
-) -> None:
+def test_pictures_without_features_have_answers(blind: Runtime, pictures: list[Picture], clips: list[Clip]) -> None:
     one, other, video = answer(blind, [Question("?", about) for about in (*pictures, clips)], SHORT)
     assert one == other
-    assert one != video  # whose motion is seen
+    assert one != video  # the motion codes are part of its prompt
 
 
 def test_no_questions_have_no_answers(runtime: Runtime) -> None:

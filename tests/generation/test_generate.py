@@ -1,4 +1,4 @@
-"""Pictures and videos from prompts, in batches and alone."""
+"""Generation of pictures and videos from prompts, in batches and alone."""
 
 from collections import Counter
 from dataclasses import replace

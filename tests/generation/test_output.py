@@ -1,4 +1,4 @@
-"""Files that are made: what is in them, what they say of themselves, and that a browser plays them."""
+"""Files of generated pictures and videos: pixels, metadata, and playback in a browser."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def video(frames: Picture, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_video_is_h264_as_browsers_want_it(video: Path, frames: Picture) -> None:
+def test_a_video_is_h264_in_a_format_for_browsers(video: Path, frames: Picture) -> None:
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.profile, stream.pix_fmt) == ("h264", "High", "yuv420p")
@@ -62,11 +62,11 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
         place += size
 
 
-def test_a_video_says_where_it_comes_from(video: Path) -> None:
+def test_a_video_has_its_provenance_as_metadata(video: Path) -> None:
     with av.open(str(video)) as container:
-        said = container.metadata
-    assert said["title"] == PROMPT
-    assert json.loads(said["comment"]) == {
+        metadata = container.metadata
+    assert metadata["title"] == PROMPT
+    assert json.loads(metadata["comment"]) == {
         "prompt": PROMPT,
         "seed": 7,
         "model": "abc",
@@ -76,18 +76,18 @@ def test_a_video_says_where_it_comes_from(video: Path) -> None:
 
 
 def test_the_same_frames_are_the_same_bytes(video: Path, frames: Picture, tmp_path: Path) -> None:
-    """Also at a width that is no multiple of 128, where x264's macroblock tree would make bytes a matter of chance."""
+    """Also at a width that is no multiple of 128, where the bytes would be random with x264's macroblock tree."""
     save_video(frames, tmp_path / "again.mp4", 6, provenance(PROMPT, 7, "abc", clips=1))
     assert (tmp_path / "again.mp4").read_bytes() == video.read_bytes()
     narrow = tmp_path / "narrow.mp4"
-    written = set()
+    contents = set()
     for _ in range(12):
         save_video(np.ascontiguousarray(frames[:, :, :96]), narrow, 6, {})
-        written.add(narrow.read_bytes())
-    assert len(written) == 1
+        contents.add(narrow.read_bytes())
+    assert len(contents) == 1
 
 
-def test_a_picture_is_exact_and_says_where_it_comes_from(frames: Picture, tmp_path: Path) -> None:
+def test_a_picture_is_lossless_and_has_its_provenance_as_metadata(frames: Picture, tmp_path: Path) -> None:
     save_picture(frames[0], tmp_path / "new" / "picture.png", provenance(PROMPT, 7, "abc"))
     with Image.open(tmp_path / "new" / "picture.png") as image:
         assert np.array_equal(np.asarray(image), frames[0])
@@ -103,11 +103,11 @@ def test_side_by_side(frames: Picture) -> None:
     assert (both[:, :, 128:132] == 255).all()
 
 
-def test_the_hash_of_a_model_is_that_of_its_weights(model_path: Path, model: ModelFolder, tmp_path: Path) -> None:
+def test_the_hash_of_a_model_depends_on_its_weights(model_path: Path, model: ModelFolder, tmp_path: Path) -> None:
     whole = model_hash(model, MODEL_PARTS)
     assert whole == model_hash(ModelFolder(model_path), MODEL_PARTS)
     assert len(whole) == 64
-    without = [unit for unit in MODEL_PARTS if unit != "motion_tokenizer"]
+    without = [part for part in MODEL_PARTS if part != "motion_tokenizer"]
     assert model_hash(model, without) != whole
     shutil.copytree(model_path, tmp_path / "other")
     tokenizer = model.load("motion_tokenizer")
@@ -135,7 +135,7 @@ video.play().catch(() => {});
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Serves a folder, and takes one report of the page."""
+    """Serves a folder, and receives the report of the page."""
 
     def __init__(self, reports: "Queue[dict[str, Any]]", *rest: Any, **named: Any) -> None:
         self._reports = reports
@@ -151,7 +151,7 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 def _play(folder: Path, name: str) -> dict[str, Any]:
-    """What a real browser reports of a video."""
+    """Plays a video in a browser, and returns the report of the page."""
     (folder / "page.html").write_text(PAGE)
     reports: Queue[dict[str, Any]] = Queue()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, reports, directory=str(folder)))

@@ -1,4 +1,4 @@
-"""Packed layers do what the usual ones do."""
+"""Packed linear layers give the results of ordinary ones."""
 
 import pytest
 import torch
@@ -24,27 +24,27 @@ def test_a_packed_layer_gives_the_same(bias: bool, shape: tuple[int, ...]) -> No
 
 
 @needs_mkldnn
-def test_a_language_model_with_large_layers_writes_the_same_when_packed() -> None:
+def test_a_packed_language_model_generates_the_same() -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=100, num_hidden_layers=2, **sizes)).eval()
     policy, prompts = TokenPolicy((range(100),), 99, 20, 20), [[3, 4, 5], [6, 7, 8, 9, 10]]
 
-    def written() -> list[list[int]]:
-        draws = [torch.Generator(), torch.Generator()]
-        return decode(model, embed_prompts(model, prompts), policy, [GREEDY] * 2, draws)
+    def generated() -> list[list[int]]:
+        generators = [torch.Generator(), torch.Generator()]
+        return decode(model, embed_prompts(model, prompts), policy, [GREEDY] * 2, generators)
 
-    before = written()
+    before = generated()
     pack_linears(model)
     assert all(isinstance(layer.mlp.up_proj, PackedLinear) for layer in model.model.layers)
     assert type(model.lm_head) is nn.Linear, f"its {model.lm_head.weight.numel()} weights are fewer than {MIN_WEIGHTS}"
-    assert written() == before
+    assert generated() == before
 
 
 @needs_mkldnn
 @pytest.mark.parametrize("unit", ["language_model", "understanding/language_model"])
 def test_a_runtime_on_a_cpu_packs_language_models(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("videolavit.generation.packed_linear.MIN_WEIGHTS", 1)  # as large as any layer of the preset
+    monkeypatch.setattr("videolavit.generation.packed_linear.MIN_WEIGHTS", 1)  # smaller than any layer of the preset
     loaded = Runtime(ModelFolder("tiny")).loaded(unit)
     assert isinstance(loaded.lm_head, PackedLinear)
     assert not isinstance(ModelFolder("tiny").load(unit).lm_head, PackedLinear)

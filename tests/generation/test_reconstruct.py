@@ -88,7 +88,7 @@ def test_originals_in_place_of_tokens(runtime: Runtime, video_file: Path, clips:
 
 
 def test_a_short_clip_is_the_start_of_a_whole_one(runtime: Runtime, video_file: Path) -> None:
-    """Of the clip that the detokenizer generates from its keyframe and vectors."""
+    """Generated from its keyframe and its motion vectors by the detokenizer itself."""
     settings = replace(FAST, keyframes="original", motion="original")
     *_, source = decompose(video_file)
     *_, clip = reconstruct_clips(runtime, video_file, settings)

@@ -1,4 +1,4 @@
-"""Where a model runs and in what precision, and models in folders."""
+"""Devices and data types of a model, and changed model folders."""
 
 import shutil
 from collections.abc import Callable
