@@ -16,10 +16,13 @@ from uuid import uuid4
 def write_beside(*targets: Path) -> Iterator[list[Path]]:
     """Yields a path beside each target. Files and folders written there replace the targets when the body ends.
 
-    If the body raises, the targets stay as they are. Missing folders are created. Files inside a folder are not
-    flushed: a writer whose folder must survive a power failure calls `flush` on each.
+    If the body raises, the targets stay as they are. Missing folders are created, and removed again if they stay empty.
+    Files inside a folder are not flushed: a writer whose folder must survive a power failure calls `flush` on each.
     """
+    parents = (folder for target in targets for folder in target.parents)
+    new_folders = [folder for folder in parents if not folder.exists()]
     with contextlib.ExitStack() as stack:
+        stack.callback(_remove_empty, new_folders)
         unfinished = [stack.enter_context(unused_path(target, target.suffix)) for target in targets]
         yield unfinished
         for finished, target in zip(unfinished, targets, strict=True):
@@ -84,6 +87,12 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # it is not empty, or was never made
+            folder.rmdir()
 
 
 def _flush_names(target: Path) -> None:
