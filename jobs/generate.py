@@ -5,6 +5,7 @@ picture. Several prompts are generated in one batch; each gives the same result 
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 from rich.console import Console
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> JobParser:
     parser = JobParser("generate", __doc__)
-    parser.add_argument("kind", type=str, choices=["image", "video"], help="kind of files to generate")
+    parser.add_argument("kind", type=Literal["image", "video"], help="kind of files to generate")
     parser.add_argument("--prompt", type=str, nargs="+", default=[], help="one or more texts")
     parser.add_argument("--image", type=str, nargs="+", default=[], help="pictures for the prompts, in order")
     parser.add_argument("--clips", type=int, default=1, help="number of clips of a video, of 24 frames each")
