@@ -18,8 +18,6 @@ from videolavit.training.components import COMPONENTS
 PACKAGES = ("platform/videolavit", "pipelines", "jobs", "serve")
 UNCHECKED = (
     "platform/videolavit/config",
-    "platform/videolavit/evaluation",
-    "platform/videolavit/generation",
     "platform/videolavit/models",
     "platform/videolavit/records",
     "platform/videolavit/training",

@@ -137,7 +137,7 @@ def test_a_progress_callback_can_stop_it(runtime: Runtime, video_file: Path) -> 
         ({"video_steps": 0}, "video_steps must be at least 1, not 0"),
         ({"clips": 0}, "clips must be at least 1, not 0"),
         ({"fps": 0}, "fps must be at least 1, not 0"),
-        ({"keyframes": "painted"}, "keyframes"),
+        ({"keyframes": "generated"}, "keyframes"),
     ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -160,7 +160,7 @@ def reconstruct(
         model: Model folder, or name of a preset.
         output: File to write; None for `NAME-reconstructed.mp4` in the working folder. The other file has
             `-side-by-side` after its name.
-        settings: What goes through tokens, denoising steps and sizes.
+        settings: Choice of tokens or originals for keyframes and motion, denoising steps and sizes.
         placement: Device and data type of the model.
         on_progress: Receives the denoising steps of each clip, and a message if the weights are untrained.
 
