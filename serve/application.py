@@ -46,6 +46,10 @@ class Ingress:
         )
         self.service = Service(settings, graph)
 
+    async def drain(self, seconds: float) -> None:
+        """Prepares the end of the service, while the other deployments still run. See `Service.drain`."""
+        await self.service.drain(seconds)
+
     def __serve_build_asgi_app__(self) -> Any:
         app: FastAPI = make_app(self.service)
         limits = self.service.settings.limits

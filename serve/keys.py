@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from videolavit.files import write_beside
 from videolavit.models.network import STRICT
 
-from .errors import ApiError, deadline_exceeded, too_many
+from .errors import ApiError, deadline_exceeded, too_many, unavailable
 from .settings import is_loopback
 
 PREFIX = "vl-"
@@ -103,8 +103,18 @@ class Admission:
 
     def __init__(self, keys: list[Key] | None, max_in_flight: int) -> None:
         self._keys, self._max_in_flight = keys, max_in_flight
+        self._closed = False
         self._buckets: dict[str, tuple[float, float]] = {}
         self._in_flight: dict[str, int] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Number of requests in flight."""
+        return sum(self._in_flight.values())
+
+    def close(self) -> None:
+        """Admits no more requests."""
+        self._closed = True
 
     def authenticate(self, authorization: str | None, client: str) -> str:
         """Name of the owner of the key in a header. Raises ApiError for an unknown key.
@@ -129,7 +139,9 @@ class Admission:
     async def admit(self, owner: str) -> AsyncIterator[None]:
         """Counts a request as in flight during the body. Raises ApiError if that is beyond a limit."""
         key = next((key for key in self._keys or () if key.name == owner), None)
-        if sum(self._in_flight.values()) >= self._max_in_flight:
+        if self._closed:
+            raise unavailable("the service is stopping")
+        if self.in_flight >= self._max_in_flight:
             raise too_many(f"the service has {self._max_in_flight} requests in flight; try again", 1, "overloaded")
         if key is not None:
             if self._in_flight.get(owner, 0) >= key.concurrent:

@@ -28,6 +28,8 @@ SHUTDOWN_MARGIN = 15.0
 NICENESS = "RAY_worker_niceness"
 """Environment variable by which Ray sets the priority of its worker processes."""
 
+log = logging.getLogger("videolavit.serve")
+
 
 class StartFailed(RuntimeError):
     """The service could not be started; the message says which deployments failed, and why."""
@@ -84,9 +86,12 @@ def serving(settings: ServeSettings, on_progress: OnProgress = ignore_progress) 
             except (RuntimeError, RayError) as error:
                 reasons = unhealthy_deployments() or str(error).splitlines()[:1]
                 raise StartFailed("the service could not be started: " + "; ".join(reasons)) from None
-            yield RunningService(url, settings.model_name, model.is_trained)
+            try:
+                yield RunningService(url, settings.model_name, model.is_trained)
+            finally:
+                on_progress(Progress("stop", message="finishing requests; jobs in progress return to the queue"))
+                _drain(settings.drain_seconds)
         finally:
-            on_progress(Progress("stop", message="finishing requests; jobs in progress return to the queue"))
             _stop(settings.drain_seconds, stop_serve=not before.proxies)
 
 
@@ -132,6 +137,14 @@ def _quiet_serve() -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
+
+
+def _drain(seconds: float) -> None:
+    """Finishes the requests in flight; when the application is deleted, Serve ends idle deployments that they need."""
+    try:
+        serve.get_app_handle(NAME).broadcast("drain", seconds).results(timeout_s=seconds + SHUTDOWN_MARGIN)
+    except (RuntimeError, RayError, TimeoutError) as error:
+        log.warning("the service could not be drained: %s", type(error).__name__)
 
 
 def _stop(drain_seconds: float, stop_serve: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import logging
 import random
@@ -55,6 +56,9 @@ log = logging.getLogger("videolavit.serve")
 MIN_TOKENS = 8
 """Fewest tokens of an answer, as in the published code, unless the request allows fewer in all."""
 
+DRAIN_POLL = 0.1
+"""Time between two looks for requests in flight while the service stops, in seconds."""
+
 
 class Service:
     """State of an ingress replica: settings, admission, video jobs and metrics.
@@ -75,6 +79,19 @@ class Service:
         self.worker = JobWorker(settings, self.store, self.folder, graph, self._job_ended)
         self._fetcher = Fetcher(settings.fetch_hosts, settings.limits.body_megabytes << 20)
         self.started = now()
+
+    async def drain(self, seconds: float) -> None:
+        """Admits no more requests, returns video jobs to the queue, and waits for the requests in flight.
+
+        Args:
+            seconds: Longest time to wait, in seconds.
+        """
+        self.admission.close()
+        await self.worker.stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.admission.in_flight:
+                    await asyncio.sleep(DRAIN_POLL)
 
     def measure_step(self, part: str, step: StepDone | Finished[Picture]) -> None:
         """Records the time and the batch size of a denoising step, or the time to decode pixels."""

@@ -220,7 +220,7 @@ def test_an_orderly_end_finishes_requests_and_gives_jobs_back(tmp_path_factory: 
         job = _create(running, 1)
         wait_for(lambda: _progress(running, job) > 35, "no progress", 60)
         image = pool.submit(running.post, "/v1/images/generations", json={"prompt": "x", "size": "480x320"})
-        time.sleep(0.5)
+        wait_for(lambda: running.metric("videolavit_requests_in_flight") == 2, "the request is not in flight")
         running.process.terminate()
         assert image.result().status_code == 200
         running.process.wait(120)
