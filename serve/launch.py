@@ -71,6 +71,7 @@ def serving(settings: ServeSettings, on_progress: OnProgress = ignore_progress) 
     model = ModelFolder(settings.model)
     settings = _with_absolute_paths(settings)
     _check_port(settings.host, settings.port)
+    own_ray = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_ray(on_progress))
         stack.enter_context(_quiet_serve())
@@ -92,7 +93,8 @@ def serving(settings: ServeSettings, on_progress: OnProgress = ignore_progress) 
                 on_progress(Progress("stop", message="finishing requests; jobs in progress return to the queue"))
                 _drain(settings.drain_seconds)
         finally:
-            _stop(settings.drain_seconds, stop_serve=not before.proxies)
+            # Ray ends Serve too when it stops; on a Ray that goes on, Serve stays if it was there before
+            _stop(settings.drain_seconds, stop_serve=not own_ray and not before.proxies)
 
 
 def _with_absolute_paths(settings: ServeSettings) -> ServeSettings:
@@ -154,5 +156,5 @@ def _stop(drain_seconds: float, stop_serve: bool) -> None:
     deadline = time.monotonic() + drain_seconds + SHUTDOWN_MARGIN
     while NAME in serve.status().applications and time.monotonic() < deadline:
         time.sleep(0.2)
-    if stop_serve:  # otherwise it was there before, and others may use it
+    if stop_serve:
         serve.shutdown()
