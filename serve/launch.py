@@ -150,7 +150,7 @@ def _drain(seconds: float) -> None:
 
 
 def _stop(drain_seconds: float, stop_serve: bool) -> None:
-    """Ends the application, and Serve too if asked to."""
+    """Ends the application, and Serve with `stop_serve`."""
     if NAME in serve.status().applications:
         serve.delete(NAME, _blocking=False)
     deadline = time.monotonic() + drain_seconds + SHUTDOWN_MARGIN

@@ -1,4 +1,4 @@
-"""A service as its own process, as a user starts it."""
+"""Service as a process of its own, as a user starts it."""
 
 import contextlib
 import io
@@ -32,15 +32,19 @@ QUICK = {
     "visual_guidance": 2.0,
     "motion_guidance": 2.0,
 }
-"""Samplers' settings with which a video takes a second."""
+"""Sampler settings with which a video takes a second."""
 
 
 @dataclass(eq=False)
 class Running:
-    """A service that runs.
+    """Running service.
 
     Args:
-        secrets: Keys of its users, by name.
+        url: Address of the service.
+        storage: Folder of results and uploads.
+        process: Process of the command.
+        log: File of its output.
+        secrets: API keys by the name of their owner.
     """
 
     url: str
@@ -49,13 +53,13 @@ class Running:
     log: Path
     secrets: dict[str, str] = field(default_factory=dict)
 
-    def client(self, who: str | None = None, **options: Any) -> openai.OpenAI:
-        """The official client, with somebody's key and without tries of its own."""
-        key = self.secrets[who] if who else next(iter(self.secrets.values()), "none")
+    def client(self, owner: str | None = None, **options: Any) -> openai.OpenAI:
+        """Official client with the key of an owner, and without retries."""
+        key = self.secrets[owner] if owner else next(iter(self.secrets.values()), "none")
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, **{"max_retries": 0, "timeout": 120} | options)
 
-    def headers(self, who: str | None = None) -> dict[str, str]:
-        key = self.secrets[who] if who else next(iter(self.secrets.values()), None)
+    def headers(self, owner: str | None = None) -> dict[str, str]:
+        key = self.secrets[owner] if owner else next(iter(self.secrets.values()), None)
         return {} if key is None else {"Authorization": f"Bearer {key}"}
 
     def get(self, path: str, **options: Any) -> requests.Response:
@@ -67,12 +71,14 @@ class Running:
         )
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
-        """Processes of a deployment."""
+        """Replica processes of a deployment."""
         family = psutil.Process(self.process.pid).children(recursive=True)
-        return [one for one in family if _title(one).startswith(f"ray::ServeReplica:videolavit:{deployment}")]
+        return [
+            process for process in family if _title(process).startswith(f"ray::ServeReplica:videolavit:{deployment}")
+        ]
 
     def log_lines(self) -> list[str]:
-        """What all processes of the service have logged."""
+        """Log lines of all processes of the service."""
         titles = " ".join(map(_title, psutil.Process(self.process.pid).children(recursive=True)))
         session = re.search(r"(/\S*/session_[\d_-]+)", titles)
         assert session is not None
@@ -82,7 +88,7 @@ class Running:
         return [line for file in files for line in file.read_text(errors="replace").splitlines()]
 
     def metric(self, name: str, **labels: str) -> float:
-        """The value of a measurement."""
+        """Value of a metric."""
         wanted = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
         for line in self.get("/metrics").text.splitlines():
             if line.startswith(name + (f"{{{wanted}}}" if wanted else " ")):
@@ -90,7 +96,7 @@ class Running:
         return 0.0
 
     def kill(self) -> None:
-        """Ends every process of the service at once, as a power failure would."""
+        """Kills all processes of the service at once, as a power failure would."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         for process in [psutil.Process(self.process.pid), *family]:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -107,15 +113,15 @@ def _title(process: psutil.Process) -> str:
 
 @contextlib.contextmanager
 def serving(folder: Path, keys: tuple[str, ...] = (), **settings: Any) -> Iterator[Running]:
-    """A service with the preset `tiny`; `keys` names who may use it. What is there already is gone on with."""
+    """Starts a service with the preset `tiny`, and with an API key for each name; jobs in its folder are continued."""
     port = free_port()
     values = {"model": "tiny", "storage": str(folder / "data"), "port": port, "generation": QUICK} | settings
     secrets = {}
     if keys:
         values["keys"] = str(folder / "keys.json")
         for name in keys:
-            made = _serve("--new-key", name, "--keys", values["keys"])
-            secrets[name] = subprocess.run(made, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+            command = _serve("--new-key", name, "--keys", values["keys"])
+            secrets[name] = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(values))
     log = folder / "log"
@@ -142,7 +148,7 @@ def _serve(*arguments: Any) -> list[str]:
 
 
 def environment_without_ray() -> dict[str, str]:
-    """The environment without a cluster that other tests may have left in it."""
+    """Environment without the address of a cluster that other tests may have set."""
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
@@ -154,7 +160,7 @@ def _is_ready(url: str) -> bool:
 
 
 def picture(seed: int = 0, width: int = 96, height: int = 64) -> bytes:
-    """A PNG file."""
+    """PNG file with random pixels."""
     file = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
     Image.fromarray(pixels).save(file, "PNG")
@@ -162,7 +168,7 @@ def picture(seed: int = 0, width: int = 96, height: int = 64) -> bytes:
 
 
 def video(seconds: int = 3, seed: int = 0) -> bytes:
-    """An mp4 file."""
+    """File in mp4 with moving texture."""
     file = io.BytesIO()
     write_mp4(moving_texture(12 * seconds, 96, 128, seed), file, 12)
     return file.getvalue()

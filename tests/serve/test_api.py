@@ -1,4 +1,4 @@
-"""The service as the official client sees it."""
+"""HTTP API, mostly through the official client."""
 
 import base64
 import io
@@ -45,7 +45,7 @@ def test_a_chat_answers_and_counts_its_tokens(service: Running) -> None:
     assert answer.usage.prompt_tokens > len("hello")
 
 
-def test_an_answer_has_as_many_tokens_as_it_must(service: Running) -> None:
+def test_an_answer_has_at_least_min_tokens(service: Running) -> None:
     create, messages = service.client().chat.completions.create, [{"role": "user", "content": "hello"}]
     with pytest.raises(openai.BadRequestError, match="min_tokens must not be above max_tokens, 12"):
         create(model=MODEL, messages=messages, max_tokens=12, extra_body={"min_tokens": 13})  # type: ignore[arg-type]
@@ -54,17 +54,17 @@ def test_an_answer_has_as_many_tokens_as_it_must(service: Running) -> None:
     assert answer.usage.completion_tokens == 40
 
 
-def test_a_stream_gives_the_same_text_as_the_whole_answer(service: Running) -> None:
-    asked = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 600, "seed": 5}
-    asked |= {"temperature": 0.7}
+def test_a_stream_gives_the_same_text_as_the_complete_answer(service: Running) -> None:
+    request = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 600, "seed": 5}
+    request |= {"temperature": 0.7}
     client = service.client()
-    whole = client.chat.completions.create(**asked)  # type: ignore[call-overload]
+    whole = client.chat.completions.create(**request)  # type: ignore[call-overload]
     events = list(
-        client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})  # type: ignore[call-overload]
+        client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True})  # type: ignore[call-overload]
     )
     said = "".join(event.choices[0].delta.content or "" for event in events if event.choices)
     assert said.strip() == whole.choices[0].message.content
-    assert len([event for event in events if event.choices and event.choices[0].delta.content]) > 2  # as it is made
+    assert len([event for event in events if event.choices and event.choices[0].delta.content]) > 2
     assert events[-1].usage == whole.usage
     assert events[-2].choices[0].finish_reason == whole.choices[0].finish_reason
 
@@ -72,22 +72,22 @@ def test_a_stream_gives_the_same_text_as_the_whole_answer(service: Running) -> N
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_ends_before_a_stop_string(service: Running, stream: bool) -> None:
     create = service.client().chat.completions.create
-    asked: Any = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 60}
-    said = create(**asked).choices[0].message.content
+    request: Any = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 60}
+    said = create(**request).choices[0].message.content
     assert said is not None
     stop = said[len(said) // 2 :][:4]
     if stream:
-        events = list(create(**asked, stop=stop, stream=True))
+        events = list(create(**request, stop=stop, stream=True))
         short = "".join(event.choices[0].delta.content or "" for event in events)
         reason = events[-1].choices[0].finish_reason
     else:
-        choice = create(**asked, stop=["not in it", stop]).choices[0]
+        choice = create(**request, stop=["not in it", stop]).choices[0]
         short, reason = choice.message.content, choice.finish_reason
     assert (short.strip(), reason) == (said[: said.index(stop)].strip(), "stop")
 
 
 @pytest.mark.parametrize("kind", ["image", "video", "file"])
-def test_pictures_and_videos_can_be_asked_about(service: Running, kind: str) -> None:
+def test_chats_about_images_and_videos(service: Running, kind: str) -> None:
     part: dict[str, object] = {
         "image": {"type": "image_url", "image_url": {"url": data_url("image/png", picture())}},
         "video": {"type": "video_url", "video_url": {"url": data_url("video/mp4", video())}},
@@ -113,7 +113,7 @@ def test_a_chat_remembers_its_turns(service: Running) -> None:
 # ---- images ---------------------------------------------------------------------------------------------------------
 
 
-def test_images_follow_from_their_seed(service: Running) -> None:
+def test_images_are_determined_by_their_seed(service: Running) -> None:
     create = service.client().images.generate
     first = create(prompt="a red circle", n=2, extra_body={"seed": 5}).data
     second = create(prompt="a red circle", extra_body={"seed": 6}).data
@@ -121,11 +121,11 @@ def test_images_follow_from_their_seed(service: Running) -> None:
     assert second is not None
     pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one.b64_json or "")))) for one in (*first, *second)]
     assert pictures[0].shape == (48, 72, 3)
-    assert np.abs(pictures[1].astype(int) - pictures[2]).max() <= 2  # what is in the batch changes the rounding only
+    assert np.abs(pictures[1].astype(int) - pictures[2]).max() <= 2  # the rest of the batch changes rounding only
     assert np.abs(pictures[0].astype(int) - pictures[1]).max() > 20
 
 
-def test_an_image_has_the_size_that_was_asked_for(service: Running) -> None:
+def test_an_image_has_the_requested_size(service: Running) -> None:
     made = service.client().images.generate(prompt="a circle", size="96x64", response_format="url")  # type: ignore[call-overload]
     assert made.data[0].url.startswith("data:image/png;base64,")
     assert Image.open(io.BytesIO(base64.b64decode(made.data[0].url.split(",")[1]))).size == (96, 64)
@@ -136,7 +136,7 @@ def test_an_image_has_the_size_that_was_asked_for(service: Running) -> None:
 # ---- videos ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_video_is_made_and_downloaded(service: Running) -> None:
+def test_a_video_is_generated_and_downloaded(service: Running) -> None:
     client = service.client()
     job = client.videos.create_and_poll(prompt="a red circle moves left", seconds="8", extra_body={"seed": 4})
     assert (job.status, job.progress, job.prompt, job.seconds) == ("completed", 100, "a red circle moves left", "8")
@@ -152,7 +152,7 @@ def test_a_video_is_made_and_downloaded(service: Running) -> None:
     assert client.videos.download_content(again.id).read() == data
 
 
-def test_a_video_starts_from_its_picture(service: Running) -> None:
+def test_a_video_starts_from_its_image(service: Running) -> None:
     client = service.client()
     job = client.videos.create_and_poll(prompt="it moves", input_reference=("a.png", picture(), "image/png"))
     assert job.status == "completed"
@@ -177,9 +177,9 @@ def test_jobs_are_listed_in_pages_and_deleted(service: Running) -> None:
         client.videos.retrieve(made[0].id)
 
 
-def service_page(service: Running, who: str, **query: str) -> dict[str, object]:
+def service_page(service: Running, owner: str, **query: str) -> dict[str, object]:
     page: dict[str, object] = requests.get(
-        f"{service.url}/v1/videos", params=query, headers=service.headers(who), timeout=30
+        f"{service.url}/v1/videos", params=query, headers=service.headers(owner), timeout=30
     ).json()
     return page
 
@@ -189,7 +189,7 @@ def test_a_deleted_job_stops_and_leaves_nothing(service: Running) -> None:
         parts = ("keyframe_detokenizer", "video_detokenizer")
         return sum(service.metric("videolavit_step_seconds_count", deployment=part) for part in parts)
 
-    def resting() -> bool:  # the lease is looked at every second, and a step may be under way
+    def resting() -> bool:  # the lease is checked every second, and a step may be running
         seen = steps()
         time.sleep(3)
         return steps() == seen
@@ -220,13 +220,13 @@ def test_progress_is_that_of_the_steps(service: Running) -> None:
     assert max(seen) < 100
 
 
-def test_a_video_goes_through_its_tokens(service: Running) -> None:
+def test_a_video_is_reconstructed_from_its_tokens(service: Running) -> None:
     source = video(seconds=5)
     job = service.post("/v1/videos/reconstruct", files={"video": ("a.mp4", source)}, data={"seed": "2"}).json()
     client = service.client()
-    while (told := client.videos.retrieve(job["id"])).status in ("queued", "in_progress"):
+    while (current := client.videos.retrieve(job["id"])).status in ("queued", "in_progress"):
         time.sleep(0.2)
-    assert told.status == "completed", told.error
+    assert current.status == "completed", current.error
     clips = list(decompose(source))
     made = probe(client.videos.download_content(job["id"]).read())
     assert made.num_frames == sum(clip.num_frames for clip in clips)
@@ -235,22 +235,22 @@ def test_a_video_goes_through_its_tokens(service: Running) -> None:
     assert 0 < tokens["visual"] <= 36 * len(clips)
 
 
-def test_a_video_that_is_none_fails_with_its_reason(service: Running) -> None:
+def test_an_invalid_video_fails_with_its_reason(service: Running) -> None:
     job = service.post("/v1/videos/reconstruct", files={"video": ("a.mp4", b"no video at all")}).json()
     client = service.client()
-    while (told := client.videos.retrieve(job["id"])).status in ("queued", "in_progress"):
+    while (current := client.videos.retrieve(job["id"])).status in ("queued", "in_progress"):
         time.sleep(0.1)
-    assert told.status == "failed"
-    assert told.error is not None
-    assert told.error.code == "invalid_input"
-    assert "container" in told.error.message or "format" in told.error.message
+    assert current.status == "failed"
+    assert current.error is not None
+    assert current.error.code == "invalid_input"
+    assert "container" in current.error.message or "format" in current.error.message
     answer = service.get(f"/v1/videos/{job['id']}/content")
     assert answer.status_code == 404
-    assert told.error.message in answer.json()["error"]["message"]
+    assert current.error.message in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "bounds"),
+    ("requested", "status", "bounds"),
     [
         ("bytes=0-99", 206, (0, 100)),
         ("bytes=100-", 206, (100, None)),
@@ -260,10 +260,12 @@ def test_a_video_that_is_none_fails_with_its_reason(service: Running) -> None:
         ("lines=1-2", 200, (0, None)),
     ],
 )
-def test_ranges_of_a_video(service: Running, asked: str, status: int, bounds: tuple[int, int | None] | None) -> None:
+def test_ranges_of_a_video(
+    service: Running, requested: str, status: int, bounds: tuple[int, int | None] | None
+) -> None:
     path = _finished_video(service)
     whole = service.get(path).content
-    part = service.get(path, headers={"Range": asked})
+    part = service.get(path, headers={"Range": requested})
     assert part.status_code == status
     if bounds is not None:
         assert part.content == whole[bounds[0] : bounds[1]]
@@ -280,7 +282,7 @@ def _finished_video(service: Running) -> str:
 # ---- the service ----------------------------------------------------------------------------------------------------
 
 
-def test_health_documentation_and_measurements(service: Running) -> None:
+def test_health_documentation_and_metrics(service: Running) -> None:
     assert requests.get(f"{service.url}/healthz", timeout=30).json()["status"] == "ok"
     ready = requests.get(f"{service.url}/readyz", timeout=30).json()
     assert set(ready["deployments"].values()) == {"HEALTHY"}
@@ -289,10 +291,10 @@ def test_health_documentation_and_measurements(service: Running) -> None:
     before = service.metric("videolavit_tokens_total", kind="written")
     service.client().chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "x"}], max_tokens=9)
     assert service.metric("videolavit_tokens_total", kind="written") == before + 9
-    asked, label = {"prompt": "x", "seed": 1}, {"deployment": "keyframe_detokenizer"}
+    request, label = {"prompt": "x", "seed": 1}, {"deployment": "keyframe_detokenizer"}
     names = [f"videolavit_{name}_seconds_count" for name in ("step", "decode")]
     counted = [service.metric(name, **label) for name in names]
-    assert service.post("/v1/images/generations", json=asked).ok
+    assert service.post("/v1/images/generations", json=request).ok
     assert [service.metric(name, **label) for name in names] == [counted[0] + QUICK["keyframe_steps"], counted[1] + 1]
     assert service.metric("videolavit_decode_seconds_sum", **label) > 0
     done = service.metric("videolavit_jobs", status="completed")
@@ -302,10 +304,10 @@ def test_health_documentation_and_measurements(service: Running) -> None:
 
 def test_a_request_id_comes_back_and_prompts_are_not_logged(service: Running) -> None:
     secret = "a sentence that no log may hold"
-    asked = {"model": MODEL, "messages": [{"role": "user", "content": secret}], "max_tokens": 8}
-    answer = service.post("/v1/chat/completions", json=asked, headers={"X-Request-Id": "mine-1"})
+    request = {"model": MODEL, "messages": [{"role": "user", "content": secret}], "max_tokens": 8}
+    answer = service.post("/v1/chat/completions", json=request, headers={"X-Request-Id": "mine-1"})
     assert answer.headers["x-request-id"] == "mine-1"
-    assert len(service.post("/v1/chat/completions", json=asked).headers["x-request-id"]) > 10
+    assert len(service.post("/v1/chat/completions", json=request).headers["x-request-id"]) > 10
     lines = service.log_lines()
     own = [json.loads(line) for line in lines if line.startswith("{") and "mine-1" in line]
     assert own

@@ -1,4 +1,4 @@
-"""The page at `/`, in a real browser."""
+"""Web page of the service, in a real browser."""
 
 import shutil
 from collections.abc import Iterator
@@ -27,37 +27,37 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, service: Running) -> Iterator[Page]:
-    """The page of a user with a key; it may have loaded nothing from elsewhere, and made no mistake."""
+    """Page of a user with an API key, which may load nothing from other hosts and raise no error."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     opened = context.new_page()
     opened.set_default_timeout(LIMIT)
     foreign: list[str] = []
-    mistakes: list[str] = []
+    errors: list[str] = []
 
     def note(request: Request) -> None:
         if not request.url.startswith((service.url, "blob:", "data:")):
             foreign.append(request.url)
 
     opened.on("request", note)
-    opened.on("pageerror", lambda error: mistakes.append(str(error)))
+    opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.add_init_script(f"sessionStorage.setItem('key', '{service.secrets['alice']}')")
     opened.goto(service.url)
     expect(opened.locator("#model")).to_have_text("tiny")
     yield opened
     assert foreign == []
-    assert mistakes == []
+    assert errors == []
     context.close()
 
 
 def _plays(page: Page, element: str) -> None:
-    # the page's own policy forbids what a wait inside the page would evaluate
+    # the content security policy of the page forbids `wait_for_function`
     shown = f"document.querySelector('{element}')"
     playing = f"{shown}.readyState >= 2 && {shown}.currentTime > 0.1"
     wait_for(lambda: bool(page.evaluate(playing)), "it does not play", LIMIT / 1000)
     assert page.evaluate(f"document.querySelector('{element}').videoWidth") > 0
 
 
-def test_a_video_is_made_with_the_keyboard_alone(page: Page, tmp_path: Path) -> None:
+def test_a_video_is_generated_with_the_keyboard_alone(page: Page, tmp_path: Path) -> None:
     page.locator("body").click(position={"x": 2, "y": 2})
     for _ in range(20):
         page.keyboard.press("Tab")
@@ -79,7 +79,7 @@ def test_a_video_is_made_with_the_keyboard_alone(page: Page, tmp_path: Path) -> 
     page.screenshot(path=tmp_path / "made.png", full_page=True)
 
 
-def test_a_video_is_sent_through_its_tokens_and_asked_about(page: Page, tmp_path: Path) -> None:
+def test_a_video_is_reconstructed_and_discussed(page: Page, tmp_path: Path) -> None:
     source = tmp_path / "source.mp4"
     source.write_bytes(video())
     page.locator("#source").set_input_files(source)
@@ -107,7 +107,7 @@ def test_a_video_can_be_stopped(page: Page) -> None:
     expect(page.locator("#make-go")).to_be_enabled()
 
 
-def test_what_is_wrong_is_told(page: Page, tmp_path: Path) -> None:
+def test_errors_are_shown(page: Page, tmp_path: Path) -> None:
     page.locator("#seconds").select_option("12")  # this service allows 8
     page.locator("#make-go").click()
     expect(page.locator("#make-state")).to_have_text("at most 8 seconds are generated, not 12")

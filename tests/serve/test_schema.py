@@ -1,4 +1,4 @@
-"""Whatever is sent, the service answers as its own OpenAPI document says, and never with an error of its own."""
+"""Answers to generated requests: as the OpenAPI document says, and never an internal error."""
 
 import contextlib
 from typing import Any
@@ -22,7 +22,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 
 @pytest.mark.parametrize(("mode", "fewest"), [(GenerationMode.POSITIVE, 13), (GenerationMode.NEGATIVE, 6)])
 def test_answers_are_as_documented(service: Running, mode: GenerationMode, fewest: int) -> None:
-    """To what fits the document, and to what does not: of so many operations at least."""
+    """Sends valid and invalid requests to at least `fewest` operations."""
     document = schemathesis.openapi.from_url(f"{service.url}/openapi.json")
     called: dict[str, set[int]] = {}
     for found in document.get_all_operations():
@@ -40,5 +40,5 @@ def _call(operation: Any, mode: GenerationMode, service: Running, statuses: set[
         answer = case.call_and_validate(headers=service.headers("dave"), checks=CHECKS)
         statuses.add(answer.status_code)
 
-    with contextlib.suppress(Unsatisfiable):  # what takes nothing cannot be given something wrong
+    with contextlib.suppress(Unsatisfiable):  # an operation without parameters has no invalid request
         run()
