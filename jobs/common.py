@@ -1,28 +1,22 @@
-"""Parts that all jobs share: command lines, errors of the user without a traceback, progress, and Ray."""
+"""Parts that all jobs share: command lines, errors of the user without a traceback, and Ray."""
 
 import contextlib
 import re
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 from pydantic import ValidationError
-from rich import progress as bars
 from rich.console import Console
 from rich.markup import escape
 
 from pipelines.session import RayUnavailable, ray_session
-from videolavit.progress import OnProgress, Progress
 
 T = TypeVar("T")
 INTERRUPTED = 130
 """Exit status of a job that was interrupted from the keyboard, as shells define it."""
-
-LOG_SECONDS = 10.0
-"""Time between two lines of progress in a log, in seconds."""
 
 console = Console(stderr=True, highlight=False)
 """Standard error, for progress and messages to people. Results go to standard output."""
@@ -90,41 +84,6 @@ def user_errors(*types: type[Exception]) -> Iterator[None]:
         yield
     except types as error:
         fail(error)
-
-
-@contextlib.contextmanager
-def show_progress(unit: str = "") -> Iterator[OnProgress]:
-    """Shows the progress of a library call: on a terminal a bar for each stage, in a log a line every ten seconds.
-
-    Args:
-        unit: Unit of the counts, in the plural.
-    """
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn(unit),
-        bars.TextColumn("{task.fields[message]}", markup=False),
-        bars.TimeRemainingColumn(),
-    )
-    tasks: dict[str, bars.TaskID] = {}
-    logged = time.monotonic()
-    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-
-        def show(progress: Progress) -> None:
-            nonlocal logged
-            started = progress.stage not in tasks
-            if started:
-                tasks[progress.stage] = bar.add_task(progress.stage, total=None, message="")
-            total = progress.total or None
-            bar.update(tasks[progress.stage], completed=progress.done, total=total, message=progress.message)
-            if not console.is_terminal and (started or time.monotonic() - logged > LOG_SECONDS):
-                logged = time.monotonic()
-                count = f"{progress.done:g}/{progress.total:g}" if total else f"{progress.done:g}"
-                line = f"{progress.stage}: {count} {unit} {progress.message}"
-                console.print(line.rstrip(), markup=False, soft_wrap=True)
-
-        yield show
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ from videolavit.records.report import render_page
 from videolavit.records.storage import StorageError, StorageSettings
 from videolavit.records.usage import Facts
 
-from .common import JobParser, fail, pick, show_progress, user_errors
+from .common import JobParser, fail, pick, user_errors
+from .progress import show_progress
 
 
 def main(argv: Sequence[str] | None = None) -> None:

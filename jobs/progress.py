@@ -1,28 +1,28 @@
-"""Progress of long jobs on a terminal: a bar for each stage, or a line now and then in a log."""
+"""Progress of library calls on standard error: a bar for each stage on a terminal, a line now and then in a log."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.markup import escape
-from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from videolavit.progress import OnProgress, Progress
 
 from .common import console
 
-LOG_EVERY = 10.0
-"""Seconds between two lines about one stage in a log."""
+LOG_SECONDS = 10.0
+"""Time between two lines about one stage in a log, in seconds."""
 
 
 @contextmanager
-def shown() -> Iterator[OnProgress]:
-    """Shows the progress of a call on stderr."""
+def show_progress() -> Iterator[OnProgress]:
+    """Yields a callback that shows the progress of a library call."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TaskProgressColumn(),
+        MofNCompleteColumn(),
         TextColumn("{task.fields[message]}", markup=False),
         TimeRemainingColumn(),
     )
@@ -31,7 +31,7 @@ def shown() -> Iterator[OnProgress]:
 
 
 class _Display:
-    """Receives progress; messages without a total are lines of their own."""
+    """Callback that shows progress; a report that has only a message becomes a line of its own."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -39,21 +39,21 @@ class _Display:
         self._logged: dict[str, float] = {}
 
     def __call__(self, progress: Progress) -> None:
-        if not progress.total:
+        if progress.message and not progress.total:
             console.print(escape(f"{progress.stage}: {progress.message}"), soft_wrap=True)
         elif console.is_terminal:
             if progress.stage not in self._tasks:
-                self._tasks[progress.stage] = self._bars.add_task(progress.stage, total=progress.total, message="")
-            task = self._tasks[progress.stage]
-            self._bars.update(task, completed=progress.done, total=progress.total, message=progress.message)
+                self._tasks[progress.stage] = self._bars.add_task(progress.stage, message="")
+            task, total = self._tasks[progress.stage], progress.total or None
+            self._bars.update(task, completed=progress.done, total=total, message=progress.message)
         else:
             self._log(progress)
 
     def _log(self, progress: Progress) -> None:
-        """Prints the first line of a stage, one now and then, and the last."""
+        """Prints the first line of a stage, one every ten seconds, and the last."""
         now = time.monotonic()
-        is_last = progress.done >= progress.total
-        if is_last or now - self._logged.get(progress.stage, -LOG_EVERY) >= LOG_EVERY:
+        is_last = 0 < progress.total <= progress.done
+        if is_last or now - self._logged.get(progress.stage, -LOG_SECONDS) >= LOG_SECONDS:
             self._logged[progress.stage] = now
-            line = f"{progress.stage}: {progress.done:.0f}/{progress.total:.0f}"
+            line = f"{progress.stage}: {progress.done:.0f}" + (f"/{progress.total:.0f}" if progress.total else "")
             console.print(escape(f"{line}, {progress.message}" if progress.message else line), soft_wrap=True)

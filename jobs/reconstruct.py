@@ -15,13 +15,14 @@ from videolavit.media import MediaError
 from videolavit.models.network import ModelError
 
 from .common import JobParser, pick, user_errors
-from .models import add_model_options, progress_bars
+from .models import add_model_options
+from .progress import show_progress
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes two videos; exits with status 2 on a mistake of the user."""
     options = _parser().parse(argv)
-    with user_errors(ValueError, MediaError, ModelError, OSError), progress_bars() as on_progress:
+    with user_errors(ValueError, MediaError, ModelError, OSError), show_progress() as on_progress:
         summary = reconstruct(
             options.video,
             options.model,

@@ -15,7 +15,7 @@ from videolavit.records.identity import VERSIONS, IdentityMismatch
 from videolavit.records.storage import StorageError
 
 from .common import INTERRUPTED, JobParser, console, fail, user_errors
-from .progress import shown
+from .progress import show_progress
 
 USER_ERRORS = (InputError, StorageError, IdentityMismatch, PlanningConflict, RayUnavailable)
 
@@ -67,7 +67,7 @@ def show_run(
         errors: Further mistakes of users.
     """
     try:
-        with user_errors(*USER_ERRORS, *errors), shown() as on_progress:
+        with user_errors(*USER_ERRORS, *errors), show_progress() as on_progress:
             if plan is not None:
                 planned = plan(on_progress)
             else:

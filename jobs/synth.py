@@ -16,7 +16,8 @@ from rich.table import Table
 from videolavit.records.storage import StorageError, StorageSettings
 from videolavit.synth import QUESTIONS, SynthSettings, render_corpus
 
-from .common import JobParser, pick, show_progress, user_errors
+from .common import JobParser, pick, user_errors
+from .progress import show_progress
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_class_arguments(StorageSettings)
     options = parser.parse(argv)
     started = time.monotonic()
-    with user_errors(ValueError, StorageError, OSError), show_progress("videos") as on_progress:
+    with user_errors(ValueError, StorageError, OSError), show_progress() as on_progress:
         settings = pick(SynthSettings, options)
         corpus = render_corpus(
             options.output,
