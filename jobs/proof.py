@@ -40,22 +40,22 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 34),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
 }
-"""Of every stage."""
+"""Environment variables of every stage."""
 
 
 @dataclass(frozen=True)
 class ProofSizes:
-    """How large the proof is.
+    """Sizes of the proof.
 
     Args:
-        train_videos: Videos of the training corpus.
-        held_out_videos: Videos with combinations that the training corpus has not.
-        prompts: Held-out captions that videos are generated from.
-        recipe: Of the trainings, in `config/training/`.
-        shape_scale: Of the corpus, as the next two: see `videolavit synth --help`.
-        speed: Of the corpus.
-        background_contrast: Of the corpus.
-        seed: Of the corpus.
+        train_videos: Number of videos in the training corpus.
+        held_out_videos: Number of videos with combinations that the training corpus does not have.
+        prompts: Number of held-out captions that videos are generated from.
+        recipe: Recipe of the trainings, in `config/training/`.
+        shape_scale: Size of the shapes, relative to the default; see `videolavit synth --help`.
+        speed: Speed of the fastest shapes, in shorter frame sides per second.
+        background_contrast: Contrast of the background's texture, from 0 to 1.
+        seed: Seed of the corpus.
     """
 
     train_videos: int = 3000
@@ -129,7 +129,7 @@ class Stages:
 
     @property
     def minutes(self) -> dict[str, float]:
-        """Of each stage."""
+        """Time of each stage, in minutes."""
         return {name: sum(end - start for start, end in spans) / 60 for name, spans in self._times.items()}
 
     @property

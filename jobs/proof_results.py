@@ -1,4 +1,4 @@
-"""What the proof measures on held-out videos, and the page that shows it."""
+"""Measurements of the proof on held-out videos, and the page that shows them."""
 
 import json
 from collections.abc import Sequence

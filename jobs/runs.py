@@ -40,7 +40,7 @@ def run_settings(options: Any, inputs: str) -> RunSettings:
     """Settings of a start; ends the job where options do not go together.
 
     Args:
-        inputs: What --input names, for messages.
+        inputs: Description of the inputs, for messages.
     """
     if options.output is None and not options.plan:
         fail("--output is missing: name the folder or s3:// prefix for the run (or use --plan to only look)")

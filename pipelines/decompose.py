@@ -83,7 +83,7 @@ def decompose(request: DecomposeRequest, on_progress: OnProgress = ignore_progre
 
 
 def plan_decomposition(request: DecomposeRequest, on_progress: OnProgress = ignore_progress) -> PlanSummary:
-    """What `decompose` would do, with its cost. Writes nothing. Raises what `decompose` raises."""
+    """Computes the work of `decompose` and its cost, and writes nothing. Raises the errors of `decompose`."""
     pipeline = Decomposition.of(request)
     return plan_run(pipeline, request.inputs, request.output, request.storage, request.run, on_progress)
 

@@ -32,7 +32,7 @@ RUN, REJECTS = "run.json", "rejects.parquet"
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What a start of a run is to do, and with what.
+    """Settings of one start of a run.
 
     Args:
         retry_rejects: Try the rejects of the run again.
@@ -114,7 +114,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSummary:
-    """What a start would do.
+    """Work of a run that has not started.
 
     Args:
         new: Sources that no plan of the run has.
@@ -130,7 +130,7 @@ class PlanSummary:
 
 
 class Pipeline(ABC):
-    """What tells one pipeline from another.
+    """Parts in which pipelines differ.
 
     Args:
         settings: Settings that decide what is planned.
@@ -146,7 +146,7 @@ class Pipeline(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What decides the bytes of the shards, by stored names. A folder that has another one is refused."""
+        """Returns all that the bytes of the shards depend on, by stored names. A folder with another one is refused."""
 
     @abstractmethod
     def takes(self, kind: Kind) -> bool:
@@ -255,7 +255,7 @@ def plan_run(
     settings: RunSettings,
     on_progress: OnProgress = ignore_progress,
 ) -> PlanSummary:
-    """What `start_run` would do, with its cost. Writes nothing."""
+    """Computes the work of `start_run` and its cost, and writes nothing."""
     ledger = open_run(pipeline, output, storage, settings)[0] if output else None
     listing = list_inputs(pipeline, inputs, storage)
     with ray_session(on_progress):

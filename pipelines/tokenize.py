@@ -123,7 +123,7 @@ def tokenize(request: TokenizeRequest, on_progress: OnProgress = ignore_progress
 
 
 def plan_tokenization(request: TokenizeRequest, on_progress: OnProgress = ignore_progress) -> PlanSummary:
-    """What `tokenize` would do, with its cost. Writes nothing. Raises what `tokenize` raises."""
+    """Computes the work of `tokenize` and its cost, and writes nothing. Raises the errors of `tokenize`."""
     info = _read_tokenizers(request, on_progress)
     with ray_session(on_progress):
         pipeline = Tokenization(request, info)
@@ -291,7 +291,7 @@ class _Preparer:
                     reported = time.monotonic()
             yield shard.to_block()
         except Exception as failure:
-            # As in `_Encoder`, which passes it on.
+            # The encoder passes the reason on; an exception here would lose it.
             yield failed_block(name, repr(failure))
 
 

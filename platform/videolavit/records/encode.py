@@ -44,7 +44,7 @@ class Encoder:
     codes does not depend on what is encoded with it.
 
     Args:
-        tokenizers: What the run was started with; a node whose model folder holds others is refused.
+        tokenizers: Tokenizers of the run; a node whose model folder holds others is refused.
 
     Raises:
         ModelError: the model cannot be loaded or is another one.
@@ -121,7 +121,7 @@ def _plain(codes: torch.Tensor) -> Codes:
 
 
 def _make_repeatable(device: str) -> None:
-    """The same bits from run to run, whatever else the machine does."""
+    """Makes torch compute the same bits in every run, whatever else the machine does."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.allow_tf32 = False

@@ -1,4 +1,4 @@
-"""What inputs name, as sources in bounded Arrow batches. Opens tables, and no video, image or text."""
+"""Listing of inputs: sources in Arrow batches of bounded size. Tables are opened; videos, images and texts are not."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence

@@ -13,12 +13,13 @@ from videolavit.media.errors import SourceEmpty
 from videolavit.media.resize import resize_picture
 
 MAX_PIXELS = 8192 * 8192
-"""As for a video's frame. A decoded picture of this size takes 200 MB."""
+"""Largest size of a picture, in pixels: that of a video's frame. A decoded picture of this size takes 200 MB."""
 
 MAX_FILE_BYTES = 512 << 20
+"""Largest size of a picture's file, in bytes."""
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""What is tried. Others that Pillow knows run programs (EPS) or are hardly pictures."""
+"""Image formats that are read. Other formats of Pillow run programs (EPS) or are hardly images."""
 
 
 class NotAnImage(MediaError):
@@ -26,11 +27,11 @@ class NotAnImage(MediaError):
 
 
 class CorruptImage(MediaError):
-    """Damaged or cut short."""
+    """The image is damaged or cut short."""
 
 
 class ImageTooLarge(MediaError):
-    """Its file or its declared size is above the limit; nothing was decoded."""
+    """The file or the declared size of the image is above the limit; nothing was decoded."""
 
 
 def decode_image(data: bytes, size: int | None = None) -> NDArray[np.uint8]:
@@ -71,7 +72,7 @@ def _opened(data: bytes) -> Image.Image:
         raise ImageTooLarge(f"declares more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise NotAnImage(f"no image in a known format ({', '.join(FORMATS)})") from None
-    except Exception as error:  # as above
+    except Exception as error:
         raise CorruptImage(f"cannot be opened: {error or type(error).__name__}") from None
     return image
 

@@ -106,7 +106,7 @@ class PreparedShard:
 
 
 def waiting_block() -> pa.Table:
-    """What an actor sends while its shard is not ready, so that nobody takes it for stuck."""
+    """Returns the block that an actor sends while it works on a shard, so that it is not taken for stuck."""
     return _block()
 
 

@@ -68,15 +68,16 @@ def render_page(
     videos: Sequence[tuple[bytes, str]] = (),
     pictures: Sequence[tuple[bytes, str]] = (),
 ) -> str:
-    """A self-contained HTML page with a contact sheet; everything from the data is escaped.
+    """Renders a self-contained HTML page with a contact sheet; text from the data is escaped.
 
     Args:
+        title: Title of the page.
         facts: Names and values.
         cells: Pictures and captions of the contact sheet.
-        plots: As `histogram` makes them.
+        plots: Histograms, from `histogram`.
         rejects: Samples that could not be made.
-        details: Shown as it is.
-        note: What a reader must know first.
+        details: Text at the end of the page, in a fixed-width font.
+        note: Text at the beginning of the page.
         videos: mp4 files and their captions.
         pictures: PNG files and their captions.
     """

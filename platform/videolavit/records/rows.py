@@ -260,7 +260,7 @@ def extra_column(table: pa.Table, name: str) -> pa.ChunkedArray | None:
 
 
 def keys(table: pa.Table) -> pa.ChunkedArray | pa.Array:
-    """What tells the rows of a listing or plan apart: the range where there is one, or else the source."""
+    """Returns the keys of the rows of a listing or plan: the range id where there is one, or else the source."""
     ranges = extra_column(table, RANGE_ID)
     return table["source"] if ranges is None else pc.coalesce(ranges.cast(pa.string()), table["source"])
 

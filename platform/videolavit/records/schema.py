@@ -11,7 +11,7 @@ WORK_SECONDS = b"work_seconds"
 
 CLIP = pa.struct(
     [
-        ("start_frame", pa.int32()),  # of the keyframe in the sample's re-encoded stream
+        ("start_frame", pa.int32()),  # index of the keyframe in the sample's re-encoded stream
         ("num_frames", pa.int16()),  # real frames, up to 24
         ("keyframe", pa.large_binary()),  # JPEG or PNG file
         ("motion", pa.list_(pa.int16())),  # [num_frames, blocks_high, blocks_wide, 2], half pixels, x first
@@ -52,7 +52,7 @@ TOKENS = pa.schema(
         pa.field("modality", pa.string(), nullable=False),  # video, image, text
         pa.field("source", pa.string(), nullable=False),
         ("text", pa.string()),  # kept as text: its token ids depend on a language model
-        ("start_seconds", pa.float64()),  # of a video's segment; null otherwise
+        ("start_seconds", pa.float64()),  # start of the segment of a video; null otherwise
         ("end_seconds", pa.float64()),
         ("clips", pa.list_(TOKEN_CLIP)),  # an image is one clip without motion, a text has no clip
         ("num_tokens", pa.int32()),  # visual and motion codes of the sample
@@ -85,7 +85,7 @@ SOURCES = pa.schema(
         ("row_group", pa.int64()),  # row group of the table `url` that holds `row`
         ("column", pa.string()),  # column of that table that holds the file
         ("text_url", pa.string()),  # file that holds the text
-        ("start_seconds", pa.float64()),  # of a range that the input names; null: the whole video
+        ("start_seconds", pa.float64()),  # start of the range that the input names; null for the whole video
         ("end_seconds", pa.float64()),
     ]
 )

@@ -29,12 +29,12 @@ _READERS = 16
 
 @dataclass(frozen=True)
 class ShardKind:
-    """What a run makes.
+    """Kind of shards: of clips or of tokens.
 
     Attributes:
-        folder: Of the shards in the run's folder; also the kind in their metadata.
-        schema: Of the rows.
-        count: What a shard's footer says of rows, as numbers to be added up; `samples` among them.
+        folder: Folder of the shards in the run's folder; also the kind in their metadata.
+        schema: Schema of the rows.
+        count: Function that computes a footer's counts of rows, `samples` among them; counts of shards are added up.
         stored: Paths in Parquet of columns that are compressed already.
     """
 
@@ -77,7 +77,7 @@ TOKENS = ShardKind("tokens", schema.TOKENS, _count_tokens)
 
 @dataclass
 class ShardSummary:
-    """What a shard's footer says about it."""
+    """Counts and rejects of a shard, from its footer."""
 
     name: str
     counts: Counter[str] = field(default_factory=Counter)
@@ -108,7 +108,7 @@ class ShardWriter:
 
     Args:
         folder: Output of the run.
-        name: Of the shard.
+        name: Name of the shard.
         extra: Fields of the manifest's further columns.
         metadata: Further Parquet metadata of the shard.
     """
@@ -155,7 +155,7 @@ class ShardWriter:
 
     @property
     def counts(self) -> Counter[str]:
-        """What was counted of the rows so far."""
+        """Counts of the rows that were added."""
         return self._summary.counts
 
     def commit(self) -> bool:
@@ -174,7 +174,7 @@ def _leaves(of: pa.Schema) -> list[str]:
 
 
 class Ledger:
-    """What a run's folder says has been planned and committed."""
+    """Plans and committed shards of a run, read from its folder."""
 
     def __init__(self, folder: Folder, kind: ShardKind = CLIPS) -> None:
         self.folder, self.kind = folder, kind

@@ -86,7 +86,7 @@ def naming_location(url: str) -> Iterator[None]:
 
 
 def absolute_url(url: str) -> str:
-    """The same location however it is written: a local path becomes absolute and plain, a URL stays."""
+    """Normalises a location: a local path becomes absolute, a URL stays as it is."""
     if protocol_of(url) == "file":
         return os.path.abspath(url.removeprefix("file://"))
     return url

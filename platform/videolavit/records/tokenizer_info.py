@@ -1,4 +1,4 @@
-"""What tokenizing depends on, without torch: drivers and decoding actors need no more."""
+"""Settings of tokenization and properties of the tokenizers, for drivers and decoding actors, without torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,14 +10,14 @@ CLIPS_ON_GPU, CLIPS_ON_CPU = 32, 1
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What must be known of a model's tokenizers without their weights.
+    """Properties of a model's tokenizers.
 
     Attributes:
         digests: SHA-256 of each part.
         num_codes: Size of each part's codebook.
-        picture_size: Side of a picture in pixels.
-        motion_size: Height and width of a motion grid.
-        codes_a_picture: The most that a picture may give.
+        picture_size: Side of a picture, in pixels.
+        motion_size: Height and width of a motion grid, in blocks.
+        codes_a_picture: Largest number of codes of a picture.
     """
 
     digests: dict[str, str]
@@ -27,18 +27,18 @@ class TokenizerInfo:
     codes_a_picture: int
 
     def metadata(self) -> dict[str, str]:
-        """What a shard's Parquet metadata says of them."""
+        """Returns the Parquet metadata of shards that these tokenizers encoded."""
         codes = {f"videolavit.{kind}_codes": str(number) for kind, number in self.num_codes.items()}
         return codes | {f"videolavit.{part}": digest for part, digest in self.digests.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeSettings:
-    """How prepared shards become codes.
+    """Settings of the encoding of prepared shards.
 
     Args:
         model: Model folder, on a path that all nodes share, or the name of a preset (untrained weights).
-        dtype: Of the computation.
+        dtype: Data type of the computation.
         token_budget: Codes that a batch may give, over all samples of a shard, 256 for a picture or the motion of a
             clip; by default 32 clips on a GPU and one on the CPU. Lower it if the device's memory does not suffice.
             It belongs to the run's identity, since rounding may depend on it.

@@ -1,4 +1,4 @@
-"""What token shards hold: modalities, lengths, and how much of each codebook is used."""
+"""Statistics of token shards: modalities, lengths, and usage of the codebooks."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -45,9 +45,9 @@ class TokenStatistics:
     """Adds up token shards.
 
     Attributes:
-        usage: Of each codebook.
-        modalities: Samples of each.
-        lengths: Arrays of each distribution, by its name; one array a shard.
+        usage: Code counts of each codebook.
+        modalities: Number of samples of each modality.
+        lengths: Values of each distribution, by its name; one array per shard.
     """
 
     usage: dict[str, CodeUsage] = field(
