@@ -12,7 +12,7 @@ import psutil
 
 from videolavit.files import write_beside
 from videolavit.isolation import Arguments, IsolatedFunction
-from videolavit.records.plan import plan_table
+from videolavit.records.rows import plan_rows_from
 from videolavit.records.samples import SampleSettings
 from videolavit.records.storage import StorageSettings
 from videolavit.synth import SynthSettings
@@ -42,7 +42,7 @@ def measure_memory(output: Path, seconds: int) -> dict[str, Any]:
     `proportional` is the largest sum seen, twice a second, that counts it once.
     """
     video = long_video(output, seconds)
-    rows = planned([video], SampleSettings(), StorageSettings())
+    plan = planned([video], SampleSettings(), StorageSettings())
 
     def alone(function: Callable[[*Arguments], dict[str, float]], *args: *Arguments) -> dict[str, float]:
         process = IsolatedFunction(function)
@@ -52,15 +52,15 @@ def measure_memory(output: Path, seconds: int) -> dict[str, Any]:
         return peaks | {"proportional": seen["proportional"]}
 
     def under_ray(folder: str) -> dict[str, float]:
-        with local_ray(), _watched("samples:decompose_row") as seen:
-            for record in through_ray([plan_table(rows, [])], folder, SampleSettings(), workers=1):
+        with local_ray(), _watched("kinds:read_clips") as seen:
+            for record in through_ray([plan], folder, SampleSettings(), workers=1):
                 if record["rejects"]:
                     raise RuntimeError("a segment was rejected")
         return seen
 
     kinds: dict[str, Callable[[str], dict[str, float]]] = {
         "plain process": lambda folder: alone(stream_peak, str(video)),
-        "worker without Ray": lambda folder: alone(unit_peak, rows, folder),
+        "worker without Ray": lambda folder: alone(unit_peak, plan_rows_from(plan), folder),
         "worker under Ray": under_ray,
     }
     result = {}
@@ -68,8 +68,8 @@ def measure_memory(output: Path, seconds: int) -> dict[str, Any]:
         console.print(f"memory: {kind}", style="dim")
         with fresh_folder(output, "memory") as folder:
             result[kind] = {"parent": 0.0, "child": 0.0} | run(folder)
-    _show_memory(result, f"Peak memory, {seconds} s of 1080p in {len(rows)} segments, MB (10^6 bytes)")
-    return {"video_seconds": seconds, "segments": len(rows), "megabytes": result}
+    _show_memory(result, f"Peak memory, {seconds} s of 1080p in {plan.num_rows} segments, MB (10^6 bytes)")
+    return {"video_seconds": seconds, "segments": plan.num_rows, "megabytes": result}
 
 
 def long_video(output: Path, seconds: int) -> Path:

@@ -6,15 +6,18 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import psutil
+import pyarrow as pa
 
-from videolavit.records.plan import assign_shards, plan_table
-from videolavit.records.samples import SampleSettings, decompose_row
+from videolavit.records.kinds import read_clips, together
+from videolavit.records.plan import assign_clip_shards
+from videolavit.records.rows import PlanRow, plan_rows_from, plan_rows_to
+from videolavit.records.samples import SampleSettings
 from videolavit.records.shards import Ledger
 from videolavit.records.storage import Folder, StorageSettings
 
@@ -24,7 +27,7 @@ PIPELINE_GOAL = 0.9
 """Share of the bare loop's throughput."""
 
 ROLES = {
-    "samples:decompose_row": "decoding",
+    "kinds:read_clips": "decoding",
     "multiprocessing.spawn": "decoding",
     "ray::": "Ray workers",
     "ray": "Ray itself",
@@ -70,16 +73,17 @@ def measure_pipeline(videos: Sequence[Path], output: Path, seconds: float, round
     before its clock starts; its actors, like the pool's processes, after.
     """
     settings, storage = SampleSettings(), StorageSettings()
-    once = planned(videos, settings, storage)
+    once = plan_rows_from(planned(videos, settings, storage))
     started = time.monotonic()
     for row in once:
-        decompose_row(row, settings, storage)
+        read_clips(row, settings, storage)
     copies = max(round(1.1 * seconds * WORKERS / (time.monotonic() - started)), 1)
-    rows = assign_shards((row for index in range(copies) for row in _renamed(once, index)), 0)
-    console.print(f"pipeline: {len(rows)} segments, {len({row['shard'] for row in rows})} shards", style="dim")
+    again = plan_rows_to(row for index in range(copies) for row in _renamed(once, index))
+    plan = assign_clip_shards(again, 0, together)
+    console.print(f"pipeline: {plan.num_rows} segments, {len(plan['shard'].unique())} shards", style="dim")
     kinds: dict[str, Callable[[], Run]] = {
-        "pool": lambda: _run_pool(rows, settings, storage),
-        "ray": lambda: _run_ray(rows, output, settings),
+        "pool": lambda: _run_pool(plan_rows_from(plan), settings, storage),
+        "ray": lambda: _run_ray(plan, output, settings),
     }
     runs: dict[str, list[Run]] = {kind: [] for kind in kinds}
     for turn in range(rounds):
@@ -100,16 +104,16 @@ def measure_pipeline(videos: Sequence[Path], output: Path, seconds: float, round
     return result
 
 
-def _renamed(rows: list[dict[str, Any]], index: int) -> Iterator[dict[str, Any]]:
+def _renamed(rows: list[PlanRow], index: int) -> Iterator[PlanRow]:
     """The rows again as other samples of the same files, which makes a small corpus a long one."""
     for row in rows:
-        yield row | {"sample_id": f"{index:04d}-{row['sample_id']}", "source": f"{index:04d}/{row['source']}"}
+        yield replace(row, sample_id=f"{index:04d}-{row.sample_id}", source=f"{index:04d}/{row.source}")
 
 
-def _run_pool(rows: list[dict[str, Any]], settings: SampleSettings, storage: StorageSettings) -> Run:
+def _run_pool(rows: list[PlanRow], settings: SampleSettings, storage: StorageSettings) -> Run:
     """The bare loop: two processes, one segment at a time, results received and dropped."""
-    work = functools.partial(decompose_row, settings=settings, storage=storage)
-    ordered = sorted(rows, key=lambda row: -row["cost"])
+    work = functools.partial(read_clips, settings=settings, storage=storage)
+    ordered = sorted(rows, key=lambda row: -row.cost)
     clock = _Clock()
     with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
         for _ in pool.imap_unordered(work, ordered, chunksize=1):
@@ -117,12 +121,12 @@ def _run_pool(rows: list[dict[str, Any]], settings: SampleSettings, storage: Sto
         return clock.run()
 
 
-def _run_ray(rows: list[dict[str, Any]], output: Path, settings: SampleSettings) -> Run:
-    from pipelines.decompose import pending_shards
+def _run_ray(plan: pa.Table, output: Path, settings: SampleSettings) -> Run:
+    from pipelines.planning import pending_shards
 
     with fresh_folder(output, "pipeline") as folder, local_ray():
         ledger = Ledger(Folder(folder, StorageSettings()))
-        ledger.add_plan(0, plan_table(rows, []))
+        ledger.add_plan(0, plan)
         shards = pending_shards(ledger)
         clock = _Clock()
         for record in through_ray(shards, folder, settings, WORKERS):

@@ -19,10 +19,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from videolavit.records.rows import PlanRow
 
 CLIP_FRAMES, GOP_FRAMES, BLOCK = 24, 12, 16
 EMPTY, MASKED = -10000.0, -1000.0
@@ -225,21 +228,23 @@ def stream_peak(path: str) -> dict[str, float]:
     return {"parent": peak_megabytes(os.getpid())}
 
 
-def unit_peak(rows: list[dict[str, Any]], output: str) -> dict[str, float]:
+def unit_peak(rows: "list[PlanRow]", output: str) -> dict[str, float]:
     """Peak memory of a pipeline's worker without Ray: segments decomposed by a child, written to a shard here."""
     from videolavit.isolation import IsolatedFunction
-    from videolavit.records.samples import SampleSettings, decompose_row
+    from videolavit.records.kinds import read_clips
+    from videolavit.records.rows import video_sample_to
+    from videolavit.records.samples import SampleSettings
     from videolavit.records.shards import ShardWriter
     from videolavit.records.storage import Folder, StorageSettings
 
-    decompose = IsolatedFunction(decompose_row)
+    clips = IsolatedFunction(read_clips)
     settings, storage = SampleSettings(), StorageSettings()
-    with ShardWriter(Folder(output, storage), rows[0]["shard"], []) as writer:
+    with ShardWriter(Folder(output, storage), rows[0].shard or "", []) as writer:
         for row in rows:
-            writer.add(decompose(row, settings, storage, time_limit=1500.0), {})
+            writer.add(video_sample_to(clips(row, settings, storage, time_limit=1500.0)), row.extra)
         writer.commit()
-    peaks = {"parent": peak_megabytes(os.getpid()), "child": peak_megabytes(decompose.pid or 0)}
-    decompose.close()
+    peaks = {"parent": peak_megabytes(os.getpid()), "child": peak_megabytes(clips.pid or 0)}
+    clips.close()
     return peaks
 
 

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
 from videolavit.files import write_beside
 from videolavit.media import write_mp4
-from videolavit.records.plan import assign_shards, plan_source
+from videolavit.records.inputs import InputSettings
+from videolavit.records.kinds import PlanSettings, plan_source, together
+from videolavit.records.plan import assign_clip_shards
+from videolavit.records.rows import Source
 from videolavit.records.samples import SampleSettings
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.synth import SynthSettings, draw_scene, render
@@ -54,17 +58,24 @@ def fresh_folder(output: Path, name: str) -> Iterator[str]:
         yield folder
 
 
-def planned(videos: Iterable[Path], settings: SampleSettings, storage: StorageSettings) -> list[dict[str, Any]]:
-    """Plan rows of the videos, in shards, the longest work first."""
-    sources = ({"source": str(video), "url": str(video), "text": None} for video in videos)
-    return assign_shards((row for source in sources for row in plan_source(source, settings, storage)), 0)
+def planned(videos: Iterable[Path], settings: SampleSettings, storage: StorageSettings) -> pa.Table:
+    """Plan of the videos, with shards, the longest work first."""
+    plan = PlanSettings(sample=settings, inputs=InputSettings(modality="video"), makes_clips=True)
+    sources = [Source(source=str(video), url=str(video), kind="video") for video in videos]
+    rows = pa.concat_tables([plan_source(source, plan, storage, []) for source in sources])
+    return assign_clip_shards(rows, 0, together)
 
 
-def through_ray(shards: list[Any], folder: str, settings: SampleSettings, workers: int) -> Iterator[dict[str, Any]]:
-    from pipelines.decompose import WorkerSettings, decompose_shards
+def through_ray(
+    shards: list[pa.Table], folder: str, settings: SampleSettings, workers: int
+) -> Iterator[dict[str, Any]]:
+    """Makes shards as `videolavit decompose` does; yields its records of counts."""
+    from pipelines.common import WorkerSettings
+    from pipelines.decompose import DecomposeRequest, Decomposition
 
-    out = Folder(folder, StorageSettings())
-    return decompose_shards(shards, out, settings, WorkerSettings(workers=workers, time_limit=TIME_LIMIT))
+    pool = WorkerSettings(workers=workers, time_limit=TIME_LIMIT)
+    pipeline = Decomposition.of(DecomposeRequest(sample=settings, workers=pool))
+    return pipeline.work(shards, Folder(folder, StorageSettings()))
 
 
 def process_tree() -> list[psutil.Process]:

@@ -111,26 +111,23 @@ def _rows(clips: Path) -> Iterator[dict[str, Any]]:
 
 def _pipeline(model: str, clips: Path, folder: str) -> float:
     """Seconds from the plan to the last committed shard, the start of the actors included; Ray is running before."""
-    from videolavit.records.corpus import CorpusSettings, list_corpus
-
-    from jobs.tokenize import TokenPlanner
-    from pipelines.common import WorkerSettings, pending_shards
-    from pipelines.tokenize import TokenizerSettings, TokenizeTask, tokenize_shards
+    from pipelines.planning import Planner, pending_shards
+    from pipelines.run import list_inputs
+    from pipelines.tokenize import EncoderPoolSettings, Tokenization, TokenizeRequest
+    from videolavit.progress import ignore_progress
     from videolavit.records.encode import read_tokenizers
-    from videolavit.records.prepare import PrepareSettings
-    from videolavit.records.samples import SampleSettings
     from videolavit.records.tokenizer_info import EncodeSettings
 
-    storage, corpus, workers = StorageSettings(), CorpusSettings(), WorkerSettings()
-    tokenizers = read_tokenizers(model)
-    prepare = PrepareSettings(SampleSettings(), corpus, tokenizers.picture_size, tokenizers.motion_size)
-    task = TokenizeTask(prepare=prepare, encode=EncodeSettings(model=model), tokenizers=tokenizers, gpu_fraction=0.0)
-    ledger = Ledger(Folder(folder, storage), TOKENS)
+    pool = EncoderPoolSettings(gpu_fraction=0.0)
+    request = TokenizeRequest(encode=EncodeSettings(model=model), encoders=pool)
+    ledger = Ledger(Folder(folder, request.storage), TOKENS)
     with local_ray():
+        pipeline = Tokenization(request, read_tokenizers(model))
         started = time.monotonic()
-        planner = TokenPlanner(ledger, prepare, workers, storage)
-        planner.commit(planner.new(list_corpus([str(clips)], storage, corpus)))
-        for record in tokenize_shards(pending_shards(ledger), ledger.folder, task, workers, TokenizerSettings()):
+        settings, workers, storage = pipeline.settings, request.workers, request.storage
+        planner = Planner(ledger, pipeline.assign, settings, workers, storage, ignore_progress)
+        planner.commit(list_inputs(pipeline, [str(clips)], storage))
+        for record in pipeline.work(pending_shards(ledger), ledger.folder):
             if record["error"]:
                 raise AssertionError(record["error"])
         return time.monotonic() - started
