@@ -70,7 +70,7 @@ class AdmissionMiddleware:
                 return
             async with self._admission.admit(owner):
                 await self._app(scope, receive, send)
-        except ApiError as error:  # of admission; the app answers its own errors
+        except ApiError as error:  # errors of admission; the app answers its own
             await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
 
 

@@ -100,8 +100,10 @@ class StreamOptions(Request):
 class ChatRequest(Request):
     """Request for a chat completion."""
 
-    model: str
-    messages: list[Message] = Field(min_length=1, max_length=200)
+    model: str = Field(description="Name of the model")
+    messages: list[Message] = Field(
+        min_length=1, max_length=200, description="Conversation, whose last message is to be answered"
+    )
     min_tokens: int | None = Field(None, ge=0, description="Fewest tokens of the answer; an extension of OpenAI's API")
     max_tokens: int | None = Field(None, ge=1, description="Most tokens of the answer")
     max_completion_tokens: int | None = Field(None, ge=1, description="Most tokens of the answer; the newer name")
@@ -112,9 +114,9 @@ class ChatRequest(Request):
     )
     seed: Seed | None = None
     stream: bool | None = Field(False, description="Send the answer as server-sent events while it is generated")
-    stream_options: StreamOptions | None = None
-    n: Literal[1] | None = 1
-    user: str | None = None
+    stream_options: StreamOptions | None = Field(None, description="Options of a streamed answer")
+    n: Literal[1] | None = Field(1, description="Number of answers")
+    user: str | None = Field(None, description="Name of the end user; accepted and ignored")
 
 
 class Usage(BaseModel):
@@ -159,13 +161,15 @@ class ChatResponse(BaseModel):
 class ImageRequest(Request):
     """Request to generate images."""
 
-    prompt: str = Field(min_length=1)
-    model: str | None = None
+    prompt: str = Field(min_length=1, description="Text to generate images for")
+    model: str | None = Field(None, description="Name of the model")
     n: int | None = Field(1, ge=1, description="Number of images; image i has the seed plus i")
     size: Size | Literal["auto"] | None = None
-    response_format: Literal["b64_json", "url"] | None = "b64_json"
+    response_format: Literal["b64_json", "url"] | None = Field(
+        "b64_json", description="Form of the images in the answer: base64, or a data URL"
+    )
     seed: Seed | None = None
-    user: str | None = None
+    user: str | None = Field(None, description="Name of the end user; accepted and ignored")
 
 
 class Image(BaseModel):
@@ -195,12 +199,12 @@ class ReferenceUrl(Request):
 class VideoRequest(Request):
     """Request to generate a video."""
 
-    prompt: str = ""
-    model: str | None = None
+    prompt: str = Field("", description="Text to generate a video for")
+    model: str | None = Field(None, description="Name of the model")
     seconds: float = Field(4.0, gt=0, allow_inf_nan=False, description="Length of the video, in seconds")
     size: Size | None = None
     seed: Seed | None = None
-    input_reference: ReferenceUrl | None = None
+    input_reference: ReferenceUrl | None = Field(None, description="Picture that the video starts from")
 
 
 class VideoError(BaseModel):

@@ -190,7 +190,9 @@ class Service:
                     if last is None:
                         self.metrics.first_text.observe(time.monotonic() - started)
                         yield event(delta={"role": "assistant", "content": ""})
-                    text = piece.text if begun else piece.text.lstrip()  # as in a complete answer
+                    text = (
+                        piece.text if begun else piece.text.lstrip()
+                    )  # complete answers have no leading blanks either
                     begun, last = begun or bool(text), piece
                     if text:
                         yield event(delta={"content": text})
