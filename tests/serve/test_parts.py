@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from aiohttp import web
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeDeploySchema
 from sqlalchemy import text
 
@@ -21,13 +22,16 @@ from serve.batching import Finished, StepBatcher, StepDone
 from serve.deployments import LanguageModel
 from serve.errors import ApiError
 from serve.fetching import Fetcher, is_public
+from serve.graph import Graph
 from serve.keys import Admission, add_key, read_keys
 from serve.requests import AnswerRequest
+from serve.service import Service
 from serve.settings import read_settings
 from serve.store import HOLDERS, JOBS, TAKEOVERS, JobStore, new_id
 from serve.video_jobs import JobWorker
 from tests.conftest import ROOT, free_port
 from videolavit.generation.describe import DescribeSettings
+from videolavit.models.folder import ModelFolder
 from videolavit.models.sampling import OnStep
 from videolavit.records.storage import Folder, StorageSettings
 
@@ -533,6 +537,32 @@ def test_without_keys_only_this_machine_is_answered() -> None:
         with pytest.raises(ApiError) as refused:
             admission.authenticate(None, client)
         assert refused.value.status == 403
+
+
+def test_a_stopping_service_finishes_requests_and_admits_none(tmp_path: Path) -> None:
+    async def run() -> None:
+        handles: list[DeploymentHandle] = [None] * 4  # type: ignore[list-item]
+        settings = read_settings({"storage": str(tmp_path)})
+        service = Service(settings, Graph(*handles, ModelFolder("tiny")))
+        may_finish = asyncio.Event()
+
+        async def request() -> None:
+            async with service.admission.admit("a"):
+                await may_finish.wait()
+
+        task = asyncio.create_task(request())
+        await asyncio.sleep(0)
+        await service.drain(0.05)
+        assert service.admission.in_flight == 1
+        asyncio.get_running_loop().call_later(0.2, may_finish.set)
+        await service.drain(60)
+        assert service.admission.in_flight == 0
+        with pytest.raises(ApiError, match="stopping") as refused:
+            await request()
+        assert refused.value.status == 503
+        await task
+
+    asyncio.run(run())
 
 
 def test_a_file_of_keys(tmp_path: Path) -> None:
