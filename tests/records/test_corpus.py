@@ -13,6 +13,7 @@ from tests.records.listed import STORAGE, list_corpus
 from tests.tokens import picture, write_tar
 from videolavit.records import schema
 from videolavit.records.files import InputError
+from videolavit.records.identity import identifying_settings, sample_id
 from videolavit.records.inputs import InputSettings
 from videolavit.records.kinds import KINDS, PlanSettings, expand_source, together
 from videolavit.records.kinds.base import PICTURE_BYTES
@@ -109,6 +110,15 @@ def test_members_of_a_tar(tmp_path: Path) -> None:
         ]
 
     assert (members("auto"), members("image"), members("video")) == (["image", "video"], ["image"], ["video"])
+
+
+def test_names_of_a_tar_that_cannot_be_listed(tmp_path: Path) -> None:
+    """Clip runs and token runs have always named it each in its own way; a retry must find it again."""
+    (source,) = sources_from(list_corpus(write_tar(tmp_path / "t.tar", {})))
+    for makes_clips, depends_on in ((True, identifying_settings(SampleSettings())), (False, {"modality": "tar"})):
+        settings = PlanSettings(sample=SampleSettings(), inputs=InputSettings(), makes_clips=makes_clips)
+        row = KINDS["tar"].plan_unread(source, settings)
+        assert (row.kind, row.sample_id) == ("tar", sample_id(source.source, 0.0, depends_on))
 
 
 def _row(index: int, kind: str, clips: int, text: str) -> PlanRow:

@@ -12,9 +12,10 @@ import pytest
 
 from tests.records.listed import STORAGE, list_videos
 from videolavit.media.errors import UnknownFormat
+from videolavit.records import schema
 from videolavit.records.files import VIDEO_SUFFIXES, InputError
 from videolavit.records.kinds.tar import tar_members
-from videolavit.records.rows import Source
+from videolavit.records.rows import Source, sources_from
 from videolavit.records.storage import open_source
 
 
@@ -148,3 +149,20 @@ def test_columns_become_plain(tmp_path: Path) -> None:
     assert sources.schema.field("extra.none").type == pa.string()
     assert sources.schema.field("extra.kind").type == pa.string()
     assert sources["extra.manifest_width"].to_pylist() == [5]
+
+
+def test_a_table_says_more_of_a_file_than_its_name(folder: Path) -> None:
+    (folder / "captions.jsonl").write_text('{"video": "one.mp4", "text": "eins"}\n')
+    texts = {row.source: row.text for row in sources_from(list_videos(folder / "*"))}
+    assert texts == {str(folder / "one.mp4"): "eins"}
+
+
+def test_the_output_may_be_the_folder_of_the_input(folder: Path) -> None:
+    before = _names(folder)
+    clips = schema.CLIPS.empty_table().cast(schema.versioned(schema.CLIPS, "clips"))
+    (folder / "clips").mkdir()
+    pq.write_table(clips, folder / "clips" / "0.parquet")
+    (folder / "run.json").write_text('{"identity": {}}')
+    assert _names(folder) == before
+    with pytest.raises(InputError, match="of the kind `clips`, which cannot be decomposed"):
+        list_videos(folder / "clips")
