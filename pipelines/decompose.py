@@ -39,7 +39,7 @@ from .common import (
     records_of,
     work_on_sample,
 )
-from .run import Pipeline, PlanSummary, RunSettings, RunSummary, plan_run, start_run
+from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
 
 __all__ = ["DecomposeRequest", "Decomposition", "WorkerSettings", "decompose", "plan_decomposition"]
 
@@ -79,13 +79,15 @@ def decompose(request: DecomposeRequest, on_progress: OnProgress = ignore_progre
     if request.output is None:
         raise ValueError("a run needs an output")
     pipeline = Decomposition.of(request)
-    return start_run(pipeline, request.inputs, request.output, request.storage, request.run, on_progress)
+    listing = list_inputs(pipeline, request.inputs, request.storage) if request.inputs else None
+    return start_run(pipeline, listing, request.output, request.storage, request.run, on_progress)
 
 
 def plan_decomposition(request: DecomposeRequest, on_progress: OnProgress = ignore_progress) -> PlanSummary:
     """Computes the work of `decompose` and its cost, and writes nothing. Raises the errors of `decompose`."""
     pipeline = Decomposition.of(request)
-    return plan_run(pipeline, request.inputs, request.output, request.storage, request.run, on_progress)
+    listing = list_inputs(pipeline, request.inputs, request.storage)
+    return plan_run(pipeline, listing, request.output, request.storage, request.run, on_progress)
 
 
 class Decomposition(Pipeline):

@@ -206,7 +206,7 @@ def open_run(
 
 def start_run(
     pipeline: Pipeline,
-    inputs: Sequence[str],
+    listing: Listing | None,
     output: str,
     storage: StorageSettings,
     settings: RunSettings,
@@ -214,13 +214,15 @@ def start_run(
 ) -> RunSummary:
     """Plans what is new, makes the shards that are left, and writes what is derived from them.
 
+    Args:
+        listing: Inputs; None to continue without any.
+
     Raises:
         InputError, StorageError, IdentityMismatch: mistakes in the request, before any work.
         PlanningConflict, PlanningIncomplete: starting again continues.
     """
     started = time.monotonic()
     ledger, accepted = open_run(pipeline, output, storage, settings)
-    listing = list_inputs(pipeline, inputs, storage) if inputs else None
     identity = pipeline.identity()
     ledger.folder.claim(RUN, _json({"identity": identity, "complete": False}))
     open_run(pipeline, output, storage, settings)  # another run may have claimed the folder
@@ -249,7 +251,7 @@ def start_run(
 
 def plan_run(
     pipeline: Pipeline,
-    inputs: Sequence[str],
+    listing: Listing,
     output: str | None,
     storage: StorageSettings,
     settings: RunSettings,
@@ -257,7 +259,6 @@ def plan_run(
 ) -> PlanSummary:
     """Computes the work of `start_run` and its cost, and writes nothing."""
     ledger = open_run(pipeline, output, storage, settings)[0] if output else None
-    listing = list_inputs(pipeline, inputs, storage)
     with ray_session(on_progress):
         planner = Planner(ledger, pipeline.assign, pipeline.settings, pipeline.workers, storage, on_progress)
         new = Work()

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from dataclasses import field as default
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -49,7 +50,7 @@ from .common import (
     work_on_sample,
 )
 from .decompose import versioned_plan
-from .run import Pipeline, PlanSummary, RunSettings, RunSummary, plan_run, start_run
+from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
 from .session import ray_session
 
 if TYPE_CHECKING:
@@ -116,18 +117,18 @@ def tokenize(request: TokenizeRequest, on_progress: OnProgress = ignore_progress
     """
     if request.output is None:
         raise ValueError("a run needs an output")
-    info = _read_tokenizers(request, on_progress)
-    with ray_session(on_progress):
-        pipeline = Tokenization(request, info)
-        return start_run(pipeline, request.inputs, request.output, request.storage, request.run, on_progress)
+    pipeline = Tokenization(request, _read_tokenizers(request, on_progress))
+    listing = list_inputs(pipeline, request.inputs, request.storage) if request.inputs else None
+    with ray_session(on_progress):  # the identity of the run has the device, which depends on the cluster
+        return start_run(pipeline, listing, request.output, request.storage, request.run, on_progress)
 
 
 def plan_tokenization(request: TokenizeRequest, on_progress: OnProgress = ignore_progress) -> PlanSummary:
     """Computes the work of `tokenize` and its cost, and writes nothing. Raises the errors of `tokenize`."""
-    info = _read_tokenizers(request, on_progress)
+    pipeline = Tokenization(request, _read_tokenizers(request, on_progress))
+    listing = list_inputs(pipeline, request.inputs, request.storage)
     with ray_session(on_progress):
-        pipeline = Tokenization(request, info)
-        return plan_run(pipeline, request.inputs, request.output, request.storage, request.run, on_progress)
+        return plan_run(pipeline, listing, request.output, request.storage, request.run, on_progress)
 
 
 def _read_tokenizers(request: TokenizeRequest, on_progress: OnProgress) -> TokenizerInfo:
@@ -160,14 +161,19 @@ class Tokenization(Pipeline):
 
     def __init__(self, request: TokenizeRequest, tokenizers: TokenizerInfo) -> None:
         super().__init__(PlanSettings(sample=request.sample, inputs=request.listing), request.workers)
+        self.request, self.tokenizers = request, tokenizers
+
+    @cached_property
+    def task(self) -> TokenizeTask:
+        """What decides how a shard is made. Looks at the cluster, so that Ray must be there."""
+        request, tokenizers = self.request, self.tokenizers
         share = request.encoders.gpu_fraction
-        self.task = TokenizeTask(
+        return TokenizeTask(
             prepare=PrepareSettings(request.sample, request.listing, tokenizers.picture_size, tokenizers.motion_size),
             encode=request.encode,
             tokenizers=tokenizers,
             gpu_fraction=(1.0 if cluster_has("GPU") else 0.0) if share is None else share,
         )
-        self.encoders = request.encoders
 
     def identity(self) -> dict[str, Any]:
         task, tokenizers = self.task, self.task.tokenizers
@@ -198,7 +204,7 @@ class Tokenization(Pipeline):
 
     def work(self, shards: list[pa.Table], folder: Folder) -> Iterator[dict[str, Any]]:
         task = self.task
-        preparing, encoding = _pools(self.workers, self.encoders, task, len(shards))
+        preparing, encoding = _pools(self.workers, self.request.encoders, task, len(shards))
         dataset = (
             from_blocks(shards)
             .map_batches(
