@@ -102,7 +102,7 @@ def join_captions(sources: pa.Table) -> pa.Table:
     for index, (source, text) in enumerate(named):
         places.setdefault(source, index)
         texts.setdefault(source, []).extend([] if text is None else [text])
-    joined = sources.take(list(places.values()))
+    joined = sources.take(pa.array(places.values(), pa.int64()))
     first = pa.array([captions[0] if captions else None for captions in texts.values()], pa.string())
     joined = joined.set_column(joined.schema.get_field_index("text"), "text", first)
     return joined.append_column(name, pa.array(list(texts.values()), pa.list_(pa.string())))

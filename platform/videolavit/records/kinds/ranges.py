@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from videolavit.media import MediaError, VideoInfo, probe
-from videolavit.media.errors import SourceUnreadable
+from videolavit.media.errors import SourceUnreadable, TooFewFrames
 
 from ..identity import identifying_settings, range_id, sample_id
 from ..inputs import InputSettings
@@ -73,7 +73,7 @@ class VideoRange(Kind):
                     columns[name].append(value)
         urls = [addresses[index] for index in places]
         ids = [range_id(*one) for one in zip(*(columns[name] for name in list(columns)[:3]), strict=True)]
-        extra = {name: column.take(places) for name, column in further.items()}
+        extra = {name: column.take(pa.array(places, pa.int64())) for name, column in further.items()}
         return listing({**columns, "url": urls, "kind": self.name}, {**extra, RANGE_ID: pa.array(ids, pa.string())})
 
     def plan(
@@ -96,17 +96,25 @@ class VideoRange(Kind):
     def clips(self, row: PlanRow, settings: SampleSettings, storage: StorageSettings) -> VideoSample:
         if row.start_seconds is None or row.end_seconds is None or row.end_seconds <= row.start_seconds:
             raise BadRange("its start and end are no range; write both in seconds or as hh:mm:ss.mmm, end above start")
-        with reading(row.url):
-            return decompose_segment(_videos(storage).file(row.url), row, settings)
+        try:
+            with reading(row.url):
+                return decompose_segment(_videos(storage).file(row.url), row, settings)
+        except TooFewFrames as error:
+            raise TooFewFrames(f"from {row.start_seconds:g} to {row.end_seconds:g} s: {error}") from None
 
 
 def _segments(source: Source, info: VideoInfo, settings: SampleSettings) -> Iterator[PlanRow]:
-    """Rows of the plan for a range: one, or several where it is longer than a segment."""
+    """Rows of the plan for a range: one, or several where it is longer than a segment.
+
+    Segments that would begin behind the end of the video are left out.
+    """
     start, end = source.start_seconds or 0.0, source.end_seconds or 0.0
     length, clip = segment_seconds(info, settings), clip_seconds(settings)
     count = max(math.ceil((end - start - clip) / length), 1)
     edges = [*(start + index * length for index in range(count)), end]
     for first, last in itertools.pairwise(edges):
+        if first > start and info.seconds is not None and first >= info.seconds:
+            return
         seconds = max(last - first, 0.0)
         yield PlanRow(
             **vars(replace(source, start_seconds=first, end_seconds=last)),
