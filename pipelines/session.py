@@ -50,7 +50,7 @@ def ray_session(on_progress: OnProgress = ignore_progress) -> Iterator[None]:
     # A dashboard takes a tenth of a core all the time; a cluster has its own.
     options = {"include_dashboard": False} if local else {}
     try:
-        with _quiet_core() if local else contextlib.nullcontext():
+        with _quiet_core():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError:
         raise RayUnavailable(_UNAVAILABLE.format(address)) from None

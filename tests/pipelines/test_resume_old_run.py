@@ -63,7 +63,7 @@ def _rows(data: bytes) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("job", ["decompose", "tokenize"])
-def test_a_run_of_version_0_1_is_continued(job: str, old_bucket: Any, s3: dict[str, str], on_head: Job) -> None:
+def test_a_run_of_version_0_1_is_continued(job: str, old_bucket: Any, s3: dict[str, str], run_job: Job) -> None:
     """Its missing shards come back with the rows that they had; the others are not touched, and nothing is planned."""
     fs, (run, kind, _, _) = old_bucket, RUNS[job]
     _set_versions(fs, run)
@@ -74,7 +74,7 @@ def test_a_run_of_version_0_1_is_continued(job: str, old_bucket: Any, s3: dict[s
     before = {name: fs.cat_file(name) for name in shards}
     fs.rm(lost)
     plans = fs.find(f"{BASE}/{run}/plan")
-    done = on_head(*_command(job), **s3)
+    done = run_job(*_command(job), **s3)
     assert done.returncode == 0, done.stderr
     fs.invalidate_cache()
     assert fs.find(f"{BASE}/{run}/plan") == plans
@@ -92,22 +92,22 @@ def test_a_run_of_version_0_1_is_continued(job: str, old_bucket: Any, s3: dict[s
 
 
 def test_a_run_of_another_pillow_is_continued_where_that_is_accepted(
-    old_bucket: Any, s3: dict[str, str], on_head: Job
+    old_bucket: Any, s3: dict[str, str], run_job: Job
 ) -> None:
     fs, (run, kind, _, _) = old_bucket, RUNS["decompose"]
     _set_versions(fs, run, pillow="11.0.0")
     lost = sorted(fs.ls(f"{BASE}/{run}/{kind}", detail=False))[-1]
     before = _rows(fs.cat_file(lost))
     fs.rm(lost)
-    refused = on_head(*_command("decompose"), **s3)
+    refused = run_job(*_command("decompose"), **s3)
     assert refused.returncode == 2
     assert "pillow: 11.0.0 ->" in refused.stderr
     assert "--accept-changes pillow" in refused.stderr
-    accepted = on_head(*_command("decompose"), "--accept-changes", "pillow", **s3)
+    accepted = run_job(*_command("decompose"), "--accept-changes", "pillow", **s3)
     assert accepted.returncode == 0, accepted.stderr
     fs.invalidate_cache()
     assert _rows(fs.cat_file(lost)) == before
     metadata = pq.read_metadata(io.BytesIO(fs.cat_file(lost))).metadata
     assert json.loads(metadata[b"videolavit.made_by"])["pillow"] == library_versions()["pillow"]
-    again = on_head(*_command("decompose"), **s3)  # what was accepted stays accepted
+    again = run_job(*_command("decompose"), **s3)  # what was accepted stays accepted
     assert again.returncode == 0, again.stderr
