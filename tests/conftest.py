@@ -34,21 +34,48 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--manifests", type=Path, default=SHARED / "reference" / "manifests", help="published tensors")
 
 
-CLUSTER_FIXTURES = {"ray_head", "run_job", "s3", "service", "busy", "_busy_machine", "browser", "postgresql"}
-"""Fixtures that start something outside of the test's process; tests with one of them are marked `cluster`."""
+CLUSTER_FIXTURES = {"ray_head", "run_job", "s3", "service", "busy", "browser", "postgresql"}
+"""Fixtures that start a command, a server or a browser. Tests that use one are marked `cluster`."""
 
-CLUSTER_FOLDERS = ("tests/pipelines/",)
-SLOW_FOLDERS: tuple[str, ...] = ()
-"""Folders and files whose tests run networks for long; they are marked `slow`."""
+CLUSTER_PATHS = (
+    "tests/pipelines/",
+    "tests/serve/test_launch.py",
+    "tests/serve/test_leases.py",
+    "tests/serve/test_limits.py",
+    "tests/serve/test_load.py",
+    "tests/test_examples.py",
+)
+"""Folders and files of tests that start Ray or services themselves. They are marked `cluster` too."""
+
+SLOW_PATHS = (
+    "tests/generation/test_generate.py",
+    "tests/generation/test_library.py",
+    "tests/generation/test_reconstruct.py",
+    "tests/generation/test_runtime.py",
+    "tests/jobs/test_proof.py",
+    "tests/models/test_checkpoint",
+    "tests/models/test_keyframe_detokenizer.py",
+    "tests/models/test_video_detokenizer.py",
+    "tests/parity/test_modules.py",
+    "tests/training/test_detokenizer",
+    "tests/training/test_feed.py",
+    "tests/training/test_language_model.py",
+    "tests/training/test_library.py",
+    "tests/training/test_ranks.py",
+    "tests/training/test_tokenizers.py",
+    "tests/training/test_trainer.py",
+)
+"""Beginnings of the paths of tests that run or train networks for long. They are marked `slow`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sets the markers that `make check` selects by."""
     for item in items:
         values = getattr(getattr(item, "callspec", None), "params", {}).values()
         names = {*getattr(item, "fixturenames", ()), *(value for value in values if isinstance(value, str))}
-        if CLUSTER_FIXTURES & names or item.nodeid.startswith(CLUSTER_FOLDERS):
+        if CLUSTER_FIXTURES & names or item.nodeid.startswith(CLUSTER_PATHS):
             item.add_marker("cluster")
-        if item.nodeid.startswith(SLOW_FOLDERS):
+        if item.nodeid.startswith(SLOW_PATHS):
             item.add_marker("slow")
 
 
