@@ -22,18 +22,17 @@ from videolavit.records import schema
 from videolavit.records.encode import read_tokenizers
 from videolavit.records.shards import TOKENS, ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
-from videolavit.training.components.language_model import Settings, build
-from videolavit.training.inputs import Inputs
+from videolavit.training.components.language_model import LanguageModelTraining
 from videolavit.training.parallel import Ranks
-from videolavit.training.run import TrainTask, train
-from videolavit.training.settings import OptimizerSettings, TrainSettings
+from videolavit.training.run import TrainTask, train_rank
+from videolavit.training.settings import OptimizerSettings, TrainInputs, TrainSettings
 
 from .decompose import machine
 from .shared import console, fresh_folder, local_ray, result_table, verdict
 
 GOALS = {"trainer": 0.97, "ray": 0.95, "packing": 1.5}
 CHECKPOINT_GOAL = 0.02
-SETTINGS = Settings(sequence_length=1024, pack_over=256, other_lr_scale=1.0)
+SETTINGS = LanguageModelTraining(sequence_length=1024, pack_over=256, other_lr_scale=1.0)
 WARM_UP = 5
 """Steps at the start that are not measured."""
 
@@ -66,9 +65,9 @@ def measure(model: str, tokens: Path, output: Path, steps: int, rounds: int) -> 
     task = TrainTask(
         component="language-model",
         model=model,
-        inputs=Inputs(train=[str(tokens)]),
+        inputs=TrainInputs(train=[str(tokens)]),
         objective=SETTINGS,
-        train=TrainSettings(
+        settings=TrainSettings(
             steps=WARM_UP + steps,
             batch=4,
             micro_batch=4,
@@ -80,7 +79,7 @@ def measure(model: str, tokens: Path, output: Path, steps: int, rounds: int) -> 
         output="",
     )
     padded = replace(
-        task, objective=replace(SETTINGS, packing=False), train=replace(task.train, batch=16, micro_batch=16)
+        task, objective=replace(SETTINGS, packing=False), settings=replace(task.settings, batch=16, micro_batch=16)
     )
     sides: dict[str, Callable[[Path], tuple[float, list[float]]]] = {
         "bare": lambda folder: _bare(task),
@@ -99,10 +98,10 @@ def measure(model: str, tokens: Path, output: Path, steps: int, rounds: int) -> 
     np.testing.assert_allclose(losses["bare"], losses["trainer"], rtol=1e-4)
     np.testing.assert_allclose(losses["bare"], losses["ray"], rtol=1e-4)
     saving = _saving(task, output)
-    return _told(speeds, saving)
+    return _summary(speeds, saving)
 
 
-def _told(speeds: dict[str, list[float]], saving: dict[str, float]) -> dict[str, Any]:
+def _summary(speeds: dict[str, list[float]], saving: dict[str, float]) -> dict[str, Any]:
     middle = {name: median(values) for name, values in speeds.items()}
     table = result_table("Useful tokens a second", "side", *[f"round {n + 1}" for n in range(len(speeds["bare"]))])
     for name, values in speeds.items():
@@ -119,11 +118,11 @@ def _told(speeds: dict[str, list[float]], saving: dict[str, float]) -> dict[str,
 
 def _bare(task: TrainTask) -> tuple[float, list[float]]:
     """The same batches, made beforehand, through the shortest loop that there is."""
-    component = build(ModelFolder(task.model), task.inputs, task.objective)
+    component = task.objective.build(ModelFolder(task.model), task.inputs)
     objective = component.objective.train()
     batches = []
-    for _ in range(task.train.steps):
-        items = component.stream.take(task.train.batch)
+    for _ in range(task.settings.steps):
+        items = component.stream.take(task.settings.batch)
         batches.append(component.collate(items, [item.load() for item in items]))
     parameters = [value for value in objective.parameters() if value.requires_grad]
     groups = [
@@ -131,7 +130,7 @@ def _bare(task: TrainTask) -> tuple[float, list[float]]:
         {"params": [value for value in parameters if value.ndim == 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), eps=1e-6)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.train.steps - 1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.settings.steps - 1)
     losses, started = [], 0.0
     for number, batch in enumerate(batches):
         if number == WARM_UP:
@@ -162,13 +161,21 @@ def _ours(task: TrainTask, run: Callable[[TrainTask], None]) -> tuple[float, lis
 
 
 def _here(task: TrainTask) -> None:
-    train(task, Ranks.here("cpu"), line=_silent)
+    train_rank(task, Ranks.here("cpu"))
 
 
 def _on_ray(task: TrainTask) -> None:
-    from pipelines.train import ClusterSettings, train_on_ray
+    from pipelines.train import ClusterSettings, train
 
-    train_on_ray(task, ClusterSettings(workers=1, cpus_per_worker=2))
+    train(
+        task.component,
+        task.model,
+        task.inputs,
+        task.output,
+        objective=task.objective,
+        settings=task.settings,
+        cluster=ClusterSettings(workers=1, cpus_per_worker=2),
+    )
 
 
 def _saving(task: TrainTask, output: Path) -> dict[str, float]:
@@ -176,9 +183,9 @@ def _saving(task: TrainTask, output: Path) -> dict[str, float]:
     steps = SAVE_EVERY + SAVE_EVERY // 2
     times: dict[str, list[float]] = {"with": [], "without": []}
     for number, (name, every) in _in_turn({"without": 10**9, "with": SAVE_EVERY}):
-        settings = replace(task.train, steps=steps, save_every=every, log_every=steps)
+        settings = replace(task.settings, steps=steps, save_every=every, log_every=steps)
         folder = output / f"saving-{name}-{number}"
-        train(replace(task, train=settings, output=str(folder)), Ranks.here("cpu"), line=_silent)
+        train_rank(replace(task, settings=settings, output=str(folder)), Ranks.here("cpu"))
         (line,) = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         times[name].append(line["step_seconds"] * steps)
     best = {name: min(values) for name, values in times.items()}
@@ -189,10 +196,6 @@ def _in_turn(sides: dict[str, int]) -> Iterator[tuple[int, tuple[str, int]]]:
     for number in range(2):
         for side in sides.items():
             yield number, side
-
-
-def _silent(text: str) -> None:
-    pass
 
 
 def _write_tokens(folder: Path, model: ModelFolder) -> Path:

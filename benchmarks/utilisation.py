@@ -20,10 +20,10 @@ from videolavit.models.language_model.flops import Flops
 from videolavit.models.language_model.objective import NextToken
 from videolavit.models.presets import load_preset
 from videolavit.training.component import Component
-from videolavit.training.packed import Document, PackedStream, RowCollate, RowSettings
+from videolavit.training.metrics import peak_flops
+from videolavit.training.packed import Document, PackedCollate, PackedStream, PackingSettings
 from videolavit.training.parallel import Ranks
 from videolavit.training.settings import OptimizerSettings, ParallelSettings, TrainSettings
-from videolavit.training.telemetry import peak_flops
 from videolavit.training.trainer import Trainer
 from videolavit.vocabulary import Vocabulary
 
@@ -134,7 +134,7 @@ def _run(model: str, layers: int, settings: TrainSettings, ranks: Ranks, steps: 
     with tempfile.TemporaryDirectory() as folder:
         try:
             component = _component(model, layers, ranks.device)
-            Trainer(component, settings, ranks, Path(folder), trackers=[watch], line=_silent).run()
+            Trainer(component, settings, ranks, Path(folder), trackers=[watch]).run()
         except Enough:
             return watch.lines[1:]
     raise AssertionError("the stopwatch ends the run")
@@ -150,14 +150,10 @@ def _component(model: str, layers: int, device: torch.device) -> Component:
         network = LlamaForCausalLM(config)
     return Component(
         objective=NextToken(network.train()),
-        stream=PackedStream(MadeUp(vocabulary), RowSettings(LENGTH)),
-        collate=RowCollate(vocabulary, Flops.of(network), LENGTH),
-        tokens_an_item=LENGTH,
+        stream=PackedStream(MadeUp(vocabulary), PackingSettings(LENGTH)),
+        collate=PackedCollate(vocabulary, Flops.of(network), LENGTH),
+        tokens_per_item=LENGTH,
     )
-
-
-def _silent(text: str) -> None:
-    pass
 
 
 if __name__ == "__main__":

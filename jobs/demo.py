@@ -12,7 +12,7 @@ from videolavit.records.report import REPORT, render_page, stored_cells
 from videolavit.records.shards import TOKENS, Ledger
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.records.token_report import described, sampled_statistics
-from videolavit.training.curves import CURVES
+from videolavit.training.metrics import CURVES
 
 from . import decompose, inspect, reconstruct, synth, train
 from . import tokenize as tokenizing

@@ -263,7 +263,7 @@ def _promised(result: "Future[Path]") -> Iterator[None]:
 
 def _merge(models: list[Path], target: Path) -> None:
     from videolavit.models.folder import ModelFolder
-    from videolavit.training.saving import merge_models
+    from videolavit.training.run import merge_models
 
     if not target.exists():
         merge_models([ModelFolder(model) for model in models], target)

@@ -17,8 +17,8 @@ from videolavit.media.quality import psnr
 from videolavit.models.folder import ModelFolder
 from videolavit.records.report import REPORT, render_page
 from videolavit.records.storage import StorageSettings
-from videolavit.training.curves import CURVES, read_metrics
-from videolavit.training.frames import framed
+from videolavit.training.frames import decode_clip_frames
+from videolavit.training.metrics import CURVES, read_metrics
 from videolavit.training.sources import ClipSample, clip_sources
 
 from .proof_results import GENERATION, RESULTS, RUNS, save_sheet
@@ -91,7 +91,7 @@ def _generated(runtime: Runtime, captions: Sequence[str]) -> list[Frames]:
 def _closest(caption: str, clips: Sequence[ClipSample], ours: Frames, model: ModelFolder) -> Recalled:
     """Beside the clip of its video that it is closest to: a caption tells of all of them."""
     size = (model.sizes.video_height, model.sizes.video_width)
-    originals = [framed(clip, size, StorageSettings()).frames for clip in clips]
+    originals = [decode_clip_frames(clip, size, StorageSettings()).frames for clip in clips]
     return max((Recalled(caption, one, ours[: len(one)]) for one in originals), key=lambda recalled: recalled.psnr)
 
 

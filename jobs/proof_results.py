@@ -28,7 +28,7 @@ from videolavit.records.report import REPORT, render_page
 from videolavit.records.shards import TOKENS, Ledger
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.records.token_report import sampled_statistics
-from videolavit.training.curves import CURVES, read_metrics
+from videolavit.training.metrics import CURVES, read_metrics
 from videolavit.training.sources import ClipSample, clip_sources
 
 from .common import console

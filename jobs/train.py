@@ -1,130 +1,90 @@
-"""Train a component of the model: from one process on a laptop to FSDP on a cluster, with the same loop.
+"""Train a component of the model: in one process on a laptop, or with FSDP on a cluster, with the same loop.
 
 The output folder gets `model/` (a complete model with the trained parts, for every other command), `checkpoints/`,
-`metrics.jsonl`, `tensorboard/` and `samples/`. The same command continues where the last one stopped.
+`metrics.jsonl`, `tensorboard/` and `samples/`. The same command continues a run from its last checkpoint.
 """
 
 import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib import resources
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from videolavit.records.storage import StorageError, StorageSettings
+from videolavit.progress import Progress
+from videolavit.records.storage import StorageSettings
+from videolavit.training.components import COMPONENTS
 
-from .common import INTERRUPTED, JobParser, console, fail, pick, ray_runtime, user_errors
+from .common import INTERRUPTED, JobParser, console, fail, pick, user_errors
 from .models import MODEL_HELP
-
-RECIPES = resources.files("videolavit.config").joinpath("training")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains; exits with 0 when the training is complete, 1 when it failed, 2 on a user's mistake."""
     words = list(sys.argv[1:] if argv is None else argv)
-    name = _component(words)
-    with console.status("loading torch"):
-        from pipelines.train import ClusterSettings, train_on_ray  # torch and Ray Train take seconds
-        from videolavit.training.inputs import Inputs
-        from videolavit.training.run import TrainTask, component_module
-        from videolavit.training.settings import TrainSettings
+    name = words[0] if words else "--help"
+    if name not in COMPONENTS:
+        _show_usage(name)
+    with console.status("loading torch"):  # torch and Ray Train take seconds
+        from pipelines.train import TRAIN_ERRORS, ClusterSettings, TrainingFailed, train
+        from videolavit.training.components import settings_type
+        from videolavit.training.settings import TrainInputs, TrainSettings
+    kind: Any = settings_type(name)
     parser = JobParser(f"train {name}", __doc__)
-    kinds = {"objective": component_module(name).Settings, "train": TrainSettings, "cluster": ClusterSettings}
-    _add_options(parser, kinds)
+    _add_options(parser, [kind, TrainSettings, ClusterSettings, StorageSettings])
     options = parser.parse(_with_recipe(name, words[1:]))
-    with user_errors(ValueError):
-        objective = pick(kinds["objective"], options.objective)
-        train_settings, cluster = pick(TrainSettings, options), pick(ClusterSettings, options)
     for required in ("model", "input", "output"):
         if not options[required]:
             fail(f"--{required} is missing; `videolavit train {name} --help` says what it is")
-    inputs = Inputs(
-        train=options.input,
-        weights=options.weights,
-        validation=options.validation or [],
-        seed=train_settings.seed,
-        window=options.window,
-        storage=pick(StorageSettings, options),
-    )
-    task = TrainTask(name, options.model, inputs, objective, train_settings, options.output)
-    if cluster.workers:
-        with user_errors(StorageError), ray_runtime(), _following(Path(task.output)):
-            _on_ray(lambda: train_on_ray(task, cluster))
-    else:
-        _here(task)
-    Console(highlight=False).print(str(Path(task.output) / "model"), soft_wrap=True)
-
-
-def _here(task: Any) -> None:
-    from pipelines.train import USER_MISTAKES
-    from videolavit.training.parallel import Ranks
-    from videolavit.training.run import train
-
+    with user_errors(ValueError):
+        objective, settings, cluster = (
+            pick(kind, options.objective),
+            pick(TrainSettings, options),
+            pick(ClusterSettings, options),
+        )
+        inputs = TrainInputs(
+            train=options.input,
+            weights=options.weights,
+            validation=options.validation or [],
+            seed=settings.seed,
+            window=options.window,
+            storage=pick(StorageSettings, options),
+        )
     try:
-        with user_errors(*USER_MISTAKES):
-            train(task, Ranks.here(), line=lambda text: console.print(text, soft_wrap=True, markup=False))
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command continues from the last checkpoint")
-        sys.exit(INTERRUPTED)
-
-
-def _on_ray(run: Any) -> None:
-    from pipelines.train import TrainingFailed, UserMistake
-
-    try:
-        with user_errors(UserMistake):
-            run()
+        with user_errors(*TRAIN_ERRORS):
+            summary = train(
+                name,
+                options.model,
+                inputs,
+                options.output,
+                objective=objective,
+                settings=settings,
+                cluster=cluster,
+                on_progress=_show,
+            )
     except TrainingFailed as error:
         console.print(f"[red]the training failed:[/] {escape(str(error))}", soft_wrap=True)
         console.print("the same command continues from the last checkpoint")
         sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command continues from the last checkpoint")
+        sys.exit(INTERRUPTED)
+    Console(highlight=False).print(str(summary.model), soft_wrap=True)
 
 
-@contextmanager
-def _following(output: Path) -> Iterator[None]:
-    """Shows the lines that the first worker writes."""
-    from pipelines.train import LOG
-
-    log, stop = output / LOG, threading.Event()
-    start = log.stat().st_size if log.exists() else 0
-
-    def follow() -> None:
-        position = start
-        while True:
-            ending = stop.is_set()
-            if log.exists():
-                with log.open() as file:
-                    file.seek(position)
-                    for line in file:
-                        console.print(line.rstrip("\n"), soft_wrap=True, markup=False)
-                    position = file.tell()
-            if ending:
-                return
-            time.sleep(0.5)
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+def _show(progress: Progress) -> None:
+    if progress.message:
+        console.print(progress.message, soft_wrap=True, markup=False)
 
 
 # ---- options ------------------------------------------------------------------------------------------------------
 
 
-def _component(words: list[str]) -> str:
-    from videolavit.training.components import COMPONENTS
+def _show_usage(name: str) -> None:
+    """Lists the components and exits."""
+    from videolavit.training.recipes import recipe_names
 
-    name = words[0] if words else "--help"
-    if name in COMPONENTS:
-        return name
     asked = name in ("-h", "--help")
     out = sys.stdout if asked else sys.stderr
     if not asked:
@@ -132,50 +92,46 @@ def _component(words: list[str]) -> str:
     print(
         "usage: videolavit train COMPONENT --model M --input RUN --output DIR [--config RECIPE] [options]\n", file=out
     )
-    for component, purpose in COMPONENTS.items():
+    for component, (_, purpose) in COMPONENTS.items():
         print(f"  {component:<22} {purpose}", file=out)
-    print(f"\nrecipes for --config: {', '.join(_recipes())}, or a YAML file of options", file=out)
+    print(f"\nrecipes for --config: {', '.join(recipe_names())}, or a YAML file of options", file=out)
     print("`videolavit train COMPONENT --help` says more.", file=out)
     sys.exit(0 if asked else 2)
 
 
-def _recipes() -> list[str]:
-    return sorted(folder.name for folder in RECIPES.iterdir() if folder.is_dir() and not folder.name.startswith("_"))
-
-
 def _with_recipe(name: str, words: list[str]) -> list[str]:
-    """The words with the name of a recipe behind --config replaced by its file."""
+    """Command line with the name of a recipe after --config replaced by its file."""
+    from videolavit.training.recipes import UnknownRecipe, recipe_file, recipe_names
+
     result = list(words)
     for index, word in enumerate(words):
         option, _, value = word.partition("=")
         if option != "--config" or (not value and index + 1 == len(words)):
             continue
-        place = index if value else index + 1
-        chosen = value or words[place]
-        if chosen in _recipes() and not Path(chosen).is_file():
-            file = RECIPES / chosen / f"{name}.yaml"
-            if not file.is_file():
-                fail(f"the recipe {chosen} has no {name}")
-            result[place] = f"--config={file}" if value else str(file)
+        chosen = value or words[index + 1]
+        if chosen in recipe_names() and not Path(chosen).is_file():
+            with user_errors(UnknownRecipe):
+                file = recipe_file(chosen, name)
+            result[index : index + 1 if value else index + 2] = [f"--config={file}"] if value else [word, str(file)]
     return result
 
 
-def _add_options(parser: JobParser, kinds: dict[str, Any]) -> None:
-    parser.add_argument("--model", type=str | None, help=f"what training starts from: {MODEL_HELP}")
+def _add_options(parser: JobParser, kinds: list[Any]) -> None:
+    parser.add_argument("--model", type=str | None, help=f"model that training starts from: {MODEL_HELP}")
     parser.add_argument(
         "--input",
         type=str,
         nargs="+",
         help="runs of `videolavit decompose` or `tokenize`, or corpora of pictures or chats; each is a source",
     )
-    parser.add_argument("--weights", type=float, nargs="+", help="share of each input; default: its size")
+    parser.add_argument("--weights", type=float, nargs="+", help="share of each input; default: its number of samples")
     parser.add_argument("--validation", type=str, nargs="+", help="held-out inputs")
     parser.add_argument("--window", type=int, default=16, help="shards of an input whose samples are mixed at a time")
     parser.add_argument("--output", type=str | None, help="folder of the run; on a cluster, one that all nodes share")
-    parser.add_class_arguments(kinds["objective"], "objective")
-    parser.add_class_arguments(kinds["train"])
-    parser.add_class_arguments(kinds["cluster"])
-    parser.add_class_arguments(StorageSettings)
+    objective, *others = kinds
+    parser.add_class_arguments(objective, "objective")
+    for kind in others:
+        parser.add_class_arguments(kind)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Training under Ray Train: the same loop on every worker, restarted from its last checkpoint when one is lost."""
+"""Training as a function: in this process, or under Ray Train on a cluster, which restarts lost workers from the last
+checkpoint."""
 
 import json
 import math
 import os
 import re
 import tempfile
+import time
 import uuid
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,48 +20,75 @@ from pydantic.dataclasses import dataclass
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from videolavit.models.network import STRICT, ModelError
+from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.records.files import InputError
 from videolavit.records.storage import StorageError
 from videolavit.training.checkpoint import CheckpointError
+from videolavit.training.component import ComponentSettings
+from videolavit.training.components import UnknownComponent, settings_type
 from videolavit.training.data import DataError
+from videolavit.training.metrics import METRICS, read_metrics
 from videolavit.training.parallel import Ranks
-from videolavit.training.run import TrainTask, train
-from videolavit.training.trainer import Diverged
+from videolavit.training.run import MODEL_FOLDER, TrainTask, train_rank
+from videolavit.training.settings import TrainInputs, TrainSettings
+from videolavit.training.trainer import SKIPPED, Diverged
 
 from .common import cluster_has
-from .loaders import ray_feed
+from .loaders import ray_loader
+from .session import RayUnavailable, ray_session
 
 RAY_FILES = "ray"
-"""Folder in that of the run for what Ray Train writes about it."""
+"""Folder of the run for files of Ray Train."""
 
-USER_MISTAKES = (DataError, ModelError, CheckpointError, InputError, StorageError, Diverged)
+LOG = "train.log"
+"""File of the run for messages of a training on a cluster."""
+
+_PROGRESS, _ERROR, _SHARED = ".progress.jsonl", ".error.json", ".shared"
+POLL_SECONDS = 0.5
+"""Seconds between two looks for progress of the workers."""
 
 
 class TrainingFailed(RuntimeError):
-    """The workers failed more often than allowed."""
+    """The workers failed more often than `max_failures` allows."""
 
 
 class StorageNotShared(RuntimeError):
-    """A worker sees another folder under the run's path."""
+    """A worker sees another folder at the path of the run than the driver."""
 
 
-class UserMistake(ValueError):
-    """What a worker found to be wrong with what it was asked; starting again would not help."""
+class ClusterTooSmall(ValueError):
+    """The cluster, or its settings, cannot run the training; the message names the fix."""
+
+
+TRAIN_ERRORS = (
+    DataError,
+    ModelError,
+    CheckpointError,
+    InputError,
+    StorageError,
+    Diverged,
+    ClusterTooSmall,
+    UnknownComponent,
+    RayUnavailable,
+)
+"""Errors of `train` that starting again does not cure."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClusterSettings:
-    """Where the workers run.
+    """Workers of the training.
 
     Args:
-        workers: Processes under Ray Train, one a GPU where there are any; 0 trains in this process, without Ray.
-        min_workers: With fewer than `workers` the run is elastic: it goes on with as many as there are.
-        cpus_per_worker: Cores that each is given.
-        loaders: Actors of Ray Data that load the samples of each worker, a core each, on any node; for inputs that are
-            heavy to decode, resize or encode. 0 leaves it to threads of the worker.
-        max_failures: Times that lost workers are replaced.
+        workers: Worker processes under Ray Train, each with a GPU where the cluster has any; 0 trains in this process,
+            without Ray.
+        min_workers: Makes the run elastic: it continues with as few workers as this.
+        cpus_per_worker: CPU cores of each worker.
+        loaders: Ray Data actors that load the samples of each worker, on any node, with one core each; for samples that
+            are expensive to decode, resize or encode. 0 loads them in threads of the worker.
+        max_failures: Number of times that lost workers are replaced.
         timeout: Seconds after which a collective operation that hangs is an error.
     """
 
@@ -86,25 +116,123 @@ class ClusterSettings:
         )
 
 
-def train_on_ray(task: TrainTask, cluster: ClusterSettings) -> None:
-    """Trains on the workers of a cluster.
+@dataclass(frozen=True, kw_only=True)
+class TrainSummary:
+    """Result of a training.
+
+    Attributes:
+        model: Folder of the model with the trained part.
+        steps: Optimizer steps of the run, those of earlier starts included.
+        metrics: Last value of each metric: `loss` and its terms, `validation/loss` and its terms, `samples/...`, speed.
+        skipped: Samples that could not be used, by the type of the error.
+        seconds: Wall time of this call, in seconds.
+    """
+
+    model: Path
+    steps: int
+    metrics: dict[str, float]
+    skipped: dict[str, int]
+    seconds: float
+
+
+def train(
+    component: str,
+    model: str,
+    inputs: TrainInputs,
+    output: str | Path,
+    *,
+    objective: ComponentSettings | None = None,
+    settings: TrainSettings | None = None,
+    cluster: ClusterSettings | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> TrainSummary:
+    """Trains a component of a model. The same call continues a run from its last checkpoint.
+
+    Args:
+        component: Name of the component, see `videolavit.training.components.COMPONENTS`.
+        model: Model folder or preset that training starts from.
+        inputs: Training and held-out data.
+        output: Folder of the run; on a cluster, one that all nodes share.
+        objective: Settings of the component; None for its defaults.
+        settings: Settings of the training loop; None for the defaults.
+        cluster: Workers; None trains in this process, without Ray. With workers, the connected Ray is used, or else
+            one is started and stopped again.
+        on_progress: Receives each line of metrics as progress of the stage `train`, whose units are steps.
 
     Raises:
-        UserMistake, TrainingFailed: with the reason of the worker that failed.
+        UnknownComponent, DataError, ModelError, InputError, StorageError: a mistake in what is asked for.
+        CheckpointError: the folder holds another run.
+        Diverged: the gradient was not finite for too many steps.
+        ClusterTooSmall, RayUnavailable: the cluster cannot run the training, or does not answer.
+        TrainingFailed: the workers failed too often. Another call continues from the last checkpoint.
     """
-    output = Path(task.output)
-    (output / MISTAKE).unlink(missing_ok=True)
+    started = time.monotonic()
+    kind = settings_type(component)
+    if objective is None:
+        objective = kind()
+    elif not isinstance(objective, kind):
+        raise DataError(f"the objective of {component} is a {kind.__name__}, not a {type(objective).__name__}")
+    task = TrainTask(component, model, inputs, objective, settings or TrainSettings(), str(output))
+    if cluster is None or not cluster.workers:
+        train_rank(task, Ranks.here(), on_progress=on_progress)
+    else:
+        with ray_session(on_progress):
+            _train_on_ray(task, cluster, on_progress)
+    folder = Path(output)
+    found = read_metrics(folder) if (folder / METRICS).exists() else {}
+    lines = (folder / SKIPPED).read_text().splitlines() if (folder / SKIPPED).exists() else []
+    # a resumed run may have skipped a sample twice, in the same step
+    skipped = {(one["source"], one["position"]): one["error_type"] for one in map(json.loads, lines)}
+    return TrainSummary(
+        model=folder / MODEL_FOLDER,
+        steps=task.settings.steps,
+        metrics={name: values[-1][1] for name, values in found.items() if name != "step"},
+        skipped=dict(Counter(skipped.values())),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _train_on_ray(task: TrainTask, cluster: ClusterSettings, on_progress: OnProgress) -> None:
+    """Trains on the workers of the connected Ray, and hands their progress on."""
     _check_counts(task, cluster)
     _check_cores(cluster)
+    output = Path(task.output)
+    token = _mark(output)
+    for name in (_ERROR, _PROGRESS):
+        (output / name).unlink(missing_ok=True)
+    # Ray Train's `fit` blocks, and changes the signal handlers of its process: it has one of its own
+    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    fit = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=node)(_fit)
+    running = fit.remote(task, cluster, token)
+    progress = _read_progress(output)
+    try:
+        done: list[Any] = []
+        while not done:
+            done, _ = ray.wait([running], timeout=POLL_SECONDS)
+            for report in next(progress):
+                on_progress(report)
+    except BaseException:
+        ray.cancel(running, force=True)
+        raise
+    failure: str | None = ray.get(running)
+    if (output / _ERROR).exists():
+        error = json.loads((output / _ERROR).read_text())
+        raise next(kind for kind in TRAIN_ERRORS if kind.__name__ == error["type"])(error["message"])
+    if failure is not None:
+        raise TrainingFailed(failure)
+
+
+def _fit(task: TrainTask, cluster: ClusterSettings, token: str) -> str | None:
+    """Runs Ray Train; returns the reason of a failure."""
     use_gpu = cluster_has("GPU") > 0
     trainer = TorchTrainer(
-        _work,
-        train_loop_config={"task": task, "token": _mark(output), "loaders": cluster.loaders},
+        _worker,
+        train_loop_config={"task": task, "token": token, "loaders": cluster.loaders},
         scaling_config=cluster.scaling(use_gpu),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=cluster.timeout),
         run_config=RunConfig(
             name=f"{task.component}-{uuid.uuid4().hex[:8]}",
-            storage_path=os.path.abspath(output / RAY_FILES),
+            storage_path=os.path.abspath(Path(task.output) / RAY_FILES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
@@ -112,73 +240,100 @@ def train_on_ray(task: TrainTask, cluster: ClusterSettings) -> None:
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        _check_mistake(output)
-        raise TrainingFailed(_reason(error)) from None
-    _check_mistake(output)
+        # the message of the worker's exception, out of the traceback that Ray gives
+        causes = getattr(error, "worker_failures", None) or {0: error}
+        lines = str(next(iter(causes.values()))).strip().splitlines()
+        raised = [index for index, line in enumerate(lines) if re.match(r"[\w.]+: ", line)]
+        return "\n".join(lines[raised[-1] :] if raised else lines[-1:])
+    return None
 
 
 def _check_counts(task: TrainTask, cluster: ClusterSettings) -> None:
-    """Every number of workers that an elastic run may come to must divide the batch."""
-    if cluster.min_workers is None or task.train.batch_tokens is not None:
-        return  # every worker looks at its own number
-    batch, counts = task.train.batch, range(cluster.min_workers, cluster.workers + 1)
+    """Refuses an elastic run in which some number of workers does not divide the batch."""
+    if cluster.min_workers is None or task.settings.batch_tokens is not None:
+        return  # every worker checks its own number
+    batch, counts = task.settings.batch, range(cluster.min_workers, cluster.workers + 1)
     for count in counts:
         if batch % count:
-            raise UserMistake(
+            raise ClusterTooSmall(
                 f"a batch of {batch} cannot be divided among {count} workers, which --min-workers {counts.start} "
                 f"allows; choose a multiple of {math.lcm(*counts)}, or a narrower range"
             )
 
 
 def _check_cores(cluster: ClusterSettings) -> None:
-    """Without a core for its loaders a run would wait for ever."""
+    """Refuses a run whose loaders would wait for a core for ever."""
     workers = cluster.min_workers or cluster.workers
     needed, there = workers * (cluster.cpus_per_worker + cluster.loaders), cluster_has("CPU")
     if cluster.loaders and needed > there:
-        raise UserMistake(
+        raise ClusterTooSmall(
             f"{workers} workers with {cluster.loaders} loaders each take {needed:g} cores, and the cluster has "
             f"{there:g}; lower --loaders, --workers or --cpus-per-worker"
         )
 
 
-def _work(config: dict[str, Any]) -> None:
-    """What a worker does."""
+# ---- on a worker --------------------------------------------------------------------------------------------------
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """Training loop of a worker, for Ray Train."""
     task: TrainTask = config["task"]
     output = Path(task.output)
     _check_shared(output, config["token"])
-    if (output / MISTAKE).exists():
-        return  # Ray started again after it, as it does after all that is raised
+    if (output / _ERROR).exists():
+        return  # Ray Train restarts workers after any error; this one would come again
     first = ray.train.get_context().get_world_rank() == 0
-    trackers = [RayMetrics(task.component)] if first else []
     try:
-        feed = partial(ray_feed, loaders=config["loaders"]) if config["loaders"] else None
-        train(task, Ranks.here(), trackers=trackers, line=_line(output), on_save=_report, feed=feed)
-    except USER_MISTAKES as error:
-        (output / MISTAKE).write_text(str(error))
+        train_rank(
+            task,
+            Ranks.here(),
+            trackers=[RayMetrics(task.component)] if first else [],
+            on_progress=partial(_write_progress, output),
+            on_save=_report_checkpoint,
+            remote_loader=partial(ray_loader, actors=config["loaders"]) if config["loaders"] else None,
+        )
+    except TRAIN_ERRORS as error:
+        kind = next(one for one in TRAIN_ERRORS if isinstance(error, one))
+        (output / _ERROR).write_text(json.dumps({"type": kind.__name__, "message": str(error)}))
         raise
 
 
-def _check_mistake(output: Path) -> None:
-    if (output / MISTAKE).exists():
-        raise UserMistake((output / MISTAKE).read_text())
+def _write_progress(output: Path, progress: Progress) -> None:
+    """Reports progress through files: messages for people to the log, all of it for the driver beside it."""
+    report = [progress.stage, progress.done, progress.total, progress.message]
+    for name, line in ((LOG, progress.message), (_PROGRESS, json.dumps(report))):
+        with (output / name).open("a") as file:
+            file.write(line + "\n")
 
 
-MISTAKE = ".mistake"
-POINTER = "checkpoint.json"
+def _read_progress(output: Path) -> Iterator[list[Progress]]:
+    """Yields, whenever asked, the progress that the workers have reported since."""
+    file, position = output / _PROGRESS, 0
+    while True:
+        reports = []
+        if file.exists():
+            with file.open() as lines:
+                lines.seek(position)
+                for line in iter(lines.readline, ""):
+                    if not line.endswith("\n"):  # still being written
+                        break
+                    reports.append(Progress(*json.loads(line)))
+                    position = lines.tell()
+        yield reports
 
 
-def _report(checkpoint: Path, metrics: dict[str, float]) -> None:
-    """Tells Ray Train of a checkpoint by its address: it lies on the storage that all share already."""
+def _report_checkpoint(checkpoint: Path, metrics: dict[str, float]) -> None:
+    """Reports a checkpoint to Ray Train by its path: it is on shared storage already."""
     if ray.train.get_context().get_world_rank():
         ray.train.report({})
         return
     with tempfile.TemporaryDirectory() as pointer:
-        (Path(pointer) / POINTER).write_text(json.dumps({"checkpoint": str(checkpoint.absolute())}))
+        (Path(pointer) / "checkpoint.json").write_text(json.dumps({"checkpoint": str(checkpoint.absolute())}))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(pointer))
 
 
 class RayMetrics:
-    """Gauges on the metrics endpoint of the node, for Prometheus."""
+    """Tracker whose gauges are on the metrics endpoint of the node, for Prometheus."""
 
     def __init__(self, component: str) -> None:
         self._component = component
@@ -195,43 +350,22 @@ class RayMetrics:
         pass
 
 
-# ---- the storage that the workers share ---------------------------------------------------------------------------
+# ---- shared storage -----------------------------------------------------------------------------------------------
 
 
 def _mark(output: Path) -> str:
-    """Writes a word into the run's folder that every worker must find there."""
+    """Writes a token into the folder of the run, which every worker must find there."""
     token = uuid.uuid4().hex
     output.mkdir(parents=True, exist_ok=True)
-    (output / ".shared").write_text(token)
+    (output / _SHARED).write_text(token)
     return token
 
 
 def _check_shared(output: Path, token: str) -> None:
-    marker = output / ".shared"
+    marker = output / _SHARED
     found = marker.read_text() if marker.is_file() else None
     if found != token:
         raise StorageNotShared(
             f"{output} on node {ray.util.get_node_ip_address()} is not the folder that the driver sees; "
             "--output must be on storage that all nodes share"
         )
-
-
-def _line(output: Path) -> Callable[[str], None]:
-    """Lines for people go through a file: what workers print would come with Ray's own."""
-
-    def write(text: str) -> None:
-        with (output / LOG).open("a") as file:
-            file.write(text + "\n")
-
-    return write
-
-
-LOG = "train.log"
-
-
-def _reason(error: BaseException) -> str:
-    """The message of the worker's exception, out of the traceback that Ray gives."""
-    causes = getattr(error, "worker_failures", None) or {0: error}
-    lines = str(next(iter(causes.values()))).strip().splitlines()
-    raised = [index for index, line in enumerate(lines) if re.match(r"[\w.]+: ", line)]
-    return "\n".join(lines[raised[-1] :] if raised else lines[-1:])

@@ -6,16 +6,16 @@ import pytest
 
 from pipelines.train import (
     ClusterSettings,
+    ClusterTooSmall,
     StorageNotShared,
-    UserMistake,
     _check_cores,
     _check_counts,
     _check_shared,
     _mark,
 )
-from videolavit.training.inputs import Inputs
+from videolavit.training.components.vae import VAETraining
 from videolavit.training.run import TrainTask
-from videolavit.training.settings import TrainSettings
+from videolavit.training.settings import TrainInputs, TrainSettings
 
 
 def test_a_folder_that_is_not_the_drivers_is_named(tmp_path: Path) -> None:
@@ -35,10 +35,12 @@ def test_fewer_workers_than_asked_for_make_a_run_elastic() -> None:
 
 
 def test_an_elastic_range_must_fit_the_batch() -> None:
-    task = TrainTask("vae", "tiny", Inputs(train=[]), None, TrainSettings(batch=12), "")
+    task = TrainTask("vae", "tiny", TrainInputs(train=[]), VAETraining(), TrainSettings(batch=12), "")
     for range_ in ({"workers": 4, "min_workers": 1}, {"workers": 5}, {"workers": 12, "min_workers": 12}):
         _check_counts(task, ClusterSettings(**range_))
-    with pytest.raises(UserMistake, match=r"12 cannot be divided among 5 workers, which --min-workers 4 allows; .* 60"):
+    with pytest.raises(
+        ClusterTooSmall, match=r"12 cannot be divided among 5 workers, which --min-workers 4 allows; .* 60"
+    ):
         _check_counts(task, ClusterSettings(workers=6, min_workers=4))
 
 
@@ -47,5 +49,5 @@ def test_loaders_need_workers_and_cores(monkeypatch: pytest.MonkeyPatch) -> None
         ClusterSettings(loaders=1)
     monkeypatch.setattr("pipelines.train.cluster_has", lambda resource: 4.0)
     _check_cores(ClusterSettings(workers=2, loaders=1))
-    with pytest.raises(UserMistake, match="2 workers with 2 loaders each take 6 cores, and the cluster has 4"):
+    with pytest.raises(ClusterTooSmall, match="2 workers with 2 loaders each take 6 cores, and the cluster has 4"):
         _check_cores(ClusterSettings(workers=2, loaders=2))

@@ -21,13 +21,13 @@ from videolavit.models.language_model.objective import Answering
 from videolavit.models.objective import Batch, Draws
 from videolavit.training.chat import BadRecord, ConversationTooLong
 from videolavit.training.component import Component
-from videolavit.training.components.language_model import ChatSettings, Settings, build
+from videolavit.training.components.language_model import ChatSettings, LanguageModelTraining
 from videolavit.training.data import Item
-from videolavit.training.inputs import Inputs
+from videolavit.training.settings import TrainInputs
 from videolavit.vocabulary import VIDEO, understanding_prompt
 from videolavit.vocabulary.conversation import SYSTEM, conversation
 
-CHAT = Settings(stage="chat", chat=ChatSettings(max_clips=2))
+CHAT = LanguageModelTraining(stage="chat", chat=ChatSettings(max_clips=2))
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
@@ -54,7 +54,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def component(records: Path) -> Component:
-    return build(ModelFolder("tiny"), Inputs(train=[str(records)], validation=[str(records)]), CHAT)
+    return CHAT.build(ModelFolder("tiny"), TrainInputs(train=[str(records)], validation=[str(records)]))
 
 
 def items(component: Component) -> list[Item]:
@@ -144,7 +144,7 @@ def test_what_cannot_be_used_is_a_reject(component: Component, row: int, error: 
 def test_it_can_start_from_the_language_model(records: Path) -> None:
     model = ModelFolder("tiny")
     settings = replace(CHAT, chat=replace(CHAT.chat, initialise_from="language_model"))
-    component = build(model, Inputs(train=[str(records)]), settings)
+    component = settings.build(model, TrainInputs(train=[str(records)]))
     states = component.objective.export(component.objective.state_dict())
     for part in ("language_model", "visual_tokenizer", "motion_tokenizer"):
         pretrained = model.load(part).state_dict()
@@ -158,8 +158,8 @@ def test_it_can_start_from_the_language_model(records: Path) -> None:
 def test_adapters_are_merged_into_what_is_saved(records: Path) -> None:
     pytest.importorskip("peft")
     chat = ChatSettings(max_clips=2, train_visual=False, lora=LoRASettings(rank=2, alpha=8))
-    component = build(
-        ModelFolder("tiny"), Inputs(train=[str(records)], validation=[str(records)]), replace(CHAT, chat=chat)
+    component = replace(CHAT, chat=chat).build(
+        ModelFolder("tiny"), TrainInputs(train=[str(records)], validation=[str(records)])
     )
     objective = component.objective
     trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
@@ -171,7 +171,7 @@ def test_adapters_are_merged_into_what_is_saved(records: Path) -> None:
             value.copy_(0.1 * torch.randn(value.shape, generator=generator))
         batch = batch_of(component, 2)
         adapted = float(objective(batch.inputs, Draws(0, batch.positions))["loss"])
-        plain = build(ModelFolder("tiny"), Inputs(train=[str(records)]), CHAT).objective
+        plain = CHAT.build(ModelFolder("tiny"), TrainInputs(train=[str(records)])).objective
         before = float(plain(batch.inputs, Draws(0, batch.positions))["loss"])
         assert isinstance(plain, Answering)
         state = objective.export(objective.state_dict())["understanding/language_model"]

@@ -15,30 +15,31 @@ from videolavit.media import write_mp4
 from videolavit.models.folder import ModelFolder
 from videolavit.training.component import Component
 from videolavit.training.components import keyframe_detokenizer, vae, video_detokenizer
-from videolavit.training.inputs import Inputs
 from videolavit.training.parallel import Ranks
-from videolavit.training.settings import OptimizerSettings, ParallelSettings, TrainSettings
+from videolavit.training.settings import OptimizerSettings, ParallelSettings, TrainInputs, TrainSettings
 from videolavit.training.trainer import Trainer
 
 STEPS = 2
 
 
 def built(name: str, run: str) -> Component:
-    inputs, model = Inputs(train=[run], validation=[run]), ModelFolder("tiny")
+    inputs, model = TrainInputs(train=[run], validation=[run]), ModelFolder("tiny")
     if name == "vae":
-        of_videos = vae.Settings(
+        of_videos = vae.VAETraining(
             part="video_detokenizer/vae", start="keyframe", height=16, width=16, frames=2, show_samples=1
         )
-        return vae.build(model, inputs, of_videos)
+        return of_videos.build(model, inputs)
     if name == "keyframe-detokenizer":
-        pictures = keyframe_detokenizer.Settings(
+        pictures = keyframe_detokenizer.KeyframeDetokenizerTraining(
             height=16, width=16, condition_steps=1, validation_samples=1, show_samples=1, show_steps=2
         )
-        return keyframe_detokenizer.build(model, inputs, pictures)
-    stages = (video_detokenizer.Stage(from_sample=0, height=16, width=16),)
+        return pictures.build(model, inputs)
+    stages = (video_detokenizer.ResolutionStage(from_sample=0, height=16, width=16),)
     show = video_detokenizer.VideoSettings(video_steps=2)
-    videos = video_detokenizer.Settings(stages=stages, token_share=0.5, validation_samples=1, show_samples=1, show=show)
-    return video_detokenizer.build(model, inputs, videos)
+    videos = video_detokenizer.VideoDetokenizerTraining(
+        stages=stages, token_share=0.5, validation_samples=1, show_samples=1, show=show
+    )
+    return videos.build(model, inputs)
 
 
 def train(name: str, run: str, folder: Path, recompute: bool) -> None:
@@ -54,7 +55,7 @@ def train(name: str, run: str, folder: Path, recompute: bool) -> None:
         optimizer=OptimizerSettings(lr=1e-3, ema=0.5),
         parallel=ParallelSettings(recompute="full" if recompute else "none"),
     )
-    Trainer(built(name, run), settings, Ranks.here("cpu"), folder, line=lambda text: None).run()
+    Trainer(built(name, run), settings, Ranks.here("cpu"), folder).run()
 
 
 def _rank(rank: int, world: int, port: int, name: str, run: str, folder: Path) -> None:

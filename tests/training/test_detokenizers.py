@@ -25,7 +25,7 @@ from videolavit.models.video_detokenizer.objective import Preconditioning, Video
 from videolavit.training.component import Component
 from videolavit.training.components import keyframe_detokenizer, vae, video_detokenizer
 from videolavit.training.data import DataError
-from videolavit.training.inputs import Inputs
+from videolavit.training.settings import TrainInputs
 
 TINY = "tiny"
 FACTOR = 1 << (len(load_preset(TINY).video_detokenizer.vae.block_out_channels) - 1)
@@ -74,8 +74,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def inputs(run: str) -> Inputs:
-    return Inputs(train=[run], validation=[run])
+def inputs(run: str) -> TrainInputs:
+    return TrainInputs(train=[run], validation=[run])
 
 
 # ---- the VAEs -----------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_a_video_vae_starts_as_that_of_pictures() -> None:
 
 def test_a_picture_without_motion_becomes_a_sequence() -> None:
     picture = next(moving_texture(1, 40, 60, 0))
-    frames = vae.slide(picture, (8, 15, 22), (0.0, 0.0, 1.0, 1.0))
+    frames = vae.pan_window(picture, (8, 15, 22), (0.0, 0.0, 1.0, 1.0))
     assert frames.shape == (8, 15, 22, 3)
     assert not np.array_equal(frames[0], frames[-1])
 
@@ -160,15 +160,15 @@ def test_a_picture_without_motion_becomes_a_sequence() -> None:
         ("video_detokenizer/vae", "pictures"),
     ],
 )
-def test_the_vae_component_trains(part: Any, sequences: Any, inputs: Inputs, tmp_path: Path) -> None:
-    settings = vae.Settings(part=part, sequences=sequences, height=16, width=16, frames=2, show_samples=1)
-    component = vae.build(ModelFolder(TINY), inputs, settings)
+def test_the_vae_component_trains(part: Any, sequences: Any, inputs: TrainInputs, tmp_path: Path) -> None:
+    settings = vae.VAETraining(part=part, sequences=sequences, height=16, width=16, frames=2, show_samples=1)
+    component = settings.build(ModelFolder(TINY), inputs)
     losses = train(component, 4, 2)
     assert np.isfinite(losses).all()
     assert list(component.objective.parts()) == [part]
-    assert component.show is not None
+    assert component.write_samples is not None
     with torch.no_grad():
-        measured = component.show(component.objective, tmp_path)
+        measured = component.write_samples(component.objective, tmp_path)
     assert np.isfinite(measured["psnr"])
     assert [file.suffix for file in tmp_path.iterdir()] == [".mp4" if part.startswith("video") else ".png"]
 
@@ -230,8 +230,8 @@ def test_dropped_conditions_are_the_samplers_zeros() -> None:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_the_keyframe_component_trains(cached: bool, inputs: Inputs, tmp_path: Path) -> None:
-    settings = keyframe_detokenizer.Settings(
+def test_the_keyframe_component_trains(cached: bool, inputs: TrainInputs, tmp_path: Path) -> None:
+    settings = keyframe_detokenizer.KeyframeDetokenizerTraining(
         height=32,
         width=32,
         condition_steps=1,
@@ -239,18 +239,18 @@ def test_the_keyframe_component_trains(cached: bool, inputs: Inputs, tmp_path: P
         show_samples=1,
         show_steps=2,
     )
-    component = keyframe_detokenizer.build(ModelFolder(TINY), inputs, settings)
+    component = settings.build(ModelFolder(TINY), inputs)
     assert np.isfinite(train(component, 3, 2)).all()
-    assert component.show is not None
-    assert np.isfinite(component.show(component.objective, tmp_path / "shown")["psnr"])
+    assert component.write_samples is not None
+    assert np.isfinite(component.write_samples(component.objective, tmp_path / "shown")["psnr"])
     assert (tmp_path / "shown" / "00.png").exists()
     if cached:
         assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 4
 
 
-def test_a_size_that_does_not_fit_is_refused(inputs: Inputs) -> None:
+def test_a_size_that_does_not_fit_is_refused(inputs: TrainInputs) -> None:
     with pytest.raises(DataError, match=r"multiples of \d+.*objective\.width"):
-        keyframe_detokenizer.build(ModelFolder(TINY), inputs, keyframe_detokenizer.Settings(height=30, width=32))
+        keyframe_detokenizer.KeyframeDetokenizerTraining(height=30, width=32).build(ModelFolder(TINY), inputs)
 
 
 # ---- videos -------------------------------------------------------------------------------------------------------
@@ -385,29 +385,29 @@ def _again(forward: Any) -> Any:
     return lambda *args, **options: checkpoint(forward, *args, use_reentrant=False, **options)
 
 
-def test_the_video_component_trains_in_stages(inputs: Inputs, tmp_path: Path) -> None:
+def test_the_video_component_trains_in_stages(inputs: TrainInputs, tmp_path: Path) -> None:
     stages = (
-        video_detokenizer.Stage(from_sample=0, height=16, width=16),
-        video_detokenizer.Stage(from_sample=4, height=16, width=32),
+        video_detokenizer.ResolutionStage(from_sample=0, height=16, width=16),
+        video_detokenizer.ResolutionStage(from_sample=4, height=16, width=32),
     )
-    settings = video_detokenizer.Settings(
+    settings = video_detokenizer.VideoDetokenizerTraining(
         stages=stages,
         token_share=0.5,
         cache=str(tmp_path / "cache"),
         show_samples=1,
         show=video_detokenizer.VideoSettings(video_steps=2),
     )
-    component = video_detokenizer.build(ModelFolder(TINY), inputs, settings)
+    component = settings.build(ModelFolder(TINY), inputs)
     widths = [item.load()["motion"].shape[-1] for item in component.stream.take(8)]
     assert widths == [16 // FACTOR] * 4 + [32 // FACTOR] * 4
     component.stream.seek({"position": 0})
     assert np.isfinite(train(component, 4, 2)).all()
-    assert component.show is not None
-    assert np.isfinite(component.show(component.objective, tmp_path / "shown")["psnr"])
+    assert component.write_samples is not None
+    assert np.isfinite(component.write_samples(component.objective, tmp_path / "shown")["psnr"])
     assert (tmp_path / "shown" / "00.mp4").exists()
 
 
-def test_stages_that_do_not_begin_at_the_start_are_refused(inputs: Inputs) -> None:
-    stages = (video_detokenizer.Stage(from_sample=4, height=16, width=16),)
+def test_stages_that_do_not_begin_at_the_start_are_refused(inputs: TrainInputs) -> None:
+    stages = (video_detokenizer.ResolutionStage(from_sample=4, height=16, width=16),)
     with pytest.raises(DataError, match="start at sample 0"):
-        video_detokenizer.build(ModelFolder(TINY), inputs, video_detokenizer.Settings(stages=stages))
+        video_detokenizer.VideoDetokenizerTraining(stages=stages).build(ModelFolder(TINY), inputs)

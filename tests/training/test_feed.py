@@ -16,9 +16,12 @@ from tests.training.toys import toy
 from videolavit.media import write_mp4
 from videolavit.models.folder import ModelFolder
 from videolavit.training.component import Component
-from videolavit.training.components import keyframe_detokenizer, language_model, motion_tokenizer, visual_tokenizer
-from videolavit.training.inputs import Inputs
-from videolavit.training.rank_share import RankShare, loaded
+from videolavit.training.components.keyframe_detokenizer import KeyframeDetokenizerTraining
+from videolavit.training.components.language_model import LanguageModelTraining
+from videolavit.training.components.motion_tokenizer import MotionTokenizerTraining
+from videolavit.training.components.visual_tokenizer import VisualTokenizerTraining
+from videolavit.training.loader import RankSampler, load_item
+from videolavit.training.settings import TrainInputs
 
 
 @pytest.fixture(scope="module")
@@ -29,23 +32,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def cached_keyframes(run: str, folder: Path) -> Component:
-    settings = keyframe_detokenizer.Settings(height=16, width=16, validation_samples=1, cache=str(folder / "cache"))
-    return keyframe_detokenizer.build(ModelFolder("tiny"), Inputs(train=[run]), settings)
+    settings = KeyframeDetokenizerTraining(height=16, width=16, validation_samples=1, cache=str(folder / "cache"))
+    return settings.build(ModelFolder("tiny"), TrainInputs(train=[run]))
 
 
 def token_rows(run: str, folder: Path) -> Component:
     model = ModelFolder("tiny")
     tokens = write_token_run(folder / "tokens", model, random_rows(model, 8))
-    return language_model.build(model, Inputs(train=[str(tokens)]), language_model.Settings(sequence_length=256))
+    return LanguageModelTraining(sequence_length=256).build(model, TrainInputs(train=[str(tokens)]))
 
 
 COMPONENTS: dict[str, Callable[[str, Path], Component]] = {
-    "motion-tokenizer": lambda run, _: motion_tokenizer.build(
-        ModelFolder("tiny"), Inputs(train=[run]), motion_tokenizer.Settings()
-    ),
-    "visual-tokenizer": lambda run, _: visual_tokenizer.build(
-        ModelFolder("tiny"), Inputs(train=[run]), visual_tokenizer.Settings()
-    ),
+    "motion-tokenizer": lambda run, _: MotionTokenizerTraining().build(ModelFolder("tiny"), TrainInputs(train=[run])),
+    "visual-tokenizer": lambda run, _: VisualTokenizerTraining().build(ModelFolder("tiny"), TrainInputs(train=[run])),
     "vae": lambda run, _: built("vae", run),
     "keyframe-detokenizer, cached": cached_keyframes,
     "video-detokenizer": lambda run, _: built("video-detokenizer", run),
@@ -60,7 +59,8 @@ def test_a_stream_that_was_sent_loads_the_same(name: str, run: str, tmp_path: Pa
     sent = cloudpickle.loads(cloudpickle.dumps(component.stream))
     sent.seek(component.stream.state())
     ours, theirs = (
-        component.collate(items, [loaded(item) for item in items]) for items in (component.stream.take(2), sent.take(2))
+        component.collate(items, [load_item(item) for item in items])
+        for items in (component.stream.take(2), sent.take(2))
     )
     assert ours.positions == theirs.positions
     assert ours.inputs.keys() == theirs.inputs.keys()
@@ -70,7 +70,7 @@ def test_a_stream_that_was_sent_loads_the_same(name: str, run: str, tmp_path: Pa
 def test_a_share_is_every_ranks_part_of_each_step_and_the_stream_goes_on_by_whole_steps() -> None:
     found = {}
     for rank in (0, 1):
-        stream, share = toy().stream, RankShare(batch=6, micro_batch=2, rank=rank, world=2)
+        stream, share = toy().stream, RankSampler(batch=6, micro_batch=2, rank=rank, world=2)
         found[rank] = [[[item.position for item in part] for part in share.take(stream)] for _ in range(2)]
-        assert share.parts == 2
+        assert share.micro_batches == 2
     assert found == {0: [[[0, 2], [4]], [[6, 8], [10]]], 1: [[[1, 3], [5]], [[7, 9], [11]]]}

@@ -12,12 +12,12 @@ from videolavit.models.folder import ModelFolder
 from videolavit.models.language_model.objective import LOSSES_AT_ONCE, NextToken, token_losses
 from videolavit.models.objective import Draws
 from videolavit.training.component import Component
-from videolavit.training.components.language_model import Settings, build
+from videolavit.training.components.language_model import LanguageModelTraining
 from videolavit.training.data import DataError
-from videolavit.training.inputs import Inputs
+from videolavit.training.settings import TrainInputs
 from videolavit.vocabulary.sequences import OrderSettings
 
-SETTINGS = Settings(sequence_length=512, pack_over=16, validation_samples=8)
+SETTINGS = LanguageModelTraining(sequence_length=512, pack_over=16, validation_samples=8)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def losses(component: Component, steps: int) -> list[dict[str, float]]:
 
 
 def test_it_learns_every_modality(model: ModelFolder, run: Path) -> None:
-    component = build(model, Inputs(train=[str(run)], validation=[str(run)]), SETTINGS)
+    component = SETTINGS.build(model, TrainInputs(train=[str(run)], validation=[str(run)]))
     first, *_, last = losses(component, 12)
     assert all(last[name] < first[name] - 0.3 for name in ("loss", "text", "visual", "motion"))
     assert 1 <= len(component.validation) <= 8
@@ -59,12 +59,12 @@ def test_captions_are_weighed(tmp_path: Path, model: ModelFolder) -> None:
     captioned = [("?" if text is None else text, clips) for text, clips in rows]
     run = write_run(tmp_path / "run", model, captioned)
     order = OrderSettings(text_first=1.0, drop_text=0.0, drop_keyframe=0.0)
-    component = build(model, Inputs(train=[str(run)], validation=[str(run)]), replace(SETTINGS, order=order))
-    assert component.show is not None
+    component = replace(SETTINGS, order=order).build(model, TrainInputs(train=[str(run)], validation=[str(run)]))
+    assert component.write_samples is not None
     with torch.no_grad():
-        told = component.show(component.objective, tmp_path)
+        told = component.write_samples(component.objective, tmp_path)
     whole = replace(SETTINGS, order=order, validation_samples=100)
-    items = build(model, Inputs(train=[str(run)], validation=[str(run)]), whole).validation
+    items = whole.build(model, TrainInputs(train=[str(run)], validation=[str(run)])).validation
     batch = component.collate(items, [item.load() for item in items])
     with torch.no_grad():
         sums = component.objective(batch.inputs, Draws(0, batch.positions))
@@ -100,24 +100,24 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path: Path, model: ModelFol
     with pytest.raises(
         DataError, match=r"0\.parquet was made by another motion_tokenizer \(\w{12}\) than that of .*model"
     ):
-        build(ModelFolder(tmp_path / "model"), Inputs(train=[str(run)]), SETTINGS)
+        SETTINGS.build(ModelFolder(tmp_path / "model"), TrainInputs(train=[str(run)]))
 
 
 def test_another_vocabulary_is_refused(tmp_path: Path, model: ModelFolder) -> None:
     foreign = ModelFolder(write_model(tmp_path / "foreign"))
     run = write_run(tmp_path / "run", foreign, [("text", [])])
     with pytest.raises(DataError, match="has 64 visual codes, the vocabulary of tiny has 512"):
-        build(model, Inputs(train=[str(run)]), SETTINGS)
+        SETTINGS.build(model, TrainInputs(train=[str(run)]))
 
 
 def test_a_folder_without_shards_is_refused(tmp_path: Path, model: ModelFolder) -> None:
     with pytest.raises(DataError, match=r"no token shards in .* make them with `videolavit tokenize`"):
-        build(model, Inputs(train=[str(tmp_path)]), SETTINGS)
+        SETTINGS.build(model, TrainInputs(train=[str(tmp_path)]))
 
 
 def test_rows_longer_than_the_context_are_refused(model: ModelFolder, run: Path) -> None:
     with pytest.raises(DataError, match="sequence_length 8192 exceeds the context of tiny, 4096"):
-        build(model, Inputs(train=[str(run)]), replace(SETTINGS, sequence_length=8192))
+        replace(SETTINGS, sequence_length=8192).build(model, TrainInputs(train=[str(run)]))
 
 
 def test_shares_that_are_none_are_refused() -> None:

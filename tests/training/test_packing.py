@@ -16,11 +16,10 @@ from videolavit.models.language_model.flops import Flops
 from videolavit.models.language_model.objective import NextToken
 from videolavit.models.objective import Batch, Draws
 from videolavit.models.presets import load_preset
-from videolavit.training.components import language_model
-from videolavit.training.components.language_model import Settings
+from videolavit.training.components.language_model import LanguageModelTraining
 from videolavit.training.data import DataError, Item
-from videolavit.training.inputs import Inputs
-from videolavit.training.packed import Document, PackedStream, RowCollate
+from videolavit.training.packed import Document, PackedCollate, PackedStream
+from videolavit.training.settings import TrainInputs
 from videolavit.vocabulary.packing import pack
 from videolavit.vocabulary.sequences import modality_of
 
@@ -48,8 +47,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stream(run: Path, **settings: object) -> PackedStream:
-    chosen = Settings(sequence_length=LENGTH, pack_over=50, **settings)
-    made = language_model.build(ModelFolder("tiny"), Inputs(train=[str(run)], seed=3), chosen).stream
+    chosen = LanguageModelTraining(sequence_length=LENGTH, pack_over=50, **settings)
+    made = chosen.build(ModelFolder("tiny"), TrainInputs(train=[str(run)], seed=3)).stream
     assert isinstance(made, PackedStream)
     return made
 
@@ -80,7 +79,7 @@ def test_an_epoch_holds_every_sample_once_however_it_is_packed(run: Path) -> Non
 
 
 def collated(*rows: list[list[int]], length: int | None = LENGTH) -> Batch:
-    collate = RowCollate(TINY.vocabulary, Flops(0, 0), length)
+    collate = PackedCollate(TINY.vocabulary, Flops(0, 0), length)
     documents = [[Document(np.array(ids), "source") for ids in row] for row in rows]
     return collate([Item(index, "source", lambda: None) for index in range(len(rows))], documents)
 
@@ -165,15 +164,15 @@ def test_noise_is_read_and_never_predicted(run: Path) -> None:
     of = TINY.vocabulary
     changed = 0
     for document, same in zip(read, again, strict=True):
-        assert document.seen.tolist() == same.seen.tolist()
-        differs = document.seen != document.ids
+        assert document.input_ids.tolist() == same.input_ids.tolist()
+        differs = document.input_ids != document.ids
         changed += int(differs.sum())
         assert set(document.ids[differs]) <= {*of.visual_range, *of.motion_range}
-        assert (modality_of(document.seen, of) == modality_of(document.ids, of)).all()
+        assert (modality_of(document.input_ids, of) == modality_of(document.ids, of)).all()
     assert changed > 20
-    batch = RowCollate(of, Flops(0, 0), LENGTH)([item], [read])
+    batch = PackedCollate(of, Flops(0, 0), LENGTH)([item], [read])
     length = len(read[0].ids)
-    assert batch.inputs["ids"][0, :length].tolist() == read[0].seen.tolist()
+    assert batch.inputs["ids"][0, :length].tolist() == read[0].input_ids.tolist()
     assert batch.inputs["targets"][: length - 1].tolist() == read[0].ids[1:].tolist()
 
 
@@ -206,4 +205,4 @@ def test_rows_must_be_long_enough_for_a_clip(run: Path) -> None:
     needed = TINY.visual_tokenizer.num_patches + TINY.motion_tokenizer.num_tokens + 5
     message = f"sequence_length {needed - 1} is shorter than a clip may be; use at least {needed}"
     with pytest.raises(DataError, match=message):
-        language_model.build(ModelFolder("tiny"), Inputs(train=[str(run)]), Settings(sequence_length=needed - 1))
+        LanguageModelTraining(sequence_length=needed - 1).build(ModelFolder("tiny"), TrainInputs(train=[str(run)]))

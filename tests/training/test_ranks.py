@@ -13,9 +13,8 @@ import torch.multiprocessing as mp
 from tests.training.test_trainer import losses, run, same, settings
 from tests.training.toys import toy
 from videolavit.training.data import DataError
-from videolavit.training.loader import Loader
+from videolavit.training.loader import Loader, RankSampler
 from videolavit.training.parallel import Ranks
-from videolavit.training.rank_share import RankShare
 from videolavit.training.settings import ParallelSettings
 from videolavit.training.trainer import Trainer
 
@@ -31,7 +30,7 @@ def spread(folder: Path, world: int = 2, **changes: Any) -> None:
 def _rank(rank: int, world: int, port: int, folder: Path, changes: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    Trainer(toy(), settings(**changes), Ranks.here("cpu"), folder, line=lambda text: None).run()
+    Trainer(toy(), settings(**changes), Ranks.here("cpu"), folder).run()
     dist.destroy_process_group()
 
 
@@ -60,7 +59,7 @@ def test_two_ranks_train_as_one_does(alone: tuple[Path, Trainer], pair: Path) ->
 
 def test_one_rank_goes_on_where_two_stopped(alone: tuple[Path, Trainer], pair: Path) -> None:
     assert json.loads((pair / "checkpoints" / "step-00000020" / "manifest.json").read_text())["world"] == 2
-    merged = Trainer(toy(), settings(), Ranks(), pair, line=lambda text: None)
+    merged = Trainer(toy(), settings(), Ranks(), pair)
     assert merged.step == 20
     same(alone[1], merged, rtol=1e-3, atol=1e-5)
 
@@ -84,11 +83,11 @@ def test_no_sample_is_dropped_or_doubled_by_the_ranks() -> None:
     positions = []
     for rank in range(3):
         component = toy()
-        data = Loader(component.stream, component.collate, RankShare(12, 3, rank, 3), 4, threads=0)
+        data = Loader(component.stream, component.collate, RankSampler(12, 3, rank, 3), 4, threads=0)
         positions += [position for step in data for batch in step.batches for position in batch.positions]
     assert sorted(positions) == [item.position for item in whole]
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(DataError, match="a batch of 10 cannot be divided among 4 ranks"):
-        RankShare(batch=10, micro_batch=5, rank=0, world=4)
+        RankSampler(batch=10, micro_batch=5, rank=0, world=4)

@@ -19,11 +19,10 @@ from videolavit.records.rows import PlanRow, video_sample_to
 from videolavit.records.samples import SampleSettings
 from videolavit.records.shards import ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
-from videolavit.training.cached import CachedSource
 from videolavit.training.data import DataError
 from videolavit.training.frames import frame_sources
-from videolavit.training.inputs import Inputs
-from videolavit.training.sources import clip_sources, picture_sources, sample_stream, validation_items
+from videolavit.training.settings import TrainInputs
+from videolavit.training.sources import CachedSource, clip_sources, picture_sources, sample_stream, validation_items
 
 STORAGE = StorageSettings()
 
@@ -134,7 +133,7 @@ def test_what_cannot_be_trained_on_is_refused(videos: list[Path]) -> None:
 
 def test_an_epoch_has_every_clip_once(run: str) -> None:
     sources = clip_sources([run], STORAGE)
-    clips = [item.load() for item in sample_stream(sources, Inputs(train=[run])).take(6)]
+    clips = [item.load() for item in sample_stream(sources, TrainInputs(train=[run])).take(6)]
     assert len({(clip.source, clip.start_frame) for clip in clips}) == 6
 
 

@@ -22,8 +22,10 @@ from videolavit.models.objective import Draws, Objective
 from videolavit.models.visual_tokenizer import VisualTokenizer, normalize_images
 from videolavit.models.visual_tokenizer.objective import VisualTokenizerObjective, feature_distance
 from videolavit.training.component import Component
-from videolavit.training.components import motion_tokenizer, visual_tokenizer
-from videolavit.training.inputs import Inputs
+from videolavit.training.components import visual_tokenizer
+from videolavit.training.components.motion_tokenizer import MotionTokenizerTraining
+from videolavit.training.components.visual_tokenizer import VisualTokenizerTraining
+from videolavit.training.settings import TrainInputs
 
 Tensors = dict[str, torch.Tensor]
 
@@ -197,10 +199,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_run(folder / "clips", [{"source": str(file)} for file in files])
 
 
-@pytest.mark.parametrize("module", [motion_tokenizer, visual_tokenizer])
-def test_a_component_trains_and_shows(module: Any, run: str, tmp_path: Path) -> None:
-    settings = module.Settings(codebook=CodebookSettings(quantize_from=1), validation_samples=3)
-    component: Component = module.build(ModelFolder("tiny"), Inputs(train=[run], validation=[run]), settings)
+@pytest.mark.parametrize("kind", [MotionTokenizerTraining, VisualTokenizerTraining])
+def test_a_component_trains_and_shows(kind: Any, run: str, tmp_path: Path) -> None:
+    settings = kind(codebook=CodebookSettings(quantize_from=1), validation_samples=3)
+    component: Component = settings.build(ModelFolder("tiny"), TrainInputs(train=[run], validation=[run]))
     items = component.stream.take(2)
     batch = component.collate(items, [item.load() for item in items])
     for _ in range(2):
@@ -209,24 +211,24 @@ def test_a_component_trains_and_shows(module: Any, run: str, tmp_path: Path) -> 
         torch.stack([sums[name] for name in component.objective.weights]).sum().backward()
         component.objective.after_step(lambda value: value)
     assert component.objective.statistics()["codebook_usage"] > 0
-    assert component.show is not None
+    assert component.write_samples is not None
     component.objective.eval()
     with torch.no_grad():
-        shown = component.show(component.objective, tmp_path)
+        shown = component.write_samples(component.objective, tmp_path)
     assert np.isfinite(list(shown.values())).all()
 
 
 def test_the_centre_is_that_of_the_first_pictures_and_the_order_stays(run: str) -> None:
-    inputs = Inputs(train=[run])
+    inputs = TrainInputs(train=[run])
     plain, centred = (
-        visual_tokenizer.build(ModelFolder("tiny"), inputs, visual_tokenizer.Settings(centred=yes))
+        visual_tokenizer.VisualTokenizerTraining(centred=yes).build(ModelFolder("tiny"), inputs)
         for yes in (False, True)
     )
     assert isinstance(plain.objective, VisualTokenizerObjective)
     assert plain.objective.centre is None
     assert isinstance(centred.objective, VisualTokenizerObjective)
     assert centred.objective.centre is not None
-    first, again = (one.stream.take(visual_tokenizer.CENTRED_OVER) for one in (plain, centred))
+    first, again = (one.stream.take(visual_tokenizer.CENTRE_SAMPLES) for one in (plain, centred))
     assert [item.position for item in first] == [item.position for item in again]
     pictures = torch.from_numpy(np.stack([item.load() for item in first]))
     features = centred.objective.tokenizer.patch_features(normalize_images(pictures))

@@ -37,7 +37,13 @@ def settings(**changes: Any) -> TrainSettings:
 def run(folder: Path, component: Component | None = None, stop: int | None = None, **changes: Any) -> Trainer:
     """Trains; with `stop`, the process dies there as far as the folder can tell."""
     lines: list[str] = []
-    trainer = Trainer(component or toy(), settings(**changes), Ranks(), folder, line=lines.append)
+    trainer = Trainer(
+        component or toy(),
+        settings(**changes),
+        Ranks(),
+        folder,
+        on_progress=lambda progress: lines.append(progress.message),
+    )
     trainer.lines = lines  # type: ignore[attr-defined]
     if stop is None:
         trainer.run()
@@ -181,7 +187,7 @@ def test_what_was_trained_is_saved_before_it_is_shown(tmp_path: Path) -> None:
         raise RuntimeError("no picture")
 
     with pytest.raises(RuntimeError, match="no picture"):
-        run(tmp_path, toy(show=fails), save_every=1000)
+        run(tmp_path, toy(write_samples=fails), save_every=1000)
     assert any("continues from step-00000020" in line for line in run(tmp_path, save_every=1000).lines)
 
 

@@ -99,5 +99,5 @@ def toy(samples: int = 37, broken: frozenset[int] = frozenset(), **changes: Any)
     sources = [BrokenSource("many", list(values), set(broken)), InMemorySource("few", list(values[:5] + 1))]
     mixture = Mixture(sources, [0.75, 0.25], seed=3)
     validation = [Item(-1 - row, "held-out", lambda row=row: values[row]) for row in range(6)]
-    options = {"validation": validation, "facts": {"toy": 1}} | changes
+    options = {"validation": validation, "identity": {"toy": 1}} | changes
     return Component(objective=objective, stream=SampleStream(mixture), collate=collate, **options)

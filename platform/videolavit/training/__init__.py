@@ -1,1 +1,1 @@
-"""One training loop and its small collaborators. Plain PyTorch; nothing here knows of Ray."""
+"""Training: components, their data, and one loop for all of them. Plain PyTorch, without Ray."""

@@ -1,4 +1,4 @@
-"""Questions about pictures and videos with their answers, as LLaVA writes them: JSON lines.
+"""Conversations about pictures and videos, as JSON lines in the format of LLaVA.
 
 {"id": "1", "video": "a.mp4", "conversations": [{"from": "human", "value": "<video>\\nWhat moves?"},
                                                 {"from": "gpt", "value": "A red circle."}]}
@@ -30,20 +30,20 @@ _SPEAKERS = ("human", "gpt")
 
 
 class BadRecord(MediaError):
-    """A line is no conversation."""
+    """A line of the file is not a conversation."""
 
 
 class ConversationTooLong(MediaError):
-    """A conversation with its pictures may exceed the language model's context."""
+    """A conversation with its pictures may be longer than the context of the language model."""
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
-    """What a conversation is about.
+class ChatMedia:
+    """Pictures and motion of a conversation's image or video.
 
     Attributes:
-        pictures: uint8 [pictures, size, size, 3].
-        motion: float32 [clips, 2, 24, height, width]; of a video there are as many as pictures, of an image none.
+        pictures: The image, or the keyframes of the video, uint8 [pictures, size, size, 3].
+        motion: Motion of the video's clips, one for each keyframe, float32 [clips, 2, 24, height, width].
     """
 
     pictures: NDArray[np.uint8]
@@ -56,23 +56,23 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class ChatSample:
-    """A conversation: token ids with a stand-in for what is shown, and which of them are answers."""
+    """A conversation: token ids with a placeholder for pictures and motion, and a mask of the ids of answers."""
 
     ids: list[int]
-    written: list[bool]
-    shown: Shown
+    answer_mask: list[bool]
+    media: ChatMedia
 
 
 @dataclass(frozen=True)
 class ChatLimits:
-    """What fits.
+    """Sizes of pictures and motion, and limits of a conversation.
 
     Args:
-        image_size: Side of a picture in pixels.
+        image_size: Side of a picture, in pixels.
         motion_size: Height and width of a motion grid.
-        max_clips: Most clips of a video.
-        picture_tokens, motion_tokens: The most that a picture, and the motion of a clip, take of the context.
-        context: Of the language model.
+        max_clips: Largest number of clips of a video.
+        picture_tokens, motion_tokens: Largest number of tokens of a picture, and of the motion of a clip.
+        context: Context length of the language model, in tokens.
     """
 
     image_size: int
@@ -84,14 +84,15 @@ class ChatLimits:
 
 
 class ChatSource:
-    """Conversations of a file of JSON lines. Pictures and videos lie where it says, relative to itself.
+    """Conversations of a file of JSON lines, which names pictures and videos relative to itself.
 
-    Videos are decomposed as for a question to the finished model. What was decoded is kept, as far as memory is given.
+    Videos are decomposed as they are for a question to the finished model.
 
     Args:
-        url: Of the file.
-        tokenizer: Of the language model.
-        cache_bytes: Memory for decoded pictures and clips.
+        url: Address of the file.
+        tokenizer: Text tokenizer of the language model.
+        limits: Sizes and limits of the model.
+        cache_bytes: Memory for decoded pictures and clips, in bytes.
 
     Raises:
         DataError: the file cannot be read.
@@ -111,40 +112,39 @@ class ChatSource:
 
     def load(self, shard: int, row: int) -> ChatSample:
         record = _record(self._lines[row], f"line {row + 1} of {self.name}")
-        shown = self._cache.get(record.media or "", lambda: self._shown(record))
-        ids, written = conversation(self._tokenizer, record.turns, record.kind)
+        media = self._cache.get(record.media or "", lambda: self._load_media(record))
+        ids, answer_mask = conversation(self._tokenizer, record.turns, record.kind)
         limits = self._limits
-        longest = len(ids) + len(shown.pictures) * limits.picture_tokens + len(shown.motion) * limits.motion_tokens
+        longest = len(ids) + len(media.pictures) * limits.picture_tokens + len(media.motion) * limits.motion_tokens
         if longest > limits.context:
             raise ConversationTooLong(
-                f"line {row + 1} of {self.name}: {len(ids)} ids of text and {len(shown.pictures)} pictures may take "
+                f"line {row + 1} of {self.name}: {len(ids)} ids of text and {len(media.pictures)} pictures may take "
                 f"{longest} of a context of {limits.context}; shorten it, or lower chat.max_clips"
             )
-        return ChatSample(ids, written, shown)
+        return ChatSample(ids, answer_mask, media)
 
-    def _shown(self, record: "_Record") -> Shown:
+    def _load_media(self, record: "_Record") -> ChatMedia:
         size, limits = self._limits.image_size, self._limits
+        no_motion = np.zeros((0, 2, 24, *limits.motion_size), np.float32)
         if record.media is None:
-            return Shown(np.zeros((0, size, size, 3), np.uint8), np.zeros((0, 2, 24, *limits.motion_size), np.float32))
-        with open_source(self._beside(record.media), self._storage) as file:
+            return ChatMedia(np.zeros((0, size, size, 3), np.uint8), no_motion)
+        with open_source(self._address(record.media), self._storage) as file:
             if record.kind == "image":
-                return Shown(
-                    decode_image(file.read(), size)[None], np.zeros((0, 2, 24, *limits.motion_size), np.float32)
-                )
+                return ChatMedia(decode_image(file.read(), size)[None], no_motion)
             clips = list(decompose(file, DecomposeSettings(policy="eval", max_clips=limits.max_clips)))
         pictures = np.stack([resize_image(clip.keyframe, size) for clip in clips])
-        return Shown(pictures, np.stack([clip.features(limits.motion_size) for clip in clips]))
+        return ChatMedia(pictures, np.stack([clip.features(limits.motion_size) for clip in clips]))
 
-    def _beside(self, name: str) -> str:
+    def _address(self, name: str) -> str:
         folder, slash, _ = self.name.rpartition("/")
         return name if "://" in name or name.startswith("/") else f"{folder}{slash}{name}"
 
 
 def collate_chat(items: Sequence[Item], samples: Sequence[ChatSample]) -> Batch:
-    """A batch for `models.language_model.objective.Answering`. Only answers have labels."""
+    """Collates conversations for `models.language_model.objective.Answering`. Only answers have labels."""
     ids = [torch.tensor(sample.ids) for sample in samples]
-    written = [torch.tensor(sample.written) for sample in samples]
-    labels = [one.where(mask, torch.tensor(NO_LABEL)) for one, mask in zip(ids, written, strict=True)]
+    masks = [torch.tensor(sample.answer_mask) for sample in samples]
+    labels = [one.where(mask, torch.tensor(NO_LABEL)) for one, mask in zip(ids, masks, strict=True)]
     tokens: dict[str, int] = {}
     for item, sample in zip(items, samples, strict=True):
         tokens[item.source] = tokens.get(item.source, 0) + len(sample.ids)
@@ -153,12 +153,12 @@ def collate_chat(items: Sequence[Item], samples: Sequence[ChatSample]) -> Batch:
             "prompts": pad_sequence(ids, batch_first=True),
             "labels": pad_sequence(labels, batch_first=True, padding_value=NO_LABEL),
             "lengths": torch.tensor([len(sample.ids) for sample in samples]),
-            "frames": normalize_images(np.concatenate([sample.shown.pictures for sample in samples])),
-            "motion": torch.from_numpy(np.concatenate([sample.shown.motion for sample in samples])),
-            "pictures": torch.tensor([len(sample.shown.pictures) for sample in samples]),
-            "clips": torch.tensor([len(sample.shown.motion) for sample in samples]),
+            "frames": normalize_images(np.concatenate([sample.media.pictures for sample in samples])),
+            "motion": torch.from_numpy(np.concatenate([sample.media.motion for sample in samples])),
+            "pictures": torch.tensor([len(sample.media.pictures) for sample in samples]),
+            "clips": torch.tensor([len(sample.media.motion) for sample in samples]),
         },
-        counts={"loss": float(sum(int(mask.sum()) for mask in written))},
+        counts={"loss": float(sum(int(mask.sum()) for mask in masks))},
         positions=[item.position for item in items],
         tokens=tokens,
     )
@@ -172,41 +172,41 @@ class _Record:
 
 
 def _record(line: bytes, where: str) -> _Record:
-    """Raises BadRecord."""
+    """Parses a line of the file. Raises BadRecord."""
     try:
         values = json.loads(line)
         kind: Literal["image", "video"] | None = next((one for one in ("image", "video") if values.get(one)), None)
-        said = [(turn["from"], turn["value"]) for turn in values["conversations"]]
+        turns = [(turn["from"], turn["value"]) for turn in values["conversations"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadRecord(f"{where} is no conversation: {error!r}") from None
-    speakers = tuple(speaker for speaker, _ in said)
-    if not said or len(said) % 2 or speakers != _SPEAKERS * (len(said) // 2):
+    speakers = tuple(speaker for speaker, _ in turns)
+    if not turns or len(turns) % 2 or speakers != _SPEAKERS * (len(turns) // 2):
         raise BadRecord(f"{where}: human and gpt must speak in turns, human first and gpt last")
-    texts = [str(text).replace(f"<{kind}>", "").strip() for _, text in said]
+    texts = [str(text).replace(f"<{kind}>", "").strip() for _, text in turns]
     return _Record(kind, values[kind] if kind else None, list(zip(texts[::2], texts[1::2], strict=True)))
 
 
 class _Cache:
-    """What was made last, within so many bytes."""
+    """Least recently used cache of media, limited in bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._used = limit, 0
-        self._kept: OrderedDict[str, Shown] = OrderedDict()
+        self._kept: OrderedDict[str, ChatMedia] = OrderedDict()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Cache, (self._limit,)  # in another process it begins empty
+        return _Cache, (self._limit,)  # in another process the cache begins empty
 
-    def get(self, key: str, make: Callable[[], Shown]) -> Shown:
+    def get(self, key: str, load: Callable[[], ChatMedia]) -> ChatMedia:
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        made = make()
+        media = load()
         with self._lock:
             if key not in self._kept:
-                self._kept[key] = made
-                self._used += made.nbytes
+                self._kept[key] = media
+                self._used += media.nbytes
             while self._used > self._limit:
                 self._used -= self._kept.popitem(last=False)[1].nbytes
-        return made
+        return media

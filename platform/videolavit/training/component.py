@@ -1,39 +1,53 @@
-"""What the trainer is given: an objective, its data, and what it can show and save."""
+"""Training components: what the trainer needs of one, and the protocol of its settings, which build it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from videolavit.models.folder import ModelFolder
 from videolavit.models.objective import Batch, Objective
 
 from .data import Item, Stream
+from .settings import TrainInputs
 
 Collate = Callable[[Sequence[Item], Sequence[Any]], Batch]
-"""Makes a micro batch of items and what they loaded. Runs in a thread; deterministic, on the CPU."""
+"""Makes a micro batch on the CPU from items and their loaded samples. It runs in a thread and must be deterministic."""
 
-Show = Callable[[Objective, Path], dict[str, float]]
-"""Writes samples (pictures, videos) of the objective as it is into a folder; returns what was measured on them."""
+WriteSamples = Callable[[Objective, Path], dict[str, float]]
+"""Writes samples (pictures, videos) of the objective's current weights into a folder, and returns metrics of them."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """Something to train.
+    """A part of the model in training: its objective, its data, and how it is judged.
 
     Args:
         objective: Networks and loss.
-        stream: What it is trained on.
-        collate: Items to a micro batch.
-        validation: Fixed held-out items, whose loss is measured with fixed random numbers.
-        show: Samples to look at; None without.
-        tokens_an_item: Of a component with sequences: tokens of an item, padding included; 0 otherwise.
-        facts: What a checkpoint must agree on to be continued, as JSON values: shapes, vocabulary, data identity.
+        stream: Training data.
+        collate: Makes micro batches.
+        validation: Fixed held-out items. Their loss is computed with fixed random numbers.
+        write_samples: Writes samples to look at; None for a component without.
+        tokens_per_item: Tokens of an item, padding included, for components with sequences; 0 otherwise.
+        identity: Values that must not change when a checkpoint is resumed, as JSON values: shapes, vocabulary, data.
     """
 
     objective: Objective
     stream: Stream
     collate: Collate
     validation: Sequence[Item] = ()
-    show: Show | None = None
-    tokens_an_item: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
+    write_samples: WriteSamples | None = None
+    tokens_per_item: int = 0
+    identity: dict[str, Any] = field(default_factory=dict)
+
+
+class ComponentSettings(Protocol):
+    """Settings of a component: a pydantic dataclass whose fields are the options `--objective.NAME`."""
+
+    def build(self, model: ModelFolder, inputs: TrainInputs) -> Component:
+        """Loads the networks that are trained from the model, and opens the data.
+
+        Raises:
+            DataError, ModelError: the data or the model cannot be trained with these settings.
+        """
+        ...

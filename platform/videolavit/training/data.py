@@ -1,7 +1,7 @@
-"""The data order: which sample is at a position, for any position, whatever happened before.
+"""Data order: the sample at every position of a training.
 
-(seed, epoch, position) -> sample, without state beyond the position. So a run can stop anywhere and go on, on another
-number of ranks too, and every epoch of a source holds each of its samples once.
+It is a function of seed, epoch and position, and has no state but the position. So a run can stop and resume anywhere,
+also on another number of ranks, and every epoch of a source holds each of its samples once.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from videolavit.recent import Recent
 
 PERIOD = 1024
-"""Positions after which the pattern of a mixture repeats: weights are kept to a thousandth."""
+"""Positions after which the pattern of a mixture repeats; the shares of sources are exact to a thousandth."""
 
 
 class DataError(ValueError):
-    """The data cannot be trained on; the message names the fix."""
+    """The data cannot be used for training; the message names the fix."""
 
 
 class SampleSource(Protocol):
@@ -27,16 +27,20 @@ class SampleSource(Protocol):
 
     name: str
     sizes: Sequence[int]
-    """Samples of each shard."""
+    """Number of samples of each shard."""
 
     def load(self, shard: int, row: int) -> Any:
-        """A sample. Called from several threads. Raises MediaError for one that cannot be used."""
+        """Loads a sample. Called from several threads.
+
+        Raises:
+            MediaError: the sample cannot be used.
+        """
         ...
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a position's sample is."""
+class SampleLocation:
+    """Location of a sample: source, shard, row of the shard, and the epoch of the source."""
 
     source: int
     shard: int
@@ -49,9 +53,9 @@ class Item:
     """A sample before it is loaded.
 
     Attributes:
-        position: In the data order; it names the sample's random numbers.
+        position: Position in the data order; the random numbers of the sample are derived from it.
         source: Name of its source.
-        load: Reads it. Raises MediaError for one that cannot be used.
+        load: Loads the sample; raises MediaError if it cannot be used.
     """
 
     position: int
@@ -60,36 +64,36 @@ class Item:
 
 
 class DataOrder(Protocol):
-    """A sample for every position."""
+    """Order that has a sample at every position."""
 
     def item(self, position: int) -> Item:
-        """The sample at a position, before it is loaded."""
+        """Item at a position."""
         ...
 
 
 class Stream(Protocol):
-    """Items in order, without end."""
+    """Endless sequence of items."""
 
     def take(self, count: int) -> list[Item]:
-        """The next items."""
+        """Next items."""
         ...
 
     def state(self) -> dict[str, int]:
-        """Where the stream is, as JSON values."""
+        """State of the stream, as JSON values."""
         ...
 
     def seek(self, state: dict[str, int]) -> None:
-        """Goes to where a `state` was taken."""
+        """Moves the stream to a state that `state` returned."""
         ...
 
 
 class ShuffledSource:
-    """The order of one source: shards in a new order every epoch, rows shuffled within windows of some shards.
+    """Order of one source. Every epoch shuffles the shards, and the rows within windows of some shards.
 
     Args:
-        sizes: Samples of each shard.
-        key: Decides the order.
-        window: Shards whose rows are mixed: reading stays local, while neighbours come from many shards.
+        sizes: Number of samples of each shard.
+        key: Seed of the order.
+        window: Shards whose rows are shuffled together. Reading stays local, while neighbours come from many shards.
     """
 
     def __init__(self, sizes: Sequence[int], key: Sequence[int], window: int) -> None:
@@ -102,7 +106,7 @@ class ShuffledSource:
         return int(self._sizes.sum())
 
     def at(self, index: int) -> tuple[int, int, int]:
-        """(epoch, shard, row) of the sample at an index that counts on over the epochs."""
+        """(epoch, shard, row) of the sample at an index that goes on counting over the epochs."""
         epoch, rest = divmod(index, len(self))
         _, ends = self._epochs(epoch)
         window = int(np.searchsorted(ends, rest, side="right"))
@@ -111,7 +115,7 @@ class ShuffledSource:
         return epoch, int(shards[rest]), int(rows[rest])
 
     def _shuffled_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The order of the shards, and how many samples are in the windows up to each."""
+        """Order of the shards, and cumulative number of samples of the windows."""
         order = np.random.default_rng([*self._key, epoch]).permutation(len(self._sizes))
         starts = np.arange(0, len(order), self._window)
         return order, np.cumsum(np.add.reduceat(self._sizes[order], starts))
@@ -119,19 +123,19 @@ class ShuffledSource:
     def _shuffled_window(self, epoch: int, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         order, _ = self._epochs(epoch)
         shards = order[window * self._window : (window + 1) * self._window]
-        held = np.repeat(shards, self._sizes[shards])
+        shard_of_row = np.repeat(shards, self._sizes[shards])
         rows = np.concatenate([np.arange(size) for size in self._sizes[shards]])
-        mixed = np.random.default_rng([*self._key, epoch, window]).permutation(len(rows))
-        return held[mixed], rows[mixed]
+        shuffled = np.random.default_rng([*self._key, epoch, window]).permutation(len(rows))
+        return shard_of_row[shuffled], rows[shuffled]
 
 
 class Mixture:
-    """Several sources in fixed shares. Short ones repeat, and every position has its sample.
+    """Order that mixes several sources in fixed shares. Short sources repeat.
 
     Args:
-        sources: What is mixed.
-        weights: Share of each; None takes their numbers of samples, as if all were one source.
-        seed: Decides the order.
+        sources: Sources to mix.
+        weights: Share of each source; None for shares by number of samples.
+        seed: Seed of the order.
         window: Shards of a source whose rows are shuffled together.
 
     Raises:
@@ -164,27 +168,27 @@ class Mixture:
 
     @cached_property
     def _counts(self) -> NDArray[np.int64]:
-        """How often each source came before a place of the pattern, [PERIOD + 1, sources]."""
-        came = self._pattern[:, None] == np.arange(len(self.sources))
-        return np.concatenate([np.zeros((1, len(self.sources)), np.int64), np.cumsum(came, axis=0)])
+        """Number of positions of each source before a slot of the pattern, [PERIOD + 1, sources]."""
+        chosen = self._pattern[:, None] == np.arange(len(self.sources))
+        return np.concatenate([np.zeros((1, len(self.sources)), np.int64), np.cumsum(chosen, axis=0)])
 
-    def locate(self, position: int) -> Place:
-        """Where a position's sample is."""
-        periods, place = divmod(position, PERIOD)
-        source = int(self._pattern[place])
-        index = int(periods * self._counts[-1, source] + self._counts[place, source])
+    def locate(self, position: int) -> SampleLocation:
+        """Location of the sample at a position."""
+        periods, slot = divmod(position, PERIOD)
+        source = int(self._pattern[slot])
+        index = int(periods * self._counts[-1, source] + self._counts[slot, source])
         epoch, shard, row = self._orders[source].at(index)
-        return Place(source, shard, row, epoch)
+        return SampleLocation(source, shard, row, epoch)
 
     def item(self, position: int) -> Item:
-        """The sample at a position, before it is loaded."""
-        place = self.locate(position)
-        source = self.sources[place.source]
-        return Item(position, source.name, lambda: source.load(place.shard, place.row))
+        """Item at a position."""
+        location = self.locate(position)
+        source = self.sources[location.source]
+        return Item(position, source.name, lambda: source.load(location.shard, location.row))
 
 
 class SampleStream:
-    """The samples of an order one by one."""
+    """Stream of the items of an order."""
 
     def __init__(self, order: DataOrder) -> None:
         self._order = order
@@ -202,22 +206,22 @@ class SampleStream:
 
 
 def _interleaved(shares: Sequence[float]) -> NDArray[np.int64]:
-    """A pattern of PERIOD sources in which each keeps to its share as closely as it can, everywhere.
+    """Pattern of PERIOD sources in which each source stays as close to its share as possible at every slot.
 
-    The source that is furthest behind its share comes next (Bresenham's line in more dimensions).
+    The source that is furthest behind its share is next (Bresenham's line in more dimensions).
     """
     quotas = _rounded([share * PERIOD for share in shares])
-    pattern, came = np.zeros(PERIOD, np.int64), np.zeros(len(shares))
-    for place in range(PERIOD):
-        behind = quotas * (place + 1) / PERIOD - came
-        behind[came >= quotas] = -np.inf
-        pattern[place] = int(np.argmax(behind))
-        came[pattern[place]] += 1
+    pattern, counts = np.zeros(PERIOD, np.int64), np.zeros(len(shares))
+    for slot in range(PERIOD):
+        behind = quotas * (slot + 1) / PERIOD - counts
+        behind[counts >= quotas] = -np.inf
+        pattern[slot] = int(np.argmax(behind))
+        counts[pattern[slot]] += 1
     return pattern
 
 
 def _rounded(quotas: Sequence[float]) -> NDArray[np.float64]:
-    """Whole numbers of the same sum, none below 1: those with the largest remainders are rounded up."""
+    """Quotas as whole numbers of the same sum, at least 1 each. The largest remainders are rounded up."""
     whole = np.maximum(np.floor(quotas), 1)
     remainders = np.asarray(quotas) - whole
     for _ in range(round(sum(quotas) - whole.sum())):

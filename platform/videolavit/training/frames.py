@@ -1,4 +1,4 @@
-"""Clips together with their frames, which are decoded from the videos again: clip shards hold none."""
+"""Clips with their frames. Clip shards hold no frames, so they are decoded from the videos again."""
 
 import itertools
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ SAME_PICTURE = 32.0
 
 
 @dataclass(frozen=True, eq=False)
-class FramedClip:
+class ClipWithFrames:
     """A clip with its frames.
 
     Attributes:
-        keyframe: uint8 [height, width, 3]; as stored, so with the encoder's traces.
-        frames: uint8 [num_frames, height, width, 3], as the source has them.
+        keyframe: Stored keyframe, uint8 [height, width, 3], with the losses of its image format.
+        frames: Frames of the video, uint8 [num_frames, height, width, 3].
     """
 
     clip: ClipSample
@@ -35,28 +35,33 @@ class FramedClip:
     frames: NDArray[np.uint8]
 
 
-def frame_sources(named: Sequence[str], storage: StorageSettings, size: tuple[int, int]) -> list[SampleSource]:
-    """Sources of FramedClip at a size (height, width), one for each named run or clip shard. Errors: `clip_sources`."""
-    return [MappedSource(source, lambda clip: framed(clip, size, storage)) for source in clip_sources(named, storage)]
+def frame_sources(urls: Sequence[str], storage: StorageSettings, size: tuple[int, int]) -> list[SampleSource]:
+    """Sources of ClipWithFrames of a size (height, width), one for each run or clip shard. Raises as `clip_sources`."""
+    return [
+        MappedSource(source, lambda clip: decode_clip_frames(clip, size, storage))
+        for source in clip_sources(urls, storage)
+    ]
 
 
-def framed(clip: ClipSample, size: tuple[int, int], storage: StorageSettings) -> FramedClip:
-    """Decodes the frames of a clip: exactly those that its motion describes.
+def decode_clip_frames(clip: ClipSample, size: tuple[int, int], storage: StorageSettings) -> ClipWithFrames:
+    """Decodes exactly the frames that the motion of a clip describes.
 
-    They are counted from the segment's start, as they were when it was decomposed: a seek to the clip itself may be
-    off by a frame.
+    Frames are counted from the start of the segment, as they were when it was decomposed: a seek to the clip itself
+    may be off by a frame.
 
     Raises:
-        MediaError: the video cannot be read any more, or is another one.
+        MediaError: the video cannot be read any more, or has changed.
     """
     with open_video(clip.source, storage) as file:
         settings = DecomposeSettings(fps=round(clip.fps))
         pictures = iter_pictures(file, settings, start_seconds=clip.sample_seconds)
-        wanted = list(itertools.islice(pictures, clip.start_frame, clip.start_frame + clip.num_frames))
+        frames = list(itertools.islice(pictures, clip.start_frame, clip.start_frame + clip.num_frames))
     keyframe = decode_image(clip.keyframe)
-    if len(wanted) < clip.num_frames or not _same(wanted[0], keyframe):
+    if len(frames) < clip.num_frames or not _same(frames[0], keyframe):
         raise SourceChanged(f"{clip.source} is not the video that it was when it was decomposed")
-    return FramedClip(clip, resize_picture(keyframe, *size), np.stack([resize_picture(one, *size) for one in wanted]))
+    return ClipWithFrames(
+        clip, resize_picture(keyframe, *size), np.stack([resize_picture(one, *size) for one in frames])
+    )
 
 
 def _same(frame: NDArray[np.uint8], keyframe: NDArray[np.uint8]) -> bool:

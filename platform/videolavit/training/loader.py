@@ -1,4 +1,4 @@
-"""From the data order to the micro batches of a rank, ahead of the training."""
+"""Loading of a rank's micro batches, ahead of the training."""
 
 import contextlib
 import queue
@@ -9,60 +9,123 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from videolavit.media import MediaError
 from videolavit.models.objective import Batch
 
 from .component import Collate
 from .data import DataError, Item, Stream
-from .rank_share import RankShare, RemoteLoader, SkippedSample, loaded
 
 LOOK_AHEAD = 256
-"""Samples of which one must be loadable, where a rank has none that it can use."""
+"""Samples that are tried where a rank has none that can be loaded."""
+
+
+@dataclass(frozen=True)
+class SkippedSample:
+    """A sample that could not be loaded."""
+
+    source: str
+    position: int
+    error_type: str
+    message: str
+
+
+@dataclass(frozen=True)
+class RankSampler:
+    """Divides the items of every optimizer step among the ranks, and those of a rank into micro batches.
+
+    Args:
+        batch: Items of a step over all ranks.
+        micro_batch: Items of a micro batch.
+        rank: Rank whose items are taken.
+        world: Number of ranks.
+
+    Raises:
+        DataError: the batch cannot be divided among the ranks.
+    """
+
+    batch: int
+    micro_batch: int
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch % self.world:
+            raise DataError(
+                f"a batch of {self.batch} cannot be divided among {self.world} ranks; choose a multiple of "
+                f"{self.world}, or another number of workers"
+            )
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro batches per step; the number is the same on every rank."""
+        return -(-self.batch // self.world // self.micro_batch)
+
+    def take(self, stream: Stream) -> list[list[Item]]:
+        """Items of the rank's micro batches of the next step. The stream advances by the whole step."""
+        own = stream.take(self.batch)[self.rank :: self.world]
+        return [own[start : start + self.micro_batch] for start in range(0, len(own), self.micro_batch)]
+
+
+RemoteLoader = Callable[[RankSampler, dict[str, int], int], Generator[list[Any], None, None]]
+"""Loads samples outside of this process. Called with the rank's sampler, the state of the stream to start from, and a
+number of steps; yields the results of `load_item` for the items of each micro batch, in order."""
+
+
+def load_item(item: Item) -> Any:
+    """Loads the sample of an item; a SkippedSample stands for one that cannot be loaded."""
+    try:
+        return item.load()
+    except MediaError as error:
+        return SkippedSample(item.source, item.position, type(error).__name__, str(error))
 
 
 @dataclass(frozen=True, eq=False)
 class StepData:
-    """What a rank computes in an optimizer step.
+    """Data of an optimizer step on one rank.
 
     Attributes:
-        batches: Micro batches, as many on every rank.
-        state: Of the stream behind the step.
-        rejects: Samples that are left out of it.
+        batches: Micro batches; every rank has the same number of them.
+        state: State of the stream after the step.
+        skipped: Samples that could not be loaded.
     """
 
     batches: list[Batch]
     state: dict[str, int]
-    rejects: list[SkippedSample]
+    skipped: list[SkippedSample]
 
 
 class Loader:
-    """Takes the items of all ranks from a stream, and loads those of one.
+    """Iterates over the optimizer steps of a rank; micro batches are loaded ahead by threads or by a remote loader.
 
     Args:
-        stream: The same on every rank.
-        share: Of this rank.
-        steps: That are loaded, from where the stream is.
-        threads: That load items; 0 loads in the caller.
-        prefetch: Steps that are ready ahead.
-        feed: Loads the items in place of the threads.
+        stream: Data of all ranks; it must be in the same state on each of them.
+        sampler: Sampler of this rank.
+        steps: Number of steps, from the state of the stream on.
+        threads: Threads that load items; 0 loads them in the caller.
+        prefetch: Steps that are loaded ahead.
+        remote: Loads the items instead of the threads.
+
+    Attributes:
+        wait_seconds: Seconds that the caller has waited for data.
     """
 
     def __init__(
         self,
         stream: Stream,
         collate: Collate,
-        share: RankShare,
+        sampler: RankSampler,
         steps: int,
         threads: int = 2,
         prefetch: int = 2,
-        feed: RemoteLoader | None = None,
+        remote: RemoteLoader | None = None,
     ) -> None:
-        self._stream, self._collate, self._share, self._steps = stream, collate, share, steps
-        self._threads, self._prefetch, self._feed = threads, prefetch, feed
-        self._stand_in: Batch | None = None
+        self._stream, self._collate, self._sampler, self._steps = stream, collate, sampler, steps
+        self._threads, self._prefetch, self._remote = threads, prefetch, remote
+        self._placeholder: Batch | None = None
         self.wait_seconds = 0.0
 
     def __iter__(self) -> Generator[StepData, None, None]:
-        with contextlib.closing(self._ahead() if self._threads else self._data()) as steps:
+        with contextlib.closing(self._prefetched() if self._threads else self._load_steps()) as steps:
             while True:
                 started = time.perf_counter()
                 data = next(steps, None)
@@ -71,10 +134,29 @@ class Loader:
                     return
                 yield data
 
-    def _ahead(self) -> Generator[StepData, None, None]:
+    def _prefetched(self) -> Generator[StepData, None, None]:
+        """Runs `_load_steps` in a thread of its own."""
         ready: queue.Queue[StepData | BaseException | None] = queue.Queue(self._prefetch)
         stop = threading.Event()
-        thread = threading.Thread(target=self._produce, args=(ready, stop), daemon=True, name="loader")
+
+        def put(data: StepData | BaseException | None) -> None:
+            while not stop.is_set():
+                with contextlib.suppress(queue.Full):
+                    ready.put(data, timeout=0.1)
+                    break
+
+        def produce() -> None:
+            try:
+                with contextlib.closing(self._load_steps()) as steps:
+                    for step in steps:
+                        put(step)
+                        if stop.is_set():
+                            return
+                put(None)
+            except BaseException as error:  # raised again in the consumer
+                put(error)
+
+        thread = threading.Thread(target=produce, daemon=True, name="loader")
         thread.start()
         try:
             while (data := ready.get()) is not None:
@@ -88,102 +170,82 @@ class Loader:
                     ready.get_nowait()
                 thread.join(0.05)
 
-    def _produce(self, ready: "queue.Queue[StepData | BaseException | None]", stop: threading.Event) -> None:
-        def put(data: StepData | BaseException | None) -> None:
-            while not stop.is_set():
-                with contextlib.suppress(queue.Full):
-                    ready.put(data, timeout=0.1)
-                    break
-
-        try:
-            with contextlib.closing(self._data()) as steps:
-                for step in steps:
-                    put(step)
-                    if stop.is_set():
-                        return
-            put(None)
-        except BaseException as error:  # it is raised where the data is wanted
-            put(error)
-
-    def _data(self) -> Generator[StepData, None, None]:
-        with self._loading() as load:
+    def _load_steps(self) -> Generator[StepData, None, None]:
+        with self._item_loader() as load:
             for _ in range(self._steps):
-                parts = self._share.take(self._stream)
-                yield self._step(parts, load(parts))
+                micro_batches = self._sampler.take(self._stream)
+                samples, state = load(micro_batches), self._stream.state()
+                batches: list[Batch] = []
+                skipped: list[SkippedSample] = []
+                for items, loaded in zip(micro_batches, samples, strict=True):
+                    skipped += [sample for sample in loaded if isinstance(sample, SkippedSample)]
+                    pairs = zip(items, loaded, strict=True)
+                    batches.append(self._batch([pair for pair in pairs if not isinstance(pair[1], SkippedSample)]))
+                yield StepData(batches, state, skipped)
 
     @contextlib.contextmanager
-    def _loading(self) -> Iterator[Callable[[list[list[Item]]], list[list[Any]]]]:
-        """What loads the items of micro batches."""
-        if self._feed is not None:
-            with contextlib.closing(self._feed(self._share, self._stream.state(), self._steps)) as fed:
-                yield lambda parts: [next(fed) for _ in parts]
+    def _item_loader(self) -> Iterator[Callable[[list[list[Item]]], list[list[Any]]]]:
+        """Function that loads the items of a step's micro batches."""
+        if self._remote is not None:
+            with contextlib.closing(self._remote(self._sampler, self._stream.state(), self._steps)) as loaded:
+                yield lambda micro_batches: [next(loaded) for _ in micro_batches]
         elif self._threads:
             with ThreadPoolExecutor(self._threads, "loader") as pool:
-                yield lambda parts: [list(part) for part in [pool.map(loaded, part) for part in parts]]
+                yield lambda micro_batches: [
+                    list(samples) for samples in [pool.map(load_item, items) for items in micro_batches]
+                ]
         else:
-            yield lambda parts: [[loaded(item) for item in part] for part in parts]
+            yield lambda micro_batches: [[load_item(item) for item in items] for items in micro_batches]
 
-    def _step(self, parts: list[list[Item]], samples: list[list[Any]]) -> StepData:
-        state = self._stream.state()
-        batches, rejects = [], []
-        for items, found in zip(parts, samples, strict=True):
-            rejects += [sample for sample in found if isinstance(sample, SkippedSample)]
-            good = [pair for pair in zip(items, found, strict=True) if not isinstance(pair[1], SkippedSample)]
-            batches.append(self._collated(good))
-        return StepData(batches, state, rejects)
-
-    def _collated(self, good: Sequence[tuple[Item, Any]]) -> Batch:
-        if good:
-            batch = self._collate([item for item, _ in good], [sample for _, sample in good])
-            if self._stand_in is None:
-                self._stand_in = _without_weight(batch)
+    def _batch(self, loaded: Sequence[tuple[Item, Any]]) -> Batch:
+        """Collates a micro batch; without samples it is a placeholder of weight 0, so that ranks stay in step."""
+        if loaded:
+            batch = self._collate([item for item, _ in loaded], [sample for _, sample in loaded])
+            if self._placeholder is None:
+                self._placeholder = _without_weight(batch)
             return batch
-        if self._stand_in is None:
-            self._stand_in = self._look_ahead()
-        return self._stand_in
-
-    def _look_ahead(self) -> Batch:
-        """A batch without weight, of the first sample to come that can be loaded; the stream stays where it is."""
-        state = self._stream.state()
-        items = self._stream.take(LOOK_AHEAD)
-        self._stream.seek(state)
-        for item in items:
-            sample = loaded(item)
-            if not isinstance(sample, SkippedSample):
-                return _without_weight(self._collate([item], [sample]))
-        raise _none_usable(items, sample)
+        if self._placeholder is None:
+            state = self._stream.state()
+            items = self._stream.take(LOOK_AHEAD)
+            self._stream.seek(state)
+            item, sample = load_items(items, limit=1)[0]
+            self._placeholder = _without_weight(self._collate([item], [sample]))
+        return self._placeholder
 
 
-def fixed_batches(items: Sequence[Item], collate: Collate, micro_batch: int, rank: int, world: int) -> list[Batch]:
-    """The micro batches of a fixed set of items for a rank, as many on every rank; what cannot be loaded is left out.
+def validation_batches(items: Sequence[Item], collate: Collate, micro_batch: int, rank: int, world: int) -> list[Batch]:
+    """Micro batches of fixed items for a rank; every rank has the same number. Items that cannot be loaded are skipped.
 
     Raises:
-        DataError: none can be used.
+        DataError: none can be loaded.
     """
-    good = usable(items)
-    groups = [good[start : start + micro_batch] for start in range(0, len(good), micro_batch)]
+    loaded = load_items(items)
+    groups = [loaded[start : start + micro_batch] for start in range(0, len(loaded), micro_batch)]
     batches = [collate([item for item, _ in group], [sample for _, sample in group]) for group in groups]
     missing = -len(batches) % world
     return [*batches, *[_without_weight(batches[0])] * missing][rank::world]
 
 
-def _without_weight(batch: Batch) -> Batch:
-    """What a rank computes in place of samples that it does not have."""
-    return replace(batch, counts=dict.fromkeys(batch.counts, 0.0), tokens={}, size=0, flops=0.0, weight=0.0)
+def load_items(items: Sequence[Item], limit: int | None = None) -> list[tuple[Item, Any]]:
+    """Items with their samples, without those that cannot be loaded.
 
-
-def usable(items: Sequence[Item]) -> list[tuple[Item, Any]]:
-    """Items and what they loaded, without those that cannot be.
+    Args:
+        limit: Number of samples after which loading stops.
 
     Raises:
-        DataError: none can.
+        DataError: none can be loaded.
     """
-    pairs = [(item, loaded(item)) for item in items]
-    good = [(item, sample) for item, sample in pairs if not isinstance(sample, SkippedSample)]
-    if not good:
-        raise _none_usable(items, pairs[-1][1])
-    return good
+    loaded: list[tuple[Item, Any]] = []
+    for item in items:
+        sample = load_item(item)
+        if not isinstance(sample, SkippedSample):
+            loaded.append((item, sample))
+            if len(loaded) == limit:
+                break
+    if not loaded:
+        raise DataError(f"none of {len(items)} samples can be used; the last, of {sample.source}: {sample.message}")
+    return loaded
 
 
-def _none_usable(items: Sequence[Item], last: SkippedSample) -> DataError:
-    return DataError(f"none of {len(items)} samples can be used; the last, of {last.source}: {last.message}")
+def _without_weight(batch: Batch) -> Batch:
+    return replace(batch, counts=dict.fromkeys(batch.counts, 0.0), tokens={}, size=0, flops=0.0, weight=0.0)

@@ -1,4 +1,4 @@
-"""AdamW with complete state from the start, its schedule, clipping, and averaged weights."""
+"""AdamW with its schedule and gradient clipping, and the exponential moving average of the weights."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,58 +16,65 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Optimizer:
-    """AdamW over the trainable parameters of an objective.
+    """AdamW over the trainable parameters of an objective, with an average of the weights where `settings.ema` is set.
 
-    The moments exist from the start, so that a checkpoint has the same tensors at any step, also of parameters that
-    only a later stage trains.
+    Moments are allocated from the start, so that checkpoints of all steps hold the same tensors, including those of
+    parameters that are trained in a later stage only.
+
+    Args:
+        steps: Steps of the whole schedule.
     """
 
     def __init__(self, objective: Objective, settings: OptimizerSettings, steps: int) -> None:
-        self.settings, self._steps = settings, steps
-        self.named = {name: value for name, value in objective.named_parameters() if value.requires_grad}
-        self._scales = {name: objective.lr_scale(name) for name in self.named}
+        self._settings, self._steps = settings, steps
+        self._parameters = {name: value for name, value in objective.named_parameters() if value.requires_grad}
+        grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, value in self._parameters.items():
+            decay = settings.weight_decay if value.ndim > 1 else 0.0
+            grouped.setdefault((objective.lr_scale(name), decay), []).append(value)
         groups = [
-            {"params": names, "lr": settings.lr * scale, "scale": scale, "weight_decay": decay}
-            for (scale, decay), names in self._grouped().items()
+            {"params": values, "lr": settings.lr * scale, "scale": scale, "weight_decay": decay}
+            for (scale, decay), values in grouped.items()
         ]
-        self.adamw = torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps)
-        for value in self.named.values():
+        self._adamw = torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps)
+        for value in self._parameters.values():
             moments = (torch.zeros(()), torch.zeros_like(value), torch.zeros_like(value))
-            self.adamw.state[value] = dict(zip(MOMENTS, moments, strict=True))
+            self._adamw.state[value] = dict(zip(MOMENTS, moments, strict=True))
+        average = self._parameters.items() if settings.ema else ()
+        self._average = {name: value.detach().clone() for name, value in average}
 
-    def _grouped(self) -> dict[tuple[float, float], list[nn.Parameter]]:
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, value in self.named.items():
-            decay = self.settings.weight_decay if value.ndim > 1 else 0.0
-            groups.setdefault((self._scales[name], decay), []).append(value)
-        return groups
-
-    def state(self) -> dict[str, Tensor]:
-        """The moments by parameter."""
-        return {
-            f"{name}.{moment}": self.adamw.state[value][moment]
-            for name, value in self.named.items()
+    def tensors(self) -> dict[str, Tensor]:
+        """Optimizer state and averaged weights, by the names they have in checkpoints."""
+        tensors = {
+            f"optimizer.{name}.{moment}": self._adamw.state[value][moment]
+            for name, value in self._parameters.items()
             for moment in MOMENTS
         }
+        return tensors | {f"average.{name}": value for name, value in self._average.items()}
 
-    def clip(self) -> Tensor:
-        """Scales the gradient down to the largest allowed norm, and returns the norm that it had."""
-        norm = nn.utils.clip_grad_norm_(list(self.named.values()), self.settings.clip)
-        return whole(norm)
+    def clip(self) -> float:
+        """Scales the gradient down to the largest allowed norm, and returns the norm before."""
+        norm = nn.utils.clip_grad_norm_(list(self._parameters.values()), self._settings.clip)
+        return float(full_tensor(norm))
 
+    @torch.no_grad()
     def step(self, number: int) -> None:
-        """Step `number`, counted from 0."""
-        factor = self.factor(number)
-        for group in self.adamw.param_groups:
-            group["lr"] = self.settings.lr * group["scale"] * factor
-        self.adamw.step()
+        """Updates weights and average in step `number`, counted from 0."""
+        factor = self.lr_factor(number)
+        for group in self._adamw.param_groups:
+            group["lr"] = self._settings.lr * group["scale"] * factor
+        self._adamw.step()
+        # a smaller decay in early steps, so that the first weights are soon forgotten
+        decay = min(self._settings.ema, (1 + number) / (10 + number))
+        for name, average in self._average.items():
+            average.lerp_(self._parameters[name].detach(), 1 - decay)
 
     def zero_grad(self) -> None:
-        self.adamw.zero_grad(set_to_none=True)
+        self._adamw.zero_grad(set_to_none=True)
 
-    def factor(self, number: int) -> float:
-        """Learning rate of a step, relative to the peak."""
-        settings = self.settings
+    def lr_factor(self, number: int) -> float:
+        """Learning rate of step `number`, relative to the peak."""
+        settings = self._settings
         if number < settings.warmup:
             return (number + 1) / settings.warmup
         if settings.schedule == "constant":
@@ -76,28 +83,9 @@ class Optimizer:
         left = (1 + cos(pi * min(done, 1))) / 2 if settings.schedule == "cosine" else 1 - min(done, 1)
         return settings.final + (1 - settings.final) * left
 
-
-class AveragedWeights:
-    """An exponential moving average of the trainable parameters.
-
-    Args:
-        decay: Of the average; early on it is less, so that the start is forgotten.
-    """
-
-    def __init__(self, named: dict[str, nn.Parameter], decay: float) -> None:
-        self._named, self._decay = named, decay
-        self.values = {name: value.detach().clone() for name, value in named.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Takes the weights in, after optimizer step `step`, counted from 0."""
-        decay = min(self._decay, (1 + step) / (10 + step))
-        for name, average in self.values.items():
-            average.lerp_(self._named[name].detach(), 1 - decay)
-
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The average in place of the weights, for as long as the body lasts."""
+    def averaged(self) -> Iterator[None]:
+        """Replaces the weights by their average in the body of the `with` statement; without `ema` they stay."""
         self._swap()
         try:
             yield
@@ -106,13 +94,13 @@ class AveragedWeights:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for name, average in self.values.items():
-            kept = self._named[name].detach().clone()
-            self._named[name].copy_(average)
+        for name, average in self._average.items():
+            kept = self._parameters[name].detach().clone()
+            self._parameters[name].copy_(average)
             average.copy_(kept)
 
 
-def whole(value: Any) -> Tensor:
-    """A tensor that may be spread over ranks, as one."""
+def full_tensor(value: Any) -> Tensor:
+    """A tensor that may be sharded over ranks, gathered."""
     tensor: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
     return tensor

@@ -1,9 +1,9 @@
-"""Documents side by side in rows of one length: no padding to speak of, and nothing dropped."""
+"""Sequence packing: documents side by side in rows of one length, with little padding and nothing dropped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,43 +18,49 @@ from videolavit.vocabulary.sequences import Ids, Modality, modality_of
 from .data import Item
 
 Row = list[tuple[int, int]]
-"""The documents of a row: (position of the sample, which of its sequences)."""
+"""Documents of a packed row: (position of the sample, index of its sequence)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """A sequence that sees itself only.
+    """Token sequence that attends to itself only.
 
     Attributes:
-        ids: int64 [length].
-        source: Name of where it comes from.
-        seen: What is read in their place, [length]; None for the same.
+        ids: Token ids to predict, int64 [length].
+        source: Name of its source.
+        input_ids: Token ids that the model reads, [length]; None for `ids`.
     """
 
     ids: Ids
     source: str
-    seen: Ids | None = None
+    input_ids: Ids | None = None
 
 
 class Documents(Protocol):
-    """Documents by the position of their sample in the data order, their lengths known before they are loaded."""
+    """Documents by the position of their sample in the data order. Lengths are known before documents are loaded."""
 
-    def lengths(self, position: int) -> list[int]: ...
+    def lengths(self, position: int) -> list[int]:
+        """Lengths of the documents of a sample, in token ids."""
+        ...
 
-    def source(self, position: int) -> str: ...
+    def source(self, position: int) -> str:
+        """Name of the source of a sample."""
+        ...
 
-    def load(self, position: int, index: int) -> Document: ...
+    def load(self, position: int, index: int) -> Document:
+        """Loads a document of a sample."""
+        ...
 
 
 @dataclass(frozen=True)
-class RowSettings:
-    """How documents become rows.
+class PackingSettings:
+    """Packing of documents into rows.
 
     Args:
-        length: Of a row, in ids.
-        packing: False puts one document into a row.
-        chunk: Samples that are packed together. Rows differ in nothing but these, and more of them leave less room.
-        seed: Decides the order of the rows of a chunk.
+        length: Length of a row, in token ids.
+        packing: Packs several documents into a row; False puts one document into each.
+        chunk: Consecutive samples that are packed into the same rows. More of them leave less padding.
+        seed: Seed of the order of the rows of a chunk.
     """
 
     length: int
@@ -64,22 +70,22 @@ class RowSettings:
 
 
 class PackedStream:
-    """Rows of documents, without end. The samples of a chunk are packed together, and their rows are shuffled.
+    """Endless stream of packed rows. The samples of a chunk are packed into rows, which are shuffled.
 
-    Which documents are in a row follows from their lengths alone, so that every rank can tell, and reads its own only.
+    Packing depends on the lengths of documents only, so that every rank knows all rows and loads only its own.
     """
 
-    def __init__(self, documents: Documents, settings: RowSettings) -> None:
+    def __init__(self, documents: Documents, settings: PackingSettings) -> None:
         self._documents, self._settings = documents, settings
         self._chunk = self._row = 0
-        self._rows = Recent(self._make_rows, 2)
+        self._rows = Recent(self._packed_chunk, 2)
 
     def take(self, count: int) -> list[Item]:
         items: list[Item] = []
         while len(items) < count:
             rows = self._rows(self._chunk)
             taken = rows[self._row : self._row + count - len(items)]
-            items += [item_of(self._documents, row) for row in taken]
+            items += [row_item(self._documents, row) for row in taken]
             self._row += len(taken)
             if self._row == len(rows):
                 self._chunk, self._row = self._chunk + 1, 0
@@ -91,24 +97,24 @@ class PackedStream:
     def seek(self, state: dict[str, int]) -> None:
         self._chunk, self._row = state["chunk"], state["row"]
 
-    def _make_rows(self, chunk: int) -> list[Row]:
+    def _packed_chunk(self, chunk: int) -> list[Row]:
         size = self._settings.chunk
-        rows = rows_of(self._documents, range(chunk * size, (chunk + 1) * size), self._settings)
+        rows = pack_rows(self._documents, range(chunk * size, (chunk + 1) * size), self._settings)
         order = np.random.default_rng([self._settings.seed, chunk]).permutation(len(rows))
         return [rows[index] for index in order]
 
 
-def rows_of(documents: Documents, positions: range, settings: RowSettings) -> list[Row]:
-    """The rows of the samples at some positions."""
+def pack_rows(documents: Documents, positions: range, settings: PackingSettings) -> list[Row]:
+    """Rows of the samples at some positions."""
     lengths = {(position, index): n for position in positions for index, n in enumerate(documents.lengths(position))}
     if not settings.packing:
         return [[document] for document in lengths]
-    names = list(lengths)
-    return [[names[index] for index in row] for row in pack(list(lengths.values()), settings.length)]
+    documents_in_order = list(lengths)
+    return [[documents_in_order[index] for index in row] for row in pack(list(lengths.values()), settings.length)]
 
 
-def item_of(documents: Documents, row: Row) -> Item:
-    """A row before it is loaded, under the position of its first document's sample."""
+def row_item(documents: Documents, row: Row) -> Item:
+    """Item of a row. Its position is that of the first document's sample."""
     sources = dict.fromkeys(documents.source(position) for position, _ in row)
     return Item(row[0][0], ", ".join(sources), partial(_load, documents, row))
 
@@ -118,14 +124,15 @@ def _load(documents: Documents, row: Row) -> list[Document]:
 
 
 @dataclass(frozen=True)
-class RowCollate:
-    """Makes a batch of rows of documents.
+class PackedCollate:
+    """Collates rows of documents.
 
-    Positions start again with every document. The padding at the end of a row is one more document, without targets.
+    Position ids start again with every document. The padding at the end of a row is a document without targets.
 
     Args:
-        flops: Counts what the documents take.
-        length: Of every row. None is for one document a row: they are padded to the longest of the batch.
+        vocabulary: Id ranges of the modalities.
+        flops: Counts the floating-point operations of documents.
+        length: Length of a packed row; None for rows of one document, which are padded to the longest of the batch.
     """
 
     vocabulary: Vocabulary
@@ -133,11 +140,16 @@ class RowCollate:
     length: int | None = None
 
     def __call__(self, items: Sequence[Item], rows: Sequence[Sequence[Document]]) -> Batch:
-        """Inputs: `ids` and `positions` [batch, length]; `ends` [documents + 1] in the flat batch, of packed rows;
-        `places` [n] in it that predict an id, `targets` [n] which, and `modality` [n] of what kind."""
+        """Batch with the inputs:
+
+        ids, positions: Token ids and position ids, [batch, length].
+        ends: Document boundaries in the flattened batch, [documents + 1]; only of packed rows.
+        places: Indices in the flattened batch that predict a token, [n].
+        targets, modality: Predicted token id and its modality, [n].
+        """
         length = self.length or max(sum(len(document.ids) for document in row) for row in rows)
         ids = np.zeros((len(rows), length), np.int64)
-        seen = np.zeros_like(ids)
+        input_ids = np.zeros_like(ids)
         positions = np.zeros((len(rows), length), np.int64)
         places: list[Ids] = []
         ends = [0]
@@ -147,7 +159,7 @@ class RowCollate:
             for document in row:
                 start, end = end, end + len(document.ids)
                 ids[index, start:end] = document.ids
-                seen[index, start:end] = document.ids if document.seen is None else document.seen
+                input_ids[index, start:end] = document.ids if document.input_ids is None else document.input_ids
                 positions[index, start:end] = np.arange(end - start)
                 places.append(np.arange(start, end - 1) + index * length)
                 ends.append(end + index * length)
@@ -159,15 +171,12 @@ class RowCollate:
         targets = ids.ravel()[at + 1]
         modality = modality_of(targets, self.vocabulary)
         packed = {"ends": np.array(ends, np.int32)} if self.length else {}
+        arrays = {"ids": input_ids, "positions": positions, "places": at, "targets": targets, "modality": modality}
         return Batch(
-            inputs=_tensors(ids=seen, positions=positions, places=at, targets=targets, modality=modality, **packed),
+            inputs={name: torch.from_numpy(array) for name, array in (arrays | packed).items()},
             counts={"loss": float(len(at))} | {one.name.lower(): float((modality == one).sum()) for one in Modality},
             positions=[item.position for item in items],
             tokens=tokens,
             size=ids.size,
             flops=self.flops([len(document.ids) for row in rows for document in row]),
         )
-
-
-def _tensors(**arrays: Any) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -1,14 +1,15 @@
-"""Ranks, and what is done to an objective from outside: sharding, recomputation, compilation."""
+"""Ranks of a run, and sharding, activation checkpointing and compilation of an objective."""
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.attention.varlen  # defines an operator that is kept
+import torch.nn.attention.varlen  # defines an operator of _SAVED_OPERATORS
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -19,7 +20,7 @@ from videolavit.models.objective import Objective
 from .data import DataError
 from .settings import ParallelSettings
 
-_KEPT = (
+_SAVED_OPERATORS = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.bmm.default,
@@ -30,17 +31,17 @@ _KEPT = (
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.torch_attn._varlen_attn.default,
 )
-"""What selective recomputation does not compute again."""
+"""Operators whose results selective activation checkpointing keeps."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run, and this one among them.
+    """Rank of this process, world size, and device.
 
     Args:
-        rank: This process.
-        world: How many there are. With one, nothing is distributed.
-        device: Of this process.
+        rank: Rank of this process.
+        world: Number of ranks. With one, nothing is distributed.
+        device: Device of this process.
     """
 
     rank: int = 0
@@ -64,7 +65,7 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all ranks."""
+        """Sum over all ranks."""
         if self.world == 1:
             return value
         total = value.detach().clone()
@@ -72,38 +73,46 @@ class Ranks:
         return total
 
     def sums(self, values: dict[str, float]) -> dict[str, float]:
-        """Sums over all ranks; all of them name the same values."""
+        """Sums over all ranks, which all name the same values."""
         if self.world == 1:
             return dict(values)
         names = sorted(values)
         total = self.sum(torch.tensor([values[name] for name in names], dtype=torch.float64, device=self.device))
         return dict(zip(names, total.tolist(), strict=True))
 
+    def sum_counts(self, counts: Mapping[str, int]) -> dict[str, float]:
+        """Sums over all ranks, which may name different values."""
+        if self.world == 1:
+            return {name: float(value) for name, value in counts.items()}
+        of_ranks: list[dict[str, int]] = [{}] * self.world
+        dist.all_gather_object(of_ranks, dict(counts))
+        total: Counter[str] = Counter()
+        for values in of_ranks:
+            total.update(values)
+        return {name: float(value) for name, value in sorted(total.items())}
+
     def agree(self, yes: bool) -> bool:
-        """Whether all ranks say yes."""
+        """Reduces a decision over all ranks: True if it is True on each of them."""
         return self.sums({"yes": float(yes)})["yes"] == self.world
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Waits for all ranks."""
         self.agree(True)
 
 
 def parallelize(objective: Objective, settings: ParallelSettings, ranks: Ranks) -> None:
-    """Recomputation and compilation of every unit, then sharding; in place.
+    """Applies activation checkpointing and compilation to every unit, then shards the objective; in place.
 
     Raises:
-        DataError: the ranks cannot be divided so.
+        DataError: the ranks cannot be divided into groups of `settings.shard`.
     """
     for unit in objective.units():
         if settings.recompute != "none":
-            _recompute(unit, settings.recompute)
+            _checkpoint_activations(unit, selective=settings.recompute == "selective")
         if settings.compile:
             unit.compile()
-    if ranks.world > 1:
-        _shard(objective, settings, ranks)
-
-
-def _shard(objective: Objective, settings: ParallelSettings, ranks: Ranks) -> None:
+    if ranks.world == 1:
+        return
     half = torch.bfloat16 if settings.precision == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
     frozen = {value for value in objective.parameters() if not value.requires_grad}
@@ -111,13 +120,13 @@ def _shard(objective: Objective, settings: ParallelSettings, ranks: Ranks) -> No
     for unit in objective.units():
         if any(value.requires_grad for value in unit.parameters()):
             fully_shard(unit, **options)
-    # inputs and what losses compare with keep their precision, as in a single process
+    # inputs and targets of the loss keep their precision, as in a single process
     fully_shard(objective, **options | {"mp_policy": replace(policy, cast_forward_inputs=False)})
-    for module in sharded(objective):
+    for module in _fsdp_modules(objective):
         # losses are divided by global counts already
         module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)  # what gloo can do
-        module.unshard()  # a unit that an early stage leaves out must know its parameters all the same
+        module.set_force_sum_reduction_for_comms(True)  # gloo can sum, but not average
+        module.unshard()  # a unit that an early stage does not use must know its parameters all the same
         module.reshard()
 
 
@@ -131,47 +140,46 @@ def _mesh(settings: ParallelSettings, ranks: Ranks) -> DeviceMesh:
     return init_device_mesh(kind, (ranks.world // shard, shard), mesh_dim_names=("replicate", "shard"))
 
 
-def _recompute(unit: nn.Module, how: str) -> None:
-    """Lets a unit's forward be computed again in the backward pass; no weight changes its name."""
-    contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
-    options: dict[str, Any] = {"context_fn": contexts} if how == "selective" else {}
-    # all randomness is drawn outside of the units, by sample
+def _checkpoint_activations(unit: nn.Module, selective: bool) -> None:
+    """Replaces a unit's `forward` by one that is computed again in the backward pass. Parameter names stay."""
+
+    def policy(context: Any, operator: Callable[..., Any], *args: Any, **named: Any) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if operator in _SAVED_OPERATORS else CheckpointPolicy.PREFER_RECOMPUTE
+
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+    options: dict[str, Any] = {"context_fn": contexts} if selective else {}
+    # units draw no random numbers: all are drawn outside of them, by sample
     unit.forward = functools.partial(checkpoint, unit.forward, use_reentrant=False, preserve_rng_state=False, **options)
 
 
-def _policy(context: Any, operator: Callable[..., Any], *args: Any, **named: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def sharded(objective: nn.Module) -> list[FSDPModule]:
-    """The modules that FSDP gathers each for itself; none in a single process."""
+def _fsdp_modules(objective: nn.Module) -> list[FSDPModule]:
+    """Modules whose parameters FSDP gathers as one; none in a single process."""
     return [module for module in objective.modules() if isinstance(module, FSDPModule)]
 
 
-def accumulate(objective: nn.Module, last: bool) -> None:
-    """Whether the next backward pass sums gradients over the ranks: only behind the last micro batch."""
-    for module in sharded(objective)[:1]:
-        module.set_requires_gradient_sync(last)
+def sync_gradients(objective: nn.Module, enabled: bool) -> None:
+    """Sums the gradients of the next backward pass over the ranks, or accumulates them on each rank."""
+    for module in _fsdp_modules(objective)[:1]:
+        module.set_requires_gradient_sync(enabled)
 
 
-def forget_gathered(objective: nn.Module) -> None:
-    """Has FSDP gather weights again that were changed in place: what it gathered last may still be there."""
-    for module in sharded(objective):
+def reshard(objective: nn.Module) -> None:
+    """Drops gathered weights, so that FSDP gathers them again after they were changed in place."""
+    for module in _fsdp_modules(objective):
         module.reshard()
 
 
 @contextlib.contextmanager
-def gathered(objective: nn.Module) -> Iterator[None]:
-    """Weights that may be used outside of `forward`; all ranks must do the same with them."""
-    for module in sharded(objective):
+def unsharded(objective: nn.Module) -> Iterator[None]:
+    """Gathers the weights for use outside of `forward`; all ranks must do the same with them."""
+    for module in _fsdp_modules(objective):
         module.unshard()
     try:
         yield
     finally:
-        for module in sharded(objective):
-            module.reshard()
+        reshard(objective)
 
 
 def autocast(settings: ParallelSettings, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Computation in bfloat16 where it is safe, if asked for."""
+    """Autocast to bfloat16 if the settings ask for it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")

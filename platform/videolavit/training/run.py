@@ -1,6 +1,8 @@
-"""A component's training in one process of a run, from settings to a model folder."""
+"""Training of a component on one rank, from the model it starts from to the model folder it ends in."""
 
-import importlib
+import contextlib
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,19 +10,24 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from videolavit.files import write_beside
 from videolavit.models.folder import ModelFolder
+from videolavit.models.model_file import create_model_folder
+from videolavit.models.network import Network
+from videolavit.models.part_files import save_part
+from videolavit.models.parts import PARTS
+from videolavit.models.quiet import quiet_libraries
+from videolavit.progress import OnProgress, ignore_progress
 
-from .component import Component
-from .curves import draw_curves
+from .component import ComponentSettings
 from .data import Stream
-from .inputs import Inputs
+from .loader import RemoteLoader
+from .metrics import Tracker, draw_curves
 from .parallel import Ranks
-from .rank_share import RemoteLoader
-from .saving import save_model
-from .settings import TrainSettings
-from .telemetry import Tracker
+from .settings import TrainInputs, TrainSettings
 from .trainer import OnSave, Trainer
 
 MODEL_FOLDER = "model"
@@ -28,70 +35,75 @@ MODEL_FOLDER = "model"
 
 @dataclass(frozen=True)
 class TrainTask:
-    """All that a process must know; plain values, so that it can be sent.
+    """Everything that a rank must know; plain values, which can be sent to other processes.
 
     Args:
-        component: A key of `components.COMPONENTS`.
-        model: Folder or preset that training starts from.
-        inputs: What it is trained on.
-        objective: Of the component's own type.
-        train: How.
+        component: Name of the component in `components.COMPONENTS`.
+        model: Model folder or preset that training starts from.
+        inputs: Training and held-out data.
+        objective: Settings of the component.
+        settings: Settings of the training loop.
         output: Folder of the run.
     """
 
     component: str
     model: str
-    inputs: Inputs
-    objective: Any
-    train: TrainSettings
+    inputs: TrainInputs
+    objective: ComponentSettings
+    settings: TrainSettings
     output: str
 
 
-def component_module(name: str) -> Any:
-    """The module of a component: its `Settings` and `build`."""
-    return importlib.import_module(f"videolavit.training.components.{name.replace('-', '_')}")
-
-
-def train(
+def train_rank(
     task: TrainTask,
     ranks: Ranks,
     *,
     trackers: Sequence[Tracker] = (),
-    line: Callable[[str], None] = print,
+    on_progress: OnProgress = ignore_progress,
     on_save: OnSave | None = None,
-    feed: Callable[[Stream], RemoteLoader] | None = None,
+    remote_loader: Callable[[Stream], RemoteLoader] | None = None,
 ) -> Path:
-    """Trains a component, and writes the model that it is a part of.
+    """Trains a component on this rank. The first rank writes the model with the trained parts at the end.
 
     Args:
-        trackers, line, on_save: As the trainer has them.
-        feed: Makes what loads the samples of a stream; by default threads of this process do.
+        trackers: Trackers in addition to those that the settings name.
+        on_progress: Receives each line of metrics, on the first rank.
+        on_save: Called when a checkpoint is committed.
+        remote_loader: Makes the loader of a stream's samples; by default threads of this process load them.
 
     Returns:
-        The model's folder, on every rank.
+        Folder of the model, on every rank.
 
     Raises:
         DataError, ModelError, CheckpointError: a mistake of the user; the message names the fix.
-        Diverged: the loss did not stay finite.
+        Diverged: the gradient was not finite for too many steps.
     """
     base = ModelFolder(task.model)
-    component = _built(task, base)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.settings.seed)  # for weights that the objective adds to the model
+        component = task.objective.build(base, task.inputs)
+    identity = {
+        "component": task.component,
+        "objective": TypeAdapter(type(task.objective)).dump_python(task.objective, mode="json"),
+        "order": {"weights": task.inputs.weights, "window": task.inputs.window},
+        **component.identity,
+    }
+    component = replace(component, identity=identity)
     trainer = Trainer(
         component,
-        task.train,
+        task.settings,
         ranks,
         Path(task.output),
         trackers=trackers,
-        line=line,
+        on_progress=on_progress,
         on_save=on_save,
-        feed=feed(component.stream) if feed is not None else None,
+        remote_loader=remote_loader(component.stream) if remote_loader is not None else None,
     )
     trainer.run()
     target = Path(task.output) / MODEL_FOLDER
-    with trainer.averaged():
-        state: dict[str, Any] = get_model_state_dict(
-            component.objective, options=StateDictOptions(full_state_dict=True, cpu_offload=ranks.world > 1)
-        )
+    with trainer.averaged_weights():
+        options = StateDictOptions(full_state_dict=True, cpu_offload=ranks.world > 1)
+        state: dict[str, Any] = get_model_state_dict(component.objective, options=options)
         if ranks.is_first:
             draw_curves(Path(task.output))
             save_model(base, target, component.objective.export(state), component.objective.parts())
@@ -99,12 +111,59 @@ def train(
     return target
 
 
-def _built(task: TrainTask, base: ModelFolder) -> Component:
-    """The component, with all that decides its results among its facts."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(task.train.seed)  # what an objective adds to the model is drawn here
-        component: Component = component_module(task.component).build(base, task.inputs, task.objective)
-    chosen = TypeAdapter(type(task.objective)).dump_python(task.objective, mode="json")
-    order = {"weights": task.inputs.weights, "window": task.inputs.window}
-    facts = {"component": task.component, "objective": chosen, "order": order, **component.facts}
-    return replace(component, facts=facts)
+def save_model(
+    base: ModelFolder, target: Path, states: dict[str, dict[str, Tensor]], trained: dict[str, nn.Module]
+) -> None:
+    """Writes the base model with some parts replaced, in one step. A model that was there is replaced.
+
+    Args:
+        states: Tensors of each trained part, on the CPU.
+        trained: Modules of the same parts, for configs that training changed.
+
+    Raises:
+        ModelError: the tensors do not fit the part.
+    """
+    try:
+        with write_beside(target) as (unfinished,):
+            create_model_folder(unfinished, base.sizes, trained=sorted({*base.trained_parts, *states}))
+            for part in filter(base.has, PARTS):
+                if part not in states and (base.path / part).is_dir():
+                    shutil.copytree(base.path / part, unfinished / part, copy_function=_link)
+                else:
+                    with quiet_libraries():
+                        module = base.load(part, dtype=None)  # in the precision that it is stored in
+                        if part in states:
+                            # networks of diffusers keep their config apart from the module
+                            if not isinstance(module, Network) and hasattr(module, "register_to_config"):
+                                config: Any = trained[part].config
+                                module.register_to_config(**{key: one for key, one in config.items() if key[0] != "_"})
+                            module.load_state_dict(states[part], strict=True)
+                        save_part(module, unfinished / part)
+                if part.endswith("language_model"):
+                    base.text_tokenizer(part).save_pretrained(unfinished / part)
+    finally:
+        for left in target.parent.glob(f".{target.name}.*"):  # of killed runs
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def merge_models(models: list[ModelFolder], target: Path) -> None:
+    """Joins models that were trained side by side: each part from the last model in which it is trained.
+
+    Args:
+        models: Models of one preset; parts that none has trained are those of the first.
+        target: Folder of the new model, which must not exist. It appears in one step.
+    """
+    with write_beside(target) as (unfinished,):
+        trained = sorted({part for model in models for part in model.trained_parts})
+        create_model_folder(unfinished, models[0].sizes, trained=trained)
+        for part in filter(models[0].has, PARTS):
+            owner = next((model for model in reversed(models) if part in model.trained_parts), models[0])
+            shutil.copytree(owner.path / part, unfinished / part, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    """Hard-links a file where the disk can, and copies it elsewhere. Files of models are never changed in place."""
+    with contextlib.suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copy2(source, target)

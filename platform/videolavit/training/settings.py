@@ -1,4 +1,4 @@
-"""How a training runs. What is trained, and on what, is the component's."""
+"""Settings of a training run: its data, its loop, its optimizer, and how it is spread over ranks."""
 
 from typing import Literal
 
@@ -6,23 +6,46 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from videolavit.models.network import STRICT
+from videolavit.records.storage import StorageSettings
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainInputs:
+    """Training and held-out data.
+
+    Args:
+        train: Runs of `videolavit decompose` or `tokenize`, or corpora, as paths or URLs; the component decides which
+            of them it takes. Each one is a source.
+        weights: Share of each source in a step; None for shares by number of samples.
+        validation: Held-out data of the same kinds.
+        seed: Seed of the data order.
+        window: Shards of a source whose samples are mixed at a time.
+        storage: S3 endpoint and credentials.
+    """
+
+    train: list[str]
+    weights: list[float] | None = None
+    validation: list[str] = Field(default_factory=list)
+    seed: int = 0
+    window: int = Field(default=16, ge=1)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimizerSettings:
-    """AdamW and its schedule; the defaults are the published ones of the tokenizers.
+    """AdamW and its learning rate schedule. The defaults are those published for the tokenizers.
 
     Args:
         lr: Peak learning rate.
-        betas: Decay of the two moments.
-        eps: Added to the second moment's root.
-        weight_decay: Of weights; biases, norms and embedding tables of one dimension have none.
-        clip: Largest norm of the gradient; larger ones are scaled down.
-        schedule: `cosine` to `final`, `linear` to `final`, or `constant`; all after the warm-up.
+        betas: Decay rates of the two moments.
+        eps: Value added to the root of the second moment.
+        weight_decay: Weight decay. Tensors of one dimension, such as biases and norms, have none.
+        clip: Largest norm of the gradient; a larger gradient is scaled down to it.
+        schedule: Learning rate after the warm-up: `cosine` or `linear` decay to `final`, or `constant`.
         warmup: Steps over which the learning rate grows from 0.
-        final: Learning rate at the last step, relative to `lr`.
-        ema: Decay of the averaged weights that are validated, shown and saved; 0 is without.
-        max_skipped: Steps in a row whose gradient may be infinite or not a number. They are skipped; more end the run.
+        final: Learning rate of the last step, relative to `lr`.
+        ema: Decay of the exponential moving average of the weights, which is validated, sampled and saved; 0 for none.
+        max_skipped: Consecutive steps that may be skipped because their gradient is not finite; one more ends the run.
     """
 
     lr: float = 1e-4
@@ -39,14 +62,14 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ParallelSettings:
-    """How the work is spread and memory is saved.
+    """Sharding over ranks, precision, and memory savings.
 
     Args:
-        shard: Ranks that hold one copy of the weights together (FSDP); None for all of them. With fewer, the copies
-            are kept equal (HSDP).
-        precision: `bfloat16` computes in it; weights, optimizer and gradient sums stay float32.
-        recompute: Activations that are computed again instead of kept: `none`, `full` (all inside a block), or
-            `selective` (all but the results of matrix products and attention).
+        shard: Ranks over which one copy of the weights is sharded (FSDP); None for all ranks. With fewer ranks there
+            are several copies, which are kept equal (HSDP).
+        precision: Precision of forward and backward passes. Weights, optimizer state and gradient sums stay float32.
+        recompute: Activation checkpointing of each block: `none`, `full`, or `selective` (keeps the results of matrix
+            products and attention).
         compile: Compile every block with torch.compile.
     """
 
@@ -58,24 +81,25 @@ class ParallelSettings:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainSettings:
-    """The run.
+    """Training loop.
 
     Args:
         steps: Optimizer steps.
-        batch: Samples of a step over all ranks; packed rows for the language model.
-        batch_tokens: Instead of `batch`: tokens of a step over all ranks, for components with sequences.
-        micro_batch: Samples that a rank computes at once; gradients add up to the batch.
-        seed: Decides the data order and all that is drawn.
+        batch: Samples per optimizer step over all ranks; packed rows for the language model.
+        batch_tokens: Tokens per optimizer step over all ranks, for components with sequences; replaces `batch`.
+        micro_batch: Samples per forward pass of a rank; gradients are accumulated up to the batch.
+        seed: Seed of the data order and of all random numbers.
         log_every: Steps between two lines of metrics.
         validate_every: Steps between two validations; 0 validates at the end only.
-        show_every: Steps between two sets of samples to look at; 0 shows them at the end only.
-        save_every: Steps between two checkpoints; one is written at the end too.
-        keep: Newest checkpoints that are kept.
+        show_every: Steps between two sets of samples in `samples/`; 0 writes them at the end only.
+        save_every: Steps between two checkpoints; the last step is always saved.
+        keep: Number of newest checkpoints that are kept.
         loader_threads: Threads that load samples; 0 loads them between the steps.
         prefetch: Steps that are loaded ahead.
-        trackers: What else metrics go to, beside the console and `metrics.jsonl`.
-        peak_flops: Of the device, for the model FLOPs utilisation; None takes a known GPU's from a table.
-        profile: Steps that are traced, into `profile/`, after the first ten of this start; 0 for none.
+        trackers: Trackers that get the metrics in addition to `metrics.jsonl`.
+        peak_flops: Peak floating-point operations per second of the device, for the model FLOPs utilisation; None
+            looks the GPU up in a table.
+        profile: Steps that are traced into `profile/`, after the first ten steps; 0 for none.
     """
 
     steps: int = Field(default=1000, ge=1)

@@ -1,6 +1,8 @@
-"""Clips of decompose runs, and pictures of these and of images, as sources for training."""
+"""Clips of decompose runs, their keyframes, and images, as sources for training."""
 
+import hashlib
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from safetensors.torch import load, save
+from torch import Tensor
 
 from videolavit.media import MediaError
 from videolavit.records.files import IMAGE_SUFFIXES
@@ -23,17 +27,19 @@ from videolavit.records.pictures import decode_image
 from videolavit.records.rows import Source, sources_from
 from videolavit.records.samples import stored_clips
 from videolavit.records.schema import RESERVED
-from videolavit.records.storage import StorageSettings, open_source
+from videolavit.records.storage import Folder, StorageSettings, open_source
 from videolavit.records.table_reader import TableReader
 
 from .data import DataError, Item, Mixture, SampleSource, SampleStream
-from .inputs import Inputs
+from .settings import TrainInputs
 
 KEPT_GROUPS = 32
-"""Row groups of a source in memory: a sample of a clip shard each, up to some 10 MB."""
+"""Row groups of a source that are kept in memory. In a clip shard each is a sample, of up to some 10 MB."""
+
+Tensors = dict[str, Tensor]
 
 IMAGES_PER_SHARD = 256
-"""Images that are neighbours in a listing; a shard of images is nothing on disk."""
+"""Neighbouring images of a listing that make up a shard for the data order; on disk they are separate."""
 
 _READERS = 16
 _COLUMNS = ("sample_id", "source", "text", "start_seconds", "fps", "width", "height", "clips")
@@ -44,14 +50,14 @@ class ClipSample:
     """A stored clip.
 
     Attributes:
-        sample_id: Of the video or segment that it belongs to.
-        source: Address of that video.
-        text: Its caption.
-        sample_seconds: Where the segment starts in the video.
+        sample_id: Id of the video or segment that holds the clip.
+        source: Address of the video.
+        text: Caption.
+        sample_seconds: Start of the segment in the video, in seconds.
         fps: Frames per second.
-        start_frame: Of the clip in the segment.
-        width, height: Of the frames, in pixels.
-        keyframe: The first frame as an image file; `records.pictures.decode_image` reads it.
+        start_frame: First frame of the clip in the segment.
+        width, height: Size of the frames, in pixels.
+        keyframe: First frame as an image file; `records.pictures.decode_image` decodes it.
         motion: int16 [num_frames, blocks_high, blocks_wide, 2] in half pixels, x first.
     """
 
@@ -68,65 +74,66 @@ class ClipSample:
 
     @property
     def num_frames(self) -> int:
-        """Real frames, up to 24."""
+        """Number of frames, up to 24."""
         return len(self.motion)
 
     @property
     def start_seconds(self) -> float:
-        """Where the clip starts in the video."""
+        """Start of the clip in the video, in seconds."""
         return self.sample_seconds + self.start_frame / self.fps
 
 
-def clip_sources(named: Sequence[str], storage: StorageSettings) -> list[SampleSource]:
-    """A source of ClipSample for each named run of `videolavit decompose` or clip shard.
+def clip_sources(urls: Sequence[str], storage: StorageSettings) -> list[SampleSource]:
+    """Sources of ClipSample, one for each run of `videolavit decompose` or clip shard.
 
     Raises:
-        DataError: something else is named.
-        InputError, StorageError: nothing is there, or it cannot be read.
+        DataError: an input holds other data.
+        InputError, StorageError: an input does not exist or cannot be read.
     """
-    return [_clip_source(url, storage) for url in named]
+    return [_clip_source(url, storage) for url in urls]
 
 
-def picture_sources(named: Sequence[str], storage: StorageSettings) -> list[SampleSource]:
-    """A source of pictures, uint8 [height, width, 3], for each named run (its keyframes) or corpus of images.
+def picture_sources(urls: Sequence[str], storage: StorageSettings) -> list[SampleSource]:
+    """Sources of pictures, uint8 [height, width, 3], one for each run (its keyframes) or corpus of images.
 
     Raises:
-        DataError: something else is named.
-        InputError, StorageError: nothing is there, or it cannot be read.
+        DataError: an input holds other data.
+        InputError, StorageError: an input does not exist or cannot be read.
     """
-    return [_picture_source(url, storage) for url in named]
+    return [_picture_source(url, storage) for url in urls]
 
 
-def sample_stream(sources: Sequence[SampleSource], inputs: Inputs) -> SampleStream:
-    """The sources mixed as the inputs say. Raises DataError."""
+def sample_stream(sources: Sequence[SampleSource], inputs: TrainInputs) -> SampleStream:
+    """Stream of the sources, mixed as the inputs say. Raises DataError."""
     return SampleStream(Mixture(sources, inputs.weights, seed=inputs.seed, window=inputs.window))
 
 
 def validation_items(sources: Sequence[SampleSource], count: int) -> list[Item]:
-    """A fixed choice of held-out samples, spread evenly over the sources. Their positions are below zero, so that
-    they share no random numbers with training.
+    """Fixed choice of held-out samples, spread evenly over the sources.
+
+    Their positions are negative, so that they share no random numbers with the training data.
     """
-    places = [
+    rows = [
         (source, shard, row) for source in sources for shard, size in enumerate(source.sizes) for row in range(size)
     ]
-    chosen = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int)
-    return [_item(-1 - number, *places[index]) for number, index in enumerate(chosen)]
+    chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+
+    def item(position: int, source: SampleSource, shard: int, row: int) -> Item:
+        return Item(position, source.name, lambda: source.load(shard, row))
+
+    return [item(-1 - number, *rows[index]) for number, index in enumerate(chosen)]
 
 
-def data_facts(sources: Sequence[SampleSource]) -> dict[str, Any]:
-    """What a resumed run must find again."""
+def data_identity(sources: Sequence[SampleSource]) -> dict[str, Any]:
+    """Part of a component's identity: its sources must be the same when a run is resumed."""
     return {"sources": [{"name": source.name, "samples": int(sum(source.sizes))} for source in sources]}
-
-
-def _item(position: int, source: SampleSource, shard: int, row: int) -> Item:
-    return Item(position, source.name, lambda: source.load(shard, row))
 
 
 class ClipSource:
     """Clips of shards.
 
     Args:
-        urls: Of the shards.
+        urls: Addresses of the shards.
     """
 
     def __init__(self, name: str, urls: Sequence[str], storage: StorageSettings) -> None:
@@ -155,7 +162,7 @@ class ClipSource:
 
 
 class MappedSource:
-    """What a function makes of another source's samples."""
+    """Results of a function for another source's samples."""
 
     def __init__(self, source: SampleSource, function: Callable[[Any], Any]) -> None:
         self.name, self.sizes = source.name, source.sizes
@@ -163,6 +170,33 @@ class MappedSource:
 
     def load(self, shard: int, row: int) -> Any:
         return self._function(self._source.load(shard, row))
+
+
+class CachedSource:
+    """Results of a function, such as a frozen network, for another source's samples, which are stored in a folder.
+
+    Args:
+        folder: Folder with a safetensors file for each sample; None computes the tensors every time.
+        identity: Everything that the tensors depend on beside the sample, as JSON values. Each identity has its files.
+    """
+
+    def __init__(
+        self, source: SampleSource, function: Callable[[Any], Tensors], folder: Folder | None, identity: dict[str, Any]
+    ) -> None:
+        self.name, self.sizes = source.name, source.sizes
+        self._source, self._function, self._folder = source, function, folder
+        key = json.dumps([source.name, list(source.sizes), identity], sort_keys=True)
+        self._key = hashlib.sha256(key.encode()).hexdigest()[:16]
+
+    def load(self, shard: int, row: int) -> Tensors:
+        if self._folder is None:
+            return self._function(self._source.load(shard, row))
+        name = f"{self._key}/{shard:05d}/{row:06d}.safetensors"
+        if (stored := self._folder.read(name)) is None:
+            tensors = self._function(self._source.load(shard, row))
+            stored = save({key: value.cpu().contiguous() for key, value in tensors.items()})
+            self._folder.create_bytes(name, stored)
+        return load(stored)
 
 
 class ImageSource:
@@ -220,7 +254,7 @@ def _listed(url: str, storage: StorageSettings) -> list[Source]:
 
 
 def _clips_of_rows(url: str, storage: StorageSettings) -> NDArray[np.int64]:
-    """Clips of each row of a shard; only that column is read."""
+    """Number of clips of each row of a shard; only that column is read."""
     try:
         with open_source(url, storage) as file:
             column = pq.read_table(file, columns=["num_clips"])["num_clips"]

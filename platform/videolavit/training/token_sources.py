@@ -1,4 +1,4 @@
-"""Runs of `videolavit tokenize` as documents of a language model."""
+"""Token shards of `videolavit tokenize` as documents of a language model."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,15 +24,15 @@ from .data import DataError, Mixture
 from .packed import Document
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
-"""Token ids of texts, without special ones."""
+"""Token ids of texts, without special tokens."""
 
 _READERS = 16
 _COLUMNS = ("text", "clips")
 
 
 @dataclass(frozen=True, eq=False)
-class _Lists:
-    """Lists of integers end to end."""
+class _RaggedArray:
+    """Lists of integers of different lengths, stored as one array."""
 
     values: Ids
     ends: NDArray[np.int64]
@@ -46,30 +46,30 @@ class _Lists:
 
 @dataclass(frozen=True, eq=False)
 class _Shard:
-    """A token shard in memory: `clips[row]` are the clips of a row."""
+    """Token shard in memory. The clips of a row are `clips[row]` to `clips[row + 1] - 1`."""
 
-    text: _Lists
+    text: _RaggedArray
     clips: NDArray[np.int64]
-    visual: _Lists
-    motion: _Lists
+    visual: _RaggedArray
+    motion: _RaggedArray
 
 
 class TokenSource:
-    """Samples of a tokenizing run.
+    """Samples of a run of `videolavit tokenize`.
 
-    Shards are held whole, some at a time: a sample's length is needed by every rank, long before one rank needs its
+    Whole shards are kept in memory: every rank needs the length of every sample, long before one of them needs the
     codes.
 
     Args:
         url: Output of the run.
-        encode: Of the language model's text tokenizer.
-        kept: Shards in memory.
+        encode: Encodes texts with the language model's text tokenizer.
+        cached_shards: Shards that are kept in memory.
 
     Raises:
-        DataError: there are no token shards.
+        DataError: the run has no token shards.
     """
 
-    def __init__(self, url: str, storage: StorageSettings, encode: Encode, kept: int = 32) -> None:
+    def __init__(self, url: str, storage: StorageSettings, encode: Encode, cached_shards: int = 32) -> None:
         self.name = url
         self._folder, self._encode = Folder(url, storage), encode
         self._names = [f"{TOKENS.folder}/{name}" for name in sorted(Ledger(self._folder, TOKENS).committed())]
@@ -79,10 +79,10 @@ class TokenSource:
             footers = list(readers.map(self._footer, self._names))
         self.sizes: Sequence[int] = [rows for rows, _ in footers]
         self._metadata = [metadata for _, metadata in footers]
-        self._shard = Recent(self._read, kept)
+        self._shard = Recent(self._read, cached_shards)
 
     def check(self, model: ModelFolder) -> None:
-        """Raises DataError unless the model's own tokenizers made all shards."""
+        """Raises DataError unless all shards were made by the tokenizers of the model."""
         codes = {"visual": model.vocabulary.visual_codes, "motion": model.vocabulary.motion_codes}
         digests = {part: model.digest(part) for part in TOKENIZER_PARTS}
         for name, metadata in zip(self._names, self._metadata, strict=True):
@@ -103,16 +103,16 @@ class TokenSource:
                     )
 
     def lengths(self, shard: int, row: int) -> tuple[int, list[tuple[int, int]]]:
-        """Ids of a sample's text, and visual and motion codes of each clip."""
-        held = self._shard(shard)
-        first, last = held.clips[row], held.clips[row + 1]
-        visual, motion = (lists.ends[first : last + 1] for lists in (held.visual, held.motion))
-        return len(held.text[row]), list(zip(np.diff(visual).tolist(), np.diff(motion).tolist(), strict=True))
+        """Number of token ids of a sample's text, and of visual and motion codes of each clip."""
+        tokens = self._shard(shard)
+        first, last = tokens.clips[row], tokens.clips[row + 1]
+        visual, motion = (codes.ends[first : last + 1] for codes in (tokens.visual, tokens.motion))
+        return len(tokens.text[row]), list(zip(np.diff(visual).tolist(), np.diff(motion).tolist(), strict=True))
 
     def load(self, shard: int, row: int) -> TokenSample:
-        held = self._shard(shard)
-        clips = [(held.visual[clip], held.motion[clip]) for clip in range(held.clips[row], held.clips[row + 1])]
-        return TokenSample(held.text[row], clips)
+        tokens = self._shard(shard)
+        clips = [(tokens.visual[clip], tokens.motion[clip]) for clip in range(tokens.clips[row], tokens.clips[row + 1])]
+        return TokenSample(tokens.text[row], clips)
 
     def _footer(self, name: str) -> tuple[int, dict[str, str]]:
         with self._folder.open(name) as file:
@@ -133,7 +133,7 @@ class TokenSource:
         clips = table["clips"].combine_chunks()
         structs = clips.flatten()
         return _Shard(
-            text=_Lists(flat, _ends([len(text) for text in texts])),
+            text=_RaggedArray(flat, _ends([len(text) for text in texts])),
             clips=_ends(_list_lengths(clips)),
             visual=_lists(structs.field("visual_tokens")),
             motion=_lists(structs.field("motion_tokens")),
@@ -141,10 +141,10 @@ class TokenSource:
 
 
 class TokenDocuments:
-    """The sequences of a mixture of token runs, by position.
+    """Documents of a mixture of token runs, by position.
 
     Args:
-        noise: Share of the codes that are read as random ones.
+        noise: Share of the visual and motion codes that are replaced by random ones in the model's input.
     """
 
     def __init__(
@@ -159,35 +159,37 @@ class TokenDocuments:
         self._seed, self._noise = seed, noise
 
     def lengths(self, position: int) -> list[int]:
-        """Of the sequences that the sample at a position becomes."""
+        """Lengths of the documents of the sample at a position."""
         return [piece.length for piece in self._pieces(position)]
 
     def source(self, position: int) -> str:
         return self._sources[self._mixture.locate(position).source].name
 
     def load(self, position: int, index: int) -> Document:
-        place = self._mixture.locate(position)
-        source = self._sources[place.source]
-        ids = self._assembler.ids(self._pieces(position)[index], source.load(place.shard, place.row))
-        return Document(ids, source.name, self._noisy(ids, position, index) if self._noise else None)
+        location = self._mixture.locate(position)
+        source = self._sources[location.source]
+        ids = self._assembler.ids(self._pieces(position)[index], source.load(location.shard, location.row))
+        return Document(ids, source.name, self._with_noise(ids, position, index) if self._noise else None)
 
-    def _noisy(self, ids: Ids, position: int, index: int) -> Ids:
+    def _with_noise(self, ids: Ids, position: int, index: int) -> Ids:
         rng = np.random.default_rng([self._seed, position, index])
-        seen, replaced = ids.copy(), rng.random(len(ids)) < self._noise
+        input_ids, replaced = ids.copy(), rng.random(len(ids)) < self._noise
         for codes in (self._assembler.vocabulary.visual_range, self._assembler.vocabulary.motion_range):
             chosen = replaced & (ids >= codes.start) & (ids < codes.stop)
-            seen[chosen] = rng.integers(codes.start, codes.stop, int(chosen.sum()))
-        return seen
+            input_ids[chosen] = rng.integers(codes.start, codes.stop, int(chosen.sum()))
+        return input_ids
 
     def _pieces(self, position: int) -> list[Piece]:
-        place = self._mixture.locate(position)
-        text, clips = self._sources[place.source].lengths(place.shard, place.row)
+        location = self._mixture.locate(position)
+        text, clips = self._sources[location.source].lengths(location.shard, location.row)
         draws = torch.rand(DRAWS, generator=generator_of(self._seed, "sequence", position)).tolist()
         return self._assembler.pieces(text, clips, draws)
 
 
-def _lists(array: pa.ListArray) -> _Lists:
-    return _Lists(np.asarray(array.flatten().to_numpy(zero_copy_only=False), np.int64), _ends(_list_lengths(array)))
+def _lists(array: pa.ListArray) -> _RaggedArray:
+    return _RaggedArray(
+        np.asarray(array.flatten().to_numpy(zero_copy_only=False), np.int64), _ends(_list_lengths(array))
+    )
 
 
 def _list_lengths(array: pa.ListArray) -> Sequence[int]:

@@ -1,48 +1,57 @@
-"""Trains the language model: on token shards (pre-training), or on conversations (instruction tuning)."""
+"""Training of the language model: on token shards (pre-training), or on conversations (instruction tuning)."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from videolavit.generation.generate import generate_videos
+from videolavit.generation.prompts import Prompt
+from videolavit.generation.runtime import Runtime, RuntimeSettings
+from videolavit.media import write_mp4
 from videolavit.models.folder import ModelFolder
 from videolavit.models.language_model import UnderstandingModel
+from videolavit.models.language_model.attention import ordinary_attention
 from videolavit.models.language_model.flops import Flops
 from videolavit.models.language_model.lora import LoRASettings, add_lora
 from videolavit.models.language_model.objective import Answering, NextToken
 from videolavit.models.network import STRICT, ModelError
-from videolavit.models.objective import Objective
-from videolavit.vocabulary.sequences import Assembler, OrderSettings, longest_clip
+from videolavit.models.objective import Draws, Objective
+from videolavit.vocabulary.sequences import Assembler, OrderSettings, TokenSample, longest_clip
 
-from ..captions import TEXT_FIRST, caption_losses, write_videos
 from ..chat import ChatLimits, ChatSource, collate_chat
-from ..component import Component, Show
+from ..component import Component, WriteSamples
 from ..data import DataError, Item, Mixture
-from ..inputs import Inputs
-from ..packed import PackedStream, RowCollate, RowSettings, item_of, rows_of
-from ..sources import data_facts, sample_stream, validation_items
+from ..packed import Document, PackedCollate, PackedStream, PackingSettings, pack_rows, row_item
+from ..settings import TrainInputs
+from ..sources import data_identity, sample_stream, validation_items
 from ..token_sources import TokenDocuments, TokenSource
 
 FIXED = ("visual_tokenizer", "motion_tokenizer")
 UNDERSTANDING = ("language_model", *FIXED)
 
+TEXT_FIRST = OrderSettings(text_first=1.0, drop_text=0.0, drop_keyframe=0.0)
+_DRAWS = (0.5, 0.5)
+"""Random numbers of the order of a sample's parts; with TEXT_FIRST any of them give the same order."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ChatSettings:
-    """Instruction tuning. Published: LLaVA-1.5's and Video-ChatGPT's records, one epoch.
+    """Instruction tuning. Published: one epoch over the records of LLaVA-1.5 and Video-ChatGPT.
 
     Args:
-        initialise_from: `understanding` goes on with that part of the model; `language_model` starts it anew from the
-            pre-trained language model and the two tokenizers that made its tokens.
-        train_visual: Whether the visual tokenizer's merger and projection are trained too, as in LaVIT. The ViT and the
-            selector never are.
-        max_clips: Most clips of a video, selected as for a question to the finished model.
-        lora: Adapters in place of the language model's weights.
-        cache_gb: Memory of each rank for decoded pictures and clips, in GB.
+        initialise_from: First weights: `understanding` for those of that part of the model; `language_model` for those
+            of the pre-trained language model and the two tokenizers that made its tokens.
+        train_visual: Trains the merger and the projection of the visual tokenizer too, as in LaVIT. ViT and selector
+            are never trained.
+        max_clips: Largest number of clips of a video, selected as for a question to the finished model.
+        lora: LoRA adapters, which are trained instead of the language model's weights.
+        cache_gb: Memory for decoded pictures and clips on each rank, in GB.
     """
 
     initialise_from: Literal["understanding", "language_model"] = "understanding"
@@ -53,23 +62,24 @@ class ChatSettings:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Settings:
-    """What the language model is trained for.
+class LanguageModelTraining:
+    """Training of the language model.
 
     Args:
         stage: `pretrain` on runs of `videolavit tokenize`, or `chat` on files of conversations (JSON lines as LLaVA's).
-        sequence_length: Ids of a row; 2048 as published.
-        packing: Several documents a row. False gives each a row of its own, padded to the longest of a micro batch.
-        pack_over: Samples that are packed together. More leave less room in the rows.
-        order: In what order the parts of a sample come.
-        noise: Share of the codes of pictures and motion that the model reads as random ones, while it predicts the true
-            ones. It keeps a small corpus from being learned by heart; a large one needs none.
-        other_lr_scale: Learning rate of the other parts relative to the language model's: of embeddings and head in
-            pre-training, of merger and projection in chat. Published are 2e-5 and 5e-5.
-        validation_samples: Held-out samples whose loss is measured.
+        sequence_length: Length of a row, in token ids. Published: 2048.
+        packing: Packs several documents into a row; False gives each a row of its own, padded to the longest of a
+            micro batch.
+        pack_over: Consecutive samples that are packed into the same rows. More of them leave less padding.
+        order: Order of the parts of a sample.
+        noise: Share of the visual and motion codes that are replaced by random ones in the input, while the targets
+            stay. It delays overfitting on a small corpus; a large one needs none.
+        other_lr_scale: Learning rate of other parts relative to that of the language model: of embeddings and head in
+            pre-training, of merger and projection in chat. Published: 5e-5 to 2e-5.
+        validation_samples: Held-out samples of the validation loss.
         show_captions: Held-out captions whose effect on the loss is measured.
-        show_videos: Of these, the first that videos are made of, to look at.
-        chat: Of the stage `chat`.
+        show_videos: Number of these captions from which videos are generated in `samples/`.
+        chat: Settings of the stage `chat`.
     """
 
     stage: Literal["pretrain", "chat"] = "pretrain"
@@ -84,83 +94,125 @@ class Settings:
     show_videos: int = Field(default=0, ge=0)
     chat: ChatSettings = Field(default_factory=ChatSettings)
 
-
-def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
-    """The component. Raises DataError and ModelError."""
-    return _pretraining(model, inputs, settings) if settings.stage == "pretrain" else _chat(model, inputs, settings)
+    def build(self, model: ModelFolder, inputs: TrainInputs) -> Component:
+        return _pretraining(model, inputs, self) if self.stage == "pretrain" else _chat(model, inputs, self)
 
 
-def _pretraining(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
+# ---- pre-training -------------------------------------------------------------------------------------------------
+
+
+def _pretraining(model: ModelFolder, inputs: TrainInputs, settings: LanguageModelTraining) -> Component:
     network = model.load("language_model")
-    _check_context(model, settings.sequence_length, network.config.max_position_embeddings)
+    length, context = settings.sequence_length, network.config.max_position_embeddings
+    longest = longest_clip(model.num_patches, model.motion_tokens) + 1
+    if length > context:
+        raise DataError(f"sequence_length {length} exceeds the context of {model.location}, {context}")
+    if length < longest:
+        raise DataError(f"sequence_length {length} is shorter than a clip may be; use at least {longest}")
     tokenizer = model.text_tokenizer()
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the text tokenizer of {model.location} has no id that ends a text; set its eos_token")
-    assembler = Assembler(
-        model.vocabulary, settings.sequence_length, tokenizer.eos_token_id, tokenizer.bos_token_id, settings.order
-    )
-    rows = RowSettings(settings.sequence_length, settings.packing, settings.pack_over, inputs.seed)
+    assembler = Assembler(model.vocabulary, length, tokenizer.eos_token_id, tokenizer.bos_token_id, settings.order)
+    packing = PackingSettings(length, settings.packing, settings.pack_over, inputs.seed)
 
-    def sources(named: list[str]) -> list[TokenSource]:
-        def encode(texts: Any) -> list[list[int]]:
-            ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
-            return ids
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+        return ids
 
-        found = [TokenSource(url, inputs.storage, encode, 2 * inputs.window) for url in named]
+    def sources(urls: list[str]) -> list[TokenSource]:
+        found = [TokenSource(url, inputs.storage, encode, 2 * inputs.window) for url in urls]
         for source in found:
             source.check(model)
         return found
 
     train, held_out = sources(inputs.train), sources(inputs.validation)
     mixture = Mixture(train, inputs.weights, seed=inputs.seed, window=inputs.window)
-    collate = RowCollate(model.vocabulary, Flops.of(network), settings.sequence_length if settings.packing else None)
+    validation: list[Item] = []
+    if held_out:  # rows of the first samples of all sources, each at most once
+        in_order = Mixture(held_out, seed=inputs.seed, window=inputs.window)
+        documents = TokenDocuments(held_out, in_order, assembler, inputs.seed)
+        count = min(settings.validation_samples, sum(sum(source.sizes) for source in held_out))
+        validation = [row_item(documents, row) for row in pack_rows(documents, range(count), packing)]
+    collate = PackedCollate(model.vocabulary, Flops.of(network), length if settings.packing else None)
     return Component(
         objective=NextToken(network.train().requires_grad_(True), settings.packing, settings.other_lr_scale),
-        stream=PackedStream(TokenDocuments(train, mixture, assembler, inputs.seed, settings.noise), rows),
+        stream=PackedStream(TokenDocuments(train, mixture, assembler, inputs.seed, settings.noise), packing),
         collate=collate,
-        validation=_held_out_rows(held_out, inputs, assembler, rows, settings.validation_samples) if held_out else [],
-        show=_show(model, held_out, replace(assembler, order=TEXT_FIRST), collate, settings),
-        tokens_an_item=settings.sequence_length,
-        facts=data_facts(train) | {"vocabulary": asdict(model.vocabulary), "model": network.config.to_diff_dict()},
+        validation=validation,
+        write_samples=_caption_samples(model, held_out, replace(assembler, order=TEXT_FIRST), collate, settings),
+        tokens_per_item=length,
+        identity=data_identity(train)
+        | {"vocabulary": asdict(model.vocabulary), "model": network.config.to_diff_dict()},
     )
 
 
-def _held_out_rows(
-    sources: list[TokenSource], inputs: Inputs, assembler: Assembler, rows: RowSettings, samples: int
-) -> list[Item]:
-    """Rows of the first samples of all sources, each at most once."""
-    mixture = Mixture(sources, seed=inputs.seed, window=inputs.window)
-    documents = TokenDocuments(sources, mixture, assembler, inputs.seed)
-    count = min(samples, sum(sum(source.sizes) for source in sources))
-    return [item_of(documents, row) for row in rows_of(documents, range(count), rows)]
+def _caption_samples(
+    model: ModelFolder,
+    held_out: list[TokenSource],
+    assembler: Assembler,
+    collate: PackedCollate,
+    settings: LanguageModelTraining,
+) -> WriteSamples | None:
+    """Function that measures the effect of held-out captions, and generates videos from some; None without captions."""
+    rows = [(source, shard, row) for source in held_out for shard, n in enumerate(source.sizes) for row in range(n)]
+    samples = (source.load(shard, row) for source, shard, row in rows)
+    captioned = list(islice((one for one in samples if len(one.text) and one.clips), settings.show_captions))
+    captions = [str(model.text_tokenizer().decode(one.text)) for one in captioned[: settings.show_videos]]
 
-
-def _show(
-    model: ModelFolder, held_out: list[TokenSource], assembler: Assembler, collate: RowCollate, settings: Settings
-) -> Show | None:
-    places = [(source, shard, row) for source in held_out for shard, n in enumerate(source.sizes) for row in range(n)]
-    samples = (source.load(shard, row) for source, shard, row in places)
-    shown = list(islice((one for one in samples if len(one.text) and one.clips), settings.show_captions))
-    captions = [str(model.text_tokenizer().decode(one.text)) for one in shown[: settings.show_videos]]
-
-    def show(objective: Objective, folder: Path) -> dict[str, float]:
+    def write_samples(objective: Objective, folder: Path) -> dict[str, float]:
         assert isinstance(objective, NextToken)
         if captions:
-            write_videos(objective, model, captions, folder)
-        return caption_losses(objective, shown, assembler, collate)
+            network = objective.model
+            runtime = Runtime(model, RuntimeSettings(device=str(network.device)), {"language_model": network})
+            with ordinary_attention(network), torch.no_grad():
+                videos = generate_videos(runtime, [Prompt((caption,), seed) for seed, caption in enumerate(captions)])
+            for number, video in enumerate(videos):
+                write_mp4(video.frames, folder / f"{number}.mp4", 6)
+            lines = [f"{number}: {caption}\n" for number, caption in enumerate(captions)]
+            (folder / "captions.txt").write_text("".join(lines))
+        return caption_losses(objective, captioned, assembler, collate)
 
-    return show if len(shown) > 1 else None
+    return write_samples if len(captioned) > 1 else None
 
 
-def _check_context(model: ModelFolder, length: int, context: int) -> None:
-    longest = longest_clip(model.num_patches, model.motion_tokens) + 1
-    if length > context:
-        raise DataError(f"sequence_length {length} exceeds the context of {model.location}, {context}")
-    if length < longest:
-        raise DataError(f"sequence_length {length} is shorter than a clip may be; use at least {longest}")
+def caption_losses(
+    objective: NextToken, samples: Sequence[TokenSample], assembler: Assembler, collate: PackedCollate
+) -> dict[str, float]:
+    """Mean loss of visual and motion tokens after a sample's own caption, and after that of the next sample.
+
+    Args:
+        samples: Samples with captions and clips.
+        assembler: Assembler that puts the text first.
+    """
+    losses: dict[str, float] = {}
+    texts = [sample.text for sample in samples]
+    for name, given in (("own", texts), ("other", [*texts[1:], *texts[:1]])):
+        sums = {"visual": 0.0, "motion": 0.0}
+        counts = dict.fromkeys(sums, 0.0)
+        for number, (sample, text) in enumerate(zip(samples, given, strict=True)):
+            captioned = TokenSample(text, sample.clips)
+            lengths = [(len(visual), len(motion)) for visual, motion in captioned.clips]
+            documents = [
+                Document(assembler.ids(piece, captioned), "")
+                for piece in assembler.pieces(len(text), lengths, _DRAWS)
+                if piece.clips
+            ]
+            items = [Item(number, "", lambda: None)] * len(documents)
+            batch = collate(items, [[document] for document in documents])
+            device = next(objective.parameters()).device
+            inputs = {key: value.to(device) for key, value in batch.inputs.items()}
+            terms = objective(inputs, Draws(0, batch.positions, device))
+            for kind in sums:
+                sums[kind] += float(terms[kind])
+                counts[kind] += batch.counts[kind]
+        losses |= {f"{kind}_{name}_caption": sums[kind] / max(counts[kind], 1.0) for kind in sums}
+    return losses
 
 
-def _chat(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
+# ---- instruction tuning -------------------------------------------------------------------------------------------
+
+
+def _chat(model: ModelFolder, inputs: TrainInputs, settings: LanguageModelTraining) -> Component:
     chat = settings.chat
     network = _understanding(model, chat)
     visual, motion = network.visual_tokenizer.config, network.motion_tokenizer.config
@@ -174,29 +226,29 @@ def _chat(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
     )
     tokenizer = model.text_tokenizer("understanding/language_model")
 
-    def sources(named: list[str]) -> list[ChatSource]:
-        cache = int(chat.cache_gb * 1e9 / max(len(named), 1))
-        return [ChatSource(url, inputs.storage, tokenizer, limits, cache) for url in named]
+    def sources(urls: list[str]) -> list[ChatSource]:
+        cache = int(chat.cache_gb * 1e9 / max(len(urls), 1))
+        return [ChatSource(url, inputs.storage, tokenizer, limits, cache) for url in urls]
 
     train, held_out = sources(inputs.train), sources(inputs.validation)
     parts = {f"understanding/{name}": name for name in UNDERSTANDING}
-    of_what = "" if chat.initialise_from == "language_model" else "understanding/"
-    fixed = {part: model.digest(of_what + part) for part in FIXED}
+    prefix = "" if chat.initialise_from == "language_model" else "understanding/"
+    fixed = {part: model.digest(prefix + part) for part in FIXED}
     return Component(
         objective=Answering(network, parts, settings.other_lr_scale, chat.lora.scale),
         stream=sample_stream(train, inputs),
         collate=collate_chat,
         validation=validation_items(held_out, settings.validation_samples),
-        facts=data_facts(train) | {"vocabulary": asdict(model.vocabulary), "fixed": fixed},
+        identity=data_identity(train) | {"vocabulary": asdict(model.vocabulary), "fixed": fixed},
     )
 
 
 def _understanding(model: ModelFolder, chat: ChatSettings) -> UnderstandingModel:
-    """The networks, with what is trained ready for it."""
+    """Networks of the understanding model. Parameters to train require a gradient."""
     network = model.understanding("cpu", torch.float32)
     if chat.initialise_from == "language_model":
         for name in UNDERSTANDING:
-            _take_over(getattr(network, name), model.load(name), name, model)
+            _copy_weights(getattr(network, name), model.load(name), name, model)
     if chat.lora.rank:
         add_lora(network.language_model, chat.lora, seed=0)
     else:
@@ -208,8 +260,8 @@ def _understanding(model: ModelFolder, chat: ChatSettings) -> UnderstandingModel
     return network.train()
 
 
-def _take_over(target: torch.nn.Module, source: torch.nn.Module, name: str, model: ModelFolder) -> None:
-    """Gives a network the weights of one that has fewer or the same."""
+def _copy_weights(target: torch.nn.Module, source: torch.nn.Module, name: str, model: ModelFolder) -> None:
+    """Loads weights of a network of the model into its counterpart, which may have a projection in addition."""
     try:
         missing, left = target.load_state_dict(source.state_dict(), strict=False)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Trains picture -> codes, and codes -> ViT features."""
+"""Training of the visual tokenizer: pictures to codes, and codes to ViT features."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,29 +21,29 @@ from videolavit.models.visual_tokenizer.objective import VisualTokenizerObjectiv
 
 from ..component import Component
 from ..data import Item, SampleSource, Stream
-from ..inputs import Inputs
-from ..loader import usable
-from ..sources import MappedSource, data_facts, picture_sources, sample_stream, validation_items
+from ..loader import load_items
+from ..settings import TrainInputs
+from ..sources import MappedSource, data_identity, picture_sources, sample_stream, validation_items
 
-CENTRED_OVER = 256
-"""Pictures whose mean feature is taken."""
+CENTRE_SAMPLES = 256
+"""Pictures over which the mean features are computed."""
 
 TERMS = ("reconstruction", "keep_rate", "commitment", "kept")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Settings:
-    """Training of the visual tokenizer, and of the decoder that the keyframe detokenizer begins with.
+class VisualTokenizerTraining:
+    """Training of the visual tokenizer, and of the conditions decoder that the keyframe detokenizer starts from.
 
     Args:
-        rho: Share of the patches to keep; a third as published.
-        keep_weight: Weight of the term that holds a picture's share to `rho`; 2 as published.
-        commitment: Weight of the distance of vectors to their codes. Not published; 0.25 is VQ-VAE's.
-        centred: Compare what is left of a picture's features without the mean of each place, all patches together.
-            Features of a ViT that is not trained look alike in all pictures, and what they have in common is nearly all
-            that the cosine of a patch measures. Not published.
-        codebook: How the codebook is learned; before it quantizes, selector and merger learn without it.
-        validation_samples: Held-out pictures whose loss is measured.
+        rho: Share of the patches to keep. Published: one third.
+        keep_weight: Weight of the loss term that holds a picture's share of kept patches to `rho`. Published: 2.
+        commitment: Weight of the distance of vectors to their codes. Not published; VQ-VAE's value is 0.25.
+        centred: Subtracts the mean features of each patch position before the cosine distance, which is then taken
+            over all patches of a picture. Features of an untrained ViT differ little between pictures, so that the
+            cosine distance of a patch would measure little else than their mean. Not published.
+        codebook: Learning of the codebook. Until it quantizes, selector and merger learn without it.
+        validation_samples: Held-out pictures of the validation loss.
     """
 
     rho: float = Field(default=1 / 3, gt=0, lt=1)
@@ -53,46 +53,46 @@ class Settings:
     codebook: CodebookSettings = Field(default_factory=CodebookSettings)
     validation_samples: int = Field(default=256, ge=1)
 
+    def build(self, model: ModelFolder, inputs: TrainInputs) -> Component:
+        tokenizer, decoder = model.load("visual_tokenizer"), model.load("keyframe_detokenizer/conditions")
+        side = tokenizer.config.image_size
 
-def build(model: ModelFolder, inputs: Inputs, settings: Settings) -> Component:
-    """The component. Raises DataError and ModelError."""
-    tokenizer, decoder = model.load("visual_tokenizer"), model.load("keyframe_detokenizer/conditions")
-    side = tokenizer.config.image_size
+        def sources(urls: list[str]) -> list[SampleSource]:
+            pictures = picture_sources(urls, inputs.storage)
+            return [MappedSource(source, lambda picture: resize_picture(picture, side, side)) for source in pictures]
 
-    def prepared(named: list[str]) -> list[SampleSource]:
-        return [MappedSource(one, lambda picture: resize_picture(picture, side, side)) for one in _pictures(named)]
+        train = sources(inputs.train)
+        validation = validation_items(sources(inputs.validation), self.validation_samples)
+        stream = sample_stream(train, inputs)
+        centre = _mean_features(tokenizer, stream) if self.centred else None
+        objective = VisualTokenizerObjective(
+            tokenizer,
+            decoder,
+            self.codebook,
+            rho=self.rho,
+            keep_weight=self.keep_weight,
+            commitment=self.commitment,
+            centre=centre,
+        )
 
-    def _pictures(named: list[str]) -> list[SampleSource]:
-        return picture_sources(named, inputs.storage)
+        def evaluate(objective: Objective, folder: Path) -> dict[str, float]:
+            return _evaluate(tokenizer, decoder, centre, validation)
 
-    train = prepared(inputs.train)
-    validation = validation_items(prepared(inputs.validation), settings.validation_samples)
-    stream = sample_stream(train, inputs)
-    centre = _mean_features(tokenizer, stream) if settings.centred else None
-    objective = VisualTokenizerObjective(
-        tokenizer,
-        decoder,
-        settings.codebook,
-        rho=settings.rho,
-        keep_weight=settings.keep_weight,
-        commitment=settings.commitment,
-        centre=centre,
-    )
-    return Component(
-        objective=objective,
-        stream=stream,
-        collate=_collate,
-        validation=validation,
-        show=_Show(tokenizer, decoder, centre, validation) if validation else None,
-        facts=data_facts(train) | {"visual_tokenizer": model.digest("visual_tokenizer")},
-    )
+        return Component(
+            objective=objective,
+            stream=stream,
+            collate=_collate,
+            validation=validation,
+            write_samples=evaluate if validation else None,
+            identity=data_identity(train) | {"visual_tokenizer": model.digest("visual_tokenizer")},
+        )
 
 
 @torch.no_grad()
 def _mean_features(tokenizer: VisualTokenizer, stream: Stream) -> Tensor:
-    """[patches, width] over the first pictures of the stream, which is then where it was; the same at every start."""
+    """Mean features [patches, width] of the first pictures of the stream, whose state stays."""
     before = stream.state()
-    pictures = torch.from_numpy(np.stack([picture for _, picture in usable(stream.take(CENTRED_OVER))]))
+    pictures = torch.from_numpy(np.stack([picture for _, picture in load_items(stream.take(CENTRE_SAMPLES))]))
     stream.seek(before)
     return torch.cat([tokenizer.patch_features(normalize_images(part)) for part in pictures.split(32)]).mean(0)
 
@@ -102,30 +102,25 @@ def _collate(items: Sequence[Item], pictures: Sequence[NDArray[np.uint8]]) -> Ba
     return Batch({"images": torch.from_numpy(np.stack(pictures))}, counts, [item.position for item in items])
 
 
-class _Show:
-    """How well features of held-out pictures come back, and how evenly the codes are used."""
-
-    def __init__(
-        self, tokenizer: VisualTokenizer, decoder: ConditionDecoder, centre: Tensor | None, items: Sequence[Item]
-    ) -> None:
-        self._tokenizer, self._decoder, self._centre, self._items = tokenizer, decoder, centre, items
-
-    def __call__(self, objective: Objective, folder: Path) -> dict[str, float]:
-        tokenizer, decoder = self._tokenizer, self._decoder
-        device = next(tokenizer.parameters()).device
-        decoder.codebook = tokenizer.quantize.embedding.weight.detach()
-        uses = torch.zeros(tokenizer.config.num_codes)
-        distances, tokens = [], []
-        pictures = torch.from_numpy(np.stack([picture for _, picture in usable(self._items)]))
-        for part in pictures.split(32):
-            images = normalize_images(part.to(device))
-            codes = tokenizer.encode(images)
-            centre = None if self._centre is None else self._centre.to(device)
-            distances.append(feature_distance(decoder.features(codes), tokenizer.patch_features(images), centre))
-            tokens += [len(one) for one in codes]
-            uses += torch.bincount(torch.cat(codes).cpu(), minlength=len(uses))
-        return {
-            "cosine_distance": float(torch.cat(distances).mean()),
-            "tokens_a_picture": float(np.mean(tokens)),
-            **{f"held_out_{name}": value for name, value in use_of_codes(uses).items()},
-        }
+@torch.no_grad()
+def _evaluate(
+    tokenizer: VisualTokenizer, decoder: ConditionDecoder, centre: Tensor | None, items: Sequence[Item]
+) -> dict[str, float]:
+    """Reconstruction of the features of held-out pictures, and how evenly the codes are used."""
+    device = next(tokenizer.parameters()).device
+    centre = None if centre is None else centre.to(device)
+    decoder.codebook = tokenizer.quantize.embedding.weight.detach()
+    uses = torch.zeros(tokenizer.config.num_codes)
+    distances, tokens = [], []
+    pictures = torch.from_numpy(np.stack([picture for _, picture in load_items(items)]))
+    for part in pictures.split(32):
+        images = normalize_images(part.to(device))
+        codes = tokenizer.encode(images)
+        distances.append(feature_distance(decoder.features(codes), tokenizer.patch_features(images), centre))
+        tokens += [len(ids) for ids in codes]
+        uses += torch.bincount(torch.cat(codes).cpu(), minlength=len(uses))
+    return {
+        "cosine_distance": float(torch.cat(distances).mean()),
+        "tokens_a_picture": float(np.mean(tokens)),
+        **{f"held_out_{name}": value for name, value in use_of_codes(uses).items()},
+    }
