@@ -24,7 +24,7 @@ from videolavit.generation.settings import GenerateSettings, generator
 from videolavit.media.resize import resize_picture
 from videolavit.models.folder import ModelFolder
 from videolavit.models.keyframe_detokenizer import Conditions
-from videolavit.models.sampling import draw_noise, fresh, to_pixels
+from videolavit.models.sampling import draw_noise, prepared_scheduler, to_pixels
 
 GRID = 16
 
@@ -89,7 +89,7 @@ class Straightforward:
         size = (sizes.keyframe_height, sizes.keyframe_width)
         told = self.keyframes.decode_codes([torch.tensor(visual)])
         nothing = Conditions(torch.zeros_like(told.context), torch.zeros_like(told.pooled))
-        scheduler = fresh(self.keyframes.scheduler, steps, torch.device("cpu"))
+        scheduler = prepared_scheduler(self.keyframes.scheduler, steps, torch.device("cpu"))
         latents = self.keyframes.noise(*size, steps, [generator(prompt.seed, "keyframe 0")]).latents
         for timestep in scheduler.timesteps:
             without, with_codes = (
@@ -117,7 +117,7 @@ class Straightforward:
         reference = self.videos.encode_keyframes(
             picture, draw_noise((3, *picture.shape[1:3]), noise, like), settings.noise_strength
         )
-        scheduler = fresh(self.videos.scheduler, settings.video_steps, torch.device("cpu"))
+        scheduler = prepared_scheduler(self.videos.scheduler, settings.video_steps, torch.device("cpu"))
         frames = moving.shape[2]
         latents = draw_noise((frames, 4, height, width), noise, like) * scheduler.init_noise_sigma
         weights = torch.linspace(settings.min_guidance, settings.max_guidance, frames)[:, None, None, None]

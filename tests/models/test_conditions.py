@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.models import made
-from tests.models.made import CONDITIONS
+from tests.models import small_networks
+from tests.models.small_networks import CONDITIONS
 from videolavit.models.keyframe_detokenizer import ConditionDecoder
 from videolavit.models.quantizer import CodeOutOfRange
 
@@ -13,7 +13,7 @@ EMPTY = torch.zeros(0, dtype=torch.int64)
 
 @pytest.fixture(scope="module")
 def decoder() -> ConditionDecoder:
-    return made.condition_decoder()
+    return small_networks.condition_decoder()
 
 
 def test_images_in_a_batch_are_as_alone(decoder: ConditionDecoder) -> None:
@@ -54,6 +54,6 @@ def test_a_code_that_the_codebook_does_not_have(decoder: ConditionDecoder, code:
 
 
 def test_without_a_codebook() -> None:
-    decoder = made.filled(ConditionDecoder(CONDITIONS))
+    decoder = small_networks.filled(ConditionDecoder(CONDITIONS))
     with pytest.raises(ValueError, match="no codebook"):
         decoder([torch.arange(2)])

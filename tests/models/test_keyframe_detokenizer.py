@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
 
-from tests.models import made
-from tests.models.made import CONDITIONS, noise
+from tests.models import small_networks
+from tests.models.small_networks import CONDITIONS, noise
 from videolavit.models.keyframe_detokenizer import (
     Conditions,
     KeyframeDetokenizer,
@@ -45,8 +45,8 @@ def detokenizer(request: pytest.FixtureRequest) -> KeyframeDetokenizer:
 
 
 def detokenizer_with(scheduler: Any) -> KeyframeDetokenizer:
-    unet, vae = made.filled(UNET.build()), made.filled(VAE.build())
-    return KeyframeDetokenizer(made.condition_decoder(), unet, vae, scheduler)
+    unet, vae = small_networks.filled(UNET.build()), small_networks.filled(VAE.build())
+    return KeyframeDetokenizer(small_networks.condition_decoder(), unet, vae, scheduler)
 
 
 def generators(*seeds: int) -> list[torch.Generator]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.models import made
+from tests.models import small_networks
 from videolavit.models.config import ModelConfig
 from videolavit.models.motion_tokenizer import MotionTokenizer, MotionTokenizerConfig
 from videolavit.models.network import CONFIG, WEIGHTS, ModelError, Network, parse_config
@@ -19,11 +19,11 @@ from videolavit.models.presets import load_preset
 from videolavit.models.visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 
 NETWORKS: list[Callable[[], Network[Any]]] = [
-    made.visual_tokenizer,
-    made.motion_tokenizer,
-    made.condition_decoder,
-    made.motion_encoder,
-    made.video_unet,
+    small_networks.visual_tokenizer,
+    small_networks.motion_tokenizer,
+    small_networks.condition_decoder,
+    small_networks.motion_encoder,
+    small_networks.video_unet,
 ]
 
 
@@ -39,7 +39,7 @@ class Bomb:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    made.motion_tokenizer().save(tmp_path / "network")
+    small_networks.motion_tokenizer().save(tmp_path / "network")
     return tmp_path / "network"
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.models import made
-from tests.models.made import MOTION, VISUAL, noise
+from tests.models import small_networks
+from tests.models.small_networks import MOTION, VISUAL, noise
 from videolavit.models.motion_tokenizer import MotionTokenizer, MotionTokenizerConfig, resize_frames
 from videolavit.models.quantizer import CodeOutOfRange, Quantizer
 from videolavit.models.visual_tokenizer import (
@@ -21,12 +21,12 @@ PATCHES = VISUAL.num_patches
 
 @pytest.fixture(scope="module")
 def visual() -> VisualTokenizer:
-    return made.visual_tokenizer()
+    return small_networks.visual_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def motion() -> MotionTokenizer:
-    return made.motion_tokenizer()
+    return small_networks.motion_tokenizer()
 
 
 @pytest.fixture(scope="module")

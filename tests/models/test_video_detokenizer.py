@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
-from tests.models import made
-from tests.models.made import VIDEO_UNET, noise
+from tests.models import small_networks
+from tests.models.small_networks import VIDEO_UNET, noise
 from tests.parity.results import outputs_of
 from videolavit.models.layers import TemporalConv
-from videolavit.models.sampling import guide
+from videolavit.models.sampling import apply_guidance
 from videolavit.models.vae import VAEConfig
 from videolavit.models.video_detokenizer import MotionUNet, VideoDetokenizer, VideoSettings, edm_scheduler
 from videolavit.models.video_detokenizer.unet import MotionContext, TemporalMotionAttention
@@ -23,12 +23,14 @@ VAE = VAEConfig(block_out_channels=(32, 32), layers_per_block=1, scaling_factor=
 
 @pytest.fixture(scope="module")
 def unet() -> MotionUNet:
-    return made.video_unet()
+    return small_networks.video_unet()
 
 
 @pytest.fixture(scope="module")
 def detokenizer(unet: MotionUNet) -> VideoDetokenizer:
-    return VideoDetokenizer(made.motion_encoder(), unet, made.filled(VAE.build_temporal()), edm_scheduler())
+    return VideoDetokenizer(
+        small_networks.motion_encoder(), unet, small_networks.filled(VAE.build_temporal()), edm_scheduler()
+    )
 
 
 def keyframes(count: int) -> np.ndarray:
@@ -61,7 +63,7 @@ def test_a_frame_sees_its_own_motion(unet: MotionUNet) -> None:
 def test_a_place_sees_the_motion_there_over_time(size: tuple[int, int]) -> None:
     """The same as spreading the 16 x 16 tokens over the places and asking the library's attention."""
     height, width = size
-    attention = made.filled(Attention(query_dim=8, cross_attention_dim=12, heads=2, dim_head=4))
+    attention = small_networks.filled(Attention(query_dim=8, cross_attention_dim=12, heads=2, dim_head=4))
     hidden, tokens = noise(2 * height * width, FRAMES, 8), noise(2, FRAMES, 256, 12, seed=1)
     context = MotionContext()
     with context.use(tokens, 2, {height * width: size}):
@@ -99,7 +101,7 @@ def test_a_sampling_does_not_keep_an_older_context(unet: MotionUNet) -> None:
 
 def test_more_frames_than_a_temporal_table_has() -> None:
     with pytest.raises(ValueError, match="9 frames of motion; this encoder has 8 positions"):
-        made.motion_encoder()(noise(1, 2, 9, 4, 4))
+        small_networks.motion_encoder()(noise(1, 2, 9, 4, 4))
 
 
 @pytest.mark.parametrize("network", ["unet", "vae"])
@@ -181,6 +183,6 @@ def test_sizes_that_do_not_fit(detokenizer: VideoDetokenizer, height: int, width
 def test_guidance() -> None:
     unconditional, conditional = noise(1, 5), noise(1, 5, seed=1)
     both = torch.cat([unconditional, conditional])
-    torch.testing.assert_close(guide(both, 1.0), conditional)
-    torch.testing.assert_close(guide(both, 0.0), unconditional)
-    torch.testing.assert_close(guide(both, 3.0), conditional + 2 * (conditional - unconditional))
+    torch.testing.assert_close(apply_guidance(both, 1.0), conditional)
+    torch.testing.assert_close(apply_guidance(both, 0.0), unconditional)
+    torch.testing.assert_close(apply_guidance(both, 3.0), conditional + 2 * (conditional - unconditional))

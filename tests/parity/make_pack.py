@@ -67,7 +67,7 @@ def shapes(component: str, words: dict[str, Any]) -> dict[str, list[int]]:
     """Of a component's tensors under their published names."""
     if component == "codebook":
         return {published.CODEBOOK: [words["n_code"], words["code_dim"]]}
-    state = published.published_state(component, published.make(component, words))
+    state = published.published_state(component, published.empty_module(component, words))
     return {key: list(tensor.shape) for key, tensor in state.items()}
 
 

@@ -17,7 +17,7 @@ from videolavit.media.errors import SourceMissing
 from videolavit.models.folder import ModelFolder
 from videolavit.models.language_model import NO_LABEL
 from videolavit.models.language_model.lora import LoRASettings
-from videolavit.models.language_model.objective import Answering
+from videolavit.models.language_model.objective import AnswerObjective
 from videolavit.models.objective import Batch, Draws
 from videolavit.training.chat import BadRecord, ConversationTooLong
 from videolavit.training.component import Component
@@ -93,7 +93,7 @@ def test_only_answers_count(component: Component) -> None:
 def test_the_loss_is_that_of_the_finished_model(component: Component, records: Path) -> None:
     """Answer by answer behind the prompt that a question to the model makes; batched with others it is the same."""
     model, objective = ModelFolder("tiny"), component.objective
-    assert isinstance(objective, Answering)
+    assert isinstance(objective, AnswerObjective)
     network, tokenizer = objective.model, model.text_tokenizer()
     video = list(decompose(str(records.parent / "moves.mp4"), DecomposeSettings(policy="eval", max_clips=2)))
     picture = np.asarray(Image.open(records.parent / "still.png").convert("RGB"))
@@ -173,7 +173,7 @@ def test_adapters_are_merged_into_what_is_saved(records: Path) -> None:
         adapted = float(objective(batch.inputs, Draws(0, batch.positions))["loss"])
         plain = CHAT.build(ModelFolder("tiny"), TrainInputs(train=[str(records)])).objective
         before = float(plain(batch.inputs, Draws(0, batch.positions))["loss"])
-        assert isinstance(plain, Answering)
+        assert isinstance(plain, AnswerObjective)
         state = objective.export(objective.state_dict())["understanding/language_model"]
         plain.model.language_model.load_state_dict(state)
         after = float(plain(batch.inputs, Draws(0, batch.positions))["loss"])

@@ -16,7 +16,7 @@ from videolavit.models.keyframe_detokenizer.objective import KeyframeObjective, 
 from videolavit.models.network import ModelError
 from videolavit.models.objective import Draws, Objective
 from videolavit.models.presets import load_preset
-from videolavit.models.sampling import fresh, to_signed
+from videolavit.models.sampling import prepared_scheduler, to_signed
 from videolavit.models.vae import VAEConfig
 from videolavit.models.vae.objective import VAEObjective
 from videolavit.models.vae.temporal import initialize_from_image_vae
@@ -286,7 +286,7 @@ def clips(count: int, time: int = 4) -> Tensors:
 
 def test_preconditioning_is_the_schedulers() -> None:
     """What a step of the sampler takes for the denoised sample, at every noise level it visits."""
-    scheduler = fresh(edm_scheduler(), 25, torch.device("cpu"))
+    scheduler = prepared_scheduler(edm_scheduler(), 25, torch.device("cpu"))
     torch.manual_seed(0)
     for index, timestep in enumerate(scheduler.timesteps):
         level = Preconditioning(scheduler.sigmas[index])
@@ -301,7 +301,7 @@ def test_preconditioning_is_the_schedulers() -> None:
 def test_a_perfect_network_samples_the_clean_latents() -> None:
     torch.manual_seed(0)
     clean = torch.randn(2, 4, 3, 3)
-    scheduler = fresh(edm_scheduler(), 25, torch.device("cpu"))
+    scheduler = prepared_scheduler(edm_scheduler(), 25, torch.device("cpu"))
     latents = torch.randn_like(clean) * scheduler.init_noise_sigma
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
         level = Preconditioning(sigma)
@@ -361,7 +361,7 @@ def test_motion_of_codes_is_what_generation_gives() -> None:
     torch.manual_seed(0)
     given = clips(2, config.num_frames)
     given["grid"] = torch.randn(2, 2, config.num_frames, config.grid_height, config.grid_width)
-    motion = objective.told_motion(given, Draws(0, [0, 1]))
+    motion = objective.motion_input(given, Draws(0, [0, 1]))
     expected = objective.tokenizer.decode_to(objective.tokenizer.encode(given["grid"]), 16 // FACTOR, 32 // FACTOR)
     torch.testing.assert_close(motion, expected)
 

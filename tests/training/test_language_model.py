@@ -9,7 +9,7 @@ import torch
 from tests.tokens import write_model
 from tests.training.token_runs import random_rows, write_run
 from videolavit.models.folder import ModelFolder
-from videolavit.models.language_model.objective import LOSSES_AT_ONCE, NextToken, token_losses
+from videolavit.models.language_model.objective import LOSS_CHUNK, NextToken, token_losses
 from videolavit.models.objective import Draws
 from videolavit.training.component import Component
 from videolavit.training.components.language_model import LanguageModelTraining
@@ -82,7 +82,7 @@ def test_embeddings_and_head_have_a_learning_rate_of_their_own(model: ModelFolde
 def test_scores_made_piece_by_piece_are_the_same() -> None:
     generator = torch.Generator().manual_seed(0)
     head = torch.nn.Linear(4, 7, bias=False)
-    hidden = torch.randn(LOSSES_AT_ONCE + 5, 4, generator=generator, requires_grad=True)
+    hidden = torch.randn(LOSS_CHUNK + 5, 4, generator=generator, requires_grad=True)
     targets = torch.randint(7, (len(hidden),), generator=generator)
     pieces = token_losses(head, hidden, targets)
     whole = torch.cat([token_losses(head, hidden[:5], targets[:5]), token_losses(head, hidden[5:], targets[5:])])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.conftest import moving_texture
-from tests.models import made
+from tests.models import small_networks
 from tests.training.test_sources import write_run
 from videolavit.media import write_mp4
 from videolavit.models.codebook import CodebookSettings
@@ -32,26 +32,26 @@ Tensors = dict[str, torch.Tensor]
 
 def motion_objective(quantize_from: int = 2) -> MotionTokenizerObjective:
     torch.manual_seed(0)
-    tokenizer = MotionTokenizer(made.MOTION)
+    tokenizer = MotionTokenizer(small_networks.MOTION)
     return MotionTokenizerObjective(tokenizer, CodebookSettings(quantize_from=quantize_from), 0.25)
 
 
 def visual_objective(quantize_from: int = 2) -> VisualTokenizerObjective:
     torch.manual_seed(0)
-    tokenizer, decoder = VisualTokenizer(made.VISUAL), ConditionDecoder(made.CONDITIONS)
+    tokenizer, decoder = VisualTokenizer(small_networks.VISUAL), ConditionDecoder(small_networks.CONDITIONS)
     settings = CodebookSettings(quantize_from=quantize_from)
     return VisualTokenizerObjective(tokenizer, decoder, settings, rho=1 / 3, keep_weight=2.0, commitment=0.25)
 
 
 def motion_inputs(count: int = 4) -> Tensors:
-    config = made.MOTION
-    motion = made.noise(count, 2, config.num_frames, config.grid_height, config.grid_width)
+    config = small_networks.MOTION
+    motion = small_networks.noise(count, 2, config.num_frames, config.grid_height, config.grid_width)
     return {"motion": motion, "num_frames": torch.tensor([8, 3, 5, 8][:count])}
 
 
 def visual_inputs(count: int = 4) -> Tensors:
-    size = made.VISUAL.image_size
-    return {"images": made.noise(count, size, size, 3).mul(60).add(128).clamp(0, 255).to(torch.uint8)}
+    size = small_networks.VISUAL.image_size
+    return {"images": small_networks.noise(count, size, size, 3).mul(60).add(128).clamp(0, 255).to(torch.uint8)}
 
 
 def loss_of(objective: Objective, inputs: Tensors, positions: range) -> torch.Tensor:
@@ -139,7 +139,7 @@ def test_the_visual_loss_is_that_of_the_tokenizer_and_the_decoder() -> None:
         objective.decoder.codebook = objective.tokenizer.quantize.embedding.weight
         rebuilt = objective.decoder.features(codes)
         likeness = F.cosine_similarity(rebuilt, objective.tokenizer.patch_features(images), dim=-1)
-    kept = torch.tensor([len(one) for one in codes]) / made.VISUAL.num_patches
+    kept = torch.tensor([len(one) for one in codes]) / small_networks.VISUAL.num_patches
     assert kept.min() > 0
     assert kept.max() < 1
     torch.testing.assert_close(sums["reconstruction"], (1 - likeness.mean(1)).sum())
@@ -148,7 +148,7 @@ def test_the_visual_loss_is_that_of_the_tokenizer_and_the_decoder() -> None:
 
 
 def test_without_their_centre_features_are_compared_by_what_sets_pictures_apart() -> None:
-    centre, own = 10 * made.noise(1, 6, 8)[0], made.noise(2, 6, 8)
+    centre, own = 10 * small_networks.noise(1, 6, 8)[0], small_networks.noise(2, 6, 8)
     own[:, 2] *= 5
     almost = own.clone()
     almost[:, 2] = 0  # the patch that matters most

@@ -89,7 +89,7 @@ def reconstruct_keyframes(runtime: Runtime, pictures: Sequence[Picture], setting
         generators = [generator(number, "keyframe 0") for number in range(start, start + len(batch))]
         ids = [torch.tensor(one, dtype=torch.int64) for one in codes]
         with runtime.use("keyframe_detokenizer") as detokenizer:
-            result += list(detokenizer.paint(ids, size, steps, guidance, generators))
+            result += list(detokenizer.generate(ids, size, steps, guidance, generators))
     return result
 
 

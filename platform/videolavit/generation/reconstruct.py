@@ -223,7 +223,7 @@ def _reconstruct_clip(
     if settings.keyframes == "tokens":
         sizes = runtime.model.sizes
         with runtime.use("keyframe_detokenizer") as detokenizer:
-            (keyframe,) = detokenizer.paint(
+            (keyframe,) = detokenizer.generate(
                 [torch.tensor(visual, dtype=torch.long)],
                 (sizes.keyframe_height, sizes.keyframe_width),
                 settings.keyframe_steps,

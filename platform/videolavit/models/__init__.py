@@ -1,5 +1,5 @@
-"""The networks, at every size.
+"""Networks, their training objectives, and models on disk.
 
-`diffusers` and `transformers` take seconds to load, which tokenizing does without: modules that are loaded with the
-tokenizers import them where they are used.
+`diffusers` and `transformers` take seconds to import, and the tokenizers need neither. Modules that are imported with
+the tokenizers therefore import the two where they are used.
 """

@@ -1,7 +1,6 @@
-"""Learning a codebook beside a network: moving averages, a k-means start, and new places for codes nobody uses.
+"""Training of a codebook beside a network: k-means start, moving averages, and revival of unused codes.
 
-A codebook has no gradient. Its state is equal on all ranks and lies in buffers, so that a run that stops after any step
-goes on as if it had not.
+A codebook has no gradient. Its state is equal on all ranks and is kept in buffers, so that checkpoints contain it.
 """
 
 import torch
@@ -16,24 +15,24 @@ from .objective import Objective, Reduce
 from .quantizer import Quantizer
 
 RECENT_PER_CODE = 4
-"""Vectors kept for k-means and for revived codes, in multiples of the number of codes."""
+"""Recent vectors that are kept for k-means and revivals, per code."""
 
 LLOYD_STEPS = 20
 CHUNK = 4096
-"""Vectors whose distances to all codes are held at a time in k-means."""
+"""Vectors per chunk of k-means; bounds its memory."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CodebookSettings:
-    """How a codebook is learned.
+    """Training of a codebook.
 
     Args:
-        quantize_from: Optimizer steps before vectors are quantized. The codes then start at the k-means centres of what
-            the network makes by that time. 0 quantizes at once with the codes that the network has, to go on with a
-            trained tokenizer. Published is only that there are two stages.
-        decay: Of the moving averages, a step; 0.995 as published.
-        revive_below: A code whose average use falls below this share of the mean use moves to a recent vector.
-            Unpublished. Much higher values keep moving codes that are rare with good reason.
+        quantize_from: Optimizer steps before vectors are quantized. The codes then start at the k-means centres of
+            recent vectors. 0 quantizes from the start with the network's own codes, to continue training a tokenizer.
+            The published model was trained in two such stages; their length is not published.
+        decay: Decay of the moving averages per step; 0.995 as published.
+        revive_below: Codes whose average use falls below this share of the mean use move to a recent vector. Not
+            published. Much higher values keep moving codes that are rare for good reason.
     """
 
     quantize_from: int = 2000
@@ -49,13 +48,13 @@ class CodebookSettings:
 
 
 class CodebookLearner(nn.Module):
-    """What a quantizer is learned with. The quantizer itself stays the network's own and is given to every call.
+    """State of training a codebook. The quantizer itself belongs to the network and is passed to every call.
 
-    Vectors are seen in `forward` and learned from in `update`, once a step.
+    `forward` collects vectors; `update` learns from them, once per step.
     """
 
     recent: Tensor
-    """[4 num_codes, code_dim] normalised vectors of the last steps, zero where there is none yet."""
+    """Normalized vectors of the last steps, [4 num_codes, code_dim]; zero where there is none yet."""
 
     def __init__(self, num_codes: int, code_dim: int, settings: CodebookSettings) -> None:
         super().__init__()
@@ -79,12 +78,13 @@ class CodebookLearner(nn.Module):
         """Quantizes vectors, with the gradient passed straight through.
 
         Args:
-            z: [n, code_dim], what the network puts in front of the codebook.
-            keys: Uniform random numbers [n] that belong to the vectors; they choose which are kept as recent ones.
+            quantizer: The network's quantizer.
+            z: Vectors before quantization, [n, code_dim].
+            keys: A uniform random number for each vector, [n]; they decide which vectors are kept as recent ones.
 
         Returns:
-            [n, code_dim] code vectors, or the normalised vectors before quantizing begins; and the squared distances
-            [n] of the vectors to their codes, float32, for the commitment.
+            Code vectors [n, code_dim], or the normalized vectors before quantization begins; and the squared distances
+            of the vectors to their codes, float32 [n], for the commitment term.
         """
         with torch.autocast(z.device.type, enabled=False):
             return self._quantized(quantizer, z, keys)
@@ -92,10 +92,10 @@ class CodebookLearner(nn.Module):
     def _quantized(self, quantizer: Quantizer, z: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         vectors = F.normalize(z.float(), dim=-1)
         if not self.quantizing:
-            self._see(vectors, keys, keys.new_zeros(0, dtype=torch.int64))
+            self._collect(vectors, keys, keys.new_zeros(0, dtype=torch.int64))
             return vectors.to(z.dtype), torch.zeros_like(keys)
         ids = quantizer(vectors.detach())
-        self._see(vectors, keys, ids)
+        self._collect(vectors, keys, ids)
         codes = quantizer.embedding.weight[ids].detach().float()
         distances = (vectors - codes).square().sum(-1)
         return (vectors + (codes - vectors).detach()).to(z.dtype), distances
@@ -104,22 +104,22 @@ class CodebookLearner(nn.Module):
     def quantizing(self) -> bool:
         return bool(self.started) or self.settings.quantize_from == 0
 
-    def before_quantizing(self) -> Tensor:
-        """How much of the time before quantizing is left: from 1 to 0."""
+    def remaining_warmup(self) -> Tensor:
+        """Returns the remaining share of the steps before quantization, from 1 to 0."""
         return (1 - self.steps / max(self.settings.quantize_from, 1)).clamp(min=0) * (not self.quantizing)
 
-    def _see(self, vectors: Tensor, keys: Tensor, ids: Tensor) -> None:
+    def _collect(self, vectors: Tensor, keys: Tensor, ids: Tensor) -> None:
         if self.training and torch.is_grad_enabled():
             self._seen.append((vectors.detach(), keys, ids))
 
-    def forget(self) -> None:
-        """Leaves out what was seen since the last update."""
+    def discard(self) -> None:
+        """Discards the vectors collected since the last update."""
         self._seen.clear()
 
     @torch.no_grad()
     def update(self, quantizer: Quantizer, reduce: Reduce) -> None:
-        """Learns from the vectors seen since the last call, those of all ranks."""
-        nothing = self.recent[:0], self.uses[:0], self.steps.new_zeros(0)  # a rank whose samples cannot be used
+        """Learns from the vectors that all ranks collected since the last call."""
+        nothing = self.recent[:0], self.uses[:0], self.steps.new_zeros(0)  # for a rank that collected no vector
         vectors, keys, ids = (torch.cat(parts) for parts in zip(nothing, *self._seen, strict=True))
         self._seen.clear()
         self._keep_recent(vectors, keys, reduce)
@@ -140,9 +140,9 @@ class CodebookLearner(nn.Module):
         self.started.fill_(True)
 
     def _keep_recent(self, vectors: Tensor, keys: Tensor, reduce: Reduce) -> None:
-        """Puts vectors into places that their keys name; where two meet, the place keeps what it has.
+        """Stores vectors in the slots that their keys select; a slot that two vectors select stays as it is.
 
-        So the kept ones are a fair sample that is the same on any number of ranks.
+        The result is a fair sample that does not depend on the number of ranks.
         """
         places = len(self.recent)
         total = int(reduce(torch.tensor(float(len(vectors)), device=vectors.device)))
@@ -154,7 +154,7 @@ class CodebookLearner(nn.Module):
         self.recent.copy_(torch.where(arrived[:, -1:] == 1, arrived[:, :-1], self.recent))
 
     def _average(self, vectors: Tensor, ids: Tensor, reduce: Reduce) -> None:
-        """Moves the averages, which count uses a step in multiples of the mean."""
+        """Updates the averages. Uses are counted in multiples of their mean."""
         sums = self.average_sums.new_zeros(len(self.average_uses), vectors.shape[1] + 1)
         sums = reduce(sums.index_add_(0, ids, F.pad(vectors, (0, 1), value=1.0)))
         uses = sums[:, -1]
@@ -165,7 +165,7 @@ class CodebookLearner(nn.Module):
             self.average_uses.lerp_(uses / mean, 1 - self.settings.decay)
 
     def _revive(self) -> None:
-        """Moves codes that are hardly used to recent vectors, which lie where there is most to tell apart."""
+        """Moves codes that are hardly used to recent vectors, which are dense where codes are needed."""
         recent = self.recent[self.recent.any(-1)]
         dead = (self.average_uses < self.settings.revive_below).nonzero().flatten()[: len(recent)]
         if len(dead) == 0:
@@ -176,10 +176,10 @@ class CodebookLearner(nn.Module):
         self.revived += len(dead)
 
     def statistics(self) -> dict[str, float]:
-        """Use of the codes since the last call; nothing before quantizing begins.
+        """Returns the use of the codes since the last call; empty before quantization begins.
 
-        `codebook_usage` is the share of codes used, `codebook_perplexity` how many equally used codes would say as
-        much, `codebook_revived` how many codes had fallen out of use and were moved.
+        `codebook_usage` is the share of codes that were used, `codebook_perplexity` the perplexity of their use, and
+        `codebook_revived` the number of unused codes that were moved.
         """
         if not self.uses.any():
             return {}
@@ -190,7 +190,7 @@ class CodebookLearner(nn.Module):
 
 
 class CodebookObjective(Objective):
-    """An objective whose tokenizer has a codebook that is learned beside it."""
+    """Objective of a tokenizer with a codebook."""
 
     tokenizer: nn.Module
     codebook: CodebookLearner
@@ -201,25 +201,25 @@ class CodebookObjective(Objective):
         self.codebook.update(quantizer, reduce)
 
     def drop_step(self) -> None:
-        self.codebook.forget()
+        self.codebook.discard()
 
     def statistics(self) -> dict[str, float]:
         return self.codebook.statistics()
 
 
 def use_of_codes(uses: Tensor) -> dict[str, float]:
-    """Share of codes used and perplexity, of how often each of [num_codes] was used."""
+    """Computes the share of codes used and the perplexity from the number of uses of each code, [num_codes]."""
     return {"codebook_usage": float((uses > 0).double().mean()), "codebook_perplexity": perplexity(uses.cpu().numpy())}
 
 
 def kmeans(vectors: Tensor, num_codes: int) -> Tensor:
-    """Lloyd's algorithm on unit vectors [n, dim]: unit centres [num_codes, dim].
+    """Clusters unit vectors [n, dim] by Lloyd's algorithm. Returns unit centres [num_codes, dim].
 
-    It runs on the CPU, where every rank gets the same result. A centre without vectors moves to one of those that are
-    furthest from their centres. With fewer vectors than codes some of them start more than one centre.
+    It runs on the CPU, where every rank gets the same result. A centre without vectors moves to one of the vectors
+    furthest from their centres. With fewer vectors than codes, several centres start at the same vector.
     """
     here = vectors.cpu()
-    centres = _spread(here, num_codes)
+    centres = _first_centres(here, num_codes)
     for _ in range(LLOYD_STEPS):
         likeness, ids = _nearest(here, centres)
         sums = torch.zeros_like(centres).index_add_(0, ids, here)
@@ -229,8 +229,8 @@ def kmeans(vectors: Tensor, num_codes: int) -> Tensor:
     return centres.to(vectors.device)
 
 
-def _spread(vectors: Tensor, num_codes: int) -> Tensor:
-    """First centres as k-means++ draws them: the further from those there are, the likelier."""
+def _first_centres(vectors: Tensor, num_codes: int) -> Tensor:
+    """Draws first centres by k-means++: a vector is likelier the further it is from the centres so far."""
     chance = torch.rand(num_codes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     distance = vectors.new_ones(len(vectors), dtype=torch.float64)
     chosen = []
@@ -242,6 +242,6 @@ def _spread(vectors: Tensor, num_codes: int) -> Tensor:
 
 
 def _nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine [n] of each vector to its nearest centre, and which that is."""
+    """Returns the cosine of each vector to its nearest centre, and that centre's index, both [n]."""
     found = [(chunk @ centres.T).max(-1) for chunk in vectors.split(CHUNK)]
     return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])

@@ -1,4 +1,4 @@
-"""The layers that the tokenizers and condition networks share. Attribute names are the published weight names."""
+"""Layers of the tokenizers and condition networks. Attribute names are the published names of the weights."""
 
 from math import ceil
 
@@ -12,8 +12,8 @@ class Attention(nn.Module):
 
     Args:
         dim: Channels.
-        num_heads: Heads, of `dim / num_heads` channels each.
-        key_bias: False keeps the key's bias at zero, as BEiT does: the weights then hold `q_bias` and `v_bias`.
+        num_heads: Heads of `dim / num_heads` channels each.
+        key_bias: Whether keys have a bias. Without, as in BEiT, the weights hold `q_bias` and `v_bias`.
     """
 
     def __init__(self, dim: int, num_heads: int, key_bias: bool = True) -> None:
@@ -26,7 +26,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value [batch, heads, tokens, channels of a head] of [batch, tokens, dim]."""
+        """Projects [batch, tokens, dim] to query, key and value, each [batch, heads, tokens, channels]."""
         bias: Tensor | None = self.qkv.bias
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
@@ -34,7 +34,7 @@ class Attention(nn.Module):
         return split_heads(query, self.num_heads), split_heads(key, self.num_heads), split_heads(value, self.num_heads)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, tokens, dim] -> the same."""
+        """Attends over tokens, [batch, tokens, dim] in and out."""
         return self.proj(merge_heads(F.scaled_dot_product_attention(*self.heads(x))))
 
 
@@ -49,7 +49,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def heads(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query of `x`, key and value of `memory`, each [batch, heads, tokens, channels of a head]."""
+        """Projects `x` to queries and `memory` to keys and values, each [batch, heads, tokens, channels]."""
         return (
             split_heads(self.query(x), self.num_heads),
             split_heads(self.key(memory), self.num_heads),
@@ -57,9 +57,11 @@ class CrossAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, memory: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[batch, queries, dim] and [batch, tokens, dim] -> [batch, queries, dim].
+        """Attends from queries to a memory.
 
         Args:
+            x: Queries, [batch, queries, dim].
+            memory: Memory, [batch, tokens, dim].
             bias: Added to the scores; broadcast to [batch, heads, queries, tokens].
         """
         attended = F.scaled_dot_product_attention(*self.heads(x, memory), attn_mask=bias)
@@ -78,7 +80,7 @@ class MLP(nn.Module):
 
 
 class SpaceTimeBlock(nn.Module):
-    """Attention within each frame, then over time at each place, then an MLP; pre-norm."""
+    """Pre-norm block: attention within each frame, attention over time at each place, and an MLP."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -88,7 +90,7 @@ class SpaceTimeBlock(nn.Module):
         self.mlp = MLP(dim, int(dim * mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, time, places, dim] -> the same."""
+        """Transforms [batch, time, places, dim]."""
         x = x + self.spatial_attention(self.norm0(x).flatten(0, 1)).view_as(x)
         series = self.norm1(x).transpose(1, 2)
         attended = self.temporal_attention(series.flatten(0, 1))
@@ -97,71 +99,71 @@ class SpaceTimeBlock(nn.Module):
 
 
 def projection(inner: int, outer: int, channels: int | None = None) -> nn.Sequential:
-    """Linear, tanh, linear: the published head in front of and behind a codebook."""
+    """Builds linear, tanh, linear: the published layers before and after a codebook."""
     return nn.Sequential(nn.Linear(inner, channels or inner), nn.Tanh(), nn.Linear(channels or inner, outer))
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """[batch, tokens, dim] -> [batch, heads, tokens, dim / heads]."""
+    """Reshapes [batch, tokens, dim] to [batch, heads, tokens, dim / heads]."""
     heads: Tensor = x.unflatten(-1, (num_heads, -1))
     return heads.transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """[batch, heads, tokens, channels] -> [batch, tokens, heads * channels]."""
+    """Reshapes [batch, heads, tokens, channels] to [batch, tokens, heads * channels]."""
     return x.transpose(1, 2).flatten(2)
 
 
-NARROWEST = 512
-"""Channels of the narrowest published network."""
+REFERENCE_WIDTH = 512
+"""Channels of the narrowest published network, for which the published deviation of 0.02 is right."""
 
 
 def init_weights(module: nn.Module) -> None:
-    """Published initialisation: truncated normal of 0.02 for projections, zero biases, unit norms.
+    """Initializes a projection as published: truncated normal weights of deviation 0.02, and zero biases.
 
-    In networks narrower than any published one, 0.02 lets hardly anything through: biases drown what a codebook should
-    see. There the deviation grows so that what comes out of a layer is as large as in the published ones.
+    In narrower networks than the published ones, 0.02 would shrink activations from layer to layer. There the deviation
+    is larger, so that the output of a layer is as large as in the published networks.
     """
     if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
         channels = max(module.weight.shape[:2])
-        nn.init.trunc_normal_(module.weight, std=0.02 * max(1.0, (NARROWEST / channels) ** 0.5))
+        nn.init.trunc_normal_(module.weight, std=0.02 * max(1.0, (REFERENCE_WIDTH / channels) ** 0.5))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
 def set_norm_groups(module: nn.Module, groups: int) -> None:
-    """Has the group normalizations inside a module work on so many groups of channels."""
+    """Sets the number of groups of all group normalizations inside a module."""
     for part in module.modules():
         if isinstance(part, nn.GroupNorm):
             part.num_groups = groups
 
 
 class TemporalConv(nn.Conv3d):
-    """A convolution over three neighbours in time, worked out as one over pictures of [time, places].
+    """Convolution over three neighbours in time, computed as a 2-D convolution over [time, places].
 
-    PyTorch has a fast kernel on CPUs for that one only.
+    PyTorch has a fast CPU kernel for the latter only.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, channels, time, height, width] -> the same, with other channels."""
+        """Convolves [batch, channels, time, height, width]."""
         pictures = F.conv2d(x.flatten(3), self.weight[..., 0], self.bias, padding=(1, 0))
         return pictures.unflatten(3, x.shape[3:])
 
 
 def speed_up_temporal_convolutions(module: nn.Module) -> None:
-    """Has the convolutions over three neighbours in time inside a module work as `TemporalConv`, with their weights."""
+    """Turns the convolutions over three neighbours in time inside a module into `TemporalConv`; weights stay."""
     for part in module.modules():
         if type(part) is nn.Conv3d and part.kernel_size == (3, 1, 1) and part.padding == (1, 0, 0):
             part.__class__ = TemporalConv
 
 
-def table(*shape: int) -> nn.Parameter:
-    """A learned position or query table."""
+def learned_embedding(*shape: int) -> nn.Parameter:
+    """Creates learned embeddings of positions or queries."""
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
 
 
 def grid_positions(places: int, width: int) -> Tensor:
-    """Sines and cosines of the rows and columns of the places of a square, row by row, [places, width]."""
+    """Computes sinusoidal embeddings of the rows and columns of a square's places, row by row, [places, width]."""
     side, quarter = ceil(places**0.5), width // 4
     rates = 100.0 ** -(torch.arange(quarter) / max(quarter, 1))
     place = torch.arange(places)[:, None]

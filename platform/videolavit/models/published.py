@@ -1,6 +1,6 @@
-"""Networks from the published weights: component names, configuration words and tensor names of Video-LaVIT.
+"""Networks by the published names of components, configuration values and tensors.
 
-The networks of this project carry the published tensor names inside; what differs is a prefix, listed here.
+The networks of this project keep the published tensor names; only prefixes differ, and are listed here.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,12 +22,13 @@ from .vae import VAEConfig
 from .video_detokenizer import MotionConditionEncoder, MotionConditionEncoderConfig, MotionUNet, MotionUNetConfig
 from .visual_tokenizer import VisualTokenizer, VisualTokenizerConfig
 
-Words = Mapping[str, Any]
+ComponentConfig = Mapping[str, Any]
+"""Sizes of a component, under the names of the reference implementation."""
 
 VOCABULARY = Vocabulary(
     LanguageModelConfig().text_size, VisualTokenizerConfig().num_codes, MotionTokenizerConfig().num_codes
 )
-"""Of the published language models."""
+"""Layout of the ids of the published language models."""
 
 
 @dataclass(frozen=True)
@@ -35,44 +36,45 @@ class Component:
     """A published component.
 
     Args:
-        make: Builds the module from the configuration words.
-        prefixes: (ours, published) beginnings of tensor names; the first that fits is exchanged.
-        fixed: Words that have one value only, and which.
+        make: Builds the module from its configuration.
+        prefixes: (ours, published) prefixes of tensor names; the first that fits is replaced.
+        fixed: Configuration values that cannot be changed.
     """
 
-    make: Callable[[Words], Any]
+    make: Callable[[ComponentConfig], Any]
     prefixes: tuple[tuple[str, str], ...] = (("", ""),)
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def published_name(self, name: str) -> str:
-        """The published name of one of our tensors."""
+        """Returns the published name of one of our tensors."""
         for ours, theirs in self.prefixes:
             if name.startswith(ours):
                 return theirs + name.removeprefix(ours)
         raise AssertionError(f"no published name for {name}")
 
 
-def build(component: str, config: Words, state_dict: Mapping[str, Tensor], codebook: Tensor | None = None) -> Any:
-    """A module from published tensors, in evaluation mode.
+def build(
+    component: str, config: ComponentConfig, state_dict: Mapping[str, Tensor], codebook: Tensor | None = None
+) -> Any:
+    """Builds a module from published tensors, in evaluation mode.
 
     Args:
-        component: A key of `COMPONENTS`.
-        config: The component's configuration words: sizes that the tensors alone do not tell. Words that describe
-            something else than the network are ignored.
-        state_dict: Tensors under their published names. The module uses them without a copy.
-        codebook: For `highres_decoder`: [codes, channels] of the visual tokenizer. It may also be among the tensors,
-            as `quantize.embedding.weight`.
+        component: Name of the component, a key of `COMPONENTS`.
+        config: Sizes that do not follow from the tensors. Values that do not concern the network are ignored.
+        state_dict: Tensors under their published names. The module uses them without copying.
+        codebook: Codebook of the visual tokenizer, [codes, channels], for `highres_decoder`. It may also be among the
+            tensors, as `quantize.embedding.weight`.
 
     Returns:
         The network; for `language_model_sft` an `UnderstandingModel`, for `language_model` one of `transformers`.
 
     Raises:
-        ModelError: an unknown component, a missing word, or tensors that do not fit.
+        ModelError: the component is unknown, a value is missing, or the tensors do not fit.
     """
     tensors = dict(state_dict)
     if component == "highres_decoder" and codebook is None:
         codebook = tensors.pop(CODEBOOK, None)
-    module = make(component, config, tensors)
+    module = empty_module(component, config, tensors)
     ours = {COMPONENTS[component].published_name(name): name for name in module.state_dict()}
     load_exactly(module, {ours.get(name, name): tensor for name, tensor in tensors.items()}, component)
     if isinstance(module, ConditionDecoder):
@@ -80,40 +82,42 @@ def build(component: str, config: Words, state_dict: Mapping[str, Tensor], codeb
     return _complete(module).eval()
 
 
-def make(component: str, config: Words, state_dict: Mapping[str, Any] | None = None) -> Any:
-    """The module of a component on the meta device, without storage.
+def empty_module(component: str, config: ComponentConfig, state_dict: Mapping[str, Any] | None = None) -> Any:
+    """Builds the module of a component on the meta device, without storage.
 
     Args:
-        state_dict: Whose shapes tell what is not among the words.
+        component: Name of the component.
+        config: Sizes of the component.
+        state_dict: Tensors whose shapes provide further sizes.
 
     Raises:
-        ModelError: an unknown component, a missing word, or a word with a value that is not supported.
+        ModelError: the component is unknown, or a value is missing or not supported.
     """
     if component not in COMPONENTS:
         raise ModelError(f"unknown component {component!r}; there are {', '.join(COMPONENTS)}")
-    for word, value in COMPONENTS[component].fixed.items():
-        if config.get(word, value) != value:
-            raise ModelError(f"{component} is made for {word} = {value}, not {config[word]}")
+    for name, value in COMPONENTS[component].fixed.items():
+        if config.get(name, value) != value:
+            raise ModelError(f"{component} is made for {name} = {value}, not {config[name]}")
     try:
         with torch.device("meta"):
             return COMPONENTS[component].make(dict(config) | _found(state_dict or {}))
-    except KeyError as word:
-        raise ModelError(f"the configuration of {component} lacks {word}") from None
+    except KeyError as name:
+        raise ModelError(f"the configuration of {component} lacks {name}") from None
 
 
 def published_state(component: str, module: nn.Module) -> dict[str, Tensor]:
-    """A module's tensors under their published names."""
+    """Returns a module's tensors under their published names."""
     return {COMPONENTS[component].published_name(name): tensor for name, tensor in module.state_dict().items()}
 
 
 def _found(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Sizes that tensors tell."""
+    """Returns the sizes that follow from tensors."""
     embedding = state.get("model.embed_tokens.weight")
     return {} if embedding is None else {"vocab_size": len(embedding)}
 
 
 def _complete(module: Any) -> Any:
-    """Gives a language model from the meta device the buffers that follow from its config."""
+    """Adds the buffers that follow from its config to a language model from the meta device."""
     if isinstance(module, UnderstandingModel):
         module.language_model = _complete(module.language_model)
     if isinstance(module, PreTrainedModel):
@@ -123,114 +127,114 @@ def _complete(module: Any) -> Any:
     return module
 
 
-def _motion_tokenizer(words: Words) -> MotionTokenizer:
+def _motion_tokenizer(values: ComponentConfig) -> MotionTokenizer:
     return MotionTokenizer(
         MotionTokenizerConfig(
-            dim=words["dim"],
-            num_heads=words["num_heads"],
-            mlp_ratio=words["mlp_ratio"],
-            num_frames=words["num_frames"],
-            grid_height=words["grid_h"],
-            grid_width=words["grid_w"],
-            num_codes=words["n_code"],
-            code_dim=words["code_dim"],
+            dim=values["dim"],
+            num_heads=values["num_heads"],
+            mlp_ratio=values["mlp_ratio"],
+            num_frames=values["num_frames"],
+            grid_height=values["grid_h"],
+            grid_width=values["grid_w"],
+            num_codes=values["n_code"],
+            code_dim=values["code_dim"],
         )
     )
 
 
-def _motion_condition_encoder(words: Words) -> MotionConditionEncoder:
+def _motion_condition_encoder(values: ComponentConfig) -> MotionConditionEncoder:
     return MotionConditionEncoder(
         MotionConditionEncoderConfig(
-            dim=words["dim"],
-            num_heads=words["num_heads"],
-            depth=words["depth"],
-            mlp_ratio=words["mlp_ratio"],
-            out_channels=words["out_channels"],
-            temporal_frames=words["num_frames"] if words.get("temporal_embedding") else None,
+            dim=values["dim"],
+            num_heads=values["num_heads"],
+            depth=values["depth"],
+            mlp_ratio=values["mlp_ratio"],
+            out_channels=values["out_channels"],
+            temporal_frames=values["num_frames"] if values.get("temporal_embedding") else None,
         )
     )
 
 
-def _visual_tokenizer(words: Words) -> VisualTokenizer:
+def _visual_tokenizer(values: ComponentConfig) -> VisualTokenizer:
     return VisualTokenizer(
         VisualTokenizerConfig(
-            image_size=words["image_size"],
-            patch_size=words["patch_size"],
-            width=words["width"],
-            vit_layers=words["vit_layers"],
-            vit_heads=words["width"] // words["vit_head_dim"],
-            vit_head_out=words["vit_head_out"],
-            mlp_ratio=words["vit_mlp_ratio"],
-            merger_layers=words["merger_layers"],
-            merger_heads=words["merger_heads"],
-            num_codes=words["n_code"],
-            code_dim=words["code_dim"],
-            features_dim=words["llm_dim"],
+            image_size=values["image_size"],
+            patch_size=values["patch_size"],
+            width=values["width"],
+            vit_layers=values["vit_layers"],
+            vit_heads=values["width"] // values["vit_head_dim"],
+            vit_head_out=values["vit_head_out"],
+            mlp_ratio=values["vit_mlp_ratio"],
+            merger_layers=values["merger_layers"],
+            merger_heads=values["merger_heads"],
+            num_codes=values["n_code"],
+            code_dim=values["code_dim"],
+            features_dim=values["llm_dim"],
         )
     )
 
 
-def _condition_decoder(words: Words) -> ConditionDecoder:
+def _condition_decoder(values: ComponentConfig) -> ConditionDecoder:
     return ConditionDecoder(
         ConditionDecoderConfig(
-            num_codes=words["n_code"],
-            code_dim=words["code_dim"],
-            dim=words["dim"],
-            depth=words["depth"],
-            num_heads=words["num_heads"],
-            mlp_ratio=words["mlp_ratio"],
-            max_codes=(words["image_size"] // words["patch_size"]) ** 2,
-            feature_dim=words["feature_dim"],
+            num_codes=values["n_code"],
+            code_dim=values["code_dim"],
+            dim=values["dim"],
+            depth=values["depth"],
+            num_heads=values["num_heads"],
+            mlp_ratio=values["mlp_ratio"],
+            max_codes=(values["image_size"] // values["patch_size"]) ** 2,
+            feature_dim=values["feature_dim"],
         )
     )
 
 
-def _video_unet(words: Words) -> MotionUNet:
+def _video_unet(values: ComponentConfig) -> MotionUNet:
     return MotionUNet(
         MotionUNetConfig(
-            block_out_channels=tuple(words["block_out_channels"]),
-            num_attention_heads=tuple(words["num_attention_heads"]),
-            layers_per_block=words["layers_per_block"],
-            cross_attention_dim=words["cross_attention_dim"],
-            addition_time_embed_dim=words["addition_time_embed_dim"],
+            block_out_channels=tuple(values["block_out_channels"]),
+            num_attention_heads=tuple(values["num_attention_heads"]),
+            layers_per_block=values["layers_per_block"],
+            cross_attention_dim=values["cross_attention_dim"],
+            addition_time_embed_dim=values["addition_time_embed_dim"],
         )
     )
 
 
-def _image_unet(words: Words) -> nn.Module:
+def _image_unet(values: ComponentConfig) -> nn.Module:
     return KeyframeUNetConfig(
-        block_out_channels=tuple(words["block_out_channels"]),
-        layers_per_block=words["layers_per_block"],
-        num_heads=tuple(words["num_heads"]),
-        transformer_layers=tuple(words["transformer_layers_per_block"]),
-        cross_attention_dim=words["cross_attention_dim"],
-        addition_time_embed_dim=words["addition_time_embed_dim"],
-        pooled_dim=words["pooled_dim"],
+        block_out_channels=tuple(values["block_out_channels"]),
+        layers_per_block=values["layers_per_block"],
+        num_heads=tuple(values["num_heads"]),
+        transformer_layers=tuple(values["transformer_layers_per_block"]),
+        cross_attention_dim=values["cross_attention_dim"],
+        addition_time_embed_dim=values["addition_time_embed_dim"],
+        pooled_dim=values["pooled_dim"],
     ).build()
 
 
-def _vae(words: Words) -> VAEConfig:
+def _vae(values: ComponentConfig) -> VAEConfig:
     return VAEConfig(
-        block_out_channels=tuple(words["block_out_channels"]),
-        layers_per_block=words["layers_per_block"],
-        scaling_factor=words["scaling_factor"],
+        block_out_channels=tuple(values["block_out_channels"]),
+        layers_per_block=values["layers_per_block"],
+        scaling_factor=values["scaling_factor"],
     )
 
 
-def _language_model(words: Words) -> LlamaForCausalLM:
+def _language_model(values: ComponentConfig) -> LlamaForCausalLM:
     config = LanguageModelConfig(
-        hidden_size=words["hidden"],
-        intermediate_size=words["intermediate"],
-        num_layers=words["layers"],
-        num_heads=words["heads"],
-        rms_norm_eps=words["rms_norm_eps"],
+        hidden_size=values["hidden"],
+        intermediate_size=values["intermediate"],
+        num_layers=values["layers"],
+        num_heads=values["heads"],
+        rms_norm_eps=values["rms_norm_eps"],
     )
-    return LlamaForCausalLM(config.llama(words.get("vocab_size", VOCABULARY.size)))
+    return LlamaForCausalLM(config.llama(values.get("vocab_size", VOCABULARY.size)))
 
 
-def _understanding(words: Words) -> UnderstandingModel:
+def _understanding(values: ComponentConfig) -> UnderstandingModel:
     return UnderstandingModel(
-        _language_model(words), _visual_tokenizer(words["visual"]), _motion_tokenizer(words["motion"]), VOCABULARY
+        _language_model(values), _visual_tokenizer(values["visual"]), _motion_tokenizer(values["motion"]), VOCABULARY
     )
 
 
@@ -245,9 +249,9 @@ COMPONENTS = {
     "video_unet": Component(
         _video_unet, prefixes=(("unet.", ""),), fixed={"in_channels": 10, "out_channels": 4, "groupnorm_groups": 32}
     ),
-    "video_vae": Component(lambda words: _vae(words).build_temporal()),
+    "video_vae": Component(lambda values: _vae(values).build_temporal()),
     "image_unet": Component(_image_unet),
-    "image_vae": Component(lambda words: _vae(words).build()),
+    "image_vae": Component(lambda values: _vae(values).build()),
     "language_model": Component(_language_model),
     "language_model_sft": Component(
         _understanding,
@@ -258,4 +262,4 @@ COMPONENTS = {
         ),
     ),
 }
-"""The published components by their names."""
+"""Published components by their names."""

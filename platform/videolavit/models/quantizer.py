@@ -1,4 +1,4 @@
-"""Vector quantisation as the published tokenizers look codes up."""
+"""Vector quantization as in the published tokenizers."""
 
 import torch
 import torch.nn.functional as F
@@ -9,14 +9,14 @@ CODEBOOK = "quantize.embedding.weight"
 
 
 class CodeOutOfRange(ValueError):
-    """A code that the codebook does not have."""
+    """Code that is not in the codebook."""
 
 
 class Quantizer(nn.Module):
-    """A codebook of `num_codes` vectors.
+    """Codebook of `num_codes` vectors.
 
-    The input is normalised, the stored rows are taken as they are: they are unit vectors after initialisation only, so
-    this is not cosine search (docs/model.md, section 2.5).
+    Inputs are normalized and the stored rows are not. These are unit vectors only after initialization, so this is not
+    a search by cosine (docs/model.md, section 2.5).
     """
 
     def __init__(self, num_codes: int, code_dim: int) -> None:
@@ -30,27 +30,23 @@ class Quantizer(nn.Module):
         return self.embedding.num_embeddings
 
     def distances(self, z: Tensor) -> Tensor:
-        """Squared distances [..., num_codes] of normalised [..., code_dim] to all codes, in float32."""
+        """Computes squared distances [..., num_codes] of normalized vectors [..., code_dim] to all codes in float32."""
         z = F.normalize(z.float(), dim=-1)
         codes = self.embedding.weight.float()
         return z.square().sum(-1, keepdim=True) + codes.square().sum(-1) - 2 * z @ codes.T
 
     def forward(self, z: Tensor) -> Tensor:
-        """Ids [...] of the nearest codes of [..., code_dim]."""
+        """Returns the nearest codes [...] of vectors [..., code_dim]."""
         return self.distances(z).argmin(-1)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Code vectors [..., code_dim] of ids [...].
-
-        Raises:
-            CodeOutOfRange: an id is negative or beyond the codebook.
-        """
+        """Returns the vectors [..., code_dim] of codes [...]. Raises CodeOutOfRange."""
         check_codes(ids, self.num_codes)
         return self.embedding(ids)
 
 
 def check_codes(ids: Tensor, num_codes: int) -> None:
-    """Raises CodeOutOfRange for an id outside 0 .. num_codes - 1."""
+    """Raises CodeOutOfRange for a code outside 0 to num_codes - 1."""
     if ids.numel() and not ids.is_meta:
         low, high = (int(value) for value in torch.aminmax(ids))
         if low < 0 or high >= num_codes:

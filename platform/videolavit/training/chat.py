@@ -141,7 +141,7 @@ class ChatSource:
 
 
 def collate_chat(items: Sequence[Item], samples: Sequence[ChatSample]) -> Batch:
-    """Collates conversations for `models.language_model.objective.Answering`. Only answers have labels."""
+    """Collates conversations for `models.language_model.objective.AnswerObjective`. Only answers have labels."""
     ids = [torch.tensor(sample.ids) for sample in samples]
     masks = [torch.tensor(sample.answer_mask) for sample in samples]
     labels = [one.where(mask, torch.tensor(NO_LABEL)) for one, mask in zip(ids, masks, strict=True)]

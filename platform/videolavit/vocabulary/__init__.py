@@ -1,4 +1,4 @@
-"""Token ids of text, images and motion, and the sequences made of them."""
+"""Token ids of text, images and motion, and sequences of them."""
 
 from .conversation import IMAGE, VIDEO, understanding_prompt
 from .layout import Vocabulary

@@ -1,13 +1,13 @@
-"""The prompt of understanding (docs/model.md, section 5.4)."""
+"""Prompts of understanding: questions about images and videos, and conversations (docs/model.md, section 5.4)."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
 IMAGE, VIDEO = -200, -201
-"""Stand-ins among token ids for where an image or a video goes."""
+"""Placeholders among token ids for an image or a video."""
 
 STOP = "\\n"
-"""Ends an answer: a backslash and an n, not a line break."""
+"""Stop string of answers: a backslash and an n, not a line break."""
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -16,11 +16,12 @@ SYSTEM = (
 
 
 def understanding_prompt(tokenizer: Any, question: str, kind: Literal["image", "video"] | None) -> list[int]:
-    """Token ids of the published prompt, with `IMAGE` or `VIDEO` where the visual part goes.
+    """Returns token ids of the published prompt, with the placeholder `IMAGE` or `VIDEO` for the visual part.
 
     Args:
-        tokenizer: Of `transformers`.
-        kind: What the question is about; None for a question without a picture.
+        tokenizer: Text tokenizer of `transformers`.
+        question: Question.
+        kind: Kind of the visual part; None for a question without one.
     """
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     if kind is None:
@@ -32,12 +33,12 @@ def understanding_prompt(tokenizer: Any, question: str, kind: Literal["image", "
 def conversation(
     tokenizer: Any, turns: Sequence[tuple[str, str]], kind: Literal["image", "video"] | None
 ) -> tuple[list[int], list[bool]]:
-    """Token ids of questions and their answers, and which of them a model is to write.
+    """Returns token ids of questions and answers, and a mask of the ids that belong to answers.
 
-    Every answer ends with a space, the stop string, a space and </s>, as published (docs/model.md, section 5.4).
+    Every answer ends with a space, the stop string, a space and </s>, as published.
     """
     ids: list[int] = []
-    written: list[bool] = []
+    is_answer: list[bool] = []
     for number, (question, answer) in enumerate(turns):
         if number == 0:
             prompt = understanding_prompt(tokenizer, question, kind)
@@ -45,21 +46,21 @@ def conversation(
             prompt = _ids(tokenizer, f"USER: {question} ASSISTANT:")
         reply = [*_continued(tokenizer, "ASSISTANT:", f" {answer} {STOP} "), tokenizer.eos_token_id]
         ids += [*prompt, *reply]
-        written += [False] * len(prompt) + [True] * len(reply)
-    return ids, written
+        is_answer += [False] * len(prompt) + [True] * len(reply)
+    return ids, is_answer
 
 
 def chat_prompt(
     tokenizer: Any, turns: Sequence[tuple[str, str]], question: str, kind: Literal["image", "video"] | None
 ) -> list[int]:
-    """Token ids of a question behind turns that were answered; the picture or video belongs to the first of all."""
+    """Returns token ids of a question after answered turns. The picture or video belongs to the first question."""
     if not turns:
         return understanding_prompt(tokenizer, question, kind)
     return conversation(tokenizer, turns, kind)[0] + _ids(tokenizer, f"USER: {question} ASSISTANT:")
 
 
 def _continued(tokenizer: Any, before: str, text: str) -> list[int]:
-    """Ids of a text behind another: some tokenizers put a space before whatever comes first."""
+    """Tokenizes a text as the continuation of another: some tokenizers add a space at the start of a text."""
     return _ids(tokenizer, before + text)[len(_ids(tokenizer, before)) :]
 
 

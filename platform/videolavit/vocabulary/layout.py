@@ -1,11 +1,11 @@
-"""Where the codes of images and motion sit behind the text ids (docs/model.md, section 5.1)."""
+"""Layout of the language model's ids: text, visual codes, motion codes (docs/model.md, section 5.1)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
 class IdOutOfRange(ValueError):
-    """An id or code that the vocabulary does not have."""
+    """Id or code that is not in the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Vocabulary:
     """Text ids, then [IMG], [/IMG] and the visual codes, then [MOV], [/MOV] and the motion codes.
 
     Args:
-        text_size: Ids of the language model's own tokenizer; 32000 for Llama.
+        text_size: Number of ids of the text tokenizer; 32000 for Llama.
         visual_codes: Size of the visual codebook.
         motion_codes: Size of the motion codebook.
     """
@@ -50,19 +50,19 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """Rows of the embedding table and of the head."""
+        """Number of ids: rows of the embeddings and the head."""
         return self.motion_range.stop
 
     def image(self, codes: Iterable[int]) -> list[int]:
-        """[IMG] ids [/IMG] of visual codes. Raises IdOutOfRange."""
+        """Converts visual codes to [IMG] ids [/IMG]. Raises IdOutOfRange."""
         return [self.image_start, *_shift(codes, self.visual_range, "visual"), self.image_end]
 
     def motion(self, codes: Iterable[int]) -> list[int]:
-        """[MOV] ids [/MOV] of motion codes. Raises IdOutOfRange."""
+        """Converts motion codes to [MOV] ids [/MOV]. Raises IdOutOfRange."""
         return [self.motion_start, *_shift(codes, self.motion_range, "motion"), self.motion_end]
 
     def video(self, clips: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[int]:
-        """The ids of a chain of clips (visual codes, motion codes). Raises IdOutOfRange."""
+        """Converts a chain of clips (visual codes, motion codes) to ids. Raises IdOutOfRange."""
         return [token for visual, motion in clips for token in (*self.image(visual), *self.motion(motion))]
 
 

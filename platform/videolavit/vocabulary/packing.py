@@ -1,18 +1,18 @@
-"""Documents of different lengths into rows of one length."""
+"""Packing of documents of different lengths into rows of one length."""
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Puts each document into the row where it leaves the least room, the longest documents first.
+    """Packs documents by best-fit decreasing: the longest first, each into the row where it leaves the least room.
 
-    Best-fit decreasing needs at most 22 % more rows than the best packing, and rarely more than one row more with
-    documents as short as ours. Which documents share a row depends on the lengths alone.
+    This needs at most 22 % more rows than the best packing, and rarely more than one more row with short documents. The
+    result depends on the lengths only.
 
     Args:
-        lengths: Of each document, at most `capacity`.
-        capacity: Of a row.
+        lengths: Length of each document, at most `capacity`.
+        capacity: Length of a row.
 
     Returns:
         Indices of the documents of each row.

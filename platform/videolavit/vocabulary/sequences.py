@@ -1,11 +1,11 @@
 """Training sequences of text, images and videos (docs/model.md, section 5.2).
 
-    text [IMG] codes [/IMG] [MOV] codes [/MOV] ... </s>      text first, without <s>, as prompts for generation are
+    text [IMG] codes [/IMG] [MOV] codes [/MOV] ... </s>      text first, without <s>, like the prompts of generation
     [IMG] codes [/IMG] [MOV] codes [/MOV] ... text </s>      text last
-    <s> text </s>                                            text alone, as a language model knows it
+    <s> text </s>                                            text alone
 
-The unconditional half of guidance starts from [IMG] or [MOV] alone. A sequence with the text left out, and one that
-starts with motion, teach the model what comes then.
+The unconditional half of guidance starts from [IMG] or [MOV] alone. Sequences without text, and sequences that start
+with motion, train the model for it.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from .layout import IdOutOfRange, Vocabulary
 Ids = NDArray[np.int64]
 
 DRAWS = 2
-"""Random numbers that a sample's order takes."""
+"""Number of random numbers that decide the order of a sample."""
 
 
 class Modality(IntEnum):
-    """What an id belongs to; markers belong to what they wrap."""
+    """Modality of an id; markers have the modality of their codes."""
 
     TEXT = 0
     VISUAL = 1
@@ -35,20 +35,20 @@ class Modality(IntEnum):
 
 
 def modality_of(ids: Ids, vocabulary: Vocabulary) -> NDArray[np.int64]:
-    """The `Modality` of each id."""
+    """Returns the `Modality` of each id."""
     return (ids >= vocabulary.image_start).astype(np.int64) + (ids >= vocabulary.motion_start)
 
 
 @settings_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class OrderSettings:
-    """In what order a sample's parts come. None of these was published.
+    """Order of text and pictures in training sequences. None of these values is published.
 
     Args:
-        text_first: Share of the captioned samples whose text comes before the pictures; behind them in the others. The
-            paper trains both orders and tells no share.
-        drop_text: Share of the captioned samples whose text is left out. A tenth is usual for guidance.
-        drop_keyframe: Share of the videos that start with the motion of their first clip, without text and keyframe:
-            the unconditional half of guidance for motion sees neither.
+        text_first: Share of the captioned samples whose text comes before the pictures; in the others it comes last.
+            The paper trains both orders and does not state the share.
+        drop_text: Share of the captioned samples without their text. A tenth is usual for guidance.
+        drop_keyframe: Share of the videos that start with the motion of their first clip, without text and keyframe,
+            like the unconditional half of guidance for motion.
     """
 
     text_first: float = 0.5
@@ -60,16 +60,16 @@ class OrderSettings:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be 0 to 1, not {getattr(self, name):g}")
         if self.drop_text + self.drop_keyframe > 1:
-            raise ValueError("drop_text and drop_keyframe must be at most 1 together")
+            raise ValueError("drop_text and drop_keyframe must sum to at most 1")
 
 
 @dataclass(frozen=True, eq=False)
 class TokenSample:
-    """A sample before its ids are in order.
+    """Text ids and codes of a sample.
 
     Args:
-        text: Ids of the text; empty for none.
-        clips: (visual codes, motion codes) of each clip; an image is one clip without motion, a text has none.
+        text: Ids of the text; empty for a sample without text.
+        clips: (visual codes, motion codes) of each clip. An image is one clip without motion; a text has no clip.
     """
 
     text: Ids
@@ -78,15 +78,16 @@ class TokenSample:
 
 @dataclass(frozen=True)
 class Piece:
-    """A sequence, as part of a sample: enough to know its length, and to make its ids once there are codes.
+    """Content of one training sequence of a sample. Its length is known before codes are read.
 
     Attributes:
-        text: Which of the text's ids.
-        clips: Which clips.
+        text: Range of the text's ids.
+        clips: Range of clips.
         text_first: Whether the text comes before the clips.
-        keyframe: False leaves out the picture of the first clip.
-        begin, end: Whether <s> comes first and </s> last.
-        length: In ids.
+        keyframe: Whether the first clip has its keyframe.
+        begin: Whether the sequence begins with <s>.
+        end: Whether the sequence ends with </s>.
+        length: Length, in ids.
     """
 
     text: range
@@ -100,15 +101,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class Assembler:
-    """Makes sequences of at most `context` ids.
+    """Turns samples into training sequences of at most `context` ids.
 
-    Longer samples become several sequences, so that nothing is lost: a text is cut, a video is cut between clips, and
-    its text comes with each part.
+    Longer samples become several sequences, so that nothing is lost: texts are cut anywhere, videos are cut between
+    clips, and each part of a video has the text.
 
     Args:
-        begin: Id of <s>; None for a tokenizer without.
+        vocabulary: Layout of the ids.
+        context: Largest length of a sequence, in ids; at least one more than `longest_clip`.
         end: Id of </s>.
-        context: Most ids of a sequence; at least `longest_clip` and one.
+        begin: Id of <s>; None for a tokenizer without one.
+        order: Order of text and pictures.
     """
 
     vocabulary: Vocabulary
@@ -118,12 +121,12 @@ class Assembler:
     order: OrderSettings = field(default_factory=OrderSettings)
 
     def pieces(self, text: int, clips: Sequence[tuple[int, int]], draws: Sequence[float]) -> list[Piece]:
-        """The sequences of a sample.
+        """Divides a sample into sequences.
 
         Args:
-            text: Length of the text in ids.
+            text: Length of the text, in ids.
             clips: Numbers of visual and motion codes of each clip.
-            draws: As many numbers in 0 .. 1 as `DRAWS`.
+            draws: `DRAWS` random numbers from 0 to 1.
         """
         if not clips:
             return self._text(range(text), begin=True) if text else []
@@ -144,7 +147,7 @@ class Assembler:
         return pieces + (self._text(range(len(shown), text), begin=False) if with_text else [])
 
     def ids(self, piece: Piece, sample: TokenSample) -> Ids:
-        """The ids of a sequence. Raises IdOutOfRange for codes that the vocabulary does not have."""
+        """Returns the ids of a sequence. Raises IdOutOfRange for codes that are not in the vocabulary."""
         text = sample.text[piece.text.start : piece.text.stop]
         clips = [part for clip in piece.clips for part in self._clip(sample.clips[clip])]
         if not piece.keyframe:
@@ -156,28 +159,28 @@ class Assembler:
         return ids
 
     def _text(self, ids: range, begin: bool) -> list[Piece]:
-        """A text, or what is left of one, on its own."""
+        """Divides a text without clips, or the rest of a text, into sequences."""
         begin = begin and self.begin is not None
         total = len(ids) + begin + 1 if ids else 0
         pieces = []
         for start in range(0, total, self.context):
             stop = min(start + self.context, total)
             first, last = begin and start == 0, stop == total
-            # Positions count <s>, the text's own ids do not.
+            # Positions count <s>; the range of the text does not.
             text = ids[max(start - begin, 0) : stop - begin - last]
             pieces.append(Piece(text, range(0), True, True, first, last, stop - start))
         return pieces
 
     def _clip(self, codes: tuple[Ids, Ids]) -> list[Ids]:
-        of, (visual, motion) = self.vocabulary, codes
-        parts = [_wrapped(of.image_start, visual, of.visual_range, of.image_end)]
+        ids, (visual, motion) = self.vocabulary, codes
+        parts = [_wrapped(ids.image_start, visual, ids.visual_range, ids.image_end)]
         if len(motion):
-            parts.append(_wrapped(of.motion_start, motion, of.motion_range, of.motion_end))
+            parts.append(_wrapped(ids.motion_start, motion, ids.motion_range, ids.motion_end))
         return parts
 
 
 def longest_clip(visual: int, motion: int) -> int:
-    """Ids of a clip of so many codes, markers included."""
+    """Returns the length of a clip in ids, markers included, from its numbers of codes."""
     return visual + motion + 4
 
 
@@ -189,7 +192,7 @@ def _wrapped(start: int, codes: Ids, ids: range, end: int) -> Ids:
 
 
 def _groups(lengths: Sequence[int], room: int) -> list[range]:
-    """Neighbours together as long as they fit."""
+    """Groups consecutive lengths while their sum is at most `room`."""
     starts, used = [0], 0
     for index, length in enumerate(lengths):
         if used and used + length > room:

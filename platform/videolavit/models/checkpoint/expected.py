@@ -82,7 +82,7 @@ def expected_part(name: str, folder: Path, config: ModelConfig, found: Mapping[s
 def _network(name: str, config: ModelConfig, values: dict[str, Any], found: Mapping[str, StoredTensor]) -> Network[Any]:
     """Builds one of this project's networks."""
     if name == "video_detokenizer/unet" and values:
-        unet: MotionUNet = published.make("video_unet", values)
+        unet: MotionUNet = published.empty_module("video_unet", values)
         return unet
     network: Network[Any] = PARTS[name](config)
     if name == "visual_tokenizer" and "vit_proj.weight" in found:

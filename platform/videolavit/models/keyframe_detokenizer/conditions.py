@@ -1,4 +1,4 @@
-"""Visual codes to the conditions of the keyframe U-Net (docs/model.md, section 4.1)."""
+"""Condition decoder: visual codes to the conditions of the keyframe U-Net (docs/model.md, section 4.1)."""
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -11,30 +11,30 @@ from ..layers import (
     CrossAttention,
     grid_positions,
     init_weights,
+    learned_embedding,
     merge_heads,
     projection,
     split_heads,
-    table,
 )
 from ..network import STRICT, Network
 from ..quantizer import check_codes
 
 MASKED = -10000.0
-"""What is added to the scores of padding."""
+"""Added to attention scores of padding."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ConditionDecoderConfig:
-    """Shape of the codes -> conditions decoder; the defaults are the published ones.
+    """Shape of the condition decoder; the defaults are the published ones.
 
     Args:
         num_codes: Size of the visual codebook.
         code_dim: Channels of a code.
         dim: Channels of the trunk.
-        depth: Its blocks.
-        num_heads: Its attention heads, and those of the pooling.
+        depth: Blocks of the trunk.
+        num_heads: Attention heads of the trunk and of the pooling.
         mlp_ratio: Hidden channels of an MLP, in multiples of `dim`.
-        max_codes: Most codes of an image, which is also the number of queries and of reconstructed features.
+        max_codes: Largest number of codes per image; also the number of queries and of reconstructed features.
         feature_dim: Channels of the reconstructed ViT features.
         context_dims: Channels of the two projections that make up the U-Net's context.
         pooled_dim: Channels of the pooled condition.
@@ -53,10 +53,11 @@ class ConditionDecoderConfig:
 
 
 class ConditionDecoder(Network[ConditionDecoderConfig]):
-    """Ids of a batch of images -> (prompt_embeds [batch, queries, context], pooled [batch, pooled_dim]).
+    """Decodes visual codes of images to (context [batch, queries, channels], pooled [batch, pooled_dim]).
 
     Args:
-        codebook: [num_codes, code_dim], that of the visual tokenizer. It is not a part of the decoder's weights, and
+        config: Shape of the network.
+        codebook: Codebook of the visual tokenizer, [num_codes, code_dim]. It is not among the decoder's weights, and
             may be set later.
     """
 
@@ -64,7 +65,7 @@ class ConditionDecoder(Network[ConditionDecoderConfig]):
 
     def __init__(self, config: ConditionDecoderConfig, codebook: Tensor | None = None) -> None:
         super().__init__(config)
-        self.pos_embed = table(1, config.max_codes, config.dim)
+        self.pos_embed = learned_embedding(1, config.max_codes, config.dim)
         self.query_embed = nn.Parameter(grid_positions(config.max_codes, config.dim)[None])
         self.in_proj = nn.Linear(config.code_dim, config.dim)
         self.blocks = nn.ModuleList(ConditionBlock(config) for _ in range(config.depth))
@@ -73,13 +74,13 @@ class ConditionDecoder(Network[ConditionDecoderConfig]):
         self.unet_proj_1, self.unet_proj_2 = (nn.Linear(config.feature_dim, size) for size in config.context_dims)
         self.unet_attnpool = AttentionPool(config)
         self.apply(init_weights)
-        # Codes are unit vectors: so their projections are as large as queries, and attention has something to see.
+        # Codes are unit vectors: this makes their projections as large as the queries.
         nn.init.normal_(self.in_proj.weight)
         self.register_buffer("codebook", codebook, persistent=False)
         self.codebook: Tensor | None
 
     def forward(self, ids: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Conditions of images.
+        """Computes the conditions of images.
 
         Args:
             ids: Codes of each image, int64 [n].
@@ -90,20 +91,20 @@ class ConditionDecoder(Network[ConditionDecoderConfig]):
         return self.of_features(self.features(ids))
 
     def of_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The conditions of reconstructed features."""
+        """Computes the conditions from reconstructed features."""
         context = torch.cat([self.unet_proj_1(features), self.unet_proj_2(features)], dim=-1)
         return context, self.unet_attnpool(features)
 
     def features(self, ids: list[Tensor]) -> Tensor:
-        """Reconstructed ViT features [batch, queries, feature_dim]."""
+        """Reconstructs ViT features [batch, queries, feature_dim] from codes."""
         return self.reconstruct(*self._lookup(ids))
 
     def reconstruct(self, codes: Tensor, real: Tensor) -> Tensor:
-        """Reconstructed ViT features [batch, queries, feature_dim] of code vectors.
+        """Reconstructs ViT features [batch, queries, feature_dim] from code vectors.
 
         Args:
-            codes: [batch, n, code_dim], n up to `max_codes`.
-            real: bool [batch, n]; False where there is only padding.
+            codes: Code vectors, [batch, n, code_dim], n up to `max_codes`.
+            real: Mask, bool [batch, n]; False for padding.
         """
         vectors = self.in_proj(codes) * real[..., None]
         vectors = vectors + self.pos_embed[:, : codes.shape[1]]
@@ -114,7 +115,7 @@ class ConditionDecoder(Network[ConditionDecoderConfig]):
         return self.decode_task_layer(self.norm(x))
 
     def _lookup(self, ids: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Code vectors [batch, longest, code_dim], and which of them are no padding [batch, longest]."""
+        """Returns code vectors [batch, longest, code_dim] and a mask [batch, longest] that is False for padding."""
         if self.codebook is None:
             raise ValueError("this decoder has no codebook; give it the visual tokenizer's")
         longest = max(1, *(len(one) for one in ids))
@@ -139,7 +140,7 @@ class ConditionBlock(nn.Module):
 
     def forward(self, x: Tensor, codes: Tensor, padding: Tensor) -> Tensor:
         x = x + self.self_attn(self.norm0(x))
-        # an image without codes looks at nothing, rather than at what happens to pad it
+        # an image without codes attends to nothing instead of to its padding
         has_codes = (padding == 0).any(-1).to(x.dtype)
         x = x + self.cross_attn(self.norm1(x), codes, padding) * has_codes
         return x + self.mlp(self.norm2(x))

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from videolavit.media.resize import resize_picture
 
-from ..sampling import OnStep, check_size, draw_noise, fresh, guide, to_pixels, to_signed, vae_dtype
+from ..sampling import (
+    OnStep,
+    apply_guidance,
+    check_size,
+    draw_noise,
+    prepared_scheduler,
+    to_pixels,
+    to_signed,
+    vae_dtype,
+)
 from .conditions import ConditionDecoder
 
 if TYPE_CHECKING:
@@ -22,31 +31,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the U-Net is told of a batch of pictures.
+    """Conditions of the U-Net for a batch of pictures.
 
     Args:
-        context: [batch, tokens, channels].
-        pooled: [batch, channels].
+        context: Context of the cross-attention, [batch, tokens, channels].
+        pooled: Pooled condition, [batch, channels].
     """
 
     context: Tensor
     pooled: Tensor
 
     def rows(self, kept: Sequence[int]) -> Conditions:
-        """Of some of the pictures."""
+        """Returns the conditions of some of the pictures."""
         return Conditions(self.context[list(kept)], self.pooled[list(kept)])
 
     def doubled(self) -> Conditions:
-        """With an unconditional half in front, which sees zeros."""
+        """Returns a doubled batch whose first half, the unconditional one, is zeros."""
         return Conditions(*(torch.cat([torch.zeros_like(one), one]) for one in (self.context, self.pooled)))
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a sampling begins.
+    """Starting point of sampling.
 
     Args:
-        latents: [batch, 4, height / 8, width / 8] at the noise level of the first step to run.
+        latents: Latents at the noise level of the first step to run, [batch, 4, height / 8, width / 8].
         step: Index of that step in the schedule.
     """
 
@@ -56,13 +65,13 @@ class Start:
 
 @dataclass
 class KeyframeDetokenizer:
-    """The parts, and what they do together.
+    """Generates pictures from visual codes.
 
     Args:
-        conditions: Codes -> conditions.
-        unet: With SDXL's interface.
-        vae: Of pictures.
-        scheduler: Never stepped itself; each sampling works on a copy.
+        conditions: Decodes codes to conditions.
+        unet: U-Net with SDXL's interface.
+        vae: VAE of pictures.
+        scheduler: Configured scheduler. It is never stepped; each sampling works on a copy.
     """
 
     conditions: ConditionDecoder
@@ -72,7 +81,7 @@ class KeyframeDetokenizer:
 
     @property
     def pixel_multiple(self) -> int:
-        """Sides of a picture in pixels must be multiples of this."""
+        """Number, in pixels, of which the sides of a picture must be multiples."""
         return int(self._vae_scale << (len(self.unet.config.block_out_channels) - 1))
 
     @property
@@ -81,20 +90,20 @@ class KeyframeDetokenizer:
 
     @torch.no_grad()
     def decode_codes(self, ids: list[Tensor]) -> Conditions:
-        """Conditions of images from their codes. Raises ValueError for too many codes or an unknown one."""
+        """Computes the conditions of images. Raises ValueError for too many codes or an unknown one."""
         context, pooled = self.conditions(ids)
         return Conditions(context.to(self.unet.dtype), pooled.to(self.unet.dtype))
 
     def noise(self, height: int, width: int, steps: int, generators: list[torch.Generator]) -> Start:
-        """A start from pure noise for pictures of a size, one a generator. Raises ValueError for a bad size."""
+        """Draws a start of pure noise, one picture per generator. Raises ValueError for a size that does not fit."""
         check_size(height, width, self.pixel_multiple)
         shape = (4, height // self._vae_scale, width // self._vae_scale)
-        scheduler = fresh(self.scheduler, steps, self.unet.device)
+        scheduler = prepared_scheduler(self.scheduler, steps, self.unet.device)
         noise = draw_noise(shape, generators, torch.empty(0, device=self.unet.device))
         return Start(noise * scheduler.init_noise_sigma)
 
     def encode(self, pictures: NDArray[np.uint8], height: int, width: int) -> Tensor:
-        """Scaled latents [batch, 4, height / 8, width / 8] of uint8 pictures, resized first; the mode, not a draw."""
+        """Resizes uint8 pictures and encodes them to scaled latents [batch, 4, height / 8, width / 8]: the mode."""
         resized = [resize_picture(one, height, width) for one in pictures]
         with vae_dtype(self.vae) as dtype:
             images = to_signed(np.stack(resized)).to(self.vae.device, dtype)
@@ -102,27 +111,29 @@ class KeyframeDetokenizer:
         return latents.float()
 
     def noised_start(self, latents: Tensor, noise: Tensor, rate: float, steps: int) -> Start:
-        """The released long-video constraint: the last frame's latents, noised to a late step of the schedule.
+        """Starts from the last frame of the clip before, noised to a late step: the released code's constraint.
 
-        The published code also multiplies by the scheduler's first noise level. That is 1 for DDIM; for
+        The released code also multiplies by the scheduler's first noise level. That is 1 for DDIM; for
         EulerAncestral it gives latents of a wrong scale, and is left out here.
 
         Args:
-            latents: Of the last frame, as `encode` gives them.
-            noise: Like the latents.
-            rate: Share of the schedule that is skipped, 0.85 as published.
+            latents: Latents of the last frame, from `encode`.
+            noise: Standard normal noise of the same shape.
+            rate: Share of the schedule that is skipped; 0.85 as published.
+            steps: Length of the schedule.
         """
         scheduler, first = self._late(rate, steps)
         return Start(scheduler.add_noise(latents, noise, scheduler.timesteps[first : first + 1]), first)
 
     @torch.no_grad()
     def inverted_start(self, latents: Tensor, conditions: Conditions, rate: float, steps: int) -> Start:
-        """The paper's long-video constraint (Eq. 4): deterministic DDIM steps from the last frame towards noise.
+        """Starts from the last frame, inverted by deterministic DDIM steps: the paper's constraint (its equation 4).
 
         Args:
-            latents: Of the last frame, as `encode` gives them.
-            conditions: Of the new keyframe.
+            latents: Latents of the last frame, from `encode`.
+            conditions: Conditions of the new keyframe.
             rate: Share of the schedule that is skipped.
+            steps: Length of the schedule.
         """
         from diffusers import DDIMInverseScheduler, DDIMScheduler
 
@@ -151,11 +162,14 @@ class KeyframeDetokenizer:
         """Denoises to latents [batch, 4, height / 8, width / 8].
 
         Args:
-            steps: Of the whole schedule, as the start was made for.
-            guidance: Scale.
-            generators: For a scheduler that draws noise in its steps; one a picture.
+            conditions: Conditions of the pictures.
+            start: Starting point.
+            steps: Length of the schedule; the start must belong to one of the same length.
+            guidance: Scale of classifier-free guidance.
+            generators: One per picture, for schedulers that draw noise in their steps.
+            on_step: Called after each step.
         """
-        scheduler = fresh(self.scheduler, steps, self.unet.device)
+        scheduler = prepared_scheduler(self.scheduler, steps, self.unet.device)
         scheduler.set_begin_index(start.step) if hasattr(scheduler, "set_begin_index") else None
         latents = start.latents
         size = (latents.shape[-2] * self._vae_scale, latents.shape[-1] * self._vae_scale)
@@ -164,7 +178,7 @@ class KeyframeDetokenizer:
         timesteps = scheduler.timesteps[start.step :]
         for index, timestep in enumerate(timesteps):
             scaled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
-            prediction = guide(self._predict(scaled, timestep, doubled, size), guidance)
+            prediction = apply_guidance(self._predict(scaled, timestep, doubled, size), guidance)
             latents = scheduler.step(prediction, timestep, latents, **draws).prev_sample
             kept = on_step(index + 1, len(timesteps)) if on_step is not None else None
             if kept is not None:
@@ -173,7 +187,7 @@ class KeyframeDetokenizer:
                 draws = {name: [each[row] for row in kept] for name, each in draws.items() if each is not None}
         return latents
 
-    def paint(
+    def generate(
         self,
         ids: list[Tensor],
         size: tuple[int, int],
@@ -182,21 +196,25 @@ class KeyframeDetokenizer:
         generators: list[torch.Generator],
         on_step: OnStep | None = None,
     ) -> NDArray[np.uint8]:
-        """uint8 pictures [batch, height, width, 3] of images' codes, from pure noise.
+        """Generates uint8 pictures [batch, height, width, 3] from the codes of images, starting from pure noise.
 
         Args:
-            size: Height and width in pixels.
-            generators: One a picture.
+            ids: Codes of each image.
+            size: Height and width, in pixels.
+            steps: Length of the schedule.
+            guidance: Scale of classifier-free guidance.
+            generators: One per picture.
+            on_step: Called after each step.
 
         Raises:
-            ValueError: a bad size, too many codes for an image or an unknown one.
+            ValueError: the size does not fit, an image has too many codes or an unknown one.
         """
         start = self.noise(*size, steps, generators)
         return self.decode(self.sample(self.decode_codes(ids), start, steps, guidance, generators, on_step))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        """uint8 pictures [batch, height, width, 3] of latents, one at a time."""
+        """Decodes latents to uint8 pictures [batch, height, width, 3], one at a time to bound memory."""
         with vae_dtype(self.vae) as dtype:
             scaled = (latents / self.vae.config.scaling_factor).to(dtype)
             return np.concatenate([to_pixels(self.vae.decode(one).sample) for one in scaled.split(1)])
@@ -210,7 +228,7 @@ class KeyframeDetokenizer:
         return prediction.float()
 
     def _late(self, rate: float, steps: int) -> tuple[Any, int]:
-        """A scheduler, and the first step to run after skipping a share of them."""
+        """Returns a prepared scheduler, and the first step to run after a share of them is skipped."""
         if not 0 < rate < 1:
             raise ValueError(f"the rate must be between 0 and 1, not {rate:g}")
-        return fresh(self.scheduler, steps, self.unet.device), int(rate * steps)
+        return prepared_scheduler(self.scheduler, steps, self.unet.device), int(rate * steps)

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
 PAD = -1
-"""Behind the codes of an image that has fewer than the longest of its batch."""
+"""Pads the codes of an image to the largest number in its batch."""
 
 
 class PictureTargets(nn.Module):
-    """What the frozen networks make of pictures."""
+    """Training targets of pictures, computed by the frozen networks."""
 
     def __init__(self, tokenizer: VisualTokenizer, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -31,11 +31,11 @@ class PictureTargets(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, pictures: Tensor) -> dict[str, Tensor]:
-        """`codes` int64 [batch, longest], `features` of the ViT [batch, patches, width], scaled `latents`.
+        """Returns `codes` int64 [batch, longest], ViT `features` [batch, patches, width], and scaled `latents`.
 
         Args:
-            images: uint8 [batch, size, size, 3] at the tokenizer's size.
-            pictures: uint8 [batch, height, width, 3] at the detokenizer's size.
+            images: Pictures at the tokenizer's size, uint8 [batch, size, size, 3].
+            pictures: The same pictures at the detokenizer's size, uint8 [batch, height, width, 3].
         """
         codes, features = self._tokenized(images)
         signed = pictures.to(self.vae.device).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -44,7 +44,7 @@ class PictureTargets(nn.Module):
         return {"codes": padded, "features": features, "latents": latents}
 
     def codes(self, images: Tensor) -> list[Tensor]:
-        """Those of each image, int64."""
+        """Returns the codes of each image, int64."""
         return self._tokenized(images)[0]
 
     @torch.no_grad()
@@ -57,17 +57,17 @@ class PictureTargets(nn.Module):
 
 
 class KeyframeObjective(Objective):
-    """Cosine distance of the reconstructed ViT features (`features`), and of the U-Net's noise (`diffusion`).
+    """Cosine distance of reconstructed ViT features (`features`) and error of the predicted noise (`diffusion`).
 
     Args:
-        targets: Used where a batch has pictures and not yet what becomes of them.
-        conditions: Codes -> conditions, with its codebook.
-        unet: With SDXL's interface; predicts the noise.
-        scheduler: Its noise schedule is the one of training.
-        pixels_per_latent: The VAE's factor: the U-Net is told sizes in pixels.
-        condition_steps: Steps in which only the features are learned.
-        feature_weight: Of the features in the loss, in both stages.
-        drop_conditions: Share of the samples whose conditions are zeros, as guidance needs.
+        targets: Computes the targets of a batch that holds pictures.
+        conditions: Condition decoder with its codebook.
+        unet: U-Net with SDXL's interface, which predicts noise.
+        scheduler: Scheduler with the noise schedule of training.
+        pixels_per_latent: Pixels per side of a latent; the U-Net's size ids are in pixels.
+        condition_steps: Steps in which only the condition decoder is trained.
+        feature_weight: Weight of the term `features`, in both stages.
+        drop_conditions: Share of the samples whose conditions are replaced by zeros, for guidance.
     """
 
     def __init__(
@@ -102,10 +102,11 @@ class KeyframeObjective(Objective):
         self._diffuses = step >= self._condition_steps
 
     def forward(self, inputs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
-        """Sums over the samples.
+        """Returns the terms, summed over the samples.
 
         Args:
-            inputs: As `PictureTargets` makes or takes them.
+            inputs: Arguments of `PictureTargets`, or its results.
+            draws: Random numbers of the batch.
         """
         given = inputs if "latents" in inputs else self.targets(**inputs)
         features = self.conditions.features([row[row != PAD] for row in given["codes"]])
@@ -116,7 +117,7 @@ class KeyframeObjective(Objective):
         return sums
 
     def _diffusion(self, latents: Tensor, features: Tensor, draws: Draws) -> Tensor:
-        """The sum over the samples of the mean squared error of the predicted noise."""
+        """Returns the mean squared error of the predicted noise, summed over the samples."""
         timesteps = draws.integers("timestep", len(self.signal))
         noise = draws.normal("noise", *latents.shape[1:])
         signal = self.signal[timesteps].view(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Attention within documents that lie side by side: no mask, and no work for pairs that do not see each other."""
+"""Attention within packed documents, without a mask and without work for pairs in different documents."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "documents"
-"""Of the implementation, in `transformers`."""
+"""Name under which `transformers` knows the implementation."""
 
 _CAUSAL = (-1, 0)
 
 
 def attend_within_documents(model: PreTrainedModel) -> None:
-    """Makes a model attend by `ends`, a further argument of its forward (see `document_attention`); in place.
+    """Changes a model in place: its forward takes `ends`, by which `document_attention` keeps documents apart.
 
     Raises:
         ModelError: the model's attention cannot be replaced.
@@ -38,7 +38,7 @@ def attend_within_documents(model: PreTrainedModel) -> None:
 
 @contextlib.contextmanager
 def ordinary_attention(model: PreTrainedModel) -> Iterator[None]:
-    """A model as it was loaded, for as long as the body lasts: to write, token by token."""
+    """Restores ordinary attention while the body runs, for decoding token by token."""
     before = model.config._attn_implementation
     model.set_attn_implementation("sdpa")
     try:
@@ -58,13 +58,17 @@ def document_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of each document to itself.
+    """Computes causal attention within each document.
 
     Args:
-        query: [batch, heads, length, channels].
-        key, value: The same, with as many heads or a divisor of it.
-        ends: int32 [documents + 1]: 0, and where each document ends in the flat batch. None crosses a row, and together
-            they fill the batch.
+        module: Attention layer; unused.
+        query: Queries, [batch, heads, length, channels].
+        key: Keys, of the same shape, with as many heads or a divisor of them.
+        value: Values, of the shape of the keys.
+        attention_mask: Unused.
+        ends: Ends of the documents in the flattened batch after a leading 0, int32 [documents + 1]. No document crosses
+            a row, and they fill the batch.
+        scaling: Factor of the scores; None for the inverse square root of the channels.
 
     Returns:
         [batch, length, heads, channels], and None for the weights that `transformers` asks for.
@@ -79,13 +83,13 @@ def document_attention(
 
 
 def _in_one_kernel(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, scaling: float | None) -> Tensor:
-    """Flash attention over documents of different lengths."""
+    """Runs flash attention over documents of different lengths."""
     from torch.nn.attention.varlen import varlen_attn
 
     batch, _, length, _ = query.shape
     q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
     gqa = query.shape[1] != key.shape[1]
-    # No document is longer than a row. A bound in place of the longest one needs no look at the device.
+    # No document is longer than a row. With this bound the lengths need not be copied from the device.
     mixed = varlen_attn(q, k, v, ends, ends, length, length, scale=scaling, window_size=_CAUSAL, enable_gqa=gqa)
     assert isinstance(mixed, Tensor), "no further output was asked for"
     return mixed.unflatten(0, (batch, length))

@@ -1,4 +1,4 @@
-"""Shape of a new language model."""
+"""Shape of a language model made from scratch."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LanguageModelConfig:
-    """Shape of a Llama made from scratch; the defaults are the published ones. A loaded model brings its own.
+    """Shape of a Llama made from scratch; the defaults are the published ones. A loaded model brings its own config.
 
     Args:
-        text_size: Ids of the text tokenizer.
+        text_size: Number of ids of the text tokenizer.
         hidden_size: Channels.
         intermediate_size: Channels inside an MLP.
-        num_layers: Blocks.
+        num_layers: Number of blocks.
         num_heads: Attention heads.
         num_kv_heads: Heads of keys and values; None for as many as `num_heads`.
-        max_positions: Tokens of context.
-        rms_norm_eps: Of the norms.
-        rope_theta: Base of the rotary positions.
+        max_positions: Context length, in tokens.
+        rms_norm_eps: Epsilon of the norms.
+        rope_theta: Base of the rotary position embeddings.
     """
 
     text_size: int = 32000
@@ -39,7 +39,7 @@ class LanguageModelConfig:
     rope_theta: float = 10000.0
 
     def llama(self, vocabulary_size: int) -> LlamaConfig:
-        """The same in the words of `transformers`, for a vocabulary extended to a size."""
+        """Returns the config of `transformers`, for a vocabulary of the given size."""
         from transformers import LlamaConfig
 
         return LlamaConfig(
@@ -53,7 +53,7 @@ class LanguageModelConfig:
             rms_norm_eps=self.rms_norm_eps,
             rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
             tie_word_embeddings=False,
-            initializer_range=max(0.02, 0.7 * self.hidden_size**-0.5),  # 0.02 as published; more for narrow ones
+            initializer_range=max(0.02, 0.7 * self.hidden_size**-0.5),  # 0.02 as published; more for narrow networks
             bos_token_id=1,
             eos_token_id=2,
         )

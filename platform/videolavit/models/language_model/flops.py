@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Flops:
-    """What a forward and backward pass takes, as model FLOPs are counted: six operations a weight of a matrix
-    multiplication and token, the head included and the look-up of embeddings not; and attention to what came before.
+    """Model FLOPs of a forward and backward pass: six operations per token and weight of a matrix multiplication, the
+    head included and the embedding look-up not, and causal attention.
 
     Args:
-        weights: Of all matrix multiplications.
-        attention: Layers times width of all heads.
+        weights: Number of weights in matrix multiplications.
+        attention: Number of layers times the width of all heads.
     """
 
     weights: int
@@ -34,8 +34,11 @@ class Flops:
         return cls(sum(module.weight.numel() for module in linear), config.num_hidden_layers * width)
 
     def __call__(self, lengths: Iterable[int]) -> float:
-        """Of documents of such lengths. Scores and values take 2 x 2 operations a pair and channel forward, of which a
-        causal mask needs half, and twice that backward."""
+        """Counts the operations for documents of the given lengths, in tokens.
+
+        Scores and values take 2 x 2 operations per pair and channel forward, of which a causal mask needs half, and
+        twice as many backward.
+        """
         lengths = list(lengths)
         pairs = sum(length * length for length in lengths) / 2
         return 6.0 * self.weights * sum(lengths) + 12.0 * self.attention * pairs

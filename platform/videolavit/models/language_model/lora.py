@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) by PEFT, which are merged into the weights when these are saved."""
+"""Low-rank adapters (LoRA) by PEFT. Saving merges them into the weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _BASE, _DOWN, _UP = ".base_layer.weight", ".lora_A.default.weight", ".lora_B.def
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LoRASettings:
-    """Low-rank adapters in place of the language model's weights.
+    """Low-rank adapters that are trained instead of the language model's weights.
 
     Args:
-        rank: Of the adapters; 0 trains the weights themselves, as was published.
-        alpha: The adapters' product is scaled by `alpha / rank`. LLaVA takes twice the rank.
-        targets: Names of the projections that get one: all of a block.
+        rank: Rank of the adapters; 0 trains the weights themselves, as published.
+        alpha: Scale: the product of an adapter's matrices is multiplied by `alpha / rank`. LLaVA uses twice the rank.
+        targets: Names of the projections that get an adapter; by default all of a block.
     """
 
     rank: int = 0
@@ -40,7 +40,7 @@ class LoRASettings:
 
 
 def add_lora(model: PreTrainedModel, settings: LoRASettings, seed: int) -> None:
-    """Freezes a model and gives it adapters, in place.
+    """Freezes a model and adds adapters to it, in place.
 
     Raises:
         ModelError: PEFT is not installed, or the model has no projection of such a name.
@@ -60,7 +60,7 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, seed: int) -> None:
 
 
 def merged(state: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """A network's state without adapters: the weights have taken them in, and their names are as without."""
+    """Returns a network's state with its adapters merged into the weights, under the names without adapters."""
     result = {}
     for name, value in state.items():
         if name.endswith(_BASE):

@@ -20,19 +20,19 @@ from .understanding import NO_LABEL, UnderstandingModel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LOSSES_AT_ONCE = 4096
-"""Positions whose scores are in memory together: 0.8 GB in float32 for the published vocabulary."""
+LOSS_CHUNK = 4096
+"""Positions per chunk of logits: 0.8 GB in float32 for the published vocabulary."""
 
 
 class NextToken(Objective):
-    """The language model predicts each next id of its documents.
+    """Next-token prediction over documents of text, visual codes and motion codes.
 
-    Terms: `loss` over all, and for the report `text`, `visual` and `motion`. Inputs are those of
-    `training.packed.RowCollate`.
+    Terms: `loss`, and `text`, `visual` and `motion` for reports only. Inputs are those of `training.packed.RowCollate`.
 
     Args:
+        model: Language model.
         packed: Whether several documents share a row.
-        other_lr_scale: Learning rate of the embeddings and the head, relative to the others'.
+        other_lr_scale: Learning rate of embeddings and head, relative to the other parameters'.
 
     Raises:
         ModelError: documents cannot be kept apart in this model.
@@ -54,8 +54,8 @@ class NextToken(Objective):
         ).last_hidden_state
         predicting = hidden.flatten(0, 1).index_select(0, inputs["places"])
         losses = token_losses(self.model.get_output_embeddings(), predicting, inputs["targets"])
-        told = losses.detach()
-        sums = {one.name.lower(): (told * (inputs["modality"] == one)).sum() for one in Modality}
+        detached = losses.detach()
+        sums = {one.name.lower(): (detached * (inputs["modality"] == one)).sum() for one in Modality}
         return {"loss": losses.sum(), **sums}
 
     def parts(self) -> dict[str, nn.Module]:
@@ -65,21 +65,24 @@ class NextToken(Objective):
         return list(self.model.base_model.layers)
 
     def lr_scale(self, name: str) -> float:
-        """Of a parameter's learning rate: rows of new ids are drawn at random, and start far from where they belong."""
+        """Returns the scale of the learning rate: rows of new ids start at random and have further to go."""
         return self._other_lr_scale if "embed_tokens" in name or "lm_head" in name else 1.0
 
 
-class Answering(Objective):
-    """The understanding model answers questions about pictures and videos. Only the answers count.
+class AnswerObjective(Objective):
+    """Next-token prediction on the answers to questions about pictures and videos.
 
-    Term: `loss`. Inputs: `prompts` [batch, length] with the stand-ins of `vocabulary.prompts`, `labels` [batch, length]
-    and `lengths` [batch]; `frames` [pictures, 3, size, size] and `motion` [clips, 2, time, height, width] of all
-    samples end to end; `pictures` and `clips` [batch], how many of them are a sample's.
+    Term: `loss`, over the answers only. Inputs: `prompts` [batch, length] with the placeholders of
+    `vocabulary.conversation`, `labels` [batch, length] and `lengths` [batch]; `frames` [pictures, 3, size, size] and
+    `motion` [clips, 2, time, height, width] of all samples concatenated; `pictures` and `clips`, their numbers per
+    sample, [batch].
 
     Args:
+        model: Understanding model.
         names: Attribute of the model for each part that is saved.
-        visual_lr_scale: Learning rate of the visual tokenizer's merger and projection, relative to the others'.
-        lora_scale: Of the language model's adapters, if it has any.
+        visual_lr_scale: Learning rate of the visual tokenizer's merger and projection, relative to the other
+            parameters'.
+        lora_scale: Scale of the language model's adapters; 0 without adapters.
     """
 
     weights = {"loss": 1.0}  # noqa: RUF012
@@ -112,7 +115,7 @@ class Answering(Objective):
         return {"loss": losses.sum()}
 
     def _visuals(self, inputs: dict[str, Tensor]) -> list[Tensor | None]:
-        """What each sample shows, [n, hidden]."""
+        """Embeds the pictures and clips of each sample, [n, hidden]; None for a sample without any."""
         frames, motion = inputs["frames"], inputs["motion"]
         pictures = iter(self.model.embed_images(frames)) if len(frames) else iter(())
         clips = iter(self.model.embed_motion(motion)) if len(motion) else iter(())
@@ -127,8 +130,10 @@ class Answering(Objective):
         return visuals
 
     def _idle(self, inputs: dict[str, Tensor]) -> Tensor | float:
-        """Zero, whose gradient reaches what a batch without pictures does not use: on all ranks the same parameters
-        must have a gradient, in the same order."""
+        """Returns a zero that depends on the visual tokenizer, for a batch without pictures.
+
+        All ranks must have gradients for the same parameters, in the same order.
+        """
         if len(inputs["frames"]):
             return 0.0
         trained = [value.sum() for value in self.model.visual_tokenizer.parameters() if value.requires_grad]
@@ -151,16 +156,16 @@ class Answering(Objective):
 
 
 def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy in float32 of each position, [n], of [n, width] and ids [n].
+    """Computes the cross-entropy of each position, float32 [n], from hidden states [n, width] and target ids [n].
 
-    Scores are large. Beyond some thousand positions they are made piece by piece, and once more in the backward pass.
+    Logits are large. Beyond `LOSS_CHUNK` positions they are computed in chunks, and again in the backward pass.
     """
 
     def losses(hidden: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(head(hidden).float(), targets, reduction="none")
 
-    if len(hidden) <= LOSSES_AT_ONCE:
+    if len(hidden) <= LOSS_CHUNK:
         return losses(hidden, targets)
-    pieces = zip(hidden.split(LOSSES_AT_ONCE), targets.split(LOSSES_AT_ONCE), strict=True)
+    pieces = zip(hidden.split(LOSS_CHUNK), targets.split(LOSS_CHUNK), strict=True)
     parts = [checkpoint(losses, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
     return torch.cat(parts)

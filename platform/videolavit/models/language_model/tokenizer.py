@@ -1,4 +1,4 @@
-"""Text ids: any tokenizer of `transformers`, or bytes for models made from scratch."""
+"""Text tokenizer of models made from scratch: bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SPECIAL = ("<unk>", "<s>", "</s>")
 
 
 def byte_tokenizer(max_positions: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of three special ids and one id a byte: no vocabulary to learn or to download."""
+    """Builds a tokenizer of three special ids and one id per byte, which needs no learned vocabulary."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

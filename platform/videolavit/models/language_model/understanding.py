@@ -27,10 +27,10 @@ class PromptBatch:
     """Prompts as embeddings, padded on the left.
 
     Args:
-        embeds: [batch, length, hidden].
-        attention_mask: bool [batch, length].
-        position_ids: int64 [batch, length]; zero in the padding.
-        labels: int64 [batch, length]; -100 where nothing is to be predicted.
+        embeds: Input embeddings, [batch, length, hidden].
+        attention_mask: Mask, bool [batch, length]; False for padding.
+        position_ids: Positions, int64 [batch, length]; zero for padding.
+        labels: Target ids, int64 [batch, length]; -100 where nothing is predicted.
     """
 
     embeds: Tensor
@@ -40,11 +40,11 @@ class PromptBatch:
 
 
 class VisualPrompts(nn.Module):
-    """A language model that reads what tokenizers, here or elsewhere, see in pictures and videos.
+    """Language model whose prompts contain features of pictures and codes of motion.
 
     Args:
         language_model: A causal language model with the extended vocabulary.
-        vocabulary: The layout of the ids.
+        vocabulary: Layout of the ids.
     """
 
     def __init__(self, language_model: PreTrainedModel, vocabulary: Vocabulary) -> None:
@@ -53,28 +53,28 @@ class VisualPrompts(nn.Module):
         self.vocabulary = vocabulary
 
     def embed_ids(self, ids: Tensor) -> Tensor:
-        """[..., hidden] of token ids."""
+        """Embeds token ids, [..., hidden]."""
         return self.language_model.get_input_embeddings()(ids)
 
     def embed_features(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """[IMG] features [/IMG], [n + 2, hidden], of the continuous features [n, hidden] of each picture."""
+        """Embeds pictures as [IMG] features [/IMG], [n + 2, hidden] each, from their features [n, hidden]."""
         markers = torch.tensor([self.vocabulary.image_start, self.vocabulary.image_end], device=features[0].device)
         first, last = self.embed_ids(markers).split(1)
         return [torch.cat([first, one.to(first.dtype), last]) for one in features]
 
     def embed_codes(self, codes: Tensor) -> Tensor:
-        """[MOV] motion [/MOV] of each clip, [clips, n + 2, hidden], of motion codes [clips, n]."""
+        """Embeds clips' motion as [MOV] codes [/MOV], [clips, n + 2, hidden], from motion codes [clips, n]."""
         ids = codes + self.vocabulary.motion_range.start
         first = ids.new_full((len(ids), 1), self.vocabulary.motion_start)
         last = ids.new_full((len(ids), 1), self.vocabulary.motion_end)
         return self.embed_ids(torch.cat([first, ids, last], dim=1))
 
     def embed_clips(self, features: Sequence[Tensor], codes: Tensor) -> Tensor:
-        """[IMG] features [/IMG] [MOV] motion [/MOV] of each clip in a row, [n, hidden].
+        """Embeds a video as a chain of [IMG] features [/IMG] [MOV] codes [/MOV], [n, hidden].
 
         Args:
-            features: As for `embed_features`, of each clip's keyframe.
-            codes: As for `embed_codes`.
+            features: Features of each clip's keyframe.
+            codes: Motion codes, [clips, n].
         """
         images, moving = self.embed_features(features), self.embed_codes(codes)
         return torch.cat([part for clip in zip(images, moving, strict=True) for part in clip])
@@ -82,15 +82,15 @@ class VisualPrompts(nn.Module):
     def assemble(
         self, prompts: list[list[int]], visuals: list[Tensor | None], labels: list[list[int]] | None = None
     ) -> PromptBatch:
-        """Puts each prompt's visual part in the place of its `IMAGE` or `VIDEO`.
+        """Replaces the placeholder `IMAGE` or `VIDEO` of each prompt by its visual part, and pads on the left.
 
         Args:
             prompts: Token ids.
-            visuals: [n, hidden] of each prompt, or None where it has no marker.
-            labels: As long as the prompts; the marker's is replaced by as many -100 as the visual part is long.
+            visuals: Visual part of each prompt, [n, hidden]; None for a prompt without a placeholder.
+            labels: Target ids, as long as the prompts. The visual part gets -100 at each position.
 
         Raises:
-            ValueError: a prompt has more than one marker, or a marker without a visual part or the reverse.
+            ValueError: a prompt has several placeholders, or a placeholder and no visual part, or the reverse.
         """
         embeds, targets = [], []
         for index, (prompt, visual) in enumerate(zip(prompts, visuals, strict=True)):
@@ -111,7 +111,7 @@ class VisualPrompts(nn.Module):
         device = self.language_model.device
         places = [index for index, token in enumerate(prompt) if token in (IMAGE, VIDEO)]
         if len(places) != (visual is not None):
-            raise ValueError(f"a prompt has {len(places)} visual markers and {int(visual is not None)} visual parts")
+            raise ValueError(f"a prompt has {len(places)} placeholders and {int(visual is not None)} visual parts")
         ids, targets = torch.tensor(prompt, device=device), torch.tensor(labels, device=device)
         if visual is None:
             return self.embed_ids(ids), targets
@@ -124,13 +124,13 @@ class VisualPrompts(nn.Module):
 
 
 class UnderstandingModel(VisualPrompts):
-    """Keyframes enter the language model as continuous features, motion as the embeddings of its ids.
+    """Language model with its tokenizers: keyframes become continuous features, motion becomes codes.
 
     Args:
         language_model: A causal language model with the extended vocabulary.
-        visual_tokenizer: Must have continuous features of the language model's width.
-        motion_tokenizer: Of the vocabulary's motion codes.
-        vocabulary: The layout of the ids.
+        visual_tokenizer: Tokenizer with continuous features of the language model's width.
+        motion_tokenizer: Tokenizer with the vocabulary's motion codes.
+        vocabulary: Layout of the ids.
     """
 
     def __init__(
@@ -145,24 +145,24 @@ class UnderstandingModel(VisualPrompts):
         self.motion_tokenizer = motion_tokenizer
 
     def embed_images(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
-        """[IMG] features [/IMG] of each image, [n + 2, hidden].
+        """Embeds images as [IMG] features [/IMG], [n + 2, hidden] each.
 
         Args:
-            images: [batch, 3, size, size], normalised.
-            keep: bool [batch, patches] instead of the selector's decision.
+            images: Normalized images, [batch, 3, size, size].
+            keep: Mask of kept patches, bool [batch, patches]; None for the selector's decision.
         """
         return self.embed_features(self.visual_tokenizer.embed(images, keep))
 
     def embed_motion(self, motion: Tensor) -> Tensor:
-        """[MOV] motion [/MOV] of each clip, [clips, n + 2, hidden], of [clips, 2, time, height, width]."""
+        """Embeds motion [clips, 2, time, height, width] as [MOV] codes [/MOV], [clips, n + 2, hidden]."""
         return self.embed_codes(self.motion_tokenizer.encode(motion))
 
     def embed_video(self, frames: Tensor, motion: Tensor, keep: Tensor | None = None) -> Tensor:
-        """[IMG] features [/IMG] [MOV] motion [/MOV] of each clip in a row, [n, hidden].
+        """Embeds a video as a chain of [IMG] features [/IMG] [MOV] codes [/MOV], [n, hidden].
 
         Args:
-            frames: Keyframes of the clips, [clips, 3, size, size], normalised.
-            motion: [clips, 2, time, height, width] at tokenizer scale.
-            keep: bool [clips, patches] instead of the selector's decision.
+            frames: Normalized keyframes of the clips, [clips, 3, size, size].
+            motion: Motion at the tokenizer scale, [clips, 2, time, height, width].
+            keep: Mask of kept patches, bool [clips, patches]; None for the selector's decision.
         """
         return self.embed_clips(self.visual_tokenizer.embed(frames, keep), self.motion_tokenizer.encode(motion))

@@ -1,4 +1,4 @@
-"""Motion of a clip to codes and back."""
+"""Motion tokenizer: motion of a clip to codes and back."""
 
 from .network import MotionTokenizer, MotionTokenizerConfig, resize_frames
 

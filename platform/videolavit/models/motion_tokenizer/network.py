@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from videolavit.media.motion import TOKENIZER_SCALE
 
-from ..layers import SpaceTimeBlock, init_weights, projection, table
+from ..layers import SpaceTimeBlock, init_weights, learned_embedding, projection
 from ..network import STRICT, Network
 from ..quantizer import Quantizer
 
 Stride = tuple[int, int, int]
 STRIDES: tuple[Stride, ...] = ((1, 2, 2), (2, 1, 1), (2, 1, 1), (2, 2, 2))
-"""Of the encoder's four stages, (time, height, width)."""
+"""Strides of the encoder's four stages, (time, height, width)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -24,8 +24,8 @@ class MotionTokenizerConfig:
         dim: Channels of encoder and decoder.
         num_heads: Attention heads.
         mlp_ratio: Hidden channels of an MLP, in multiples of `dim`.
-        blocks_per_stage: Blocks of each of the four stages of encoder and decoder.
-        num_frames: Frames of a clip; a multiple of 8.
+        blocks_per_stage: Blocks per stage; encoder and decoder have four stages each.
+        num_frames: Frames per clip; a multiple of 8.
         grid_height: Rows of the motion grid; a multiple of 4.
         grid_width: Columns of the motion grid; a multiple of 4.
         num_codes: Size of the codebook.
@@ -48,12 +48,12 @@ class MotionTokenizerConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(height, width) of the motion that it reads."""
+        """(height, width) of the motion grid."""
         return self.grid_height, self.grid_width
 
     @property
     def token_grid(self) -> tuple[int, int, int]:
-        """(time, height, width) of a clip's codes; the published 3 x 5 x 9."""
+        """(time, height, width) of the codes of a clip; 3 x 5 x 9 as published."""
         return self.num_frames // 8, self.grid_height // 4, self.grid_width // 4
 
     @property
@@ -63,7 +63,7 @@ class MotionTokenizerConfig:
 
 
 class MotionTokenizer(Network[MotionTokenizerConfig]):
-    """Encodes motion [batch, 2, time, height, width] at tokenizer scale into ids [batch, tokens], and decodes ids."""
+    """Encodes motion [batch, 2, time, height, width] at the tokenizer scale to codes [batch, tokens], and decodes."""
 
     Config = MotionTokenizerConfig
 
@@ -77,13 +77,13 @@ class MotionTokenizer(Network[MotionTokenizerConfig]):
         self.quantize = Quantizer(config.num_codes, config.code_dim)
 
     def encode(self, motion: Tensor) -> Tensor:
-        """Ids [batch, tokens], time slowest, then rows, then columns.
+        """Encodes motion to codes [batch, tokens], ordered by time, row and column.
 
         Args:
-            motion: [batch, 2, time, height, width], what `media.motion_features` makes.
+            motion: Motion from `media.motion_features`, [batch, 2, time, height, width].
 
         Raises:
-            ValueError: the motion has another shape than the config says.
+            ValueError: the motion does not have the shape of the config.
         """
         expected = (2, self.config.num_frames, self.config.grid_height, self.config.grid_width)
         if motion.shape[1:] != expected:
@@ -91,38 +91,38 @@ class MotionTokenizer(Network[MotionTokenizerConfig]):
         return self.quantize(self.to_codebook(motion)).flatten(1)
 
     def to_codebook(self, motion: Tensor) -> Tensor:
-        """[batch, t, h, w, code_dim] in front of the codebook."""
+        """Encodes motion to vectors before quantization, [batch, t, h, w, code_dim]."""
         return self.encode_task_layer(self.encoder(motion))
 
     def decode(self, ids: Tensor) -> Tensor:
-        """Motion [batch, 2, time, height, width] at tokenizer scale.
+        """Decodes codes to motion [batch, 2, time, height, width] at the tokenizer scale.
 
         Args:
-            ids: [batch, tokens].
+            ids: Codes, [batch, tokens].
 
         Raises:
-            ValueError: not one id a token; an id that the codebook does not have.
+            ValueError: a clip has another number of codes, or a code is not in the codebook.
         """
         if ids.ndim != 2 or ids.shape[1] != self.config.num_tokens:
             raise ValueError(f"motion ids must be [batch, {self.config.num_tokens}], not {list(ids.shape)}")
         return self.from_codebook(self.quantize.lookup(ids.unflatten(1, self.config.token_grid)))
 
     def from_codebook(self, codes: Tensor) -> Tensor:
-        """Motion [batch, 2, time, height, width] of code vectors [batch, t, h, w, code_dim]."""
+        """Decodes code vectors [batch, t, h, w, code_dim] to motion [batch, 2, time, height, width]."""
         return self.decode_task_layer(self.decoder(codes)).movedim(-1, 1)
 
     def decode_to(self, ids: Tensor, height: int, width: int) -> Tensor:
-        """Motion [batch, 2, time, height, width] at the video U-Net's scale and size."""
+        """Decodes codes to motion [batch, 2, time, height, width] at the U-Net scale and the given size."""
         return resize_frames(self.decode(ids), height, width) / TOKENIZER_SCALE
 
 
 class MotionEncoder(nn.Module):
-    """[batch, 2, time, height, width] -> [batch, time/8, height/4, width/4, dim]."""
+    """Encodes motion [batch, 2, time, height, width] to [batch, time / 8, height / 4, width / 4, dim]."""
 
     def __init__(self, config: MotionTokenizerConfig) -> None:
         super().__init__()
-        self.pos_embed = table(1, config.grid_height * config.grid_width, config.dim)
-        self.temp_pos = table(1, config.num_frames, config.dim)
+        self.pos_embed = learned_embedding(1, config.grid_height * config.grid_width, config.dim)
+        self.temp_pos = learned_embedding(1, config.num_frames, config.dim)
         self.in_proj = nn.Linear(2, config.dim)
         self.blocks = _blocks(config)
         self.down_sample_layers = nn.ModuleList(Downsample(config.dim, stride) for stride in STRIDES)
@@ -137,7 +137,7 @@ class MotionEncoder(nn.Module):
 
 
 class MotionDecoder(nn.Module):
-    """[batch, t, h, w, code_dim] -> [batch, 8 t, 4 h, 4 w, dim]; without positions, as published."""
+    """Decodes [batch, t, h, w, code_dim] to [batch, 8 t, 4 h, 4 w, dim], without position embeddings as published."""
 
     def __init__(self, config: MotionTokenizerConfig) -> None:
         super().__init__()
@@ -154,21 +154,21 @@ class MotionDecoder(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A strided 3x3x3 convolution; a halved axis is padded behind only."""
+    """Strided 3 x 3 x 3 convolution. A halved axis is padded at its end only."""
 
     def __init__(self, dim: int, stride: Stride) -> None:
         super().__init__()
         self.conv = nn.Conv3d(dim, dim, 3, stride)
-        # F.pad takes the last axis first
+        # F.pad counts axes from the last one
         self.padding = [side for step in reversed(stride) for side in ((0, 1) if step == 2 else (1, 1))]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, time, height, width, dim] -> the same with the strided axes halved."""
+        """Halves the strided axes of [batch, time, height, width, dim]."""
         return self.conv(F.pad(x.movedim(-1, 1), self.padding)).movedim(1, -1)
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour repetition, then a 3x3x3 convolution."""
+    """Nearest-neighbour upsampling, then a 3 x 3 x 3 convolution."""
 
     def __init__(self, dim: int, factor: Stride) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv3d(dim, dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, time, height, width, dim] -> the same with the axes multiplied by the factor."""
+        """Multiplies the axes of [batch, time, height, width, dim] by the factor."""
         x = x.movedim(-1, 1)
         for axis, times in enumerate(self.factor, start=2):
             x = x.repeat_interleave(times, dim=axis) if times > 1 else x
@@ -184,7 +184,7 @@ class Upsample(nn.Module):
 
 
 def resize_frames(motion: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic resize of every frame of [batch, 2, time, h, w], without antialiasing, in float32."""
+    """Resizes every frame of [batch, 2, time, h, w] bicubically, without antialiasing, in float32."""
     if motion.shape[-2:] == (height, width):
         return motion
     frames = motion.transpose(1, 2).flatten(0, 1).float()
@@ -200,7 +200,7 @@ def _blocks(config: MotionTokenizerConfig) -> nn.ModuleList:
 def _run_stage(blocks: nn.ModuleList, stage: int, x: Tensor) -> Tensor:
     """Runs a stage's blocks on [batch, time, height, width, dim]."""
     tokens = x.flatten(2, 3)
-    of_a_stage = len(blocks) // len(STRIDES)
-    for block in list(blocks)[stage * of_a_stage : (stage + 1) * of_a_stage]:
+    per_stage = len(blocks) // len(STRIDES)
+    for block in list(blocks)[stage * per_stage : (stage + 1) * per_stage]:
         tokens = block(tokens)
     return torch.unflatten(tokens, 2, x.shape[2:4])

@@ -1,4 +1,4 @@
-"""How the motion tokenizer is trained: to give its input back through the codebook (docs/model.md, section 3.5)."""
+"""Training of the motion tokenizer: reconstruct motion through the codebook (docs/model.md, section 3.5)."""
 
 from torch import Tensor, nn
 
@@ -8,16 +8,16 @@ from .network import MotionTokenizer
 
 
 class MotionTokenizerObjective(CodebookObjective):
-    """Squared error of the reconstruction at tokenizer scale, and commitment of the encoder to its codes.
+    """Squared error of the reconstruction at the tokenizer scale, and commitment of the encoder to its codes.
 
-    Inputs: `motion` [batch, 2, time, height, width] as `media.motion_features` makes it, and `num_frames` int64
-    [batch], the real ones among its frames. Terms, as sums: `reconstruction` over the values of real frames,
-    `commitment` over the clip's tokens.
+    Inputs: `motion` from `media.motion_features`, [batch, 2, time, height, width], and `num_frames`, the number of real
+    frames, int64 [batch]. Terms: `reconstruction`, summed over the values of real frames, and `commitment`, summed over
+    the codes.
 
     Args:
-        tokenizer: What is trained.
-        codebook: How its codebook is learned.
-        commitment: Weight of that term.
+        tokenizer: Network to train.
+        codebook: Settings of its codebook.
+        commitment: Weight of the term `commitment`.
     """
 
     tokenizer: MotionTokenizer
@@ -45,6 +45,6 @@ class MotionTokenizerObjective(CodebookObjective):
 
 
 def real_frames(motion: Tensor, num_frames: Tensor) -> Tensor:
-    """bool [batch, 1, time, 1, 1]: which frames of [batch, 2, time, height, width] are in the clip."""
+    """Returns a mask of the real frames of [batch, 2, time, height, width], bool [batch, 1, time, 1, 1]."""
     frames = num_frames.new_tensor(range(motion.shape[2]))
     return (frames < num_frames[:, None])[:, None, :, None, None]

@@ -1,7 +1,7 @@
-"""Trains a VAE of pictures, or of short videos, from nothing.
+"""Training of a VAE of pictures or short videos from scratch.
 
-Stable Diffusion's VAEs also have a perceptual and an adversarial term, which need trained networks. Without them
-pictures are smoother, which is enough where no trained VAE is at hand.
+Stable Diffusion's VAEs are also trained with a perceptual and an adversarial term, which need further networks. Without
+them pictures are smoother.
 """
 
 from typing import Any
@@ -15,15 +15,15 @@ from ..objective import Draws, Objective, Reduce
 class VAEObjective(Objective):
     """Reconstruction of pictures through a noisy bottleneck.
 
-    The terms of a sample are means: `pixels` of the squared error over its values (-1 .. 1), `edges` of the absolute
-    error of neighbouring pixels' differences, `kl` over its latent's values.
+    The terms are means per sample: `pixels`, the squared error of values from -1 to 1; `edges`, the absolute error of
+    differences between neighbouring pixels; and `kl`, the divergence of the posterior per value of the latent.
 
     Args:
-        vae: An AutoencoderKL, or an AutoencoderKLTemporalDecoder, which is given sequences.
-        part: Its name in a model folder.
-        weights: Of the terms.
-        train_encoder: False leaves the latents as they are.
-        decay: Of the running mean by which the latents' scale is measured.
+        vae: AutoencoderKL, or AutoencoderKLTemporalDecoder for sequences of pictures.
+        part: Name of its part in a model folder.
+        weights: Weights of the terms.
+        train_encoder: Whether to train the encoder too; False keeps the latents as they are.
+        decay: Decay per step of the running moments by which the scale of the latents is measured.
     """
 
     def __init__(
@@ -40,10 +40,11 @@ class VAEObjective(Objective):
         self.batch_moments: Tensor
 
     def forward(self, inputs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
-        """Sums over the samples.
+        """Returns the terms, summed over the samples.
 
         Args:
             inputs: `pictures`, uint8 [batch, 3, height, width], or [batch, time, 3, height, width] for a temporal VAE.
+            draws: Random numbers of the batch.
         """
         pictures = inputs["pictures"].float() / 127.5 - 1
         sequence = pictures.shape[1:-3]
@@ -69,7 +70,7 @@ class VAEObjective(Objective):
         self.batch_moments.zero_()
 
     def parts(self) -> dict[str, nn.Module]:
-        """The VAE. Its config is told the factor that gives latents a standard deviation of 1, as far as measured."""
+        """Returns the VAE. Its config gets the measured factor that gives latents a standard deviation of 1."""
         if self.moments[0] > 0:
             mean, square = (self.moments[1:] / self.moments[0]).tolist()
             self.vae.register_to_config(scaling_factor=(square - mean**2) ** -0.5)

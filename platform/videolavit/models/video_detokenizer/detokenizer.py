@@ -12,7 +12,16 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 from torch import Tensor
 
 from ..network import STRICT
-from ..sampling import OnStep, check_size, draw_noise, fresh, guide, to_pixels, to_signed, vae_dtype
+from ..sampling import (
+    OnStep,
+    apply_guidance,
+    check_size,
+    draw_noise,
+    prepared_scheduler,
+    to_pixels,
+    to_signed,
+    vae_dtype,
+)
 from .motion_condition import MotionConditionEncoder
 from .unet import MotionUNet
 
@@ -22,17 +31,17 @@ if TYPE_CHECKING:
 
 @settings_dataclass(frozen=True, kw_only=True, config=STRICT)
 class VideoSettings:
-    """How a clip is sampled; the defaults are the published ones.
+    """Sampling of a clip; the defaults are the published ones.
 
     Args:
-        video_steps: Denoising steps.
-        min_guidance: Guidance of the first frame.
-        max_guidance: Guidance of the last frame; it grows linearly between.
-        fps: Told to the network as it is; SVD would tell one less.
-        motion_bucket: SVD's measure of motion, told to the network.
-        noise_strength: Noise that is added to the keyframe's pixels.
-        condition_on_reference: False gives the unconditional half the keyframe too.
-        decode_chunk: Frames that the VAE decodes at a time; they see each other, so it changes the result.
+        video_steps: Number of denoising steps.
+        min_guidance: Guidance scale of the first frame.
+        max_guidance: Guidance scale of the last frame; it grows linearly in between.
+        fps: Frame rate that conditions the U-Net, in frames per second.
+        motion_bucket: Amount of motion that conditions the U-Net, on the scale of Stable Video Diffusion.
+        noise_strength: Standard deviation of the noise added to the keyframe, for pixels from -1 to 1.
+        condition_on_reference: Whether guidance weighs the keyframe too; False shows it to the unconditional half.
+        decode_chunk: Frames that the VAE decodes at a time. Frames of a chunk influence each other.
     """
 
     video_steps: int = 25
@@ -47,13 +56,13 @@ class VideoSettings:
 
 @dataclass
 class VideoDetokenizer:
-    """The parts, and what they do together.
+    """Generates the frames of clips from keyframes and motion.
 
     Args:
-        motion_encoder: Motion -> context.
-        unet: The video U-Net.
-        vae: With a temporal decoder.
-        scheduler: Never stepped itself; each sampling works on a copy.
+        motion_encoder: Motion condition encoder.
+        unet: Video U-Net.
+        vae: VAE with a temporal decoder.
+        scheduler: Configured scheduler. It is never stepped; each sampling works on a copy.
     """
 
     motion_encoder: MotionConditionEncoder
@@ -75,21 +84,22 @@ class VideoDetokenizer:
 
     @property
     def pixel_multiple(self) -> int:
-        """Sides of a video in pixels must be multiples of this."""
+        """Number, in pixels, of which the sides of a video must be multiples."""
         return self._vae_scale << (len(self.unet.config.block_out_channels) - 1)
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """Size of the latents, and of the motion, of a video. Raises ValueError for a size that does not fit."""
+        """Returns the size of a video's latents and motion. Raises ValueError for a size that does not fit."""
         check_size(height, width, self.pixel_multiple)
         return height // self._vae_scale, width // self._vae_scale
 
     @torch.no_grad()
     def encode_keyframes(self, keyframes: NDArray[np.uint8], noise: Tensor, strength: float) -> Tensor:
-        """Reference latents [batch, 4, height / 8, width / 8], without the scaling factor, as SVD has them.
+        """Encodes keyframes to latents [batch, 4, height / 8, width / 8], without the scaling factor as in SVD.
 
         Args:
-            keyframes: uint8 [batch, height, width, 3].
-            noise: [batch, 3, height, width], times the strength added to the pixels.
+            keyframes: Pictures, uint8 [batch, height, width, 3].
+            noise: Standard normal noise, [batch, 3, height, width].
+            strength: Factor of the noise, which is added to pixels from -1 to 1.
         """
         with vae_dtype(self.vae) as dtype:
             images = to_signed(keyframes).to(self.device) + strength * noise.to(self.device)
@@ -107,11 +117,13 @@ class VideoDetokenizer:
         """Denoises to latents [batch, time, 4, height / 8, width / 8].
 
         Args:
-            motion: [batch, 2, time, height / 8, width / 8] at U-Net scale.
-            reference: Latents of the keyframes, as `encode_keyframes` gives them.
-            noise: Standard normal, [batch, time, 4, height / 8, width / 8].
+            motion: Motion at the U-Net scale, [batch, 2, time, height / 8, width / 8].
+            reference: Latents of the keyframes, from `encode_keyframes`.
+            noise: Standard normal noise, [batch, time, 4, height / 8, width / 8].
+            settings: Settings of sampling.
+            on_step: Called after each step.
         """
-        scheduler = fresh(self.scheduler, settings.video_steps, self.device)
+        scheduler = prepared_scheduler(self.scheduler, settings.video_steps, self.device)
         constant, context, added = self._conditions(motion, reference, settings)
         weights = torch.linspace(settings.min_guidance, settings.max_guidance, motion.shape[2], device=self.device)
         weights = weights[:, None, None, None]
@@ -120,7 +132,7 @@ class VideoDetokenizer:
             for index, timestep in enumerate(scheduler.timesteps):
                 scaled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
                 sample = torch.cat([scaled.to(self._dtype), constant], dim=2)
-                prediction = guide(self.unet(sample, timestep, context, added).float(), weights)
+                prediction = apply_guidance(self.unet(sample, timestep, context, added).float(), weights)
                 latents = scheduler.step(prediction, timestep, latents).prev_sample
                 kept = on_step(index + 1, settings.video_steps) if on_step is not None else None
                 if kept is not None:
@@ -131,7 +143,7 @@ class VideoDetokenizer:
 
     @torch.no_grad()
     def decode(self, latents: Tensor, chunk: int) -> NDArray[np.uint8]:
-        """uint8 frames [batch, time, height, width, 3] of latents, so many frames at a time."""
+        """Decodes latents to uint8 frames [batch, time, height, width, 3], a chunk of frames at a time."""
         with vae_dtype(self.vae) as dtype:
             videos = [
                 np.concatenate(
@@ -152,11 +164,14 @@ class VideoDetokenizer:
         settings: VideoSettings,
         on_step: OnStep | None = None,
     ) -> NDArray[np.uint8]:
-        """Frames uint8 [batch, time, height, width, 3] of keyframes [batch, height, width, 3] and their motion.
+        """Generates uint8 frames [batch, time, height, width, 3] of clips.
 
         Args:
-            motion: [batch, 2, time, height / 8, width / 8] at U-Net scale.
-            generators: One a clip, for the noise of its keyframe and of its latents.
+            keyframes: Keyframes, uint8 [batch, height, width, 3].
+            motion: Motion at the U-Net scale, [batch, 2, time, height / 8, width / 8].
+            generators: One per clip, for the noise of its keyframe and latents.
+            settings: Settings of sampling.
+            on_step: Called after each step.
         """
         height, width = self.latent_size(*keyframes.shape[1:3])
         like = torch.empty(0, device=self.device)
@@ -168,7 +183,7 @@ class VideoDetokenizer:
         )
 
     def _conditions(self, motion: Tensor, reference: Tensor, settings: VideoSettings) -> tuple[Tensor, Tensor, Tensor]:
-        """Constant channels of the doubled batch, unconditional half first; context of the other half; added ids."""
+        """Returns constant channels of the doubled batch, the context of its conditional half, and added ids."""
         motion = motion.to(self._dtype)
         context = self.motion_encoder(motion)
         frames = reference.to(self._dtype)[:, None].expand(-1, motion.shape[2], -1, -1, -1)
@@ -176,13 +191,13 @@ class VideoDetokenizer:
         still = torch.zeros_like(frames) if settings.condition_on_reference else frames
         unconditional = torch.cat([still, torch.zeros_like(moving)], dim=2)
         constant = torch.cat([unconditional, torch.cat([frames, moving], dim=2)])
-        told = torch.tensor([settings.fps, settings.motion_bucket, settings.noise_strength])
-        added = told.to(self.device, self._dtype).expand(len(constant), -1)
+        added_ids = torch.tensor([settings.fps, settings.motion_bucket, settings.noise_strength])
+        added = added_ids.to(self.device, self._dtype).expand(len(constant), -1)
         return constant, context, added
 
 
 def edm_scheduler() -> EulerDiscreteScheduler:
-    """Stable Video Diffusion's: EDM's Euler steps over Karras sigmas from 700 to 0.002."""
+    """Builds Stable Video Diffusion's scheduler: EDM's Euler steps over Karras sigmas from 700 to 0.002."""
     from diffusers import EulerDiscreteScheduler
 
     return EulerDiscreteScheduler(

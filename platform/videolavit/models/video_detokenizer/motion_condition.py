@@ -1,18 +1,18 @@
-"""Motion to the context of the video U-Net (docs/model.md, section 4.3)."""
+"""Motion condition encoder: motion to the context of the video U-Net (docs/model.md, section 4.3)."""
 
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from ..layers import SpaceTimeBlock, init_weights, table
+from ..layers import SpaceTimeBlock, init_weights, learned_embedding
 from ..motion_tokenizer import resize_frames
 from ..network import STRICT, Network
 
 GRID = 16
-"""Side of the square that motion is resized to."""
+"""Side of the square map that motion is resized to."""
 
-FIRST_GAIN = 40.0
-"""Of the first weights that motion at the U-Net's scale meets. Slow things move by some hundredths there: so they begin
-as loud as the latents, and are not learned last."""
+MOTION_GAIN = 40.0
+"""Factor of the initial weights that read motion at the U-Net scale. Slow motion is a few hundredths on that scale;
+with the factor it starts as large as the latents and is learned as early."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -25,7 +25,7 @@ class MotionConditionEncoderConfig:
         depth: Blocks.
         mlp_ratio: Hidden channels of an MLP, in multiples of `dim`.
         out_channels: Channels of the context.
-        temporal_frames: Length of a learned table of frame positions; None, as published, is without one.
+        temporal_frames: Number of learned embeddings of frame positions; None, as published, for no such embeddings.
     """
 
     dim: int = 512
@@ -37,14 +37,14 @@ class MotionConditionEncoderConfig:
 
 
 class MotionConditionEncoder(Network[MotionConditionEncoderConfig]):
-    """Motion [batch, 2, time, height, width] at U-Net scale -> context [batch, time, 256, out_channels]."""
+    """Encodes motion [batch, 2, time, height, width] at the U-Net scale to context [batch, time, 256, channels]."""
 
     Config = MotionConditionEncoderConfig
 
     def __init__(self, config: MotionConditionEncoderConfig) -> None:
         super().__init__(config)
-        self.pos_embed = table(1, GRID * GRID, config.dim)
-        self.temp_pos = table(1, config.temporal_frames, config.dim) if config.temporal_frames else None
+        self.pos_embed = learned_embedding(1, GRID * GRID, config.dim)
+        self.temp_pos = learned_embedding(1, config.temporal_frames, config.dim) if config.temporal_frames else None
         self.in_proj = nn.Linear(2, config.dim)
         self.blocks = nn.ModuleList(
             SpaceTimeBlock(config.dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
@@ -52,10 +52,10 @@ class MotionConditionEncoder(Network[MotionConditionEncoderConfig]):
         self.norm = nn.LayerNorm(config.dim)
         self.out_proj = nn.Linear(config.dim, config.out_channels)
         self.apply(init_weights)
-        self.in_proj.weight.data *= FIRST_GAIN
+        self.in_proj.weight.data *= MOTION_GAIN
 
     def forward(self, motion: Tensor) -> Tensor:
-        """Raises ValueError if a temporal table is too short for the motion."""
+        """Raises ValueError if there are fewer frame positions than frames."""
         x = self.in_proj(resize_frames(motion, GRID, GRID).movedim(1, -1).flatten(2, 3)) + self.pos_embed
         if self.temp_pos is not None:
             if x.shape[1] > self.temp_pos.shape[1]:

@@ -1,4 +1,4 @@
-"""Trains the video U-Net and the motion condition encoder with the EDM objective (docs/model.md, section 4.6)."""
+"""Training of the video U-Net and the motion condition encoder (docs/model.md, section 4.6)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preconditioning:
-    """EDM's scalings of a network that predicts v, as the sampler's scheduler has them; data have a variance of 1.
+    """EDM's scalings for a network that predicts v, equal to the sampler's; data have a variance of 1.
 
-    With them the denoised latent is skip * noisy + out * network(scale * noisy, timestep).
+    The denoised latent is skip * noisy + out * network(scale * noisy, timestep).
 
     Args:
         sigma: Noise levels.
@@ -52,22 +52,23 @@ class Preconditioning:
 
     @property
     def weight(self) -> Tensor:
-        """Of the squared distance to the clean latent: 1 / out^2 makes every level count alike at the start (EDM)."""
+        """Weight of the squared error: 1 / out^2, so that all noise levels count alike at the start, as in EDM."""
         return 1 + self.sigma.square().reciprocal()
 
 
 class VideoObjective(Objective):
-    """`diffusion`: the weighted squared distance of the denoised frames to the real ones.
+    """Weighted squared error of denoised frames (`diffusion`).
 
     Args:
-        motion_encoder: Motion -> context.
-        unet: The video U-Net.
-        vae: Frozen; encodes keyframes, and frames where a batch has no latents.
-        tokenizer: Frozen; needed where `token_share` is above 0.
-        log_sigma: Mean and standard deviation of the noise levels' logarithm.
-        drop_conditions: Share of the samples that see neither keyframe nor motion, as guidance needs.
-        token_share: Share of the samples whose motion comes from its codes, as it does in generation.
-        told: What the network is told of a clip, and how much noise its keyframe gets; as in sampling.
+        motion_encoder: Motion condition encoder.
+        unet: Video U-Net.
+        vae: Frozen VAE. It encodes keyframes, and frames where a batch has no latents.
+        tokenizer: Frozen motion tokenizer; needed if `token_share` is above 0.
+        scheduler: The sampler's scheduler, which must fit the objective.
+        log_sigma: Mean and standard deviation of the noise levels' natural logarithm.
+        drop_conditions: Share of the samples without keyframe and motion, for guidance.
+        token_share: Share of the samples whose motion is decoded from its codes, as in generation.
+        sampling: Settings of sampling whose frame rate, motion bucket and noise strength condition the U-Net.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class VideoObjective(Objective):
         log_sigma: tuple[float, float],
         drop_conditions: float,
         token_share: float,
-        told: VideoSettings | None = None,
+        sampling: VideoSettings | None = None,
     ) -> None:
         super().__init__()
         check_scheduler(scheduler)
@@ -91,54 +92,55 @@ class VideoObjective(Objective):
         self.vae: Any = frozen(vae)
         self.tokenizer: MotionTokenizer | None = frozen(tokenizer) if tokenizer is not None else None
         self._log_sigma, self._drop_conditions, self._token_share = log_sigma, drop_conditions, token_share
-        self._told = told or VideoSettings()
+        self._sampling = sampling or VideoSettings()
 
     def forward(self, inputs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
-        """Sums over the samples.
+        """Returns the term, summed over the samples.
 
         Args:
             inputs: `latents`, float [batch, time, 4, h, w] without the VAE's factor, or `frames`, uint8 [batch, time,
                 height, width, 3]; `keyframes`, uint8 [batch, height, width, 3]; `motion`, float [batch, 2, time, h, w]
-                at U-Net scale; `grid`, the same as the motion tokenizer reads it, where codes are used; `num_frames`,
-                int64 [batch], of which the rest is padding.
+                at the U-Net scale; `grid`, the same motion at the tokenizer scale, if codes are used; `num_frames`,
+                the number of real frames, int64 [batch].
+            draws: Random numbers of the batch.
         """
         latents = inputs["latents"] if "latents" in inputs else encode_frames(self.vae, inputs["frames"])
         clean = latents.float() * self.vae.config.scaling_factor
         reference = self._reference(inputs["keyframes"], draws)
-        motion = self.told_motion(inputs, draws)
+        motion = self.motion_input(inputs, draws)
         kept = (draws.uniform("drop conditions") >= self._drop_conditions).to(clean.dtype)
         mean, deviation = self._log_sigma
         level = Preconditioning((mean + deviation * draws.normal("noise level")).exp())
-        noisy = clean + _of(level.sigma) * draws.normal("noise", *clean.shape[1:])
+        noisy = clean + _per_sample(level.sigma) * draws.normal("noise", *clean.shape[1:])
 
         frames = reference[:, None].expand(-1, clean.shape[1], -1, -1, -1)
-        constant = torch.cat([frames, motion.transpose(1, 2)], dim=2) * _of(kept)
+        constant = torch.cat([frames, motion.transpose(1, 2)], dim=2) * _per_sample(kept)
         context = self.motion_encoder(motion) * kept[:, None, None, None]
-        told = clean.new_tensor([self._told.fps, self._told.motion_bucket, self._told.noise_strength])
-        sample = torch.cat([_of(level.scale) * noisy, constant], dim=2).to(self.unet.unet.dtype)
-        predicted = self.unet(sample, level.timestep, context, told.expand(len(clean), -1)).float()
+        added_ids = clean.new_tensor([self._sampling.fps, self._sampling.motion_bucket, self._sampling.noise_strength])
+        sample = torch.cat([_per_sample(level.scale) * noisy, constant], dim=2).to(self.unet.unet.dtype)
+        predicted = self.unet(sample, level.timestep, context, added_ids.expand(len(clean), -1)).float()
 
-        denoised = _of(level.skip) * noisy + _of(level.out) * predicted
+        denoised = _per_sample(level.skip) * noisy + _per_sample(level.out) * predicted
         errors = (denoised - clean).square().mean((2, 3, 4)) * level.weight[:, None]
         real = torch.arange(clean.shape[1], device=clean.device) < inputs["num_frames"][:, None]
         return {"diffusion": ((errors * real).sum(1) / inputs["num_frames"]).sum()}
 
     @torch.no_grad()
     def _reference(self, keyframes: Tensor, draws: Draws) -> Tensor:
-        """Latents of the keyframes with a little noise, without the VAE's factor, as in sampling."""
+        """Encodes noised keyframes, without the VAE's factor, as in sampling."""
         signed = keyframes.permute(0, 3, 1, 2).float() / 127.5 - 1
-        noised = signed + self._told.noise_strength * draws.normal("keyframe", *signed.shape[1:])
+        noised = signed + self._sampling.noise_strength * draws.normal("keyframe", *signed.shape[1:])
         return self.vae.encode(noised.to(self.vae.dtype)).latent_dist.mode().float()
 
     @torch.no_grad()
-    def told_motion(self, inputs: dict[str, Tensor], draws: Draws) -> Tensor:
-        """The motion that the network is told."""
+    def motion_input(self, inputs: dict[str, Tensor], draws: Draws) -> Tensor:
+        """Returns the motion for the U-Net: raw, or decoded from its codes for a share of the samples."""
         motion = inputs["motion"]
         if self.tokenizer is None:
             return motion
         decoded = resize_frames(self.tokenizer.decode(self.tokenizer.encode(inputs["grid"])), *motion.shape[-2:])
         of_codes = draws.uniform("motion of codes") < self._token_share
-        return torch.where(_of(of_codes), decoded / TOKENIZER_SCALE, motion)
+        return torch.where(_per_sample(of_codes), decoded / TOKENIZER_SCALE, motion)
 
     def parts(self) -> dict[str, nn.Module]:
         return {"video_detokenizer/motion_encoder": self.motion_encoder, "video_detokenizer/unet": self.unet}
@@ -157,14 +159,14 @@ class VideoObjective(Objective):
 
 @torch.no_grad()
 def encode_frames(vae: AutoencoderKLTemporalDecoder, frames: Tensor, chunk: int = 8) -> Tensor:
-    """Latents [batch, time, 4, h, w], without the VAE's factor, of uint8 [batch, time, height, width, 3]."""
+    """Encodes uint8 frames [batch, time, height, width, 3] to [batch, time, 4, h, w], without the VAE's factor."""
     signed = frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
     latents = [vae.encode(part.to(vae.dtype)).latent_dist.mode() for part in signed.split(chunk)]
     return torch.cat(latents).unflatten(0, frames.shape[:2])
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Raises ModelError for a scheduler that samples otherwise than the network is trained."""
+    """Raises ModelError for a scheduler that does not fit the training objective."""
     config = scheduler.config
     if (config.prediction_type, config.get("timestep_type")) != ("v_prediction", "continuous"):
         raise ModelError(
@@ -174,6 +176,6 @@ def check_scheduler(scheduler: Any) -> None:
         )
 
 
-def _of(values: Tensor) -> Tensor:
-    """[batch] to be multiplied with [batch, time, channels, height, width]."""
+def _per_sample(values: Tensor) -> Tensor:
+    """Reshapes [batch] for multiplication with [batch, time, channels, height, width]."""
     return values.view(-1, 1, 1, 1, 1)

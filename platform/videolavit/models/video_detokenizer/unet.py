@@ -1,4 +1,4 @@
-"""Stable Video Diffusion's U-Net with motion as its cross-attention context (docs/model.md, section 4.4)."""
+"""Video U-Net: Stable Video Diffusion's, with motion as its cross-attention context (docs/model.md, section 4.4)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..layers import merge_heads, set_norm_groups, speed_up_temporal_convolutions, split_heads
 from ..network import STRICT, Network
-from .motion_condition import FIRST_GAIN, GRID
+from .motion_condition import GRID, MOTION_GAIN
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class MotionUNetConfig:
-    """Shape of the video U-Net; the defaults are the published ones, which are SVD's but for `in_channels`.
+    """Shape of the video U-Net; the defaults are the published ones.
 
     Args:
         block_out_channels: Channels of each level. All levels but the last have attention.
-        num_attention_heads: Heads of each level.
-        layers_per_block: Residual blocks of a level.
+        num_attention_heads: Attention heads of each level.
+        layers_per_block: Residual blocks per level.
         cross_attention_dim: Channels of the motion context.
-        addition_time_embed_dim: Channels of each of the three added ids' sinusoids.
-        norm_groups: Groups of a group normalization; a narrow network needs fewer.
+        addition_time_embed_dim: Channels of the sinusoidal embedding of each added id.
+        norm_groups: Groups of each group normalization; a narrow network needs fewer.
     """
 
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -41,18 +41,18 @@ class MotionUNetConfig:
 
 
 ADDED_IDS = 3
-"""Frames a second, motion bucket, noise strength."""
+"""Number of added ids: frames per second, motion bucket, noise strength."""
 
 IN_CHANNELS, OUT_CHANNELS, MOTION_CHANNELS = 10, 4, 2
-"""Noisy latent, reference latent and two of motion in; a latent out."""
+"""Input: a noisy latent, a reference latent and two channels of motion. Output: a latent."""
 
 
 class MotionUNet(Network[MotionUNetConfig]):
-    """The stock network; only what its cross-attention looks at is replaced.
+    """Stock U-Net of `diffusers` whose cross-attention reads motion tokens.
 
-    The spatial attention of a frame sees that frame's 256 motion tokens. The temporal attention at a place sees the
-    motion tokens of all frames at that place. One call at a time: the context lives in the attention processors
-    while it lasts.
+    The spatial attention of a frame attends to that frame's 256 motion tokens. The temporal attention at a place
+    attends to the motion tokens of all frames at that place. Calls must not overlap, because the attention processors
+    hold the context of the current one.
     """
 
     Config = MotionUNetConfig
@@ -76,7 +76,7 @@ class MotionUNet(Network[MotionUNetConfig]):
         )
         set_norm_groups(self.unet, config.norm_groups)
         speed_up_temporal_convolutions(self.unet)
-        self.unet.conv_in.weight.data[:, -MOTION_CHANNELS:] *= FIRST_GAIN
+        self.unet.conv_in.weight.data[:, -MOTION_CHANNELS:] *= MOTION_GAIN
         self._context = MotionContext()
         self.unet.set_attn_processor(
             {name: _processor(name, stock, self._context) for name, stock in self.unet.attn_processors.items()}
@@ -85,17 +85,17 @@ class MotionUNet(Network[MotionUNetConfig]):
     def forward(
         self, sample: Tensor, timestep: Tensor | float, motion_context: Tensor, added_time_ids: Tensor
     ) -> Tensor:
-        """The network's prediction [batch, time, 4, height, width].
+        """Predicts [batch, time, 4, height, width].
 
         Args:
-            sample: [batch, time, 10, height, width]: noisy latent, reference latent, motion at latent size.
-            timestep: Noise level as the scheduler gives it.
-            motion_context: [batch, time, 256, channels] of the motion condition encoder. With fewer rows it belongs to
-                the last ones of the batch, and the others are unconditional: their context counts as zeros.
-            added_time_ids: [batch, 3]: frames a second, motion bucket, noise strength.
+            sample: Noisy latent, reference latent and motion, [batch, time, 10, height, width].
+            timestep: Noise level from the scheduler.
+            motion_context: Output of the motion condition encoder, [batch, time, 256, channels]. If it has fewer rows,
+                it belongs to the last rows of the batch, and the context of the others is zeros.
+            added_time_ids: Frames per second, motion bucket and noise strength, [batch, 3].
 
         Raises:
-            ValueError: the context has other frames, not 256 tokens, or more rows than the batch.
+            ValueError: the context has another number of frames or tokens, or more rows than the batch.
         """
         expected = (sample.shape[1], GRID * GRID, self.config.cross_attention_dim)
         if motion_context.shape[1:] != expected or not 0 < len(motion_context) <= len(sample):
@@ -107,12 +107,12 @@ class MotionUNet(Network[MotionUNetConfig]):
             return self.unet(sample, timestep, unused, added_time_ids, return_dict=False)[0]
 
     def sampling(self) -> contextlib.AbstractContextManager[None]:
-        """While it lasts, keys and values of the context are kept from call to call: a sampler's steps share them."""
+        """Keeps keys and values of the context between calls while the body runs: a sampler's steps share them."""
         return self._context.remember()
 
 
 class MotionContext:
-    """The motion tokens of the call that is running, and their keys and values."""
+    """Motion tokens of the current call, and their keys and values."""
 
     def __init__(self) -> None:
         self.tokens = torch.empty(0)
@@ -125,6 +125,8 @@ class MotionContext:
         """Sets the tokens [rows, time, 256, channels] for a call on a batch.
 
         Args:
+            tokens: Motion tokens.
+            batch: Rows of the batch.
             sizes: (height, width) of each feature map by its number of places.
         """
         if self._remembered is not None and tokens is not self.tokens:
@@ -139,7 +141,7 @@ class MotionContext:
 
     @contextlib.contextmanager
     def remember(self) -> Iterator[None]:
-        """Keeps keys and values for as long as the same tokens come."""
+        """Keeps keys and values while the body runs and the tokens stay the same."""
         self._remembered = {}
         try:
             yield
@@ -147,7 +149,7 @@ class MotionContext:
             self._remembered, self.tokens = None, torch.empty(0)
 
     def keys_and_values(self, attn: Attention) -> tuple[Tensor, Tensor]:
-        """Each [rows, time, 256, channels], as a layer projects the tokens."""
+        """Returns a layer's keys and values of the tokens, each [rows, time, 256, channels]."""
         if self._remembered is None:
             return attn.to_k(self.tokens), attn.to_v(self.tokens)
         if attn not in self._remembered:
@@ -155,7 +157,7 @@ class MotionContext:
         return self._remembered[attn]
 
     def token_of_place(self, places: int) -> Tensor:
-        """Which of the 256 tokens each place of a feature map looks at: the nearest, [places]."""
+        """Returns the index of the nearest of the 256 tokens for each place of a feature map, [places]."""
         height, width = self._sizes[places]
         index = torch.arange(GRID * GRID, dtype=torch.float32, device=self.tokens.device).view(1, 1, GRID, GRID)
         if (height, width) != (GRID, GRID):
@@ -164,36 +166,36 @@ class MotionContext:
 
 
 class SpatialMotionAttention:
-    """Attention processor: the cross-attention of a frame to its own motion tokens."""
+    """Attention processor that attends from a frame to its own motion tokens."""
 
     def __init__(self, context: MotionContext) -> None:
         self._context = context
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
-        """[batch * time, places, channels] -> the same."""
+        """Attends from [batch * time, places, channels]."""
         key, value = (part.flatten(0, 1) for part in self._context.keys_and_values(attn))
         return _attend(attn, hidden_states, key, value)
 
 
 class TemporalMotionAttention:
-    """Attention processor: the cross-attention of a place to its motion tokens over time.
+    """Attention processor that attends from a place to its motion tokens over time.
 
-    Keys and values are projected once for each of the 256 tokens and then spread over the places. That is what
-    spreading the tokens first would give, with the work of 256 places at any size.
+    Keys and values are projected for the 256 tokens and then copied to the places. Copying the tokens first would give
+    the same result with more work.
     """
 
     def __init__(self, context: MotionContext) -> None:
         self._context = context
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
-        """[batch * places, time, channels] -> the same."""
+        """Attends from [batch * places, time, channels]."""
         place = self._context.token_of_place(len(hidden_states) // self._context.batch)
         key, value = (part.transpose(1, 2)[:, place].flatten(0, 1) for part in self._context.keys_and_values(attn))
         return _attend(attn, hidden_states, key, value)
 
 
 def _attend(attn: Attention, hidden_states: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Cross-attention of the last rows to keys and values; without them, as to zeros, a row has the bias alone."""
+    """Attends from the last rows to keys and values. The other rows get the output bias, as with a context of zeros."""
     rows = len(key)
     query = split_heads(attn.to_q(hidden_states[-rows:]), attn.heads)
     attended = F.scaled_dot_product_attention(query, split_heads(key, attn.heads), split_heads(value, attn.heads))

@@ -1,4 +1,4 @@
-"""Images to codes, or to continuous features."""
+"""Visual tokenizer: images to codes, or to continuous features."""
 
 from .config import VisualTokenizerConfig
 from .network import VisualTokenizer, gumbel_noise, keep_with_noise

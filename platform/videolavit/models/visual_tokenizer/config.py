@@ -10,18 +10,18 @@ class VisualTokenizerConfig:
     """Shape of the visual tokenizer; the defaults are the published ones.
 
     Args:
-        image_size: Side of the square images in pixels.
-        patch_size: Side of a patch in pixels.
+        image_size: Side of the square images, in pixels.
+        patch_size: Side of a patch, in pixels.
         width: Channels of the vision transformer, selector and merger.
         vit_layers: Blocks of the vision transformer.
-        vit_heads: Its attention heads.
-        vit_head_out: Outputs of its head, which is part of the weights and not used.
+        vit_heads: Attention heads of the vision transformer.
+        vit_head_out: Outputs of the vision transformer's head, which is in the weights and unused.
         mlp_ratio: Hidden channels of an MLP, in multiples of `width`.
         merger_layers: Blocks of the merger.
-        merger_heads: Its attention heads.
+        merger_heads: Attention heads of the merger.
         num_codes: Size of the codebook.
         code_dim: Channels of a code.
-        features_dim: Channels of the continuous features for understanding; None without them.
+        features_dim: Channels of the continuous features for understanding; None for a tokenizer without them.
     """
 
     image_size: int = 224

@@ -10,16 +10,16 @@ from .config import VisualTokenizerConfig
 from .vit import VisionTransformer
 
 KEEP = 0
-"""The selector's class for a patch that is kept."""
+"""Class of kept patches in the selector's output."""
 
 SOFTMAX_EPS = 1e-6
 
 
 class VisualTokenizer(Network[VisualTokenizerConfig]):
-    """Selects patches of an image, merges the dropped ones into the kept ones, and quantises these.
+    """Selects patches of an image, merges the dropped ones into the kept ones, and quantizes these.
 
-    A mask `keep` is bool [batch, patches]. Tokenizing is deterministic unless a generator is given: a patch is kept
-    where keeping is more likely than not. With a generator the decision is drawn, as in the published model.
+    A mask `keep` is bool [batch, patches]. Without a generator tokenizing is deterministic: a patch is kept if that is
+    the likelier decision. With one the decision is drawn, as in the published model.
     """
 
     Config = VisualTokenizerConfig
@@ -37,7 +37,7 @@ class VisualTokenizer(Network[VisualTokenizerConfig]):
         self.quantize = Quantizer(config.num_codes, config.code_dim)
 
     def patch_features(self, images: Tensor) -> Tensor:
-        """ViT features [batch, patches, width] of images [batch, 3, size, size] as `normalize_images` makes them.
+        """Computes ViT features [batch, patches, width] of images [batch, 3, size, size] from `normalize_images`.
 
         Raises:
             ValueError: the images have another shape.
@@ -48,24 +48,24 @@ class VisualTokenizer(Network[VisualTokenizerConfig]):
         return self.encoder(images)
 
     def keep_log_probs(self, features: Tensor) -> Tensor:
-        """Log-probabilities [batch, patches, 2] of keeping (class 0) and dropping a patch."""
+        """Returns log-probabilities [batch, patches, 2] of keeping (class 0) and dropping each patch."""
         return self.token_predictor(features)
 
     def choose(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The selector's mask `keep` [batch, patches]: by threshold, or drawn with the generator."""
+        """Decides which patches to keep, [batch, patches]: the likelier class, or a draw with the generator."""
         log_probs = self.keep_log_probs(features)
         if generator is None:
             return log_probs[..., KEEP] > log_probs[..., 1 - KEEP]
         return keep_with_noise(log_probs, gumbel_noise(log_probs.shape, generator).to(log_probs.device))
 
     def merge(self, features: Tensor, keep: Tensor) -> Tensor:
-        """Merged features [batch, patches, width]; those of dropped patches mean nothing."""
+        """Merges features, [batch, patches, width]; those of dropped patches are meaningless."""
         return self.causal_encoder(features, keep.bool())
 
     def encode(
         self, images: Tensor, keep: Tensor | None = None, generator: torch.Generator | None = None
     ) -> list[Tensor]:
-        """Codes of each image: int64, as many as it keeps patches, in raster order."""
+        """Encodes each image to one code per kept patch, int64, in raster order."""
         merged, keep = self._merged(images, keep, generator)
         ids = self.quantize(self.encode_task_layer(merged[keep]))
         return list(ids.split(keep.sum(1).tolist()))
@@ -73,10 +73,10 @@ class VisualTokenizer(Network[VisualTokenizerConfig]):
     def embed(
         self, images: Tensor, keep: Tensor | None = None, generator: torch.Generator | None = None
     ) -> list[Tensor]:
-        """Continuous features [n, features_dim] of each image, one a kept patch.
+        """Encodes each image to continuous features [n, features_dim], one row per kept patch.
 
         Raises:
-            ValueError: this tokenizer was made without them.
+            ValueError: this tokenizer has none.
         """
         if self.vit_proj is None:
             raise ValueError("this visual tokenizer has no continuous features: features_dim is not set in its config")
@@ -94,7 +94,7 @@ class VisualTokenizer(Network[VisualTokenizerConfig]):
 
 
 class Selector(nn.Module):
-    """Patch features [batch, patches, width] -> log-probabilities [batch, patches, 2]."""
+    """Predicts log-probabilities [batch, patches, 2] of keeping and dropping from features [batch, patches, width]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -111,9 +111,10 @@ class Selector(nn.Module):
 
 
 class Merger(nn.Module):
-    """Lets kept patches look back at kept ones, and at all dropped ones (docs/model.md, section 2.4).
+    """Merges dropped patches into kept ones (docs/model.md, section 2.4).
 
-    Every position is carried through; the dropped ones are left out behind.
+    Kept patches attend to earlier kept ones and to all dropped ones. All positions are computed; callers select the
+    kept ones.
     """
 
     def __init__(self, config: VisualTokenizerConfig) -> None:
@@ -123,12 +124,13 @@ class Merger(nn.Module):
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, features: Tensor, keep: Tensor) -> Tensor:
-        """[batch, patches, width] and a mask [batch, patches] -> [batch, patches, width].
+        """Merges features [batch, patches, width].
 
         Args:
-            keep: bool, or zeros and ones as floating-point numbers. Through these a gradient reaches what chose them,
-                from where they hide patches from later ones. It is not passed on from where they show dropped ones:
-                with none to show, the smoothing multiplies it by a million.
+            features: ViT features.
+            keep: Mask [batch, patches], bool or floating-point zeros and ones. Floating-point masks pass a gradient to
+                the selector through the causal mask. The mask of the cross-attention passes none: without a dropped
+                patch, the smoothing would multiply it by a million.
         """
         patches = features.shape[1]
         earlier = torch.ones(patches, patches, device=keep.device).tril()
@@ -144,7 +146,7 @@ class Merger(nn.Module):
 
 
 class MergerBlock(nn.Module):
-    """Masked self-attention, masked attention to the memory, MLP; pre-norm."""
+    """Pre-norm block: masked self-attention, masked attention to the memory, MLP."""
 
     def __init__(self, config: VisualTokenizerConfig) -> None:
         super().__init__()
@@ -160,27 +162,29 @@ class MergerBlock(nn.Module):
 
 
 class MaskedAttention(Attention):
-    """Self-attention under the smoothed softmax."""
+    """Self-attention with the smoothed softmax."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         return self.proj(merge_heads(smoothed_attention(*self.heads(x), mask)))
 
 
 class MaskedCrossAttention(CrossAttention):
-    """Attention to a memory under the smoothed softmax."""
+    """Cross-attention with the smoothed softmax."""
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         return self.proj(merge_heads(smoothed_attention(*self.heads(x, memory), mask)))
 
 
 def smoothed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Attention that stays defined where the mask leaves nothing: the row then averages all values.
+    """Computes attention with a smoothed softmax, which averages all values where the mask hides every column.
 
     With e = 1e-6 and N tokens, a = (exp(s - max s) m + e / N) / (sum of exp(s - max s) m + e), in float32. The maximum
     is over all columns, masked ones too.
 
     Args:
-        query, key, value: [batch, heads, tokens, channels].
+        query: Queries, [batch, heads, tokens, channels].
+        key: Keys, of the same shape.
+        value: Values, of the same shape.
         mask: Zeros and ones, broadcast to [batch, heads, tokens, tokens]; 1 is visible.
     """
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
@@ -191,12 +195,12 @@ def smoothed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) 
 
 
 def gumbel_noise(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise, float32, on the generator's device."""
+    """Draws standard Gumbel noise, float32, on the generator's device."""
     exponential = torch.empty(shape, device=generator.device).exponential_(generator=generator)
     return -exponential.log()
 
 
 def keep_with_noise(log_probs: Tensor, noise: Tensor) -> Tensor:
-    """The published draw: the likelier class once Gumbel noise is added. Bool [batch, patches]."""
+    """Returns the published decision, the likelier class after adding Gumbel noise: bool [batch, patches]."""
     noisy = log_probs + noise
     return noisy[..., KEEP] >= noisy[..., 1 - KEEP]

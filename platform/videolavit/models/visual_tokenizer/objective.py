@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
 
 class VisualTokenizerObjective(CodebookObjective):
-    """Cosine distance of reconstructed to original patch features, and how many patches are kept.
+    """Cosine distance between reconstructed and original patch features, and the share of kept patches.
 
-    First the selector, the merger and the decoder learn without quantizing, then everything learns with it; the ViT
-    stays as it is. Patches are chosen with Gumbel noise and the gradient passes straight through: to the masks of the
-    merger, and to the vectors of the kept patches, which are all that the decoder sees. The noise fades during the
-    first stage. With all of it to the end, as published, a selector may say of every patch that it is kept with
-    probability `rho`, and the tokenizer, which keeps what is likely kept, would then keep none.
+    Selector, merger and decoder are first trained without quantization, then everything but the ViT with it. Patches
+    are chosen with Gumbel noise, and the gradient passes straight through to the masks of the merger and to the vectors
+    of the kept patches, the decoder's only input. The noise fades during the first stage. With full noise to the end,
+    as published, a selector can give every patch the probability `rho`; the tokenizer here, which keeps likely patches,
+    would then keep none.
 
-    Inputs: `images` uint8 [batch, image_size, image_size, 3]. Terms, each summed over images: `reconstruction` (mean
-    cosine distance of its patches), `keep_rate` (squared difference of its share of kept patches to `rho`) and
-    `commitment` (mean over its kept patches); `kept`, its share of kept patches, is told only.
+    Inputs: `images` uint8 [batch, image_size, image_size, 3]. Terms, summed over images: `reconstruction`, the mean
+    cosine distance of the patches; `keep_rate`, the squared difference of the share of kept patches to `rho`; and
+    `commitment`, the mean over the kept patches. `kept`, the share of kept patches, is only reported.
 
     Args:
-        tokenizer: What is trained, but for its ViT.
-        decoder: Reconstructs the features: the part of the keyframe detokenizer that does. Its projections to the
-            U-Net's conditions are not trained here.
-        codebook: How the codebook is learned.
+        tokenizer: Network to train, except for its ViT.
+        decoder: Condition decoder, which reconstructs the features. Its projections to the U-Net's conditions are not
+            trained here.
+        codebook: Settings of the codebook.
         rho: Share of patches to keep.
-        keep_weight: Weight of that term.
-        commitment: Weight of that term.
+        keep_weight: Weight of the term `keep_rate`.
+        commitment: Weight of the term `commitment`.
         centre: See `feature_distance`.
     """
 
@@ -90,9 +90,9 @@ class VisualTokenizerObjective(CodebookObjective):
         }
 
     def _keep(self, features: Tensor, draws: Draws) -> Tensor:
-        """Zeros and ones [batch, patches], float32, with a gradient to the selector."""
+        """Returns a mask of zeros and ones [batch, patches], float32, with a gradient to the selector."""
         log_probs = self.tokenizer.keep_log_probs(features).float()
-        noisy = log_probs + self.codebook.before_quantizing() * draws.gumbel("selector", *log_probs.shape[1:])
+        noisy = log_probs + self.codebook.remaining_warmup() * draws.gumbel("selector", *log_probs.shape[1:])
         likely = noisy.softmax(-1)[..., KEEP]
         chosen = (noisy[..., KEEP] > noisy[..., 1 - KEEP]).float()
         return chosen + (likely - likely.detach())
@@ -108,11 +108,14 @@ class VisualTokenizerObjective(CodebookObjective):
 
 
 def feature_distance(rebuilt: Tensor, features: Tensor, centre: Tensor | None = None) -> Tensor:
-    """Cosine distance [batch] of features [batch, patches, width]: the mean of their patches', as published.
+    """Computes the cosine distance [batch] of features [batch, patches, width].
 
     Args:
-        centre: [patches, width], the mean of each place's features. What differs from it is compared as one vector a
-            picture, so that the patches which set a picture apart count most.
+        rebuilt: Reconstructed features.
+        features: Original features.
+        centre: Mean features of each place, [patches, width]. With it, differences to the mean are compared as one
+            vector per picture, so that distinctive patches count most. None for the mean distance of patches, as
+            published.
     """
     rebuilt, features = rebuilt.float(), features.float()
     if centre is None:

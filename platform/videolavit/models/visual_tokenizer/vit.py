@@ -1,25 +1,25 @@
-"""The frozen vision transformer: EVA-CLIP g/14's shape (docs/model.md, section 2.2)."""
+"""Frozen vision transformer of EVA-CLIP g/14's shape (docs/model.md, section 2.2)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import MLP, Attention, grid_positions, init_weights, table
+from ..layers import MLP, Attention, grid_positions, init_weights, learned_embedding
 from .config import VisualTokenizerConfig
 
 EPS = 1e-6
 
 
 class VisionTransformer(nn.Module):
-    """Images [batch, 3, size, size] -> patch features [batch, patches, width] of the last block.
+    """Encodes images [batch, 3, size, size] to patch features [batch, patches, width] of the last block.
 
-    The final norm and the head belong to the published weights and are not used.
+    The final norm and the head are in the published weights and unused.
     """
 
     def __init__(self, config: VisualTokenizerConfig) -> None:
         super().__init__()
-        self.cls_token = table(1, 1, config.width)
-        # It is never trained, and from a table of small random numbers its features would tell nothing of places.
+        self.cls_token = learned_embedding(1, 1, config.width)
+        # It is never trained, and with small random embeddings its features would not depend on places.
         places = grid_positions(config.num_patches, config.width)
         self.pos_embed = nn.Parameter(F.pad(places, (0, 0, 1, 0))[None])
         self.patch_embed = PatchEmbedding(config.patch_size, config.width)
@@ -37,7 +37,7 @@ class VisionTransformer(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Images -> one vector a patch, row by row."""
+    """Projects images to one vector per patch, in raster order."""
 
     def __init__(self, patch_size: int, width: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ViTBlock(nn.Module):
-    """Pre-norm attention and MLP."""
+    """Pre-norm block: attention and MLP."""
 
     def __init__(self, config: VisualTokenizerConfig) -> None:
         super().__init__()

@@ -116,7 +116,7 @@ class KeyframeDetokenizerTraining:
             batch = _batched([_resized(picture, side, (height, width)) for _, picture in load_items(shown)])
             generators = [generator_of(inputs.seed, "show", number) for number in range(len(batch["images"]))]
             codes = targets.codes(batch["images"])
-            ours = detokenizer.paint(codes, (height, width), self.show_steps, self.show_guidance, generators)
+            ours = detokenizer.generate(codes, (height, width), self.show_steps, self.show_guidance, generators)
             values = []
             for number, (left, right) in enumerate(zip(batch["pictures"].numpy(), ours, strict=True)):
                 save_picture(side_by_side(left, right), folder / f"{number:02d}.png", {})

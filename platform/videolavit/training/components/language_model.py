@@ -19,7 +19,7 @@ from videolavit.models.language_model import UnderstandingModel
 from videolavit.models.language_model.attention import ordinary_attention
 from videolavit.models.language_model.flops import Flops
 from videolavit.models.language_model.lora import LoRASettings, add_lora
-from videolavit.models.language_model.objective import Answering, NextToken
+from videolavit.models.language_model.objective import AnswerObjective, NextToken
 from videolavit.models.network import STRICT, ModelError
 from videolavit.models.objective import Draws, Objective
 from videolavit.vocabulary.sequences import Assembler, OrderSettings, TokenSample, longest_clip
@@ -235,7 +235,7 @@ def _chat(model: ModelFolder, inputs: TrainInputs, settings: LanguageModelTraini
     prefix = "" if chat.initialise_from == "language_model" else "understanding/"
     fixed = {part: model.digest(prefix + part) for part in FIXED}
     return Component(
-        objective=Answering(network, parts, settings.other_lr_scale, chat.lora.scale),
+        objective=AnswerObjective(network, parts, settings.other_lr_scale, chat.lora.scale),
         stream=sample_stream(train, inputs),
         collate=collate_chat,
         validation=validation_items(held_out, settings.validation_samples),
