@@ -91,21 +91,21 @@ def test_codes_move_to_the_mean_of_their_vectors_and_stay_unit() -> None:
     torch.testing.assert_close(quantizer.embedding.weight[others], before[others])
 
 
-def test_dead_codes_are_revived_and_told() -> None:
+def test_dead_codes_are_revived_and_reported() -> None:
     learner, quantizer = made(quantize_from=0, decay=0.6, revive_below=0.1)
     quantizer.embedding.weight.copy_(F.normalize(torch.ones(CODES, DIM) + 0.01 * torch.randn(CODES, DIM), dim=-1))
     run(learner, quantizer, range(60))
     assert learner.statistics()["codebook_revived"] > 0
     run(learner, quantizer, range(60, 80))
-    told = learner.statistics()
-    assert told["codebook_usage"] == 1.0
-    assert told["codebook_perplexity"] > 0.7 * CODES
+    statistics = learner.statistics()
+    assert statistics["codebook_usage"] == 1.0
+    assert statistics["codebook_perplexity"] > 0.7 * CODES
     assert learner.statistics() == {}
 
 
 def test_use_of_codes() -> None:
-    told = use_of_codes(torch.tensor([2.0, 2.0, 0.0, 0.0]))
-    assert told == {"codebook_usage": 0.5, "codebook_perplexity": pytest.approx(2.0)}
+    statistics = use_of_codes(torch.tensor([2.0, 2.0, 0.0, 0.0]))
+    assert statistics == {"codebook_usage": 0.5, "codebook_perplexity": pytest.approx(2.0)}
 
 
 def test_evaluation_teaches_nothing() -> None:

@@ -39,5 +39,5 @@ def test_the_video_unet_sees_motion_as_well_as_latents() -> None:
     assert share_of(unet.conv_in(motion) - bias, unet.conv_in(latents) - bias) > 0.5
     encoder = TINY.load("video_detokenizer/motion_encoder")
     moving = noise(2, 2, 24, 12, 18) * torch.tensor([0.05, 0.0]).view(2, 1, 1, 1, 1)
-    told, still = encoder(moving)
-    assert share_of(told - still, told) > 0.2
+    moved, still = encoder(moving)
+    assert share_of(moved - still, moved) > 0.2

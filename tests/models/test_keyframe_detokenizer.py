@@ -64,17 +64,17 @@ def picked(both: Conditions, index: int) -> Conditions:
 def test_pictures_in_a_batch_are_as_alone(detokenizer: KeyframeDetokenizer) -> None:
     both = conditions(detokenizer)
 
-    def make(told: Conditions, *seeds: int) -> torch.Tensor:
+    def make(condition: Conditions, *seeds: int) -> torch.Tensor:
         own = generators(*seeds)
-        return detokenizer.sample(told, detokenizer.noise(*SIZE, NUM_STEPS, own), NUM_STEPS, 3.0, own)
+        return detokenizer.sample(condition, detokenizer.noise(*SIZE, NUM_STEPS, own), NUM_STEPS, 3.0, own)
 
-    together = make(both, 8, 9)
-    assert together.shape == (2, *LATENT)
+    batched = make(both, 8, 9)
+    assert batched.shape == (2, *LATENT)
     for index, seed in enumerate((8, 9)):
         alone = make(picked(both, index), seed)
-        torch.testing.assert_close(alone[0], together[index], atol=1e-3, rtol=1e-3)
-    assert (make(both, 8, 10)[1] - together[1]).abs().mean() > 0.1
-    pictures = detokenizer.decode(together)
+        torch.testing.assert_close(alone[0], batched[index], atol=1e-3, rtol=1e-3)
+    assert (make(both, 8, 10)[1] - batched[1]).abs().mean() > 0.1
+    pictures = detokenizer.decode(batched)
     assert pictures.shape == (2, *SIZE, 3)
     assert pictures.dtype == np.uint8
 
@@ -126,12 +126,12 @@ def test_rates_that_leave_nothing_or_all(detokenizer: KeyframeDetokenizer, rate:
 def test_inversion_is_undone_by_sampling() -> None:
     """Deterministic steps towards noise and back end near the start: nearer, the more steps there are."""
     detokenizer = detokenizer_with(ddim_scheduler())
-    latents, told = noise(2, *LATENT), conditions(detokenizer)
+    latents, condition = noise(2, *LATENT), conditions(detokenizer)
 
     def apart(steps: int) -> float:
-        start = detokenizer.inverted_start(latents, told, 0.6, steps)
+        start = detokenizer.inverted_start(latents, condition, 0.6, steps)
         assert (start.latents - latents).abs().mean() > 0.2
-        back = detokenizer.sample(told, start, steps, guidance=1.0)
+        back = detokenizer.sample(condition, start, steps, guidance=1.0)
         return float((back - latents).norm() / latents.norm())
 
     coarse, fine = apart(20), apart(120)
@@ -142,28 +142,28 @@ def test_inversion_is_undone_by_sampling() -> None:
 def test_a_start_keeps_to_its_picture(detokenizer: KeyframeDetokenizer) -> None:
     """The later in the schedule a sampling starts, the nearer it ends to the picture that it starts from."""
     latents, drawn = noise(2, *LATENT), noise(2, *LATENT, seed=1)
-    told = conditions(detokenizer)
+    condition = conditions(detokenizer)
     apart = []
     for rate in (0.5, 0.9):
         start = detokenizer.noised_start(latents, drawn, rate, 20)
-        end = detokenizer.sample(told, start, 20, 1.0, generators(1, 2))
+        end = detokenizer.sample(condition, start, 20, 1.0, generators(1, 2))
         apart.append(float((end - latents).norm() / latents.norm()))
     assert apart[1] < apart[0]
 
 
 def test_schedulers_are_not_shared(detokenizer: KeyframeDetokenizer) -> None:
     """Samplings of different lengths in turns, as requests make them."""
-    told = conditions(detokenizer)
+    condition = conditions(detokenizer)
     start = detokenizer.noise(*SIZE, NUM_STEPS, generators(1, 2))
-    first = detokenizer.sample(told, start, NUM_STEPS, 2.0, generators(1, 2))
+    first = detokenizer.sample(condition, start, NUM_STEPS, 2.0, generators(1, 2))
     steps = []
 
     def interrupt(done: int, total: int) -> None:
         other = detokenizer.noise(*SIZE, 3, generators(3, 4))
-        detokenizer.sample(told, other, 3, 2.0, generators(3, 4))
+        detokenizer.sample(condition, other, 3, 2.0, generators(3, 4))
         steps.append(done)
 
-    again = detokenizer.sample(told, start, NUM_STEPS, 2.0, generators(1, 2), interrupt)
+    again = detokenizer.sample(condition, start, NUM_STEPS, 2.0, generators(1, 2), interrupt)
     assert steps == [1, 2, 3, 4, 5, 6]
     assert again.equal(first)
 
@@ -183,10 +183,10 @@ def test_sizes_that_do_not_fit(detokenizer: KeyframeDetokenizer, height: int, wi
 
 def test_the_step_of_a_start_is_where_sampling_goes_on() -> None:
     detokenizer = detokenizer_with(ddim_scheduler())
-    told = []
+    reports = []
     start = Start(noise(2, *LATENT), 4)
     detokenizer.sample(
-        conditions(detokenizer), start, NUM_STEPS, 1.0, on_step=lambda done, total: told.append((done, total))
+        conditions(detokenizer), start, NUM_STEPS, 1.0, on_step=lambda done, total: reports.append((done, total))
     )
-    assert told == [(1, 2), (2, 2)]
+    assert reports == [(1, 2), (2, 2)]
     assert isinstance(detokenizer.scheduler, DDIMScheduler)

@@ -69,8 +69,8 @@ def test_a_place_sees_the_motion_there_over_time(size: tuple[int, int]) -> None:
     with context.use(tokens, 2, {height * width: size}):
         got = TemporalMotionAttention(context)(attention, hidden)
     grid = tokens.transpose(2, 3).flatten(0, 1).unflatten(2, (16, 16))
-    spread = F.interpolate(grid, scale_factor=(height / 16, width / 16), mode="nearest").flatten(2)
-    series = spread.unflatten(0, (2, FRAMES)).permute(0, 3, 1, 2).flatten(0, 1)
+    copied = F.interpolate(grid, scale_factor=(height / 16, width / 16), mode="nearest").flatten(2)
+    series = copied.unflatten(0, (2, FRAMES)).permute(0, 3, 1, 2).flatten(0, 1)
     torch.testing.assert_close(got, AttnProcessor2_0()(attention, hidden, series), atol=1e-5, rtol=1e-4)
 
 
@@ -120,23 +120,23 @@ def test_convolutions_over_time_are_those_of_the_library(network: str, detokeniz
 
 def test_clips_in_a_batch_are_as_alone(detokenizer: VideoDetokenizer) -> None:
     motion, pictures = noise(2, 2, FRAMES, 8, 16), keyframes(2)
-    together = detokenizer.generate(pictures, motion, generators(3, 4), SETTINGS)
-    assert together.shape == (2, FRAMES, 16, 32, 3)
-    assert together.std() > 10
+    batched = detokenizer.generate(pictures, motion, generators(3, 4), SETTINGS)
+    assert batched.shape == (2, FRAMES, 16, 32, 3)
+    assert batched.std() > 10
     for index, seed in enumerate((3, 4)):
         one = slice(index, index + 1)
         alone = detokenizer.generate(pictures[one], motion[one], generators(seed), SETTINGS)[0]
-        assert np.abs(alone.astype(int) - together[index]).max() <= 1
+        assert np.abs(alone.astype(int) - batched[index]).max() <= 1
 
 
 def test_a_clip_that_is_left_out_changes_nothing_for_the_others(detokenizer: VideoDetokenizer) -> None:
     motion, pictures = noise(3, 2, FRAMES, 8, 16), keyframes(3)
-    together = detokenizer.generate(pictures, motion, generators(3, 4, 5), SETTINGS)
+    batched = detokenizer.generate(pictures, motion, generators(3, 4, 5), SETTINGS)
     left = detokenizer.generate(
         pictures, motion, generators(3, 4, 5), SETTINGS, lambda done, total: [0, 2] if done == 1 else None
     )
     assert left.shape == (2, FRAMES, 16, 32, 3)
-    assert np.abs(left.astype(int) - together[[0, 2]]).max() <= 1
+    assert np.abs(left.astype(int) - batched[[0, 2]]).max() <= 1
 
 
 def test_the_generator_decides(detokenizer: VideoDetokenizer) -> None:
@@ -160,16 +160,16 @@ def test_motion_and_keyframe_show(detokenizer: VideoDetokenizer) -> None:
 
 
 def test_steps_are_told_and_may_be_stopped(detokenizer: VideoDetokenizer) -> None:
-    told = []
+    reports = []
 
-    def tell(done: int, total: int) -> None:
-        told.append((done, total))
+    def report(done: int, total: int) -> None:
+        reports.append((done, total))
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        detokenizer.generate(keyframes(1), noise(1, 2, FRAMES, 8, 16), generators(0), SETTINGS, tell)
-    assert told == [(1, 3), (2, 3)]
+        detokenizer.generate(keyframes(1), noise(1, 2, FRAMES, 8, 16), generators(0), SETTINGS, report)
+    assert reports == [(1, 3), (2, 3)]
 
 
 @pytest.mark.parametrize(("height", "width"), [(18, 32), (0, 32), (16, -4), (2, 32)])
