@@ -1,6 +1,5 @@
 """Listing of inputs: sources in Arrow batches of bounded size. Tables are opened; videos, images and texts are not."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from .kinds import KINDS, Kind
 from .kinds.manifest import join_captions, repeated_addresses
 from .rows import extra_fields, keys
 from .schema import EXTRA_PREFIX, SOURCES
-from .storage import Folder, StorageError, StorageSettings
+from .storage import StorageSettings
 from .tables import BATCH_ROWS, Table, open_table
 
 __all__ = ["InputError", "Listing"]
@@ -99,19 +98,16 @@ class Listing:
 
     def _named(self, url: str, action: str) -> Iterator[_Files | _Rows]:
         """Files and tables that an input names."""
-        if self._takes(KINDS["clips"]) and _is_clip_run(url, self._storage):
-            if not self._settings.may_be("video"):
-                raise InputError(
-                    f"{url} is a run of clips; it goes with --modality auto or video, not {self._settings.modality}"
-                )
-            run = Folder(url, self._storage)
-            yield _Files(KINDS["clips"], [f"{run.url}/clips/{name}" for name in run.names("clips", ".parquet")])
-            return
+        for kind in filter(self._takes, KINDS.values()):
+            addresses = kind.list_folder(url, self._settings, self._storage)
+            if addresses is not None:
+                yield _Files(kind, addresses)
+                return
         found = find_files(url, self._storage)
         media, tables = self._chosen(url, found)
         if not media and not tables:
             hint = "name a folder, glob, manifest or tar"
-            if self._takes(KINDS["text"]):
+            if any(kind.modality == "text" for kind in filter(self._takes, KINDS.values())):
                 hint = "name a folder, glob, table, tar or run; --modality text takes .txt files in a folder"
             raise InputError(f"nothing to {action} in {url}; {hint}")
         neighbours = frozenset(address for _, address in found.files if suffix_of(address) in TEXT_SUFFIXES)
@@ -227,19 +223,3 @@ def rebatched(batches: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
 def _distinct(batches: list[pa.Table]) -> pa.Table:
     table = pa.concat_tables(batches)
     return without_repeats(table, keys(table))
-
-
-def _is_clip_run(url: str, storage: StorageSettings) -> bool:
-    """True for a folder that `videolavit decompose` made.
-
-    Raises:
-        InputError: it is a run of another kind.
-    """
-    try:
-        found = Folder(url, storage).read("run.json")
-        identity = json.loads(found)["identity"] if found else None
-    except (ValueError, KeyError, TypeError, StorageError):
-        return False
-    if identity and identity.get("kind", "clips") != "clips":
-        raise InputError(f"{url} is a run of {identity['kind']}, which cannot be tokenized")
-    return identity is not None

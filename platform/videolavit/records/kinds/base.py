@@ -70,6 +70,14 @@ class Kind(ABC):
         """True if a file of this name is of this kind."""
         return False
 
+    def list_folder(self, url: str, settings: InputSettings, storage: StorageSettings) -> Sequence[str] | None:
+        """Addresses of the files of a folder that is of this kind as a whole, such as a run; None for any other.
+
+        Raises:
+            InputError: the folder is of this kind, and cannot be used.
+        """
+        return None
+
     def takes_table(self, table: Table, settings: InputSettings) -> bool:
         """True if the rows of a table are of this kind."""
         return False

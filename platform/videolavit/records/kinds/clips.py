@@ -1,6 +1,7 @@
 """Shards of clips that `videolavit decompose` made."""
 
 import functools
+import json
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from ..prepare import NothingInside
 from ..rows import PlanRow, Source, VideoSample, plan_rows_to
 from ..samples import SampleSettings
 from ..schema import EXTRA_PREFIX, RESERVED
-from ..storage import StorageSettings, open_source
+from ..storage import Folder, StorageError, StorageSettings, open_source
 from ..table_reader import SourceChanged, TableReader
 from ..tables import Table
 from .base import UNREAD_COST, Kind, PlanSettings
@@ -35,8 +36,24 @@ class ClipShard(Kind):
     modality = "video"
     lists_rows = False
 
+    def list_folder(self, url: str, settings: InputSettings, storage: StorageSettings) -> Sequence[str] | None:
+        """Shards of a run of `videolavit decompose`."""
+        try:
+            run = Folder(url, storage)
+            found = run.read("run.json")
+            made = json.loads(found)["identity"].get("kind", self.name) if found else None
+        except (ValueError, KeyError, TypeError, AttributeError, StorageError):
+            return None
+        if made is None:
+            return None
+        if made != self.name:
+            raise InputError(f"{url} is a run of {made}, which cannot be tokenized")
+        if not settings.may_be("video"):
+            raise InputError(f"{url} is a run of clips; it goes with --modality auto or video, not {settings.modality}")
+        return [f"{run.url}/{self.name}/{name}" for name in run.names(self.name, ".parquet")]
+
     def takes_table(self, table: Table, settings: InputSettings) -> bool:
-        if table.made_by == "clips":
+        if table.made_by == self.name:
             if not settings.may_be("video"):
                 raise InputError(
                     f"{table.url} is a clip shard; it goes with --modality auto or video, not {settings.modality}"
