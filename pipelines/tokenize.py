@@ -165,7 +165,7 @@ class Tokenization(Pipeline):
 
     @cached_property
     def task(self) -> TokenizeTask:
-        """What decides how a shard is made. Looks at the cluster, so that Ray must be there."""
+        """Settings that decide how a shard is made. Asks the cluster for GPUs, so that Ray must be connected."""
         request, tokenizers = self.request, self.tokenizers
         share = request.encoders.gpu_fraction
         return TokenizeTask(
