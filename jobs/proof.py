@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from videolavit.files import write_beside
+from videolavit.progress import Progress
 
 from .common import JobParser, console, fail, pick
 
@@ -168,10 +169,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.corpus:
         _compare(output)
         return
-    from .proof_results import measure, write_report  # torch takes seconds
+    from pipelines.proof_results import measure, write_report  # torch takes seconds
 
-    with stages.timed("measuring"):
-        results = measure(output, sizes.prompts)
+    with stages.timed("measuring"), console.status("measuring") as status:
+        results = measure(output, sizes.prompts, lambda progress: status.update(_line(progress)))
     report = write_report(output, results, {"all": stages.total} | stages.minutes)
     _print(results, stages.total)
     Console(highlight=False).print(str(report), soft_wrap=True)
@@ -189,7 +190,7 @@ def _take_corpus(corpus: Path, output: Path, stages: Stages) -> None:
 
 
 def _compare(output: Path) -> None:
-    from .proof_corpus import compare  # torch takes seconds
+    from pipelines.proof_corpus import compare  # torch takes seconds
 
     results = compare(output)
     table = Table("PSNR, dB", "caption", title=f"overfitting check, loss {results['loss']:.3g}")
@@ -294,6 +295,10 @@ def _train(
     common = ("--config", recipe, "--model", model, "--output", folder, *own)
     stages.run(name or component, "train", component, *common)
     return folder / "model"
+
+
+def _line(progress: Progress) -> str:
+    return progress.message or f"{progress.stage}: {progress.done:g} of {progress.total:g}"
 
 
 def _print(results: dict[str, Any], minutes: float) -> None:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import proof, proof_corpus
+from jobs import proof
 from jobs.proof import StageFailed, Stages
+from pipelines import proof_corpus
 from tests.conftest import moving_texture
 from tests.training.test_sources import write_run
 from videolavit.generation.settings import GenerateSettings

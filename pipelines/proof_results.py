@@ -23,6 +23,7 @@ from videolavit.media import contact_sheet, motion_features
 from videolavit.media.quality import explained_variance, psnr
 from videolavit.media.resize import resize_picture
 from videolavit.models.folder import ModelFolder
+from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.records.pictures import decode_image
 from videolavit.records.report import REPORT, render_page
 from videolavit.records.shards import TOKENS, Ledger
@@ -31,13 +32,11 @@ from videolavit.records.token_report import sampled_statistics
 from videolavit.training.metrics import CURVES, read_metrics
 from videolavit.training.sources import ClipSample, clip_sources
 
-from .common import console
-
 RESULTS, SHEET = "results.json", "generated.png"
 CLEARLY = 0.05
 """Nats by which a motion token must be less surprising behind its own caption than behind another one."""
 
-QUESTIONED, REBUILT = 100, 100
+QUESTIONED, RECONSTRUCTED = 100, 100
 GENERATION = GenerateSettings(
     temperature=0.5,
     top_k=50,
@@ -48,11 +47,11 @@ GENERATION = GenerateSettings(
     keyframe_guidance=3.0,
     video_steps=12,
 )
-"""How the proof's videos are generated. Temperature and guidance were chosen by the colour of keyframes for held-out
-captions, after a first look at two hundred of them on the second hundred; the first hundred are the measured ones."""
+"""Settings of generation. Temperature and guidance were chosen by the colour of keyframes for held-out captions, after
+a first look at two hundred of them on the second hundred; the first hundred are measured."""
 
-REPAINTING = replace(GENERATION, keyframe_guidance=1.0)
-"""How pictures are painted that are compared with their originals: guidance makes them clearer, and less alike."""
+RECONSTRUCTION = replace(GENERATION, keyframe_guidance=1.0)
+"""Settings of reconstructions that are compared with their originals: guidance makes them clearer, and less alike."""
 
 RUNS = (
     "keyframe-vae",
@@ -66,18 +65,24 @@ RUNS = (
 )
 
 
-def measure(output: Path, prompts: int) -> dict[str, Any]:
-    """Measures the trained model, or reads what was measured before."""
+def measure(output: Path, prompts: int, on_progress: OnProgress = ignore_progress) -> dict[str, Any]:
+    """Measures the trained model, or reads an earlier measurement.
+
+    Args:
+        output: Folder of the proof.
+        prompts: Held-out captions from which videos are generated.
+        on_progress: Receives the progress of generation and questions.
+    """
     file = output / RESULTS
     if file.exists():
         results: dict[str, Any] = json.loads(file.read_text())
         return results
     runtime = Runtime(ModelFolder(output / "model"))
     criteria = [
-        *_of_generation(output, runtime, prompts),
+        *_of_generation(output, runtime, prompts, on_progress),
         *_of_reconstruction(output, runtime),
         *_of_language(output),
-        *_of_understanding(output, runtime),
+        *_of_understanding(output, runtime, on_progress),
     ]
     results = {"criteria": criteria}
     file.write_text(json.dumps(results, indent=2) + "\n")
@@ -88,32 +93,26 @@ def _criterion(name: str, value: float, least: float) -> dict[str, Any]:
     return {"name": name, "value": float(value), "goal": f"at least {least:g}", "reached": bool(value >= least)}
 
 
-def _of_generation(output: Path, runtime: Runtime, prompts: int) -> list[dict[str, Any]]:
+def _of_generation(output: Path, runtime: Runtime, prompts: int, on_progress: OnProgress) -> list[dict[str, Any]]:
     rows = _manifest(output / "held-out")[:prompts]
-    with console.status("generating from held-out captions") as status:
-        made = evaluate_generation(
-            runtime,
-            rows,
-            GENERATION,
-            lambda progress: status.update(f"generated {progress.done:g} of {len(rows)} held-out captions"),
-        )
+    videos = evaluate_generation(runtime, rows, GENERATION, on_progress)
     cells = [
-        (np.concatenate([one.frames[0], one.frames[len(one.frames) // 2], one.frames[-1]], axis=1), _seen(one))
-        for one in made[:24]
+        (np.concatenate([one.frames[0], one.frames[len(one.frames) // 2], one.frames[-1]], axis=1), _caption(one))
+        for one in videos[:24]
     ]
     save_sheet(output / SHEET, cells)
     return [
-        _criterion("direction of generated motion", float(np.mean([one.direction_is_right for one in made])), 0.8),
-        _criterion("colour of the generated object", float(np.mean([one.colour_is_right for one in made])), 0.8),
+        _criterion("direction of generated motion", float(np.mean([one.direction_is_right for one in videos])), 0.8),
+        _criterion("colour of the generated object", float(np.mean([one.colour_is_right for one in videos])), 0.8),
     ]
 
 
-def _seen(one: EvaluatedVideo) -> str:
+def _caption(one: EvaluatedVideo) -> str:
     return f"{one.row['text']}: seen {one.colour}, {one.direction or 'still'}"
 
 
 def _of_reconstruction(output: Path, runtime: Runtime) -> list[dict[str, Any]]:
-    clips = _held_out_clips(output)[:REBUILT]
+    clips = _held_out_clips(output)[:RECONSTRUCTED]
     config = runtime.model.config("motion_tokenizer")
     size = (config.grid_height, config.grid_width)
     motion = np.stack([motion_features(one.motion, one.width, one.height, size) for one in clips])
@@ -122,8 +121,8 @@ def _of_reconstruction(output: Path, runtime: Runtime) -> list[dict[str, Any]]:
     originals = [
         resize_picture(decode_image(one.keyframe), sizes.keyframe_height, sizes.keyframe_width) for one in clips
     ]
-    painted = reconstruct_keyframes(runtime, originals, REPAINTING)
-    pairs = list(zip(originals, painted, strict=True))
+    reconstructed = reconstruct_keyframes(runtime, originals, RECONSTRUCTION)
+    pairs = list(zip(originals, reconstructed, strict=True))
     save_sheet(output / "keyframes.png", [(side_by_side(*pair), f"{psnr(*pair):.1f} dB") for pair in pairs[:24]])
     folder = Folder(str(output / "held-out-tokens"), StorageSettings())
     usage = sampled_statistics(folder, sorted(Ledger(folder, TOKENS).committed()))[0].usage
@@ -146,11 +145,11 @@ def _of_language(output: Path) -> list[dict[str, Any]]:
     return [*falling, _criterion("nats a motion token gains from its own caption", other - own, CLEARLY)]
 
 
-def _of_understanding(output: Path, runtime: Runtime) -> list[dict[str, Any]]:
+def _of_understanding(output: Path, runtime: Runtime, on_progress: OnProgress) -> list[dict[str, Any]]:
     rows = _manifest(output / "held-out")[:QUESTIONED]
-    with console.status("asking about held-out videos"):
-        told = ask_directions(runtime, [str(output / "held-out" / row["video"]) for row in rows])
-    right = [answer == row["shapes"][0]["direction"] for answer, row in zip(told, rows, strict=True)]
+    on_progress(Progress("questions", total=len(rows), message="asking about held-out videos"))
+    answers = ask_directions(runtime, [str(output / "held-out" / row["video"]) for row in rows])
+    right = [answer == row["shapes"][0]["direction"] for answer, row in zip(answers, rows, strict=True)]
     return [_criterion("answers to which direction it moves", float(np.mean(right)), 0.8)]
 
 
@@ -164,7 +163,7 @@ def _held_out_clips(output: Path) -> list[ClipSample]:
 
 
 def save_sheet(file: Path, cells: Sequence[tuple[NDArray[np.uint8], str]]) -> None:
-    """Writes captioned pictures as one."""
+    """Writes captioned pictures as one picture."""
     from PIL import Image
 
     Image.fromarray(contact_sheet(cells, columns=3, cell_width=420)).save(file)

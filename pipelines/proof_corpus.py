@@ -1,4 +1,4 @@
-"""The overfitting check: what the trained model makes of the captions it was trained on, beside their own videos."""
+"""Overfitting check: videos generated from the captions of the training set, beside the videos of these captions."""
 
 import json
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ from .proof_results import GENERATION, RESULTS, RUNS, save_sheet
 
 SHEET = "side-by-side.png"
 
-RECALLING = replace(GENERATION, temperature=0.0, visual_guidance=1.0, motion_guidance=1.0)
-"""How the videos are generated: what was learned by heart is what is most probable, so nothing is drawn, and guidance,
-which exaggerates what a caption has over none, only leads away."""
+RECALL = replace(GENERATION, temperature=0.0, visual_guidance=1.0, motion_guidance=1.0)
+"""Settings of generation. A memorised video is the most probable one, so sampling is greedy. Guidance would lead away
+from it."""
 
 Frames = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
-class Recalled:
-    """A caption's own clip, and what the model makes of the caption.
+class RecalledVideo:
+    """Clip of a caption, and the frames that the model generates from the caption.
 
     Args:
         original, ours: uint8 [time, height, width, 3].
@@ -53,9 +53,9 @@ def compare(output: Path) -> dict[str, Any]:
     """Generates a clip for each caption, and writes the results, the side-by-side sheet and the page."""
     model = ModelFolder(output / "model")
     videos = _clips_of_captions(output / "train-clips")
-    made = _generated(Runtime(model), list(videos))
+    generated = _generated(Runtime(model), list(videos))
     recalled = [
-        _closest(caption, clips, ours, model) for (caption, clips), ours in zip(videos.items(), made, strict=True)
+        _closest(caption, clips, ours, model) for (caption, clips), ours in zip(videos.items(), generated, strict=True)
     ]
     loss = read_metrics(output / "language-model")["loss"][-1][1]
     results = {
@@ -81,22 +81,22 @@ def _clips_of_captions(run: Path) -> dict[str, list[ClipSample]]:
 
 
 def _generated(runtime: Runtime, captions: Sequence[str]) -> list[Frames]:
-    made: list[Frames] = []
+    videos: list[Frames] = []
     for start in range(0, len(captions), BATCH_SIZE):
         prompts = [Prompt((caption,), seed) for seed, caption in enumerate(captions[start : start + BATCH_SIZE], start)]
-        made += [video.frames for video in generate_videos(runtime, prompts, 1, RECALLING)]
-    return made
+        videos += [video.frames for video in generate_videos(runtime, prompts, 1, RECALL)]
+    return videos
 
 
-def _closest(caption: str, clips: Sequence[ClipSample], ours: Frames, model: ModelFolder) -> Recalled:
-    """Beside the clip of its video that it is closest to: a caption tells of all of them."""
+def _closest(caption: str, clips: Sequence[ClipSample], ours: Frames, model: ModelFolder) -> RecalledVideo:
+    """Pairs generated frames with the closest clip of the caption's video: a caption describes all of them."""
     size = (model.sizes.video_height, model.sizes.video_width)
     originals = [decode_clip_frames(clip, size, StorageSettings()).frames for clip in clips]
-    return max((Recalled(caption, one, ours[: len(one)]) for one in originals), key=lambda recalled: recalled.psnr)
+    return max((RecalledVideo(caption, one, ours[: len(one)]) for one in originals), key=lambda recalled: recalled.psnr)
 
 
-def _pair(one: Recalled) -> Frames:
-    """First, middle and last frame: the original's above those that were made."""
+def _pair(one: RecalledVideo) -> Frames:
+    """First, middle and last frame of the original, above those that were generated."""
     places = [0, len(one.original) // 2, -1]
     return np.concatenate([np.concatenate(list(video[places]), axis=1) for video in (one.original, one.ours)])
 
