@@ -191,7 +191,7 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError):
             files = None
         if files is None:
-            return "its manifest cannot be read"  # the same on every rank
+            return "its manifest cannot be read"  # equal on every rank
         wrong = [
             name
             for name, expected in files[self._ranks.rank :: self._ranks.world]

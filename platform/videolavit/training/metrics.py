@@ -263,7 +263,7 @@ def draw_curves(folder: Path) -> Path | None:
     Returns:
         Path of the picture; None if no metric was measured more than once.
     """
-    from matplotlib.figure import Figure  # its import takes half a second
+    from matplotlib.figure import Figure  # importing it takes half a second
 
     found = read_metrics(folder)
     names = [name for name in found if not name.startswith(("validation/", "samples/", *_HIDDEN))]

@@ -142,7 +142,7 @@ def save_model(
                 if part.endswith("language_model"):
                     base.text_tokenizer(part).save_pretrained(unfinished / part)
     finally:
-        for left in target.parent.glob(f".{target.name}.*"):  # of killed runs
+        for left in target.parent.glob(f".{target.name}.*"):  # files of killed runs
             shutil.rmtree(left, ignore_errors=True)
 
 

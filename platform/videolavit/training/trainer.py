@@ -75,8 +75,8 @@ class Trainer:
         self.metrics: dict[str, float] = {}
         self._on_progress = on_progress if ranks.is_first else ignore_progress
         self._on_save, self._remote_loader = on_save, remote_loader
-        self._tokens: Counter[str] = Counter()  # of all ranks
-        self._new_tokens: Counter[str] = Counter()  # of this rank, not added to those of all ranks yet
+        self._tokens: Counter[str] = Counter()  # sums of all ranks
+        self._new_tokens: Counter[str] = Counter()  # sums of this rank, not added to those of all ranks yet
         self._skipped_steps = 0
         self._batch = settings.batch
         if settings.batch_tokens is not None:
