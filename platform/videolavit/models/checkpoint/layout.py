@@ -40,8 +40,8 @@ class PublishedFile:
         rules: Rules for its tensors; the first whose published prefix fits applies.
         stems: Other accepted stems.
         suffix: Suffix of the published file.
-        is_fallback: Whether it is read only for parts that no other file has.
-        is_sharded: Whether it is published in shards.
+        is_fallback: True if the file is read only for parts that no other file has.
+        is_sharded: True if the file is published in shards.
     """
 
     folder: str

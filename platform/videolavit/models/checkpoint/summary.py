@@ -32,7 +32,7 @@ class CheckpointSummary:
 
     Args:
         folder: Folder that was written.
-        parts: Its parts.
+        parts: Parts of the folder.
         remarks: Lines for the user: files and tensors that were not used, and why.
     """
 

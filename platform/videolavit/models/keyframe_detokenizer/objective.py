@@ -35,7 +35,7 @@ class PictureTargets(nn.Module):
 
         Args:
             images: Pictures at the tokenizer's size, uint8 [batch, size, size, 3].
-            pictures: The same pictures at the detokenizer's size, uint8 [batch, height, width, 3].
+            pictures: Pictures at the detokenizer's size, uint8 [batch, height, width, 3].
         """
         codes, features = self._tokenized(images)
         signed = pictures.to(self.vae.device).permute(0, 3, 1, 2).float() / 127.5 - 1
