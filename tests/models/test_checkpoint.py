@@ -34,7 +34,7 @@ DTYPES = {
     "understanding/visual_tokenizer": BF16,
     "understanding/motion_tokenizer": BF16,
 }
-"""Of the made folder, where they are not float32."""
+"""Data types in the generated folder that are not float32."""
 
 WEIGHTS = [part for part in PARTS if not part.endswith("scheduler")]
 VIDEO_UNET = "video_detokenizer/unet/diffusion_pytorch_model.bin"
@@ -87,7 +87,7 @@ def replace(file: Path, content: Any) -> None:
 
 
 def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
-    """The same names, types and bits."""
+    """Compares names, types and bits."""
     return ours.keys() == theirs.keys() and all(
         ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]) for name in ours
     )
@@ -206,7 +206,7 @@ PART_OF = {
     "video_detokenizer/vae/diffusion_pytorch_model.safetensors": "video_detokenizer/vae",
     VIDEO_UNET: "video_detokenizer",
 }
-"""What to import where a test is about one file."""
+"""Part to import in tests of one file."""
 
 FAULTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
     "missing key": (
@@ -365,7 +365,7 @@ def test_configs_of_the_folder_are_respected(download: Path, tmp_path: Path) -> 
 
 
 def test_a_vae_of_old_names(download: Path, imported: Path, tmp_path: Path) -> None:
-    """As `diffusers` saved them before 0.17; it reads them still."""
+    """Names that `diffusers` saved before 0.17 and still reads."""
     names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
     file = download / "image_detokenizer/vae/diffusion_pytorch_model.safetensors"
     tensors = load_file(file)

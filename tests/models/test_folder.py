@@ -121,7 +121,7 @@ def test_digest_of_one_changed_weight(saved: Path, copied: Path, part: str) -> N
 
 
 def test_digest_of_a_changed_config(saved: Path, copied: Path) -> None:
-    """The same tensors with another number of heads give other codes."""
+    """Equal tensors with another number of heads give other codes."""
     path = copied / "motion_tokenizer" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_heads": 8}))
     assert ModelFolder(copied).digest("motion_tokenizer") != ModelFolder(saved).digest("motion_tokenizer")

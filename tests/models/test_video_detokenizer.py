@@ -61,7 +61,7 @@ def test_a_frame_sees_its_own_motion(unet: MotionUNet) -> None:
 
 @pytest.mark.parametrize("size", [(16, 16), (8, 12), (5, 20)])
 def test_a_place_sees_the_motion_there_over_time(size: tuple[int, int]) -> None:
-    """The same as spreading the 16 x 16 tokens over the places and asking the library's attention."""
+    """Equals the library's attention to the 16 x 16 tokens copied to the places."""
     height, width = size
     attention = small_networks.filled(Attention(query_dim=8, cross_attention_dim=12, heads=2, dim_head=4))
     hidden, tokens = noise(2 * height * width, FRAMES, 8), noise(2, FRAMES, 256, 12, seed=1)

@@ -137,7 +137,7 @@ class _Continuation:
     """Greedy ids of every row, filled with the padding behind the end, and how clear each choice was.
 
     Args:
-        policy: What may be chosen.
+        policy: Ids that may be chosen.
         guidance: Scale; None for none.
     """
 

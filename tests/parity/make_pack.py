@@ -64,7 +64,7 @@ def main(folder: Path) -> None:
 
 
 def shapes(component: str, words: dict[str, Any]) -> dict[str, list[int]]:
-    """Of a component's tensors under their published names."""
+    """Returns the shapes of a component's tensors under their published names."""
     if component == "codebook":
         return {published.CODEBOOK: [words["n_code"], words["code_dim"]]}
     state = published.published_state(component, published.empty_module(component, words))
@@ -82,7 +82,7 @@ def checks() -> dict[str, Any]:
 
 
 def begin(folder: Path, name: str, module: dict[str, Any]) -> dict[str, Any]:
-    """What `modules.json` says of a module before its outputs are known; writes the inputs that are stored."""
+    """Returns a module's entry in `modules.json` without its outputs, and writes the inputs that are stored."""
     inputs, arrays = {}, {}
     for key, given in module["inputs"].items():
         if isinstance(given, np.ndarray):

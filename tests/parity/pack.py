@@ -61,10 +61,10 @@ class Pack:
 
 
 class Module:
-    """What a pack says of one module: configuration, inputs and weights.
+    """Entry of a module in a pack: configuration, inputs and weights.
 
     Args:
-        dtype: Of networks and floating-point inputs; float64 tells how far float32 is off.
+        dtype: Data type of networks and floating-point inputs; float64 measures the error of float32.
     """
 
     def __init__(self, pack: Pack, name: str, dtype: torch.dtype = torch.float32) -> None:
@@ -118,7 +118,7 @@ class Module:
         Args:
             words: Its configuration; the module's without them.
             low_signal: The variant with small weights.
-            codebook: That of a condition decoder.
+            codebook: Codebook of a condition decoder.
         """
         state = self.tensors(component, low_signal)
         made = published.build(component, words or self.config, state, codebook)

@@ -1,4 +1,4 @@
-"""What the outputs of a module are made with: results, intermediate values, gaps, schedulers that remember."""
+"""Outputs of a module: results, intermediate values, gaps, and schedulers that record their calls."""
 
 import contextlib
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def gap(distances: Tensor) -> Tensor:
 
 @dataclass
 class Steps:
-    """What a scheduler was asked for: the guided predictions, their timesteps, and its noise levels."""
+    """Calls of a scheduler: guided predictions, their timesteps, and noise levels."""
 
     predictions: list[Tensor] = field(default_factory=list)
     timesteps: list[Tensor] = field(default_factory=list)

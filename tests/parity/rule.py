@@ -35,7 +35,7 @@ def parameters(seed: int, shapes: Mapping[str, Sequence[int]], low_signal: float
     """The weights of a component.
 
     Args:
-        low_signal: What all but the norms' weights are multiplied by in the variant that shows epsilons.
+        low_signal: Factor of all but the norms' weights in the variant that shows epsilons.
     """
     state = {key: parameter(seed, key, shape) for key, shape in shapes.items()}
     if low_signal is None:

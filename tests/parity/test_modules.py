@@ -71,7 +71,7 @@ def test_module(module: tuple[Pack, str]) -> None:
 
 
 def _difference(name: str, results: Results, recorded: np.ndarray, spec: dict[str, object]) -> str | None:
-    """What is wrong with an output; None if nothing is."""
+    """Describes the difference of an output; None if there is none."""
     got = as_array(results.outputs[name])
     if list(got.shape) != spec["shape"]:
         return f"{name}: shape {list(got.shape)}, recorded {spec['shape']}"
