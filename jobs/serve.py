@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines.session import RayUnavailable
 from videolavit.models.network import ModelError
 
 from .common import JobParser, console, pick, user_errors
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--new_key", type=str | None, help="name of an API key to create; prints the key and exits")
     options = parser.parse(argv)
     out = Console(highlight=False)
-    with user_errors(ValueError, ModelError, OSError, RayUnavailable, StartFailed):
+    with user_errors(ValueError, ModelError, OSError, StartFailed):
         if options.new_key is not None:
             file = options["keys"] or KEYS
             secret = add_key(file, options.new_key)

@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
 
-from pipelines.session import ray_session
 from videolavit.models.folder import ModelFolder
 from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.records.storage import absolute_url
@@ -63,8 +63,7 @@ def serving(settings: ServeSettings, on_progress: OnProgress = ignore_progress) 
     Raises:
         ValueError: the port is in use, or the file of keys cannot be read.
         ModelError: the model cannot be read.
-        RayUnavailable: no cluster answers at `RAY_ADDRESS`.
-        StartFailed: a deployment does not start, or the service runs already on this Ray.
+        StartFailed: no cluster answers at `RAY_ADDRESS`, a deployment does not start, or the service runs already.
     """
     if settings.keys is not None:
         read_keys(settings.keys)
@@ -116,17 +115,32 @@ def _check_port(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def _ray(on_progress: OnProgress) -> Iterator[None]:
-    """Ray, whose processes have the same priority as others on this machine if it is started here."""
-    if ray.is_initialized() or NICENESS in os.environ:
-        with ray_session(on_progress):
-            yield
+    """The Ray that is connected, or else the cluster at `RAY_ADDRESS`, or one that is started here and stopped again.
+
+    Raises:
+        StartFailed: no cluster answers at `RAY_ADDRESS`.
+    """
+    if ray.is_initialized():
+        yield
         return
-    os.environ[NICENESS] = "0"  # by default Ray's processes give way to all others
+    # Without an address Ray would wait for minutes for the last head node of this machine, even a dead one.
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    on_progress(Progress("ray", message=f"connecting to Ray at {address}" if address != "local" else "starting Ray"))
+    # By default Ray's processes give way to all others; a dashboard takes a tenth of a core all the time.
+    own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    niceness = os.environ.get(NICENESS)
+    os.environ.setdefault(NICENESS, "0")
     try:
-        with ray_session(on_progress):
-            yield
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except ConnectionError:
+        raise StartFailed(f"no Ray cluster answers at RAY_ADDRESS={address}; unset it to start Ray here") from None
     finally:
-        del os.environ[NICENESS]
+        if niceness is None:
+            del os.environ[NICENESS]
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ TOP_FOLDERS = {
     "platform/videolavit": set(),
     "pipelines": {"videolavit", "ray"},
     "jobs": {"videolavit", "ray", "pipelines", "serve"},
-    "serve": {"videolavit", "ray", "pipelines"},
+    "serve": {"videolavit", "ray"},
 }
 """Imports that each top-level folder is allowed, of these packages."""
 
