@@ -21,7 +21,7 @@ from videolavit.progress import OnProgress, ignore_progress
 from videolavit.records import schema
 from videolavit.records.identity import made_by, run_identity
 from videolavit.records.inputs import InputSettings
-from videolavit.records.kinds import Kind, PlanSettings, read_clips, together
+from videolavit.records.kinds import Kind, PlanSettings, read_clips, shard_by
 from videolavit.records.plan import assign_clip_shards
 from videolavit.records.report import write_clip_report
 from videolavit.records.rows import PlanRow, Reject, extra_fields, plan_rows_from, video_sample_to
@@ -110,7 +110,7 @@ class Decomposition(Pipeline):
         return kind.is_decomposed
 
     def assign(self, rows: pa.Table, generation: int) -> pa.Table:
-        return versioned_plan(assign_clip_shards(rows, generation, together))
+        return versioned_plan(assign_clip_shards(rows, generation, shard_by))
 
     def figures(self, rows: pa.Table) -> dict[str, float]:
         seconds = [value or 0.0 for value in rows["planned_seconds"].to_pylist()]

@@ -27,7 +27,7 @@ from videolavit.isolation import IsolatedFunction
 from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.records.identity import made_by, run_identity
 from videolavit.records.inputs import InputSettings
-from videolavit.records.kinds import KINDS, Kind, PlanSettings, prepare_sample, together
+from videolavit.records.kinds import KINDS, Kind, PlanSettings, prepare_sample, shard_by
 from videolavit.records.plan import assign_token_shards
 from videolavit.records.prepare import PrepareSettings
 from videolavit.records.prepared import PreparedShard, ShardBuilder, failed_block, waiting_block
@@ -195,7 +195,7 @@ class Tokenization(Pipeline):
         for name in rows["kind"].unique().to_pylist():
             sizes = pc.if_else(pc.equal(rows["kind"], name), KINDS[name].token_bytes(rows), sizes)
         rows = rows.set_column(rows.schema.get_field_index("size_bytes"), PLAN.field("size_bytes"), sizes)
-        return versioned_plan(assign_token_shards(rows, generation, together))
+        return versioned_plan(assign_token_shards(rows, generation, shard_by))
 
     def figures(self, rows: pa.Table) -> dict[str, float]:
         modalities = Counter(KINDS[name].modality for name in rows["kind"].to_pylist())

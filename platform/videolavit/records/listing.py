@@ -193,9 +193,9 @@ class Listing:
             if sources.num_rows:
                 yield sources
         if repeated:
-            together = pa.concat_tables(repeated)
-            joined = join_captions(together)
-            self.joined_rows += together.num_rows - joined.num_rows
+            several = pa.concat_tables(repeated)
+            joined = join_captions(several)
+            self.joined_rows += several.num_rows - joined.num_rows
             yield joined
 
 

@@ -36,7 +36,7 @@ MAX_SHARD_BYTES. The number does not depend on the workers, because the output m
 
 
 Row = dict[str, Any]
-Together = Callable[[str], Sequence[str]]
+ShardBy = Callable[[str], Sequence[str]]
 """Columns of a plan by kind: rows that agree in them share a shard, unless they are too large for one."""
 
 
@@ -79,16 +79,16 @@ def clip_bytes(info: VideoInfo, seconds: float) -> float:
     return seconds / 4 * (info.width * info.height) * CLIP_BYTES_PER_PIXEL
 
 
-def assign_clip_shards(plan: pa.Table, generation: int, together: Together) -> pa.Table:
+def assign_clip_shards(plan: pa.Table, generation: int, shard_by: ShardBy) -> pa.Table:
     """Groups the rows of a plan into shards, the most work first, and names the shards."""
 
     def order(group: tuple[float, str], row: Row) -> tuple[Any, ...]:
         return -group[0], group[1], row["row"] or 0, row["start_seconds"] or 0.0
 
-    return _assign(plan, generation, together, order, MAX_CLIP_SHARD_BYTES)
+    return _assign(plan, generation, shard_by, order, MAX_CLIP_SHARD_BYTES)
 
 
-def assign_token_shards(plan: pa.Table, generation: int, together: Together) -> pa.Table:
+def assign_token_shards(plan: pa.Table, generation: int, shard_by: ShardBy) -> pa.Table:
     """Groups the rows of a plan into shards and names them; what lies together in a file stays together.
 
     Neither the order of the input nor any number of workers plays a part.
@@ -97,7 +97,7 @@ def assign_token_shards(plan: pa.Table, generation: int, together: Together) -> 
     def order(group: tuple[float, str], row: Row) -> tuple[Any, ...]:
         return row["kind"], row["url"], row["row"] or 0, row["offset"] or 0, row["start_seconds"] or 0.0
 
-    return _assign(plan, generation, together, order, MAX_TOKEN_SHARD_BYTES)
+    return _assign(plan, generation, shard_by, order, MAX_TOKEN_SHARD_BYTES)
 
 
 _ASSIGNED_BY = ("sample_id", "kind", "url", "row", "row_group", "offset", "start_seconds", "cost", "size_bytes")
@@ -106,12 +106,12 @@ _ASSIGNED_BY = ("sample_id", "kind", "url", "row", "row_group", "offset", "start
 def _assign(
     plan: pa.Table,
     generation: int,
-    together: Together,
+    shard_by: ShardBy,
     order: Callable[[tuple[float, str], Row], tuple[Any, ...]],
     max_bytes: float,
 ) -> pa.Table:
     rows: list[Row] = plan.select(_ASSIGNED_BY).to_pylist()
-    groups = [_group(row, together(row["kind"])) for row in rows]
+    groups = [_group(row, shard_by(row["kind"])) for row in rows]
     costs: dict[str, float] = {}
     for group, row in zip(groups, rows, strict=True):
         costs[group] = costs.get(group, 0.0) + row["cost"]
@@ -138,8 +138,8 @@ def _assign(
     return assigned.set_column(plan.schema.get_field_index("shard"), schema.PLAN.field("shard"), column)
 
 
-def _group(row: Row, together: Sequence[str]) -> str:
-    return "\0".join(str(row[column]) for column in together) or row["sample_id"]
+def _group(row: Row, shard_by: Sequence[str]) -> str:
+    return "\0".join(str(row[column]) for column in shard_by) or row["sample_id"]
 
 
 def _shard_name(generation: int, number: int, rows: list[Row]) -> str:

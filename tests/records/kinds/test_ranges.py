@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import moving_texture
 from videolavit.media import decompose, write_mp4
 from videolavit.media.errors import TooFewFrames
-from videolavit.records.kinds import read_clips, together
+from videolavit.records.kinds import read_clips, shard_by
 from videolavit.records.kinds.ranges import BadRange, seconds_of
 from videolavit.records.plan import assign_clip_shards
 from videolavit.records.rows import plan_rows_from
@@ -155,7 +155,7 @@ def test_a_video_is_opened_once_for_its_ranges(video: Path, tmp_path: Path) -> N
         {"video": str(path), "start": start, "end": start + 2.5} for start in range(0, 20, 4) for path in (copy, video)
     ]
     file = _write(tmp_path, "jsonl", rows)
-    shards = assign_clip_shards(plan_table(file), 0, together)
+    shards = assign_clip_shards(plan_table(file), 0, shard_by)
     urls = shards["url"].to_pylist()
     assert urls == sorted(urls)  # what lies in one video follows each other
     count_opens(copy)

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import moving_texture
 from videolavit.media import decompose, write_mp4
 from videolavit.media.errors import SourceMissing, UnknownFormat
-from videolavit.records.kinds import open_video, read_clips, together
+from videolavit.records.kinds import open_video, read_clips, shard_by
 from videolavit.records.kinds.stored_video import ForwardReader
 from videolavit.records.plan import assign_clip_shards
 from videolavit.records.samples import stored_clips
@@ -81,7 +81,7 @@ def test_a_row_group_is_read_once_and_shares_a_shard(tmp_path: Path) -> None:
     shuffled = plan.set_column(plan.schema.get_field_index("cost"), "cost", costs).take(
         pa.array(np.random.default_rng(0).permutation(plan.num_rows))
     )
-    assigned = assign_clip_shards(shuffled, 0, together).to_pylist()
+    assigned = assign_clip_shards(shuffled, 0, shard_by).to_pylist()
     shards: dict[str, list[int]] = {}
     for row in assigned:
         shards.setdefault(row["shard"], []).append(row["row"])

@@ -71,9 +71,9 @@ def open_video(source: str, storage: StorageSettings) -> Iterator[BinaryIO]:
         yield file
 
 
-def together(kind: str) -> Sequence[str]:
+def shard_by(kind: str) -> Sequence[str]:
     """Columns of a plan in which rows of a kind agree that share a shard."""
-    return KINDS[kind].together
+    return KINDS[kind].shard_by
 
 
 __all__ = [
@@ -85,5 +85,5 @@ __all__ = [
     "plan_source",
     "prepare_sample",
     "read_clips",
-    "together",
+    "shard_by",
 ]

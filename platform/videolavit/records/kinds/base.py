@@ -52,7 +52,7 @@ class Kind(ABC):
         reads_header: True if planning opens the source.
         lists_rows: False if planning lists the rows of a table, and not listing.
         joins_captions: True if rows that name one file share a sample, which gets all their captions.
-        together: Columns of a plan; rows that agree in them share a shard, so that what they lie in is read once.
+        shard_by: Columns of a plan; rows that agree in them share a shard, so that what they lie in is read once.
     """
 
     name: ClassVar[str]
@@ -62,7 +62,7 @@ class Kind(ABC):
     reads_header: ClassVar[bool] = True
     lists_rows: ClassVar[bool] = True
     joins_captions: ClassVar[bool] = False
-    together: ClassVar[Sequence[str]] = ()
+    shard_by: ClassVar[Sequence[str]] = ()
 
     # ---- listing --------------------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ class VideoRange(Kind):
     name = "range"
     modality = "video"
     is_decomposed = True
-    together = ("url",)
+    shard_by = ("url",)
 
     def takes_table(self, table: Table, settings: InputSettings) -> bool:
         return settings.may_be("video") and set(RANGE_COLUMNS) <= set(table.names) and not table.holds_bytes(VIDEO)

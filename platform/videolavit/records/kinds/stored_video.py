@@ -43,7 +43,7 @@ class StoredVideo(Kind):
     name = "stored_video"
     modality = "video"
     is_decomposed = True
-    together = ("url", "row_group")
+    shard_by = ("url", "row_group")
 
     def takes_table(self, table: Table, settings: InputSettings) -> bool:
         return settings.may_be("video") and table.holds_bytes(VIDEO_COLUMN)
