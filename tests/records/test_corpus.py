@@ -15,7 +15,7 @@ from videolavit.records import schema
 from videolavit.records.files import InputError
 from videolavit.records.identity import identifying_settings, sample_id
 from videolavit.records.inputs import InputSettings
-from videolavit.records.kinds import KINDS, PlanSettings, expand_source, together
+from videolavit.records.kinds import KINDS, PlanSettings, expand_source, shard_by
 from videolavit.records.kinds.base import PICTURE_BYTES
 from videolavit.records.plan import MAX_TOKEN_SHARD_BYTES, assign_token_shards
 from videolavit.records.rows import PlanRow, Source, plan_rows_to, sources_from
@@ -130,7 +130,7 @@ def _row(index: int, kind: str, clips: int, text: str) -> PlanRow:
 
 
 def _assigned(rows: list[PlanRow]) -> dict[str, str]:
-    plan = assign_token_shards(plan_rows_to(rows), 2, together)
+    plan = assign_token_shards(plan_rows_to(rows), 2, shard_by)
     return dict(zip(plan["sample_id"].to_pylist(), plan["shard"].to_pylist(), strict=True))
 
 

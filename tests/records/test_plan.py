@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from videolavit.media import VideoInfo
-from videolavit.records.kinds import together
+from videolavit.records.kinds import shard_by
 from videolavit.records.plan import (
     MAX_CLIP_SHARD_BYTES,
     assign_clip_shards,
@@ -71,7 +71,7 @@ def _rows(costs: list[float], info: VideoInfo) -> list[PlanRow]:
 
 
 def _assigned(rows: list[PlanRow], generation: int) -> list[PlanRow]:
-    return plan_rows_from(assign_clip_shards(plan_rows_to(rows), generation, together))
+    return plan_rows_from(assign_clip_shards(plan_rows_to(rows), generation, shard_by))
 
 
 @settings(deadline=None)

@@ -89,7 +89,7 @@ def assign_clip_shards(plan: pa.Table, generation: int, shard_by: ShardBy) -> pa
 
 
 def assign_token_shards(plan: pa.Table, generation: int, shard_by: ShardBy) -> pa.Table:
-    """Groups the rows of a plan into shards and names them; what lies together in a file stays together.
+    """Groups the rows of a plan into shards and names them; what is close in a file stays in one shard.
 
     Neither the order of the input nor any number of workers plays a part.
     """
