@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
-from videolavit.records.kinds import read_clips, together
+from videolavit.records.kinds import read_clips, shard_by
 from videolavit.records.plan import assign_clip_shards
 from videolavit.records.rows import PlanRow, plan_rows_from, plan_rows_to
 from videolavit.records.samples import SampleSettings
@@ -79,7 +79,7 @@ def measure_pipeline(videos: Sequence[Path], output: Path, seconds: float, round
         read_clips(row, settings, storage)
     copies = max(round(1.1 * seconds * WORKERS / (time.monotonic() - started)), 1)
     again = plan_rows_to(row for index in range(copies) for row in _renamed(once, index))
-    plan = assign_clip_shards(again, 0, together)
+    plan = assign_clip_shards(again, 0, shard_by)
     console.print(f"pipeline: {plan.num_rows} segments, {len(plan['shard'].unique())} shards", style="dim")
     kinds: dict[str, Callable[[], Run]] = {
         "pool": lambda: _run_pool(plan_rows_from(plan), settings, storage),

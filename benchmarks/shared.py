@@ -17,7 +17,7 @@ from rich.table import Table
 from videolavit.files import write_beside
 from videolavit.media import write_mp4
 from videolavit.records.inputs import InputSettings
-from videolavit.records.kinds import PlanSettings, plan_source, together
+from videolavit.records.kinds import PlanSettings, plan_source, shard_by
 from videolavit.records.plan import assign_clip_shards
 from videolavit.records.rows import Source
 from videolavit.records.samples import SampleSettings
@@ -63,7 +63,7 @@ def planned(videos: Iterable[Path], settings: SampleSettings, storage: StorageSe
     plan = PlanSettings(sample=settings, inputs=InputSettings(modality="video"), makes_clips=True)
     sources = [Source(source=str(video), url=str(video), kind="video") for video in videos]
     rows = pa.concat_tables([plan_source(source, plan, storage, []) for source in sources])
-    return assign_clip_shards(rows, 0, together)
+    return assign_clip_shards(rows, 0, shard_by)
 
 
 def through_ray(
