@@ -38,7 +38,9 @@ from .common import Failed, WorkerSettings, actor_pool, call_with_limits, from_b
 SOURCES_PER_PLAN = 20_000
 """Sources that are planned in one go: an interrupted planning of a large corpus repeats at most so many headers."""
 
-SOURCES_PER_TASK = 16
+SOURCES_PER_TASK, MAX_SOURCES_PER_TASK = 16, 1024
+"""Sources that an actor plans in one call, and the most where they share a row group or a video."""
+
 HEADER_TIME_LIMIT = 60.0
 """Longest time that reading a header may take, in seconds, all attempts together."""
 
@@ -170,7 +172,7 @@ class Planner:
         return rows.filter(pc.not_equal(rows["sample_id"], ""))
 
     def _read_by_actors(self, sources: pa.Table, fields: list[pa.Field]) -> Iterator[pa.Table]:
-        blocks = [sources.slice(start, SOURCES_PER_TASK) for start in range(0, sources.num_rows, SOURCES_PER_TASK)]
+        blocks = planning_blocks(sources)
         dataset = from_blocks(blocks, PLAN_BLOCK).map_batches(
             _HeaderReader,
             fn_constructor_kwargs={
@@ -224,6 +226,20 @@ class Planner:
             if not self.ledger.add_plan(self.generation, self.assign(rows, self.generation)):
                 raise PlanningConflict("another run has planned into this output meanwhile; start again to join it")
             self.generation += 1
+
+
+def planning_blocks(sources: pa.Table) -> list[pa.Table]:
+    """Parts of a listing, some 16 sources each; those in one row group or one video are planned by one actor."""
+    kinds = sources["kind"].to_pylist()
+    columns = {name: sources[name].to_pylist() for kind in set(kinds) for name in KINDS[kind].shard_by}
+    groups = [tuple(columns[name][row] for name in KINDS[kind].shard_by) for row, kind in enumerate(kinds)]
+    starts = [0]
+    for row in range(1, len(groups)):
+        size = row - starts[-1]
+        is_same = bool(groups[row]) and groups[row] == groups[row - 1]
+        if size >= MAX_SOURCES_PER_TASK or (size >= SOURCES_PER_TASK and not is_same):
+            starts.append(row)
+    return [sources.slice(start, end - start) for start, end in zip(starts, [*starts[1:], len(groups)], strict=True)]
 
 
 class _HeaderReader:

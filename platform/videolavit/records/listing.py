@@ -196,7 +196,8 @@ class Listing:
             several = pa.concat_tables(repeated)
             joined = join_captions(several)
             self.joined_rows += several.num_rows - joined.num_rows
-            yield joined
+            for start in range(0, joined.num_rows, BATCH_ROWS):
+                yield joined.slice(start, BATCH_ROWS)
 
 
 def without_repeats(table: pa.Table, values: pa.Array | pa.ChunkedArray) -> pa.Table:

@@ -88,12 +88,14 @@ class Table:
             with open_source(self.url, self.storage) as file:
                 parquet, first = pq.ParquetFile(file), 0
                 for group in range(parquet.num_row_groups):
-                    size = parquet.metadata.row_group(group).num_rows
-                    # A table whose only column holds bytes is read without a column.
-                    rows = parquet.read_row_group(group, chosen) if chosen else _rows_without_columns(size)
-                    for start in range(0, size, BATCH_ROWS):
-                        yield rows.slice(start, BATCH_ROWS), first + start, group
-                    first += size
+                    end = first + parquet.metadata.row_group(group).num_rows
+                    if not chosen:  # the only column holds bytes
+                        yield pa.table({"": pa.nulls(end - first)}), first, group
+                    else:
+                        for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=chosen):
+                            yield pa.Table.from_batches([batch]), first, group
+                            first += batch.num_rows
+                    first = end
 
     @cached_property
     def _parsed(self) -> pa.Table:
@@ -119,10 +121,6 @@ def open_table(url: str, storage: StorageSettings) -> Table:
     if len(set(table.names)) < len(table.names):
         raise InputError(f"the manifest {table.url} has a column twice: {', '.join(table.names)}")
     return table
-
-
-def _rows_without_columns(count: int) -> pa.Table:
-    return pa.table({"": pa.nulls(count)})
 
 
 @contextlib.contextmanager

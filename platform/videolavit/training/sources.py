@@ -16,16 +16,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from videolavit.media import MediaError
-from videolavit.records.files import IMAGE_SUFFIXES
 from videolavit.records.inputs import InputSettings
-from videolavit.records.kinds import KINDS
+from videolavit.records.kinds import KINDS, PlanSettings
 from videolavit.records.kinds.clips import ClipShard
 from videolavit.records.kinds.image import image_bytes
-from videolavit.records.kinds.tar import tar_members
 from videolavit.records.listing import Listing
 from videolavit.records.pictures import decode_image
 from videolavit.records.rows import Source, sources_from
-from videolavit.records.samples import stored_clips
+from videolavit.records.samples import SampleSettings, stored_clips
 from videolavit.records.schema import RESERVED
 from videolavit.records.storage import Folder, StorageSettings, open_source
 from videolavit.records.table_reader import TableReader
@@ -238,9 +236,11 @@ def _images(source: Source, storage: StorageSettings) -> list[Source]:
     kind = KINDS[source.kind]
     if kind.is_container:
         try:
-            return tar_members(source, storage, IMAGE_SUFFIXES)
+            settings = PlanSettings(sample=SampleSettings(), inputs=InputSettings(modality="image"))
+            inside = kind.expand(source, settings, storage)
         except MediaError as error:
             raise DataError(f"{source.url} cannot be listed: {error}") from None
+        return [image for one in inside for image in _images(one, storage)]
     if kind.modality == "image":
         return [source]
     is_video = kind.modality == "video"

@@ -8,16 +8,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.planning import planning_blocks
 from tests.conftest import moving_texture
 from videolavit.media import decompose, write_mp4
 from videolavit.media.errors import SourceMissing, UnknownFormat
-from videolavit.records.kinds import open_video, read_clips, shard_by
+from videolavit.records.kinds import open_video, plan_source, read_clips, shard_by
 from videolavit.records.kinds.stored_video import ForwardReader
 from videolavit.records.plan import assign_clip_shards
+from videolavit.records.rows import sources_from
 from videolavit.records.samples import stored_clips
 from videolavit.records.table_reader import SourceChanged
 
-from .reading import SETTINGS, STORAGE, count_opens, kinds_of, opens, plan_table, planned
+from .reading import SETTINGS, STORAGE, count_opens, kinds_of, listed, opens, plan_table, planned
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +125,16 @@ def test_the_video_behind_a_sample_is_found_by_its_name(videos: list[Path], tmp_
     with open_video(f"{file}#row2", STORAGE) as opened:
         assert opened.read() == videos[2].read_bytes()
     assert isinstance(opened, io.BytesIO)
+
+
+def test_a_row_group_is_planned_by_one_actor(tmp_path: Path) -> None:
+    file = tmp_path / "many.parquet"
+    pq.write_table(pa.table({"video": [b"x"] * 100}), file, row_group_size=40)
+    sources = pa.concat_tables(list(listed(file)))
+    blocks = planning_blocks(sources)
+    assert [block["row_group"].unique().to_pylist() for block in blocks] == [[0], [1], [2]]
+    count_opens(file)
+    for block in blocks:
+        for source in sources_from(block):
+            plan_source(source, SETTINGS, STORAGE, [])
+    assert opens(file) == 3
