@@ -1,5 +1,6 @@
 """Real parts for the tests: a Ray head, an S3 server, the job as its own process, a small corpus."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -156,7 +157,8 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     os.environ["TESTS_RAY_HEAD"] = str(head.pid)
     yield f"127.0.0.1:{port}"
     for process in [*psutil.Process(head.pid).children(recursive=True), head]:  # an orderly stop takes half a minute
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # a worker may end in between
+            process.kill()
     head.wait(START_LIMIT)
 
 
