@@ -128,4 +128,8 @@ def _print_captions(joined: int, ignored: int) -> None:
     if joined:
         console.print(f"{joined} rows name a video again; their captions are in the column `texts`")
     if ignored:
-        console.print(f"{ignored} captions of videos that are planned already were not applied; use another --output")
+        console.print(
+            f"{ignored} captions were not applied: an earlier input names their video, or it is planned already; "
+            "another --output takes the captions of its first input",
+            soft_wrap=True,
+        )

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -78,7 +77,7 @@ class Planner:
         ledger: Ledger of the run; None for a run that does not exist yet.
         assign: Puts rows of a plan into shards; called with the number of the plan.
         generation: Number of plans that were there when it was looked up what is planned already.
-        ignored_captions: Sources that are planned already and came again with another caption.
+        ignored_captions: Further captions of sources that an earlier input named or that are planned already.
     """
 
     ledger: Ledger | None
@@ -127,22 +126,28 @@ class Planner:
         self._publish(pa.concat_tables(parts, promote_options="permissive"))
 
     def new(self, sources: pa.Table) -> pa.Table:
-        """The sources that no plan of the run has.
+        """The sources that no plan of the run has, each once.
 
         Raises:
             InputError: a further column has another type than in the run's earlier plans.
         """
+        named = sources
+        sources = without_repeats(named, keys(named))
+        names = keys(sources)
+        ignored = _other_captions(named, sources) if sources.num_rows < named.num_rows else set()
+        self.ignored_captions += len(ignored)
         if self.ledger is None:
             return sources
         self.generation = len(self.ledger.plans())
-        names = keys(sources)
+        ignored = set()
         known = pa.array([False] * len(names))
         for plan in self.ledger.planned():
             _check_extra(plan.schema, sources.schema)
             planned = keys(plan)
             own_files = plan["url"].filter(pc.equal(planned, plan["source"]))  # a tar's members have its address
             known = pc.or_(known, pc.or_(pc.is_in(names, pc.unique(planned)), pc.is_in(names, pc.unique(own_files))))
-            self._count_captions(sources, names, plan, planned)
+            ignored |= _other_captions(sources, plan)
+        self.ignored_captions += len(ignored)
         return sources.filter(pc.invert(known))
 
     def read(self, sources: pa.Table) -> pa.Table:
@@ -193,15 +198,6 @@ class Planner:
                 yield table
         except pa.ArrowException as error:
             raise InputError(f"the further columns of the input do not fit together: {error}") from None
-
-    def _count_captions(self, sources: pa.Table, names: Any, plan: pa.Table, planned: Any) -> None:
-        """Counts sources of a plan that come again with captions that the plan does not have."""
-        places = pc.index_in(names, planned).to_pylist()
-        again = [(index, place) for index, place in enumerate(places) if place is not None]
-        if not again:
-            return
-        ours, theirs = _captions(sources), _captions(plan)
-        self.ignored_captions += sum(bool(ours[index]) and ours[index] != theirs[place] for index, place in again)
 
     def _not_planned(self, rows: pa.Table, retried: Sequence[str] = ()) -> pa.Table:
         """Rows without samples that another source gave already, such as a video and the clips of that video."""
@@ -281,6 +277,16 @@ class _HeaderReader:
                 )
             except Failed:
                 yield plan_rows_to([KINDS[one.kind].plan_unread(one, self._settings)], self._extra)
+
+
+def _other_captions(sources: pa.Table, applied: pa.Table) -> set[int]:
+    """Rows of sources that are in a listing or plan with other captions."""
+    places = pc.index_in(keys(sources), keys(applied)).to_pylist()
+    again = [(index, place) for index, place in enumerate(places) if place is not None]
+    if not again:
+        return set()
+    ours, theirs = _captions(sources), _captions(applied)
+    return {index for index, place in again if ours[index] and ours[index] != theirs[place]}
 
 
 def _captions(rows: pa.Table) -> list[list[str]]:

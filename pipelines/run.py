@@ -66,7 +66,8 @@ class RunSummary:
         counts: Further counts, such as clips and frames.
         seconds: Duration of this start, in seconds.
         joined_rows: Rows of manifests that gave a video a further caption.
-        ignored_captions: Videos that are planned already and came again with another caption, which was not applied.
+        ignored_captions: Captions that were not applied, since an earlier input named their video or it is planned
+            already.
         accepted_changes: Versions that differ from those of the run's start and were accepted.
         report: Address of the dataset card.
     """
@@ -120,7 +121,8 @@ class PlanSummary:
         new: Sources that no plan of the run has.
         waiting: Samples that are planned and not done.
         joined_rows: Rows of manifests that gave a video a further caption.
-        ignored_captions: Videos that are planned already and came again with another caption.
+        ignored_captions: Captions that are not applied, since an earlier input named their video or it is planned
+            already.
     """
 
     new: Work

@@ -14,7 +14,7 @@ from videolavit.progress import ignore_progress
 from videolavit.records.files import InputError
 from videolavit.records.kinds import KINDS
 from videolavit.records.listing import Listing
-from videolavit.records.rows import Reject, extra_fields, plan_rows_to, sources_from
+from videolavit.records.rows import PlanRow, Reject, Source, extra_fields, plan_rows_to, sources_from, sources_to
 from videolavit.records.shards import Ledger, ShardWriter
 from videolavit.records.storage import Folder
 
@@ -99,6 +99,48 @@ def test_columns_keep_their_types_through_a_run(tmp_path: Path) -> None:
     planner.commit(videos([tmp_path / "one.jsonl"]))
     with pytest.raises(InputError, match="column `id` is int64 in this run, string in the new manifest"):
         planner.new(sources(videos([tmp_path / "two.jsonl"])))
+
+
+def test_videos_that_share_a_range_id_are_videos_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text("".join(f'{{"video": "{name}.mp4", "range_id": "r"}}\n' for name in "ab"))
+    planner = _planner(tmp_path / "out")
+    planner.commit(videos([tmp_path / "m.jsonl"]))
+    assert sorted(_planned(planner)) == ["a.mp4", "b.mp4"]
+    assert planner.new(sources(videos([tmp_path / "m.jsonl"]))).num_rows == 0
+
+
+def test_a_shard_of_ranges_is_planned_once(tmp_path: Path) -> None:
+    """The rows of a clip shard keep the range ids of the run that made it."""
+    planner, shard = _planner(tmp_path / "out"), str(tmp_path / "clips" / "0.parquet")
+    rows = [
+        PlanRow(sample_id=str(index), source="a.mp4", url=shard, kind="clips", row=index, extra={"range_id": "r"})
+        for index in range(2)
+    ]
+    assert planner.ledger is not None
+    planner.ledger.add_plan(0, planner.assign(plan_rows_to(rows, [pa.field("range_id", pa.string())]), 0))
+    listed = sources_to([Source(source=shard, url=shard, kind="clips")])
+    assert planner.new(listed).num_rows == 0
+
+
+def test_captions_of_later_inputs_are_counted(tmp_path: Path) -> None:
+    for name, caption in (("first", "one"), ("second", "two")):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"video": "a.mp4", "text": "{caption}"}}\n')
+    inputs = [tmp_path / "first.jsonl", tmp_path / "second.jsonl"]
+    planner = _planner(tmp_path / "out")
+    planner.commit(videos(inputs))
+    assert (planner.ignored_captions, len(_planned(planner))) == (1, 1)
+    _reject_all(planner)
+    planner.commit_retries(None)
+    again = _planner(tmp_path / "out")
+    again.commit(videos(inputs[1:]))  # two plans have the video: the caption is counted once
+    assert (again.ignored_captions, len(_planned(again))) == (1, 2)
+
+
+def test_one_range_with_two_captions_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("video,start,end,text\na.mp4,1,2,one\na.mp4,1,2,two\na.mp4,1,3,three\n")
+    planner = _planner(tmp_path / "out")
+    planner.commit(videos([tmp_path / "m.csv"]))
+    assert (planner.ignored_captions, len(_planned(planner))) == (1, 2)
 
 
 def _reject_all(planner: Planner) -> None:

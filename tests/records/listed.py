@@ -6,7 +6,8 @@ import pyarrow as pa
 
 from videolavit.records import schema
 from videolavit.records.inputs import InputSettings
-from videolavit.records.listing import Listing, rebatched
+from videolavit.records.listing import Listing, rebatched, without_repeats
+from videolavit.records.rows import keys
 from videolavit.records.storage import StorageSettings
 
 STORAGE = StorageSettings()
@@ -32,8 +33,10 @@ def corpus(inputs: Iterable[object], settings: InputSettings) -> Listing:
 
 
 def sources(listing: Listing) -> pa.Table:
-    """All that a listing has, as one table."""
-    return pa.concat_tables([schema.SOURCES.empty_table(), *rebatched(iter(listing), 1000)], promote_options="default")
+    """All that a listing has, each source once, as one table."""
+    batches = [schema.SOURCES.empty_table(), *rebatched(iter(listing), 1000)]
+    table = pa.concat_tables(batches, promote_options="default")
+    return without_repeats(table, keys(table))
 
 
 def list_videos(*inputs: object, text_column: str | None = None) -> pa.Table:

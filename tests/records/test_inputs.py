@@ -166,3 +166,29 @@ def test_the_output_may_be_the_folder_of_the_input(folder: Path) -> None:
     assert _names(folder) == before
     with pytest.raises(InputError, match="of the kind `clips`, which cannot be decomposed"):
         list_videos(folder / "clips")
+
+
+def test_captions_are_joined_beside_a_column_of_their_name(tmp_path: Path) -> None:
+    file = tmp_path / "several.csv"
+    file.write_text("video,text,texts\na.mp4,one,x\na.mp4,two,y\nb.mp4,three,z\n")
+    rows = {row.source: row for row in sources_from(list_videos(file))}
+    first, other = rows[f"{tmp_path}/a.mp4"], rows[f"{tmp_path}/b.mp4"]
+    assert (first.text, dict(first.extra)) == ("one", {"texts": ["one", "two"], "manifest_texts": "x"})
+    assert (other.text, dict(other.extra)) == ("three", {"texts": None, "manifest_texts": "z"})
+    (tmp_path / "second.csv").write_text("video,texts\nc.mp4,w\n")
+    third = sources_from(list_videos(file, tmp_path / "second.csv"))[-1]
+    assert dict(third.extra) == {"texts": None, "manifest_texts": "w"}
+
+
+def test_values_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    for name, value in (("whole", 2**60 + 1), ("real", 1.5)):
+        pq.write_table(pa.table({"video": ["a.mp4"], "x": [value]}), tmp_path / f"{name}.parquet")
+    with pytest.raises(InputError, match="do not fit together"):
+        list_videos(tmp_path / "whole.parquet", tmp_path / "real.parquet")
+
+
+def test_captions_in_lists_behind_one_that_is_null(tmp_path: Path) -> None:
+    file = tmp_path / "lists.jsonl"
+    first = {"video": "a.mp4", "start": [0], "end": [1], "text": None}
+    file.write_text(json.dumps(first) + "\n" + json.dumps(first | {"start": [1], "end": [2], "text": ["x"]}) + "\n")
+    assert list_videos(file)["text"].to_pylist() == [None, "x"]

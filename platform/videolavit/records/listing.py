@@ -10,8 +10,8 @@ from .files import SIDECARS, TEXT_SUFFIXES, InputError, NamedFiles, find_files, 
 from .inputs import InputSettings
 from .kinds import KINDS, Kind
 from .kinds.manifest import join_captions, repeated_addresses
-from .rows import extra_fields, keys
-from .schema import EXTRA_PREFIX, SOURCES
+from .rows import extra_fields
+from .schema import EXTRA_PREFIX, SOURCES, TEXTS
 from .storage import StorageSettings
 from .tables import BATCH_ROWS, Table, open_table
 
@@ -72,12 +72,14 @@ class Listing:
         reserved: frozenset[str],
         action: str,
     ) -> None:
-        self._settings, self._storage, self._reserved, self._takes = settings, storage, reserved, takes
+        self._settings, self._storage, self._takes = settings, storage, takes
         self._parts = [part for url in inputs for part in self._named(url.rstrip("/") or url, action)]
         for part in self._parts:
             if not takes(part.kind):
                 where = part.table.url if isinstance(part, _Rows) else part.addresses[0]
                 raise InputError(f"{where} is of the kind `{part.kind.name}`, which cannot be {action}d")
+        joins = any(isinstance(part, _Rows) and part.repeated for part in self._parts)
+        self._reserved = reserved | {TEXTS} if joins else reserved
         self.joined_rows = 0
         self.extra = self._unified_extra()
         if inputs and all(isinstance(part, _Rows) and not part.table.num_rows for part in self._parts):
@@ -92,7 +94,11 @@ class Listing:
                 missing = [one for one in further if one.name not in batch.column_names]
                 for one in missing:
                     batch = batch.append_column(one, pa.nulls(batch.num_rows, one.type))
-                yield batch.select(fields.names).cast(fields)
+                try:
+                    batch = batch.select(fields.names).cast(fields)
+                except pa.ArrowException as error:
+                    raise InputError(f"the manifests do not fit together: {error}") from None
+                yield batch
 
     # ---- what an input is -----------------------------------------------------------------------------------------
 
@@ -209,18 +215,13 @@ def without_repeats(table: pa.Table, values: pa.Array | pa.ChunkedArray) -> pa.T
 
 
 def rebatched(batches: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The batches put together to some `rows` each, without sources that are named twice in one of them."""
+    """The batches put together to some `rows` each."""
     waiting: list[pa.Table] = []
     for batch in batches:
         for start in range(0, batch.num_rows, rows):
             waiting.append(batch.slice(start, rows))
             if sum(one.num_rows for one in waiting) >= rows:
-                yield _distinct(waiting)
+                yield pa.concat_tables(waiting)
                 waiting = []
     if waiting:
-        yield _distinct(waiting)
-
-
-def _distinct(batches: list[pa.Table]) -> pa.Table:
-    table = pa.concat_tables(batches)
-    return without_repeats(table, keys(table))
+        yield pa.concat_tables(waiting)

@@ -16,6 +16,8 @@ from . import schema
 from .schema import EXTRA_PREFIX, RANGE_ID
 
 TAR = ".tar"
+RANGE = "range"
+"""Kind of source that has its start and end from the input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,10 +238,8 @@ def sources_of_plan(plan: pa.Table) -> pa.Table:
     """The sources that rows of a plan came from, to be planned again."""
     rows = plan_rows_from(plan)
     fields = extra_fields(plan.schema)
-    is_range = [RANGE_ID in row.extra and row.extra[RANGE_ID] is not None for row in rows]
     sources = [
-        row if ranged else dataclasses.replace(row, start_seconds=None, end_seconds=None)
-        for row, ranged in zip(rows, is_range, strict=True)
+        row if row.kind == RANGE else dataclasses.replace(row, start_seconds=None, end_seconds=None) for row in rows
     ]
     return sources_to(sources, fields)
 
@@ -260,9 +260,15 @@ def extra_column(table: pa.Table, name: str) -> pa.ChunkedArray | None:
 
 
 def keys(table: pa.Table) -> pa.ChunkedArray | pa.Array:
-    """Returns the keys of the rows of a listing or plan: the range id where there is one, or else the source."""
+    """Returns the keys of the rows of a listing or plan: the range id of a range, or else the source.
+
+    A manifest of videos may have a column `range_id` of its own, and clips keep that of the range they were.
+    """
     ranges = extra_column(table, RANGE_ID)
-    return table["source"] if ranges is None else pc.coalesce(ranges.cast(pa.string()), table["source"])
+    if ranges is None or not pa.types.is_string(ranges.type) or "kind" not in table.column_names:
+        return table["source"]
+    is_range = pc.fill_null(pc.equal(table["kind"], RANGE), False)
+    return pc.if_else(is_range, ranges, table["source"])
 
 
 def names_tar(url: str) -> bool:

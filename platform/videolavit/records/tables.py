@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,9 @@ AS_WRITTEN = frozenset({"video", "image", "text", "caption"})
 
 RANGE_COLUMNS = ("video", "start", "end")
 """Columns of a table whose rows are ranges of videos."""
+
+_LOOKED_AT = 1000
+"""Lines of JSON that are looked at for the types of columns."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def naming_table(url: str) -> Iterator[None]:
 def _parse(data: bytes, suffix: str) -> pa.Table:
     source = io.BytesIO(data)
     if suffix == ".csv":
-        header = next(csv.reader(io.StringIO(data.decode())), [])
+        header = next(csv.reader(io.StringIO(data.decode("utf-8-sig"))), [])
         ranges = RANGE_COLUMNS if set(RANGE_COLUMNS) <= set(header) else ()
         as_written = dict.fromkeys([*AS_WRITTEN, *ranges], pa.string())
         return pa.csv.read_csv(source, convert_options=pa.csv.ConvertOptions(column_types=as_written))
@@ -149,13 +153,14 @@ def _parse(data: bytes, suffix: str) -> pa.Table:
 
 
 def _lists(data: bytes) -> set[str]:
-    """Columns of JSON lines that hold lists, by the first line."""
-    first = next((line for line in data.splitlines() if line.strip()), b"{}")
-    try:
-        values = json.loads(first)
-    except ValueError:
-        return set()
-    return {name for name, value in values.items() if isinstance(value, list)} if isinstance(values, dict) else set()
+    """Columns of JSON lines that hold lists, by the first lines: the very first may have nulls."""
+    found: set[str] = set()
+    for line in itertools.islice(io.BytesIO(data), _LOOKED_AT):
+        with contextlib.suppress(ValueError):
+            values = json.loads(line)
+            if isinstance(values, dict):
+                found |= {name for name, value in values.items() if isinstance(value, list)}
+    return found
 
 
 def captions(table: Table, rows: pa.Table, text_column: str | None) -> pa.Array | pa.ChunkedArray:

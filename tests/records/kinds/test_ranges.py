@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from datetime import datetime, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,13 +13,14 @@ import pytest
 from tests.conftest import moving_texture
 from videolavit.media import decompose, write_mp4
 from videolavit.media.errors import TooFewFrames
-from videolavit.records.kinds import read_clips, shard_by
+from videolavit.records.files import InputError
+from videolavit.records.kinds import KINDS, read_clips, shard_by
 from videolavit.records.kinds.ranges import BadRange, seconds_of
 from videolavit.records.plan import assign_clip_shards
-from videolavit.records.rows import plan_rows_from
+from videolavit.records.rows import plan_rows_from, sources_from
 from videolavit.records.samples import stored_clips
 
-from .reading import SETTINGS, STORAGE, count_opens, kinds_of, opens, plan_table, planned
+from .reading import SETTINGS, STORAGE, count_opens, kinds_of, listed, opens, plan_table, planned
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,11 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (True, None),
         (float("nan"), None),
         ("1e3", None),
+        (float("inf"), None),
+        (Decimal("1.5"), 1.5),
+        (10**400, None),
+        ("9" * 400, None),
+        (1.7e9, None),
     ],
 )
 def test_times(written: object, seconds: float | None) -> None:
@@ -162,3 +170,46 @@ def test_a_video_is_opened_once_for_its_ranges(video: Path, tmp_path: Path) -> N
     for row in plan_rows_from(shards):
         read_clips(row, SETTINGS.sample, STORAGE)
     assert opens(copy) == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        (Decimal("1.5"), Decimal("4.25")),
+        (timedelta(seconds=1.5), timedelta(seconds=4.25)),
+        (time(0, 0, 1, 500_000), time(0, 0, 4, 250_000)),
+    ],
+)
+def test_times_in_the_types_of_databases(video: Path, tmp_path: Path, start: object, end: object) -> None:
+    file = _write(tmp_path, "parquet", [{"video": str(video), "start": start, "end": end}])
+    assert [(row.start_seconds, row.end_seconds) for row in planned(file)] == [(1.5, 4.25)]
+
+
+def test_dates_are_refused_as_a_whole(video: Path, tmp_path: Path) -> None:
+    start, end = datetime(2020, 1, 1), datetime(2020, 1, 1, 0, 1)
+    file = _write(tmp_path, "parquet", [{"video": str(video), "start": start, "end": end}])
+    with pytest.raises(InputError, match=r"column `start` of .* holds timestamp"):
+        planned(file)
+
+
+def test_an_end_far_behind_the_video_costs_nothing(video: Path, tmp_path: Path) -> None:
+    file = _write(tmp_path, "jsonl", [{"video": str(video), "start": 0, "end": 999_999}])
+    assert [(row.start_seconds, row.end_seconds) for row in planned(file)] == [(0, 8), (8, 16), (16, 24)]
+    (batch,) = listed(file)
+    (source,) = sources_from(batch)
+    assert KINDS["range"].plan_unread(source, SETTINGS).num_clips < 2**31
+
+
+def test_a_csv_with_a_byte_order_mark(video: Path, tmp_path: Path) -> None:
+    file = tmp_path / "excel.csv"
+    file.write_text(f"\ufeffvideo,start,end\n{video},00:00:01,00:00:05\n")
+    assert [(row.start_seconds, row.end_seconds) for row in planned(file)] == [(1.0, 5.0)]
+
+
+def test_captions_that_do_not_fit_their_ranges(video: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"video": str(video), "start": 1, "end": 3, "text": None},
+        {"video": str(video), "start": 1, "end": 4, "text": ["a", "b"]},
+    ]
+    file = _write(tmp_path, "jsonl", rows)
+    assert [(row.source, row.text) for row in planned(file)] == [(str(video), None), (f"{file}#row1.0", None)]

@@ -92,10 +92,6 @@ def repeated_addresses(column: str, table: Table) -> frozenset[str]:
 
 def join_captions(sources: pa.Table) -> pa.Table:
     """One row for each source, that of its first appearance, with all captions in the further column `texts`."""
-    name = EXTRA_PREFIX + TEXTS
-    if name in sources.column_names:  # a column of the manifest
-        names = [f"{EXTRA_PREFIX}manifest_{TEXTS}" if one == name else one for one in sources.column_names]
-        sources = sources.rename_columns(names)
     places: dict[str, int] = {}
     texts: dict[str, list[str]] = {}
     named = zip(sources["source"].to_pylist(), sources["text"].to_pylist(), strict=True)
@@ -105,4 +101,4 @@ def join_captions(sources: pa.Table) -> pa.Table:
     joined = sources.take(pa.array(places.values(), pa.int64()))
     first = pa.array([captions[0] if captions else None for captions in texts.values()], pa.string())
     joined = joined.set_column(joined.schema.get_field_index("text"), "text", first)
-    return joined.append_column(name, pa.array(list(texts.values()), pa.list_(pa.string())))
+    return joined.append_column(EXTRA_PREFIX + TEXTS, pa.array(list(texts.values()), pa.list_(pa.string())))

@@ -7,23 +7,25 @@ b.mp4,"[0, 7.5]","[3, 11]","['a door opens', 'a cat sits']"
 
 import ast
 import functools
-import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from videolavit.media import MediaError, VideoInfo, probe
 from videolavit.media.errors import SourceUnreadable, TooFewFrames
 
+from ..files import InputError
 from ..identity import identifying_settings, range_id, sample_id
 from ..inputs import InputSettings
 from ..plan import clip_bytes, clip_seconds, estimated_cost, expected_clips, segment_seconds
-from ..rows import PlanRow, Source, VideoSample, listing, plan_rows_to
+from ..rows import RANGE, PlanRow, Source, VideoSample, listing, plan_rows_to
 from ..samples import SampleSettings, decompose_segment
 from ..schema import RANGE_ID
 from ..storage import StorageSettings, open_file, reading
@@ -33,6 +35,11 @@ from .manifest import row_addresses, row_name
 
 VIDEO, START, END = RANGE_COLUMNS
 
+MAX_SECONDS = 1e6
+"""Times above are no times of a video: they are wrong by their unit."""
+
+_UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+
 
 class BadRange(MediaError):
     """A row's start and end are no range of a video."""
@@ -41,7 +48,7 @@ class BadRange(MediaError):
 class VideoRange(Kind):
     """A range of a video."""
 
-    name = "range"
+    name = RANGE
     modality = "video"
     is_decomposed = True
     shard_by = ("url",)
@@ -62,7 +69,7 @@ class VideoRange(Kind):
         places: list[int] = []
         columns: dict[str, list[Any]] = {name: [] for name in ("source", "start_seconds", "end_seconds", "text")}
         for index, (address, start, end, text) in enumerate(
-            zip(addresses, rows[START].to_pylist(), rows[END].to_pylist(), texts, strict=True)
+            zip(addresses, _times(table, rows, START), _times(table, rows, END), texts, strict=True)
         ):
             for number, values in enumerate(_pieces(start, end, text)):
                 source = address
@@ -111,8 +118,8 @@ def _segments(source: Source, info: VideoInfo, settings: SampleSettings) -> Iter
     start, end = source.start_seconds or 0.0, source.end_seconds or 0.0
     length, clip = segment_seconds(info, settings), clip_seconds(settings)
     count = max(math.ceil((end - start - clip) / length), 1)
-    edges = [*(start + index * length for index in range(count)), end]
-    for first, last in itertools.pairwise(edges):
+    for index in range(count):
+        first, last = start + index * length, end if index == count - 1 else start + (index + 1) * length
         if first > start and info.seconds is not None and first >= info.seconds:
             return
         seconds = max(last - first, 0.0)
@@ -126,11 +133,22 @@ def _segments(source: Source, info: VideoInfo, settings: SampleSettings) -> Iter
         )
 
 
+def _times(table: Table, rows: pa.Table, name: str) -> list[Any]:
+    """Starts or ends of rows; durations and times of day in seconds."""
+    column, kind = rows[name], rows[name].type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        raise InputError(f"the column `{name}` of {table.url} holds {kind}, not seconds or hh:mm:ss.mmm")
+    if pa.types.is_time(kind) or pa.types.is_duration(kind):
+        whole = pa.int32() if pa.types.is_time32(kind) else pa.int64()
+        return pc.divide(pc.cast(column.cast(whole), pa.float64()), _UNITS[kind.unit]).to_pylist()
+    return column.to_pylist()
+
+
 def _pieces(start: Any, end: Any, text: Any) -> list[tuple[float, float, str | None] | None]:
     """Ranges and captions of a row; None for one that cannot be read."""
     starts, ends = _listed(start), _listed(end)
     if starts is None or ends is None:
-        return [_piece(start, end, text)]
+        return [None if isinstance(text, list) else _piece(start, end, text)]
     texts = _listed(text)
     if texts is None:
         texts = [text] * len(starts)
@@ -157,17 +175,17 @@ def _listed(value: Any) -> list[Any] | None:
 
 
 def seconds_of(value: Any) -> float | None:
-    """Seconds of a number, or of text: `12.5`, `01:05`, `0:01:05.250`. None if it is neither, or negative."""
+    """Seconds of a number, or of text: `12.5`, `01:05`, `0:01:05.250`. None if it is no time of a video."""
     if isinstance(value, str):
         parts = value.strip().replace(",", ".").split(":")
         if len(parts) > 3 or not all(re.fullmatch(r"\d+", part) for part in parts[:-1]):
             return None
         if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", parts[-1]):
             return None
-        return float(sum(float(part) * 60.0**power for power, part in enumerate(reversed(parts))))
-    if isinstance(value, bool) or not isinstance(value, int | float):
+        value = sum(float(part) * 60.0**power for power, part in enumerate(reversed(parts)))
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return None
-    return float(value) if math.isfinite(value) and value >= 0 else None
+    return float(value) if 0 <= value <= MAX_SECONDS else None
 
 
 @functools.lru_cache(maxsize=64)
