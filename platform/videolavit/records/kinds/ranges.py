@@ -140,8 +140,8 @@ def _times(table: Table, rows: pa.Table, name: str) -> list[Any]:
         raise InputError(f"the column `{name}` of {table.url} holds {kind}, not seconds or hh:mm:ss.mmm")
     if pa.types.is_time(kind) or pa.types.is_duration(kind):
         whole = pa.int32() if pa.types.is_time32(kind) else pa.int64()
-        return pc.divide(pc.cast(column.cast(whole), pa.float64()), _UNITS[kind.unit]).to_pylist()
-    return column.to_pylist()
+        column = pc.divide(pc.cast(column.cast(whole), pa.float64()), _UNITS[kind.unit])
+    return list(column.to_pylist())
 
 
 def _pieces(start: Any, end: Any, text: Any) -> list[tuple[float, float, str | None] | None]:
