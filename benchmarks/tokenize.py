@@ -20,7 +20,7 @@ from videolavit.media import motion_features
 from videolavit.models.folder import ModelFolder
 from videolavit.models.visual_tokenizer import normalize_images, resize_image
 from videolavit.records.samples import clip_motion, decode_picture
-from videolavit.records.shards import CLIPS, TOKENS, Ledger
+from videolavit.records.shards import CLIP_SHARDS, TOKEN_SHARDS, Ledger
 from videolavit.records.storage import Folder, StorageSettings
 
 from .decompose import machine
@@ -104,7 +104,7 @@ def _loop(model: str, clips: Path) -> Codes:
 
 def _rows(clips: Path) -> Iterator[dict[str, Any]]:
     for name in sorted(Ledger(Folder(str(clips), StorageSettings())).committed()):
-        shard = pq.ParquetFile(clips / CLIPS.folder / name)
+        shard = pq.ParquetFile(clips / CLIP_SHARDS.folder / name)
         for group in range(shard.num_row_groups):
             yield from shard.read_row_group(group).to_pylist()
 
@@ -120,7 +120,7 @@ def _pipeline(model: str, clips: Path, folder: str) -> float:
 
     pool = EncoderPoolSettings(gpu_fraction=0.0)
     request = TokenizeRequest(encode=EncodeSettings(model=model), encoders=pool)
-    ledger = Ledger(Folder(folder, request.storage), TOKENS)
+    ledger = Ledger(Folder(folder, request.storage), TOKEN_SHARDS)
     with local_ray():
         pipeline = Tokenization(request, read_tokenizers(model))
         started = time.monotonic()
@@ -135,8 +135,8 @@ def _pipeline(model: str, clips: Path, folder: str) -> float:
 
 def _codes(folder: str) -> Codes:
     codes: Codes = {}
-    for name in Ledger(Folder(folder, StorageSettings()), TOKENS).committed():
-        for row in pq.read_table(Path(folder) / TOKENS.folder / name).to_pylist():
+    for name in Ledger(Folder(folder, StorageSettings()), TOKEN_SHARDS).committed():
+        for row in pq.read_table(Path(folder) / TOKEN_SHARDS.folder / name).to_pylist():
             codes[row["sample_id"]] = [(clip["visual_tokens"], clip["motion_tokens"]) for clip in row["clips"]]
     return codes
 

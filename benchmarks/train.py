@@ -20,7 +20,7 @@ from videolavit.models.folder import ModelFolder
 from videolavit.models.objective import Draws
 from videolavit.records import schema
 from videolavit.records.encode import read_tokenizers
-from videolavit.records.shards import TOKENS, ShardWriter
+from videolavit.records.shards import TOKEN_SHARDS, ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.training.components.language_model import LanguageModelTraining
 from videolavit.training.parallel import Ranks
@@ -231,7 +231,7 @@ def _write_tokens(folder: Path, model: ModelFolder) -> Path:
         )
     target = Folder(str(folder), StorageSettings())
     metadata = read_tokenizers(model.location).metadata()
-    with ShardWriter(target, "benchmark.parquet", [], TOKENS, metadata) as writer:
+    with ShardWriter(target, "benchmark.parquet", [], TOKEN_SHARDS, metadata) as writer:
         writer.add(pa.Table.from_pylist(rows, schema=schema.TOKENS))
         writer.commit()
     return folder

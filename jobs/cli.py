@@ -5,7 +5,7 @@ import sys
 
 import videolavit
 
-JOBS = {
+COMMANDS = {
     "decompose": "turn videos into Parquet clip shards of keyframes and motion vectors",
     "tokenize": "turn clip shards, videos, images and texts into Parquet token shards",
     "train": "train a tokenizer, a detokenizer or the language model, on one machine or many",
@@ -24,7 +24,7 @@ JOBS = {
 def main() -> None:
     """Runs the job named by the first argument."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in JOBS:
+    if name in COMMANDS:
         importlib.import_module(f"jobs.{name.replace('-', '_')}").main(sys.argv[2:])
         return
     if name == "--version":
@@ -35,7 +35,7 @@ def main() -> None:
     if not wants_help:
         print(f"videolavit: there is no command {name!r}\n", file=out)
     print("usage: videolavit COMMAND [options]\n       videolavit --version\n", file=out)
-    for job, purpose in JOBS.items():
+    for job, purpose in COMMANDS.items():
         print(f"  {job:<18} {purpose}", file=out)
     print("\n`videolavit COMMAND --help` describes the options of a command.", file=out)
     sys.exit(0 if wants_help else 2)

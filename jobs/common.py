@@ -1,4 +1,4 @@
-"""Parts that all jobs share: command lines, errors of the user without a traceback, and Ray."""
+"""Parts that all jobs share: command lines, and errors of the user without a traceback."""
 
 import contextlib
 import re
@@ -11,8 +11,6 @@ from jsonargparse import ArgumentParser, Namespace
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
-
-from pipelines.session import RayUnavailable, ray_session
 
 T = TypeVar("T")
 INTERRUPTED = 130
@@ -56,12 +54,12 @@ def pick(kind: type[T], options: Any) -> T:
         ValueError: a value is not allowed; the message is one line.
     """
     try:
-        return kind(**{field.name: _plain(options[field.name]) for field in fields(kind)})  # type: ignore[arg-type]
+        return kind(**{field.name: _as_dict(options[field.name]) for field in fields(kind)})  # type: ignore[arg-type]
     except ValidationError as error:
         raise ValueError("; ".join(map(_problem, error.errors()))) from None
 
 
-def _plain(value: Any) -> Any:
+def _as_dict(value: Any) -> Any:
     """Converts a group of options to a dict, and leaves other values as they are."""
     return value.as_dict() if isinstance(value, Namespace) else value
 
@@ -84,16 +82,3 @@ def user_errors(*types: type[Exception]) -> Iterator[None]:
         yield
     except types as error:
         fail(error)
-
-
-@contextlib.contextmanager
-def ray_runtime() -> Iterator[None]:
-    """`ray_session` for a command: shows that Ray starts, and ends the command where it is missing or interrupted."""
-    with contextlib.ExitStack() as stack:
-        with console.status("starting Ray"), user_errors(RayUnavailable):
-            stack.enter_context(ray_session())
-        try:
-            yield
-        except KeyboardInterrupt:
-            console.print("interrupted; the same command continues where it stopped")
-            sys.exit(INTERRUPTED)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from videolavit.records.report import REPORT, render_page, stored_cells
-from videolavit.records.shards import TOKENS, Ledger
+from videolavit.records.shards import TOKEN_SHARDS, Ledger
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.records.token_report import described, sampled_statistics
 from videolavit.training.metrics import CURVES
@@ -87,7 +87,7 @@ def _train(run: Path) -> list[Path]:
 
 def _write_page(run: Path, tokens: Path, trained: list[Path], beside: Path) -> Path:
     clip_folder, token_folder = (Folder(str(path), StorageSettings()) for path in (run, tokens))
-    shards = sorted(Ledger(token_folder, TOKENS).committed())
+    shards = sorted(Ledger(token_folder, TOKEN_SHARDS).committed())
     statistics, chosen = sampled_statistics(token_folder, shards)
     clips = _counts(run)
     facts = [(name, f"{clips[name]:,}") for name in ("samples", "clips", "frames", "rejects")]

@@ -26,7 +26,7 @@ from videolavit.records.plan import assign_clip_shards
 from videolavit.records.report import write_clip_report
 from videolavit.records.rows import PlanRow, Reject, extra_fields, plan_rows_from, video_sample_to
 from videolavit.records.samples import SampleSettings
-from videolavit.records.shards import CLIPS, ShardWriter
+from videolavit.records.shards import CLIP_SHARDS, ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
 
 from .common import (
@@ -41,7 +41,7 @@ from .common import (
 )
 from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
 
-__all__ = ["DecomposeRequest", "Decomposition", "WorkerSettings", "decompose", "plan_decomposition"]
+__all__ = ["DecomposeRequest", "Decomposition", "decompose", "plan_decomposition"]
 
 COUNTED = ("samples", "clips", "rejects", "video_seconds")
 """Counts in progress records."""
@@ -94,7 +94,7 @@ class Decomposition(Pipeline):
     """Videos to clip shards."""
 
     name = "decompose"
-    shards = CLIPS
+    shards = CLIP_SHARDS
     reserved = frozenset(schema.CLIPS.names)
 
     @classmethod
@@ -160,7 +160,7 @@ class _ClipShardMaker:
         error = None
         reported = time.monotonic()
         try:
-            with ShardWriter(self._folder, name, extra_fields(plan.schema), CLIPS, made_by()) as writer:
+            with ShardWriter(self._folder, name, extra_fields(plan.schema), CLIP_SHARDS, made_by()) as writer:
                 for row in plan_rows_from(plan):
                     counts.update(self._make(row, writer))
                     if time.monotonic() - reported > PROGRESS_EVERY:

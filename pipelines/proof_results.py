@@ -26,7 +26,7 @@ from videolavit.models.folder import ModelFolder
 from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.records.pictures import decode_image
 from videolavit.records.report import REPORT, render_page
-from videolavit.records.shards import TOKENS, Ledger
+from videolavit.records.shards import TOKEN_SHARDS, Ledger
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.records.token_report import sampled_statistics
 from videolavit.training.metrics import CURVES, read_metrics
@@ -125,7 +125,7 @@ def _of_reconstruction(output: Path, runtime: Runtime) -> list[dict[str, Any]]:
     pairs = list(zip(originals, reconstructed, strict=True))
     save_sheet(output / "keyframes.png", [(side_by_side(*pair), f"{psnr(*pair):.1f} dB") for pair in pairs[:24]])
     folder = Folder(str(output / "held-out-tokens"), StorageSettings())
-    usage = sampled_statistics(folder, sorted(Ledger(folder, TOKENS).committed()))[0].usage
+    usage = sampled_statistics(folder, sorted(Ledger(folder, TOKEN_SHARDS).committed()))[0].usage
     codes = {kind: runtime.model.config(f"{kind}_tokenizer").num_codes for kind in ("visual", "motion")}
     return [
         _criterion("explained variance of motion through tokens", explained, 0.7),

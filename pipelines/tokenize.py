@@ -34,7 +34,7 @@ from videolavit.records.prepared import PreparedShard, ShardBuilder, failed_bloc
 from videolavit.records.rows import Reject, extra_fields, plan_rows_from
 from videolavit.records.samples import SampleSettings
 from videolavit.records.schema import PLAN, RESERVED
-from videolavit.records.shards import TOKENS, ShardWriter
+from videolavit.records.shards import TOKEN_SHARDS, ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.records.token_report import write_token_report
 from videolavit.records.tokenizer_info import EncodeSettings, TokenizerInfo
@@ -156,7 +156,7 @@ class Tokenization(Pipeline):
     """Clip shards, videos, images and texts to token shards."""
 
     name = "tokenize"
-    shards = TOKENS
+    shards = TOKEN_SHARDS
     reserved = RESERVED
 
     def __init__(self, request: TokenizeRequest, tokenizers: TokenizerInfo) -> None:
@@ -180,7 +180,7 @@ class Tokenization(Pipeline):
         decomposition = run_identity(self.settings.sample)
         encoding = {"dtype": task.encode.dtype, "batch": task.encode.batch(tokenizers, task.device)}
         return decomposition | {
-            "kind": TOKENS.folder,
+            "kind": TOKEN_SHARDS.folder,
             "settings": decomposition["settings"] | encoding,
             "tokenizers": {"digests": tokenizers.digests, "num_codes": tokenizers.num_codes},
             "device": task.device,
@@ -330,7 +330,7 @@ class _Encoder:
         with self._device:
             rows = self._encoder.result().rows(shard)
         metadata = {**self._task.tokenizers.metadata(), **made_by(_library_versions())}
-        with ShardWriter(self._folder, shard.name, shard.extra(), TOKENS, metadata) as writer:
+        with ShardWriter(self._folder, shard.name, shard.extra(), TOKEN_SHARDS, metadata) as writer:
             if rows.num_rows:
                 writer.add(rows)
             for reject in shard.rejects:

@@ -34,7 +34,7 @@ from .protocol import (
     ImageResponse,
     Model,
     ModelList,
-    Video,
+    VideoJob,
     VideoList,
     VideoRequest,
 )
@@ -220,7 +220,7 @@ def _add_video_routes(app: FastAPI, service: Service) -> None:
         return job
 
     @app.post("/v1/videos", openapi_extra=_video_body())
-    async def create(request: Request, response: Response, owner: str = OWNER) -> Video:
+    async def create(request: Request, response: Response, owner: str = OWNER) -> VideoJob:
         """Queues a job that generates a video from a text, an image, or both."""
         async with deadline_at(*_deadline(service, request)):
             body, reference = await _video_request(request)
@@ -228,7 +228,7 @@ def _add_video_routes(app: FastAPI, service: Service) -> None:
             return await service.create_video(owner, body, reference)
 
     @app.post("/v1/videos/reconstruct", openapi_extra=_upload_body())
-    async def reconstruct(request: Request, response: Response, owner: str = OWNER) -> Video:
+    async def reconstruct(request: Request, response: Response, owner: str = OWNER) -> VideoJob:
         """Queues a job that tokenizes a video and reconstructs it from the tokens."""
         async with deadline_at(*_deadline(service, request)):
             data, seed = await _upload_request(request)
@@ -252,7 +252,7 @@ def _add_video_routes(app: FastAPI, service: Service) -> None:
         return VideoList(data=videos, first_id=first, last_id=last, has_more=jobs[1])
 
     @app.get("/v1/videos/{video_id}")
-    async def status(video_id: str, response: Response, owner: str = OWNER) -> Video:
+    async def status(video_id: str, response: Response, owner: str = OWNER) -> VideoJob:
         """Returns the state of a video job."""
         response.headers["openai-poll-after-ms"] = POLL_MS
         return service.to_video(await find_job(owner, video_id))

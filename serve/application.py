@@ -15,13 +15,18 @@ from ray.serve.schema import DeploymentStatus, LoggingConfig
 from videolavit.models.folder import ModelFolder
 
 from .api import make_app
-from .deployments import KeyframeDetokenizer, LanguageModel, VideoDetokenizer, VisualTokenizer
+from .deployments import (
+    KeyframeDetokenizerDeployment,
+    LanguageModelDeployment,
+    VideoDetokenizerDeployment,
+    VisualTokenizerDeployment,
+)
 from .graph import Graph
 from .middleware import AdmissionMiddleware, RequestMiddleware
 from .service import Service
 from .settings import Replicas, ServeSettings, read_settings
 
-NAME = "videolavit"
+APPLICATION_NAME = "videolavit"
 """Name of the application."""
 
 CONSTRUCTOR_RETRIES = 3
@@ -61,16 +66,16 @@ class Ingress:
 def application(settings: ServeSettings) -> Application:
     """Application graph: Ingress -> VisualTokenizer, LanguageModel -> KeyframeDetokenizer -> VideoDetokenizer."""
     deployments = [
-        _deployment(deployment, settings, replicas, max_ongoing=4 * replicas.largest_batch).bind(settings)
-        for deployment, replicas in (
-            (VisualTokenizer, settings.visual_tokenizer),
-            (LanguageModel, settings.language_model),
-            (KeyframeDetokenizer, settings.keyframe_detokenizer),
-            (VideoDetokenizer, settings.video_detokenizer),
+        _deployment(name, deployment, settings, replicas, max_ongoing=4 * replicas.largest_batch).bind(settings)
+        for name, deployment, replicas in (
+            ("VisualTokenizer", VisualTokenizerDeployment, settings.visual_tokenizer),
+            ("LanguageModel", LanguageModelDeployment, settings.language_model),
+            ("KeyframeDetokenizer", KeyframeDetokenizerDeployment, settings.keyframe_detokenizer),
+            ("VideoDetokenizer", VideoDetokenizerDeployment, settings.video_detokenizer),
         )
     ]
     # more than its own limit, beyond which it answers 429, so that clients can still ask for the state of their jobs
-    ingress = _deployment(Ingress, settings, settings.ingress, max_ongoing=16 * settings.limits.in_flight)
+    ingress = _deployment("Ingress", Ingress, settings, settings.ingress, max_ongoing=16 * settings.limits.in_flight)
     return ingress.bind(settings, *deployments)
 
 
@@ -84,7 +89,7 @@ def build(arguments: dict[str, Any]) -> Application:
 
 def unhealthy_deployments() -> list[str]:
     """Deployments that are not healthy, each with the last line of its message."""
-    found = serve.status().applications.get(NAME)
+    found = serve.status().applications.get(APPLICATION_NAME)
     states = {} if found is None else found.deployments
     return [
         f"{name}: {state.message.strip().splitlines()[-1].strip()}"
@@ -93,7 +98,7 @@ def unhealthy_deployments() -> list[str]:
     ]
 
 
-def _deployment(deployment: Any, settings: ServeSettings, replicas: Replicas, max_ongoing: int) -> Any:
+def _deployment(name: str, deployment: Any, settings: ServeSettings, replicas: Replicas, max_ongoing: int) -> Any:
     """Serve deployment of a class. A replica needs several requests at once to fill its batches."""
     fewest, most = replicas.replica_range
     scale: dict[str, Any] = {"num_replicas": fewest}
@@ -105,7 +110,7 @@ def _deployment(deployment: Any, settings: ServeSettings, replicas: Replicas, ma
         }
     return serve.deployment(
         deployment,
-        name=deployment.__name__,
+        name=name,
         max_ongoing_requests=max_ongoing,
         max_constructor_retry_count=CONSTRUCTOR_RETRIES,
         graceful_shutdown_timeout_s=settings.drain_seconds,

@@ -47,7 +47,7 @@ from .requests import (
     Upload,
 )
 from .settings import ServeSettings
-from .uploads import read_clips, read_image
+from .uploads import read_image, read_upload_clips
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ STEP_SECONDS = 0.1
 """Time between two reads of tokens that are not streamed, in seconds."""
 
 
-class VisualTokenizer:
+class VisualTokenizerDeployment:
     """Decodes uploads in child processes, and encodes them with both tokenizers."""
 
     def __init__(self, settings: ServeSettings) -> None:
@@ -78,7 +78,7 @@ class VisualTokenizer:
         ]
         # a cancelled request does not stop its thread, whose network or child process is free when the thread ends
         self._networks, self._decoding = ThreadPoolExecutor(1), ThreadPoolExecutor(DECODER_PROCESSES)
-        self._image_readers, self._clip_readers = _isolated(read_image), _isolated(read_clips)
+        self._image_readers, self._clip_readers = _isolated(read_image), _isolated(read_upload_clips)
 
     async def encode_context(self, upload: Upload) -> VisualContext:
         """Features of an image or a video for a chat. Raises MediaError."""
@@ -163,7 +163,7 @@ def _isolated(
     return processes
 
 
-class LanguageModel:
+class LanguageModelDeployment:
     """Generates text and codes; requests join and leave the batch between two decoding steps."""
 
     def __init__(self, settings: ServeSettings) -> None:
@@ -340,7 +340,7 @@ class _TokenQueue:
         return ids, ended
 
 
-class KeyframeDetokenizer:
+class KeyframeDetokenizerDeployment:
     """Generates keyframes from visual codes."""
 
     def __init__(self, settings: ServeSettings) -> None:
@@ -368,7 +368,7 @@ class KeyframeDetokenizer:
         return list(generate_keyframes(self._runtime, requests, size, settings, on_step))
 
 
-class VideoDetokenizer:
+class VideoDetokenizerDeployment:
     """Generates frames of clips from keyframes and motion codes."""
 
     def __init__(self, settings: ServeSettings) -> None:

@@ -14,7 +14,7 @@ from aiohttp.resolver import DefaultResolver
 
 from .errors import ApiError, bad_request
 
-Kind = Literal["image", "video"]
+MediaType = Literal["image", "video"]
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
 _NAT64 = IPv6Network("64:ff9b::/96")
 FETCH_SECONDS = 30.0
@@ -113,7 +113,7 @@ class _CheckedResolver(AbstractResolver):
         await self._resolver.close()
 
 
-def media_kind(media_type: str, param: str) -> Kind:
+def media_kind(media_type: str, param: str) -> MediaType:
     """Kind of media of a media type. Raises ApiError for others than images and videos."""
     kind = media_type.split("/")[0]
     if kind == "image":

@@ -32,7 +32,7 @@ from .requests import (
     Upload,
 )
 
-OnProgress = Callable[[float], None]
+OnShare = Callable[[float], None]
 """Receives the share of the work that is done, from 0 to 1."""
 
 OnEvent = Callable[[str, StepDone | Finished[Picture]], None]
@@ -115,7 +115,7 @@ class Graph:
         clips: int,
         size: tuple[int, int],
         settings: GenerateSettings,
-        on_progress: OnProgress,
+        on_progress: OnShare,
     ) -> VideoResult:
         """Generates a video from a text, an image, or both. Raises MediaError for an invalid image."""
         given: EncodedPicture | None = None
@@ -145,7 +145,7 @@ class Graph:
         return video.result()
 
     async def reconstruct(
-        self, data: bytes, seed: int, max_clips: int, settings: GenerateSettings, on_progress: OnProgress
+        self, data: bytes, seed: int, max_clips: int, settings: GenerateSettings, on_progress: OnShare
     ) -> VideoResult:
         """Tokenizes a video and reconstructs it from the tokens. Raises MediaError for an invalid video."""
         upload = Upload(ray.put(data), "video")
@@ -187,15 +187,15 @@ class Graph:
             raise MediaError(f"the aspect ratio of the video, {width} x {height}, is too extreme")
         return high, wide
 
-    async def keyframe(self, request: RemoteKeyframeRequest, on_progress: OnProgress) -> Picture:
+    async def keyframe(self, request: RemoteKeyframeRequest, on_progress: OnShare) -> Picture:
         """Generates a keyframe, uint8 [height, width, 3]."""
         return await self._sample("keyframe_detokenizer", self._keyframe_detokenizer.generate, request, on_progress)
 
-    async def clip(self, request: RemoteClipRequest, on_progress: OnProgress) -> Picture:
+    async def clip(self, request: RemoteClipRequest, on_progress: OnShare) -> Picture:
         """Generates the frames of a clip, uint8 [time, height, width, 3]."""
         return await self._sample("video_detokenizer", self._video_detokenizer.generate, request, on_progress)
 
-    async def _sample(self, deployment: str, method: Any, request: object, on_progress: OnProgress) -> Picture:
+    async def _sample(self, deployment: str, method: Any, request: object, on_progress: OnShare) -> Picture:
         async with aclosing(_stream(method, request)) as events:
             async for event in events:
                 self.on_step(deployment, event)
@@ -268,7 +268,7 @@ def _count_codes(clips: Sequence[ClipTokens | EncodedClip]) -> dict[str, int]:
 class _Progress:
     """Share of the work on a video that is done, from the steps of its clips."""
 
-    def __init__(self, clips: int, on_progress: OnProgress) -> None:
+    def __init__(self, clips: int, on_progress: OnShare) -> None:
         self._tokens, self._keyframes, self._frames = 0.0, [0.0] * clips, [0.0] * clips
         self._on_progress = on_progress
 

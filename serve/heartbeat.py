@@ -38,11 +38,6 @@ class Heartbeat:
         self._store, self._lease_seconds = store, lease_seconds
         self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def pid(self) -> int | None:
-        """Process id of the child; None while there is none."""
-        return None if self._process is None else self._process.pid
-
     def keep_running(self) -> None:
         """Starts the child, or replaces one that has ended."""
         if self._process is not None:

@@ -18,7 +18,7 @@ from videolavit.models.folder import ModelFolder
 from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.records.storage import absolute_url
 
-from .application import NAME, application, unhealthy_deployments
+from .application import APPLICATION_NAME, application, unhealthy_deployments
 from .keys import read_keys
 from .settings import ServeSettings
 
@@ -76,13 +76,13 @@ def serving(settings: ServeSettings, on_progress: OnProgress = ignore_progress) 
         stack.enter_context(_quiet_serve())
         on_progress(Progress("start", message="loading the model"))
         before = serve.status()
-        if NAME in before.applications:
-            raise StartFailed(f"{NAME} is served on this Ray already; end that service first")
+        if APPLICATION_NAME in before.applications:
+            raise StartFailed(f"{APPLICATION_NAME} is served on this Ray already; end that service first")
         url = f"http://{settings.host}:{settings.port}"
         try:
             try:
                 serve.start(http_options={"host": settings.host, "port": settings.port})
-                serve.run(application(settings), name=NAME, route_prefix="/", blocking=False)
+                serve.run(application(settings), name=APPLICATION_NAME, route_prefix="/", blocking=False)
             except (RuntimeError, RayError) as error:
                 reasons = unhealthy_deployments() or str(error).splitlines()[:1]
                 raise StartFailed("the service could not be started: " + "; ".join(reasons)) from None
@@ -158,17 +158,17 @@ def _quiet_serve() -> Iterator[None]:
 def _drain(seconds: float) -> None:
     """Finishes the requests in flight; when the application is deleted, Serve ends idle deployments that they need."""
     try:
-        serve.get_app_handle(NAME).broadcast("drain", seconds).results(timeout_s=seconds + SHUTDOWN_MARGIN)
+        serve.get_app_handle(APPLICATION_NAME).broadcast("drain", seconds).results(timeout_s=seconds + SHUTDOWN_MARGIN)
     except (RuntimeError, RayError, TimeoutError) as error:
         log.warning("the service could not be drained: %s", type(error).__name__)
 
 
 def _stop(drain_seconds: float, stop_serve: bool) -> None:
     """Ends the application, and Serve with `stop_serve`."""
-    if NAME in serve.status().applications:
-        serve.delete(NAME, _blocking=False)
+    if APPLICATION_NAME in serve.status().applications:
+        serve.delete(APPLICATION_NAME, _blocking=False)
     deadline = time.monotonic() + drain_seconds + SHUTDOWN_MARGIN
-    while NAME in serve.status().applications and time.monotonic() < deadline:
+    while APPLICATION_NAME in serve.status().applications and time.monotonic() < deadline:
         time.sleep(0.2)
     if stop_serve:
         serve.shutdown()

@@ -172,7 +172,7 @@ class ImageRequest(Request):
     user: str | None = Field(None, description="Name of the end user; accepted and ignored")
 
 
-class Image(BaseModel):
+class GeneratedImage(BaseModel):
     """Generated image, a PNG file."""
 
     b64_json: str | None = Field(default=None, description="File in base64")
@@ -184,7 +184,7 @@ class ImageResponse(BaseModel):
     """Generated images."""
 
     created: int
-    data: list[Image]
+    data: list[GeneratedImage]
 
 
 # ---- videos ---------------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ class VideoError(BaseModel):
     message: str
 
 
-class Video(BaseModel):
+class VideoJob(BaseModel):
     """Video job."""
 
     id: str
@@ -238,7 +238,7 @@ class VideoList(BaseModel):
     """Page of video jobs."""
 
     object: Literal["list"] = "list"
-    data: list[Video]
+    data: list[VideoJob]
     first_id: str | None = None
     last_id: str | None = None
     has_more: bool

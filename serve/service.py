@@ -23,7 +23,7 @@ from videolavit.records.storage import Folder, StorageSettings
 from .batching import Finished, StepDone
 from .errors import ApiError, bad_request, too_many
 from .failures import api_error
-from .fetching import Fetcher, Kind, media_kind
+from .fetching import Fetcher, MediaType, media_kind
 from .graph import Graph
 from .keys import Admission, deadline_at, read_keys
 from .middleware import Metrics
@@ -33,14 +33,14 @@ from .protocol import (
     ChatResponse,
     Choice,
     FilePart,
-    Image,
+    GeneratedImage,
     ImagePart,
     ImageRequest,
     ImageResponse,
     TextPart,
     Usage,
-    Video,
     VideoError,
+    VideoJob,
     VideoPart,
     VideoRequest,
     chunk,
@@ -143,7 +143,7 @@ class Service:
         stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
         return AnswerRequest(turns, question, context, settings, bool(request.stream), owner, stops)
 
-    async def _media(self, part: ImagePart | VideoPart | FilePart) -> tuple[bytes, Kind]:
+    async def _media(self, part: ImagePart | VideoPart | FilePart) -> tuple[bytes, MediaType]:
         """Content of the image or video of a message, and its kind. Raises ApiError."""
         if isinstance(part, FilePart):
             data, media_type = await self._fetcher.read(part.file.file_data, "messages")
@@ -235,7 +235,9 @@ class Service:
             about = provenance(request.prompt, seed + number, self.settings.model_name)
             encoded = base64.b64encode(await asyncio.to_thread(encode_png, task.result(), about)).decode()
             as_url = request.response_format == "url"
-            images.append(Image(url=f"data:image/png;base64,{encoded}") if as_url else Image(b64_json=encoded))
+            images.append(
+                GeneratedImage(url=f"data:image/png;base64,{encoded}") if as_url else GeneratedImage(b64_json=encoded)
+            )
         return ImageResponse(created=now(), data=images)
 
     def _check_prompt(self, prompt: str, required: bool = True) -> None:
@@ -261,7 +263,7 @@ class Service:
 
     # ---- videos -----------------------------------------------------------------------------------------------------
 
-    async def create_video(self, owner: str, request: VideoRequest, reference: bytes | None) -> Video:
+    async def create_video(self, owner: str, request: VideoRequest, reference: bytes | None) -> VideoJob:
         """Queues a job that generates a video from a text, an image, or both. Raises ApiError."""
         self.check_model(request.model)
         if request.input_reference is not None:
@@ -276,12 +278,12 @@ class Service:
         stored = {"prompt": request.prompt, "seconds": f"{request.seconds:g}", "size": f"{width}x{height}"}
         return await self._queue(owner, "generate", stored | {"seed": _seed(request.seed)}, reference)
 
-    async def create_reconstruction(self, owner: str, video: bytes, seed: int | None) -> Video:
+    async def create_reconstruction(self, owner: str, video: bytes, seed: int | None) -> VideoJob:
         """Queues a job that reconstructs a video from its tokens. Raises ApiError."""
         stored = {"prompt": "", "seconds": f"{self.settings.limits.seconds:g}", "size": "auto", "seed": _seed(seed)}
         return await self._queue(owner, "reconstruct", stored, video)
 
-    async def _queue(self, owner: str, kind: str, request: dict[str, Any], upload: bytes | None) -> Video:
+    async def _queue(self, owner: str, kind: str, request: dict[str, Any], upload: bytes | None) -> VideoJob:
         """Stores a job and its upload. Raises ApiError if too many jobs are open."""
         job_id, limits = new_id(), self.settings.limits
         if upload is not None:
@@ -297,10 +299,10 @@ class Service:
         self.worker.wake()
         return self.to_video(job)
 
-    def to_video(self, job: Job) -> Video:
+    def to_video(self, job: Job) -> VideoJob:
         """Job in the format of the API."""
         failed = job.status == "failed"
-        return Video(
+        return VideoJob(
             id=job.id,
             model=self.settings.model_name,
             status=job.status,  # type: ignore[arg-type]

@@ -23,7 +23,9 @@ def read_image(data: bytes, max_pixels: int) -> Picture:
     return np.ascontiguousarray(picture)
 
 
-def read_clips(data: bytes, policy: str, max_clips: int | None, max_seconds: float, max_pixels: int) -> list[Clip]:
+def read_upload_clips(
+    data: bytes, policy: str, max_clips: int | None, max_seconds: float, max_pixels: int
+) -> list[Clip]:
     """Clips of an uploaded video.
 
     Args:

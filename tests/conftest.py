@@ -59,7 +59,7 @@ SLOW_PATHS = (
     "tests/models/test_video_detokenizer.py",
     "tests/parity/test_modules.py",
     "tests/training/test_detokenizer",
-    "tests/training/test_feed.py",
+    "tests/training/test_loader.py",
     "tests/training/test_language_model.py",
     "tests/training/test_library.py",
     "tests/training/test_ranks.py",

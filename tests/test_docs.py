@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import JOBS
+from jobs.cli import COMMANDS
 from serve.settings import Limits
 from tests.conftest import ROOT
 
@@ -79,8 +79,8 @@ def job_of(words: list[str]) -> list[str] | None:
     return None
 
 
-COMMANDS = commands()
-JOB_LINES = [job for words in COMMANDS if (job := job_of(words)) is not None]
+COMMAND_LINES = commands()
+JOB_LINES = [job for words in COMMAND_LINES if (job := job_of(words)) is not None]
 
 
 def test_the_readme_is_short() -> None:
@@ -129,7 +129,7 @@ def test_the_glossary_has_a_readable_number_of_terms() -> None:
 @pytest.mark.parametrize("words", JOB_LINES, ids=" ".join)
 def test_commands_are_as_the_parsers_want_them(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Every sub-command, option and value, by the job's own parser."""
-    assert words[0] in [*JOBS, "--version"]
+    assert words[0] in [*COMMANDS, "--version"]
     if words[0] == "--version":
         return
     job = importlib.import_module(f"jobs.{words[0].replace('-', '_')}")
@@ -150,7 +150,7 @@ def test_a_mistake_in_a_command_would_be_found(words: list[str], capsys: pytest.
 
 def test_the_other_commands_name_what_exists() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for words in COMMANDS:
+    for words in COMMAND_LINES:
         if words[0] == "make":
             assert words[1] in targets, f"make has no target {words[1]}"
         elif words[:2] == ["serve", "deploy"]:

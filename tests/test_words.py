@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.cli import JOBS
+from jobs.cli import COMMANDS
 from serve.api import make_app
 from tests.conftest import ROOT
 from videolavit.training.components import COMPONENTS
@@ -81,10 +81,10 @@ def fields_of(docstring: str, line: int) -> Iterator[tuple[int, str]]:
                 section = ""
 
 
-COMMANDS = [[name] for name in JOBS if name != "train"] + [["train", component] for component in COMPONENTS]
+COMMAND_LINES = [[name] for name in COMMANDS if name != "train"] + [["train", component] for component in COMPONENTS]
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("words", COMMAND_LINES, ids=" ".join)
 def test_every_option_has_a_help_text_that_says_what_it_is(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +100,7 @@ def test_every_option_has_a_help_text_that_says_what_it_is(
 
 
 def test_every_command_says_what_it_does() -> None:
-    purposes = JOBS | {name: purpose for name, (_, purpose) in COMPONENTS.items()}
+    purposes = COMMANDS | {name: purpose for name, (_, purpose) in COMPONENTS.items()}
     assert not [f"{name}: {text}" for name, text in purposes.items() if wrong(text) or not text]
 
 

@@ -135,7 +135,7 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None
     assert capsys.readouterr().out == f"videolavit {videolavit.__version__}\n"
 
 
-@pytest.mark.parametrize("job", [name.replace("-", "_") for name in cli.JOBS])
+@pytest.mark.parametrize("job", [name.replace("-", "_") for name in cli.COMMANDS])
 def test_help_and_config_files(job: str, run_job: Job, tmp_path: Path) -> None:
     words = [job, "vae"] if job == "train" else [job]
     shown = run_job(*words, "--help")

@@ -121,7 +121,7 @@ class Module:
             codebook: Codebook of a condition decoder.
         """
         state = self.tensors(component, low_signal)
-        made = published.build(component, words or self.config, state, codebook)
+        made = published.build_published(component, words or self.config, state, codebook)
         return made if self._dtype == torch.float32 else made.to(self._dtype)
 
 

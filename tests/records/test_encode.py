@@ -19,7 +19,7 @@ from videolavit.records.prepare import Prepared, PrepareSettings
 from videolavit.records.prepared import PreparedShard, ShardBuilder
 from videolavit.records.rows import PlanRow, Reject
 from videolavit.records.samples import SampleSettings
-from videolavit.records.shards import TOKENS, ShardWriter
+from videolavit.records.shards import TOKEN_SHARDS, ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.records.tokenizer_info import EncodeSettings, TokenizerInfo
 from videolavit.records.usage import CodeUsage, TokenStatistics
@@ -136,7 +136,7 @@ def test_half_precision(model: Path, tokenizers: TokenizerInfo) -> None:
 def test_statistics_of_a_shard(rows: pa.Table, tokenizers: TokenizerInfo, tmp_path: Path) -> None:
     folder = Folder(str(tmp_path), StorageSettings())
     extra = [field for field in rows.schema if field.name not in schema.TOKENS.names]
-    with ShardWriter(folder, "0.parquet", extra, TOKENS, tokenizers.metadata()) as writer:
+    with ShardWriter(folder, "0.parquet", extra, TOKEN_SHARDS, tokenizers.metadata()) as writer:
         writer.add(rows)
         writer.commit()
         assert writer.counts["clips"] == 6

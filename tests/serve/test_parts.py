@@ -19,7 +19,7 @@ from sqlalchemy import text
 
 from serve.application import build
 from serve.batching import Finished, StepBatcher, StepDone
-from serve.deployments import LanguageModel
+from serve.deployments import LanguageModelDeployment
 from serve.errors import ApiError
 from serve.fetching import Fetcher, is_public
 from serve.graph import Graph
@@ -380,7 +380,7 @@ def test_a_cancelled_batch_stops_and_errors_reach_all_of_a_batch() -> None:
 
 def test_an_answer_is_the_same_streamed_and_complete() -> None:
     async def run() -> None:
-        model = LanguageModel(read_settings({"model": "tiny"}))
+        model = LanguageModelDeployment(read_settings({"model": "tiny"}))
         request = AnswerRequest((), "hello", None, DescribeSettings(min_tokens=400, max_tokens=400), stream=True)
         parts = [part async for part in model.stream_answer(request)]
         whole = await model.answer(replace(request, stream=False))
@@ -393,7 +393,7 @@ def test_an_answer_is_the_same_streamed_and_complete() -> None:
 
 def test_an_answer_that_nobody_reads_is_not_generated_on() -> None:
     async def run() -> None:
-        model = LanguageModel(read_settings({"model": "tiny"}))
+        model = LanguageModelDeployment(read_settings({"model": "tiny"}))
         settings = DescribeSettings(min_tokens=3000, max_tokens=3000)
         answer = model.stream_answer(AnswerRequest((), "hello", None, settings, stream=True))
         await anext(answer)

@@ -21,7 +21,7 @@ from videolavit.training.data import DataError, Item
 from videolavit.training.packed import Document, PackedCollate, PackedStream
 from videolavit.training.settings import TrainInputs
 from videolavit.vocabulary.packing import pack
-from videolavit.vocabulary.sequences import modality_of
+from videolavit.vocabulary.sequences import token_types
 
 LENGTH = 512
 TINY = load_preset("tiny")
@@ -168,7 +168,7 @@ def test_noise_is_read_and_never_predicted(run: Path) -> None:
         differs = document.input_ids != document.ids
         changed += int(differs.sum())
         assert set(document.ids[differs]) <= {*of.visual_range, *of.motion_range}
-        assert (modality_of(document.input_ids, of) == modality_of(document.ids, of)).all()
+        assert (token_types(document.input_ids, of) == token_types(document.ids, of)).all()
     assert changed > 20
     batch = PackedCollate(of, Flops(0, 0), LENGTH)([item], [read])
     length = len(read[0].ids)

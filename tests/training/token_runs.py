@@ -10,7 +10,7 @@ import pyarrow as pa
 from videolavit.models.folder import ModelFolder
 from videolavit.records import schema
 from videolavit.records.encode import read_tokenizers
-from videolavit.records.shards import TOKENS, ShardWriter
+from videolavit.records.shards import TOKEN_SHARDS, ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
 
 Clip = tuple[Sequence[int], Sequence[int]]
@@ -22,7 +22,9 @@ def write_run(
     """A token run of (text, clips of visual and motion codes), dealt out to shards."""
     metadata = read_tokenizers(model.location).metadata()
     for shard in range(shards):
-        with ShardWriter(Folder(str(folder), StorageSettings()), f"{shard}.parquet", [], TOKENS, metadata) as writer:
+        with ShardWriter(
+            Folder(str(folder), StorageSettings()), f"{shard}.parquet", [], TOKEN_SHARDS, metadata
+        ) as writer:
             writer.add(pa.Table.from_pylist([_row(*row) for row in rows[shard::shards]], schema=schema.TOKENS))
             writer.commit()
     return folder

@@ -12,11 +12,11 @@ from videolavit.vocabulary.layout import IdOutOfRange
 from videolavit.vocabulary.sequences import (
     Assembler,
     Ids,
-    Modality,
     OrderSettings,
     TokenSample,
+    TokenType,
     longest_clip,
-    modality_of,
+    token_types,
 )
 
 OF = Vocabulary(text_size=20, visual_codes=8, motion_codes=6)
@@ -98,8 +98,8 @@ def test_nothing_is_lost_but_what_is_dropped(
 
 def test_modalities_hold_their_markers() -> None:
     line = ids([BEGIN, 5, *CLIP_IDS, END])
-    text, visual, motion = Modality
-    assert modality_of(line, OF).tolist() == [text, text, visual, visual, visual, motion, motion, motion, text]
+    text, visual, motion = TokenType
+    assert token_types(line, OF).tolist() == [text, text, visual, visual, visual, motion, motion, motion, text]
 
 
 def test_a_code_of_a_larger_codebook_is_refused() -> None:

@@ -144,7 +144,7 @@ def decode_steps(
         log_probs = F.log_softmax(batch.logits.float(), dim=-1)
         if guidance is not None:
             conditional, unconditional = log_probs.chunk(2)
-            log_probs = apply_guidance(conditional, unconditional, guidance)
+            log_probs = guide_log_probs(conditional, unconditional, guidance)
         allowed = ids if step >= policy.min_new else ids[:-1]
         sampled = [
             policy.end if done else int(allowed[sample(row[allowed])])
@@ -157,7 +157,7 @@ def decode_steps(
         batch.append_tokens(sampled if guidance is None else sampled * 2)
 
 
-def apply_guidance(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+def guide_log_probs(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance of log-probabilities."""
     return scale * (conditional - unconditional) + unconditional
 

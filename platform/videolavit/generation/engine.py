@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .decoding import DecodeBatch, Sampling, TokenPolicy, TokenSampler, apply_guidance, pad_prompts
+from .decoding import DecodeBatch, Sampling, TokenPolicy, TokenSampler, guide_log_probs, pad_prompts
 from .prefix_cache import PrefixCache
 
 PREFILL_INTERVAL_SECONDS = 0.05
@@ -237,7 +237,7 @@ class _RunningRequest:
     def sample(self, log_probs: Tensor) -> int:
         """Samples from the log-probabilities [rows, vocabulary] of the request's rows."""
         guidance = self.request.guidance
-        row = log_probs[0] if guidance is None else apply_guidance(log_probs[0], log_probs[1], guidance)
+        row = log_probs[0] if guidance is None else guide_log_probs(log_probs[0], log_probs[1], guidance)
         return int(self.allowed[self._sampler(row[self.allowed])])
 
     def accept(self, token: int) -> bool:

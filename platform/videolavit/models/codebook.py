@@ -18,7 +18,7 @@ RECENT_PER_CODE = 4
 """Recent vectors that are kept for k-means and revivals, per code."""
 
 LLOYD_STEPS = 20
-CHUNK = 4096
+DISTANCE_CHUNK = 4096
 """Vectors per chunk of k-means; bounds its memory."""
 
 
@@ -243,5 +243,5 @@ def _first_centres(vectors: Tensor, num_codes: int) -> Tensor:
 
 def _nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the cosine of each vector to its nearest centre, and that centre's index, both [n]."""
-    found = [(chunk @ centres.T).max(-1) for chunk in vectors.split(CHUNK)]
+    found = [(chunk @ centres.T).max(-1) for chunk in vectors.split(DISTANCE_CHUNK)]
     return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])

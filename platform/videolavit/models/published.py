@@ -32,7 +32,7 @@ VOCABULARY = Vocabulary(
 
 
 @dataclass(frozen=True)
-class Component:
+class PublishedPart:
     """A published component.
 
     Args:
@@ -53,13 +53,13 @@ class Component:
         raise AssertionError(f"no published name for {name}")
 
 
-def build(
+def build_published(
     component: str, config: ComponentConfig, state_dict: Mapping[str, Tensor], codebook: Tensor | None = None
 ) -> Any:
     """Builds a module from published tensors, in evaluation mode.
 
     Args:
-        component: Name of the component, a key of `COMPONENTS`.
+        component: Name of the component, a key of `PUBLISHED_PARTS`.
         config: Sizes that do not follow from the tensors. Values that do not concern the network are ignored.
         state_dict: Tensors under their published names. The module uses them without copying.
         codebook: Codebook of the visual tokenizer, [codes, channels], for `highres_decoder`. It may also be among the
@@ -75,7 +75,7 @@ def build(
     if component == "highres_decoder" and codebook is None:
         codebook = tensors.pop(CODEBOOK, None)
     module = empty_module(component, config, tensors)
-    ours = {COMPONENTS[component].published_name(name): name for name in module.state_dict()}
+    ours = {PUBLISHED_PARTS[component].published_name(name): name for name in module.state_dict()}
     load_exactly(module, {ours.get(name, name): tensor for name, tensor in tensors.items()}, component)
     if isinstance(module, ConditionDecoder):
         module.codebook = codebook
@@ -93,21 +93,21 @@ def empty_module(component: str, config: ComponentConfig, state_dict: Mapping[st
     Raises:
         ModelError: the component is unknown, or a value is missing or not supported.
     """
-    if component not in COMPONENTS:
-        raise ModelError(f"unknown component {component!r}; there are {', '.join(COMPONENTS)}")
-    for name, value in COMPONENTS[component].fixed.items():
+    if component not in PUBLISHED_PARTS:
+        raise ModelError(f"unknown component {component!r}; there are {', '.join(PUBLISHED_PARTS)}")
+    for name, value in PUBLISHED_PARTS[component].fixed.items():
         if config.get(name, value) != value:
             raise ModelError(f"{component} is made for {name} = {value}, not {config[name]}")
     try:
         with torch.device("meta"):
-            return COMPONENTS[component].make(dict(config) | _found(state_dict or {}))
+            return PUBLISHED_PARTS[component].make(dict(config) | _found(state_dict or {}))
     except KeyError as name:
         raise ModelError(f"the configuration of {component} lacks {name}") from None
 
 
 def published_state(component: str, module: nn.Module) -> dict[str, Tensor]:
     """Returns a module's tensors under their published names."""
-    return {COMPONENTS[component].published_name(name): tensor for name, tensor in module.state_dict().items()}
+    return {PUBLISHED_PARTS[component].published_name(name): tensor for name, tensor in module.state_dict().items()}
 
 
 def _found(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -238,22 +238,22 @@ def _understanding(values: ComponentConfig) -> UnderstandingModel:
     )
 
 
-COMPONENTS = {
-    "motion_tokenizer": Component(_motion_tokenizer, fixed={"depth": 12, "layernorm_eps": 1e-5}),
-    "motion_condition_encoder": Component(_motion_condition_encoder, fixed={"layernorm_eps": 1e-5}),
-    "dynamic_visual_tokenizer": Component(
+PUBLISHED_PARTS = {
+    "motion_tokenizer": PublishedPart(_motion_tokenizer, fixed={"depth": 12, "layernorm_eps": 1e-5}),
+    "motion_condition_encoder": PublishedPart(_motion_condition_encoder, fixed={"layernorm_eps": 1e-5}),
+    "dynamic_visual_tokenizer": PublishedPart(
         _visual_tokenizer,
         fixed={"vit_layernorm_eps": 1e-6, "merger_layernorm_eps": 1e-5, "softmax_eps": 1e-6},
     ),
-    "highres_decoder": Component(_condition_decoder, fixed={"layernorm_eps": 1e-5}),
-    "video_unet": Component(
+    "highres_decoder": PublishedPart(_condition_decoder, fixed={"layernorm_eps": 1e-5}),
+    "video_unet": PublishedPart(
         _video_unet, prefixes=(("unet.", ""),), fixed={"in_channels": 10, "out_channels": 4, "groupnorm_groups": 32}
     ),
-    "video_vae": Component(lambda values: _vae(values).build_temporal()),
-    "image_unet": Component(_image_unet),
-    "image_vae": Component(lambda values: _vae(values).build()),
-    "language_model": Component(_language_model),
-    "language_model_sft": Component(
+    "video_vae": PublishedPart(lambda values: _vae(values).build_temporal()),
+    "image_unet": PublishedPart(_image_unet),
+    "image_vae": PublishedPart(lambda values: _vae(values).build()),
+    "language_model": PublishedPart(_language_model),
+    "language_model_sft": PublishedPart(
         _understanding,
         prefixes=(
             ("language_model.", ""),

@@ -65,14 +65,14 @@ class Encoder:
         codes: list[Codes] = []
         for batch, real in self._batches(pictures):
             encoded = self._visual.encode(normalize_images(batch).to(self._dtype))
-            codes += [_plain(one) for one in encoded[:real]]
+            codes += [_on_cpu(one) for one in encoded[:real]]
         return codes
 
     def motion(self, motion: NDArray[np.float32]) -> list[Codes]:
         """The codes of each of float32 [motions, 2, 24, height, width]."""
         codes: list[Codes] = []
         for batch, real in self._batches(motion):
-            codes += list(_plain(self._motion.encode(batch.to(self._dtype))[:real]))
+            codes += list(_on_cpu(self._motion.encode(batch.to(self._dtype))[:real]))
         return codes
 
     @torch.inference_mode()
@@ -116,7 +116,7 @@ def _lists(parts: Sequence[Codes]) -> pa.ListArray:
     return pa.ListArray.from_arrays(ends, pa.array(np.concatenate([np.zeros(0, np.int32), *parts]), pa.int32()))
 
 
-def _plain(codes: torch.Tensor) -> Codes:
+def _on_cpu(codes: torch.Tensor) -> Codes:
     return np.asarray(codes.to("cpu", torch.int32).numpy())
 
 

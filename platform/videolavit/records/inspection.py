@@ -17,7 +17,7 @@ from videolavit.progress import OnProgress, Progress, ignore_progress
 from .report import SHEET_CELLS, clip_cell, shard_cells, stored_cells
 from .rows import Reject
 from .schema import kind_of
-from .shards import CLIPS, TOKENS, Ledger, total
+from .shards import CLIP_SHARDS, TOKEN_SHARDS, Ledger, total
 from .storage import Folder, StorageError, StorageSettings, open_source
 from .token_report import described, sampled_statistics
 from .usage import Facts, TokenStatistics
@@ -270,7 +270,7 @@ def _first_rows(shard: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Tabl
 
 
 def _run(path: str, folder: Folder, of_tokens: bool) -> RunFacts:
-    ledger = Ledger(folder, TOKENS if of_tokens else CLIPS)
+    ledger = Ledger(folder, TOKEN_SHARDS if of_tokens else CLIP_SHARDS)
     num_pending, summaries, standing = len(ledger.pending()), ledger.summaries(), ledger.standing()
     rejects, totals, names = ledger.rejects(summaries, standing), total(summaries), sorted(ledger.committed())
     statistics: Facts = []

@@ -15,8 +15,6 @@ from .schema import EXTRA_PREFIX, SOURCES, TEXTS
 from .storage import StorageSettings
 from .tables import BATCH_ROWS, Table, open_table
 
-__all__ = ["InputError", "Listing"]
-
 
 @dataclass(frozen=True)
 class _Files:

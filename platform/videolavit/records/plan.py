@@ -19,7 +19,6 @@ from .samples import SEGMENT_VALUES, SampleSettings
 SECONDS_PER_SOURCE_PIXEL = {"h264": 5e-9, "hevc": 9e-9, "av1": 9e-9, "vp9": 7e-9}
 SECONDS_PER_OUTPUT_PIXEL = 8e-9
 OTHER_CODEC = 5e-9
-UNKNOWN_COST = 1.0
 """Core-seconds on one core of a server of 2020; only their ratios decide the order of work."""
 
 CLIP_BYTES_PER_PIXEL = 0.6

@@ -17,7 +17,7 @@ from videolavit.media import contact_sheet, draw_motion
 
 from .rows import Reject
 from .samples import clip_motion, decode_picture
-from .shards import CLIPS, Ledger
+from .shards import CLIP_SHARDS, Ledger
 from .storage import Folder
 
 T = TypeVar("T")
@@ -123,7 +123,7 @@ def stored_cells(folder: Folder, names: Sequence[str], limit: int = SHEET_CELLS)
     cells: list[tuple[NDArray[np.uint8], str]] = []
     for position, name in enumerate(chosen):
         share = -(-(limit - len(cells)) // (len(chosen) - position))
-        with folder.open(f"{CLIPS.folder}/{name}") as file:
+        with folder.open(f"{CLIP_SHARDS.folder}/{name}") as file:
             cells += shard_cells(pq.ParquetFile(file), share)
     return cells
 
@@ -150,7 +150,7 @@ def spread(items: Sequence[T], limit: int) -> list[T]:
 def _read_numbers(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
     nested = {field: f"clips.list.element.{field}" for field in ("motion_score", "num_frames")}
     flat = ["start_seconds", "end_seconds", "num_clips", "width"]
-    with folder.open(f"{CLIPS.folder}/{name}") as file:
+    with folder.open(f"{CLIP_SHARDS.folder}/{name}") as file:
         table = pq.ParquetFile(file).read(columns=[*flat, *nested.values()])
     clips = table["clips"].combine_chunks().flatten()
     numbers = {column: table[column].to_numpy() for column in flat}

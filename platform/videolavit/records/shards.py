@@ -71,8 +71,8 @@ def _times(rows: pa.Table) -> dict[str, float]:
     }
 
 
-CLIPS = ShardKind("clips", schema.CLIPS, _count_clips, frozenset({"clips.list.element.keyframe"}))
-TOKENS = ShardKind("tokens", schema.TOKENS, _count_tokens)
+CLIP_SHARDS = ShardKind("clips", schema.CLIPS, _count_clips, frozenset({"clips.list.element.keyframe"}))
+TOKEN_SHARDS = ShardKind("tokens", schema.TOKENS, _count_tokens)
 
 
 @dataclass
@@ -118,7 +118,7 @@ class ShardWriter:
         folder: Folder,
         name: str,
         extra: list[pa.Field],
-        kind: ShardKind = CLIPS,
+        kind: ShardKind = CLIP_SHARDS,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self._folder, self._kind, self._summary = folder, kind, ShardSummary(name)
@@ -176,7 +176,7 @@ def _leaves(of: pa.Schema) -> list[str]:
 class Ledger:
     """Plans and committed shards of a run, read from its folder."""
 
-    def __init__(self, folder: Folder, kind: ShardKind = CLIPS) -> None:
+    def __init__(self, folder: Folder, kind: ShardKind = CLIP_SHARDS) -> None:
         self.folder, self.kind = folder, kind
 
     def plans(self) -> list[str]:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from .report import REPORT, SAMPLED_SHARDS, histogram, render_page, spread
 from .rows import Reject
-from .shards import TOKENS, Ledger
+from .shards import TOKEN_SHARDS, Ledger
 from .storage import Folder
 from .usage import Facts, TokenStatistics
 
@@ -19,7 +19,7 @@ _USAGE_BINS = "codes by how often they occur, log10 of the count"
 def write_token_report(folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
     """Writes `report.html` from a run's shards and counts."""
     counts = run["counts"]
-    names = sorted(Ledger(folder, TOKENS).committed())
+    names = sorted(Ledger(folder, TOKEN_SHARDS).committed())
     statistics, chosen = sampled_statistics(folder, names)
     facts = [(name, f"{counts[name]:,}") for name in ("planned", "samples", "rejects", "shards")]
     facts += [(name.replace("_", " "), f"{counts[name]:,}") for name in ("videos", "clips", "images", "texts")]
@@ -45,7 +45,7 @@ def sampled_statistics(folder: Folder, names: Sequence[str]) -> tuple[TokenStati
     chosen = spread(names, SAMPLED_SHARDS)
     statistics = TokenStatistics()
     for name in chosen:
-        with folder.open(f"{TOKENS.folder}/{name}") as file:
+        with folder.open(f"{TOKEN_SHARDS.folder}/{name}") as file:
             statistics.add(pq.ParquetFile(file))
     return statistics, chosen
 

@@ -36,8 +36,8 @@ from .parallel import Ranks
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", module="torch.distributed.checkpoint")
 
 MANIFEST = "manifest.json"
-FORMAT = "videolavit-checkpoint-1"
-CHUNK = 1 << 20
+CHECKPOINT_FORMAT = "videolavit-checkpoint-1"
+HASH_CHUNK = 1 << 20
 
 
 class CheckpointError(ValueError):
@@ -126,7 +126,7 @@ class Checkpoints:
             files: dict[str, Any] = {}
             for part in sorted(target.glob("files-*.json")):
                 files |= json.loads(part.read_text())
-            manifest = {"format": FORMAT, "world": self._ranks.world, "files": files, **_stored(state)}
+            manifest = {"format": CHECKPOINT_FORMAT, "world": self._ranks.world, "files": files, **_stored(state)}
             _write_json(target, MANIFEST, manifest)
             self._remove_old()
         self._ranks.wait()
@@ -187,7 +187,7 @@ class Checkpoints:
         """Describes how files differ from the manifest; None if they fit. Each rank verifies its share of the files."""
         try:
             manifest = json.loads((path / MANIFEST).read_text())
-            files = sorted(manifest["files"].items()) if manifest["format"] == FORMAT else None
+            files = sorted(manifest["files"].items()) if manifest["format"] == CHECKPOINT_FORMAT else None
         except (OSError, ValueError, KeyError, TypeError):
             files = None
         if files is None:
@@ -228,7 +228,7 @@ def _write_json(folder: Path, name: str, value: Any) -> None:
 def _fingerprint(file: Path) -> dict[str, Any]:
     digest, size = hashlib.sha256(), 0
     with file.open("rb") as content:
-        while chunk := content.read(CHUNK):
+        while chunk := content.read(HASH_CHUNK):
             digest.update(chunk)
             size += len(chunk)
     return {"bytes": size, "sha256": digest.hexdigest()}

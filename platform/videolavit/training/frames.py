@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from videolavit.media import DecomposeSettings, iter_pictures
 from videolavit.media.resize import resize_picture
-from videolavit.records.kinds import open_video
+from videolavit.records.kinds import open_named_video
 from videolavit.records.pictures import decode_image
 from videolavit.records.storage import StorageSettings
 from videolavit.records.table_reader import SourceChanged
@@ -52,7 +52,7 @@ def decode_clip_frames(clip: ClipSample, size: tuple[int, int], storage: Storage
     Raises:
         MediaError: the video cannot be read any more, or has changed.
     """
-    with open_video(clip.source, storage) as file:
+    with open_named_video(clip.source, storage) as file:
         settings = DecomposeSettings(fps=round(clip.fps))
         pictures = iter_pictures(file, settings, start_seconds=clip.sample_seconds)
         frames = list(itertools.islice(pictures, clip.start_frame, clip.start_frame + clip.num_frames))

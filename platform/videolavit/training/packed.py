@@ -13,7 +13,7 @@ from videolavit.models.objective import Batch
 from videolavit.recent import Recent
 from videolavit.vocabulary import Vocabulary
 from videolavit.vocabulary.packing import pack
-from videolavit.vocabulary.sequences import Ids, Modality, modality_of
+from videolavit.vocabulary.sequences import Ids, TokenType, token_types
 
 from .data import Item
 
@@ -169,12 +169,12 @@ class PackedCollate:
                 ends.append((index + 1) * length)
         at = np.concatenate(places)
         targets = ids.ravel()[at + 1]
-        modality = modality_of(targets, self.vocabulary)
+        modality = token_types(targets, self.vocabulary)
         packed = {"ends": np.array(ends, np.int32)} if self.length else {}
         arrays = {"ids": input_ids, "positions": positions, "places": at, "targets": targets, "modality": modality}
         return Batch(
             inputs={name: torch.from_numpy(array) for name, array in (arrays | packed).items()},
-            counts={"loss": float(len(at))} | {one.name.lower(): float((modality == one).sum()) for one in Modality},
+            counts={"loss": float(len(at))} | {one.name.lower(): float((modality == one).sum()) for one in TokenType},
             positions=[item.position for item in items],
             tokens=tokens,
             size=ids.size,

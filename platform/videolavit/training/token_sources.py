@@ -15,7 +15,7 @@ from videolavit.models.folder import ModelFolder
 from videolavit.models.objective import generator_of
 from videolavit.recent import Recent
 from videolavit.records import schema
-from videolavit.records.shards import TOKENS, Ledger
+from videolavit.records.shards import TOKEN_SHARDS, Ledger
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.records.tokenizer_info import TOKENIZER_PARTS
 from videolavit.vocabulary.sequences import DRAWS, Assembler, Ids, Piece, TokenSample
@@ -72,7 +72,9 @@ class TokenSource:
     def __init__(self, url: str, storage: StorageSettings, encode: Encode, cached_shards: int = 32) -> None:
         self.name = url
         self._folder, self._encode = Folder(url, storage), encode
-        self._names = [f"{TOKENS.folder}/{name}" for name in sorted(Ledger(self._folder, TOKENS).committed())]
+        self._names = [
+            f"{TOKEN_SHARDS.folder}/{name}" for name in sorted(Ledger(self._folder, TOKEN_SHARDS).committed())
+        ]
         if not self._names:
             raise DataError(f"no token shards in {url}; make them with `videolavit tokenize`")
         with ThreadPoolExecutor(_READERS) as readers:
@@ -118,7 +120,7 @@ class TokenSource:
         with self._folder.open(name) as file:
             footer = pq.read_metadata(file)
         metadata = {key.decode(): value.decode() for key, value in (footer.metadata or {}).items()}
-        if metadata.get(schema.KIND.decode()) != TOKENS.folder:
+        if metadata.get(schema.KIND.decode()) != TOKEN_SHARDS.folder:
             raise DataError(f"{self.name}/{name} is no token shard; make one with `videolavit tokenize`")
         return footer.num_rows, metadata
 

@@ -26,16 +26,16 @@ DRAWS = 2
 """Number of random numbers that decide the order of a sample."""
 
 
-class Modality(IntEnum):
-    """Modality of an id; markers have the modality of their codes."""
+class TokenType(IntEnum):
+    """Type of an id; markers have the type of their codes."""
 
     TEXT = 0
     VISUAL = 1
     MOTION = 2
 
 
-def modality_of(ids: Ids, vocabulary: Vocabulary) -> NDArray[np.int64]:
-    """Returns the `Modality` of each id."""
+def token_types(ids: Ids, vocabulary: Vocabulary) -> NDArray[np.int64]:
+    """Returns the `TokenType` of each id."""
     return (ids >= vocabulary.image_start).astype(np.int64) + (ids >= vocabulary.motion_start)
 
 

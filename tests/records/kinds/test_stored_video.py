@@ -12,7 +12,7 @@ from pipelines.planning import planning_blocks
 from tests.conftest import moving_texture
 from videolavit.media import decompose, write_mp4
 from videolavit.media.errors import SourceMissing, UnknownFormat
-from videolavit.records.kinds import open_video, plan_source, read_clips, shard_by
+from videolavit.records.kinds import open_named_video, plan_source, read_clips, shard_by
 from videolavit.records.kinds.stored_video import ForwardReader
 from videolavit.records.plan import assign_clip_shards
 from videolavit.records.rows import sources_from
@@ -122,7 +122,7 @@ def test_a_file_that_changed_is_noticed(tmp_path: Path) -> None:
 def test_the_video_behind_a_sample_is_found_by_its_name(videos: list[Path], tmp_path: Path) -> None:
     file = tmp_path / "videos.parquet"
     pq.write_table(pa.table({"video": _as_bytes(videos)}), file)
-    with open_video(f"{file}#row2", STORAGE) as opened:
+    with open_named_video(f"{file}#row2", STORAGE) as opened:
         assert opened.read() == videos[2].read_bytes()
     assert isinstance(opened, io.BytesIO)
 

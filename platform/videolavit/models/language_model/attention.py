@@ -16,7 +16,7 @@ from ..network import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NAME = "documents"
+ATTENTION_NAME = "documents"
 """Name under which `transformers` knows the implementation."""
 
 _CAUSAL = (-1, 0)
@@ -30,9 +30,9 @@ def attend_within_documents(model: PreTrainedModel) -> None:
     """
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, document_attention)
-    model.set_attn_implementation(NAME)
-    if model.config._attn_implementation != NAME:
+    AttentionInterface.register(ATTENTION_NAME, document_attention)
+    model.set_attn_implementation(ATTENTION_NAME)
+    if model.config._attn_implementation != ATTENTION_NAME:
         raise ModelError(f"{type(model).__name__} cannot keep packed documents apart; set packing to false")
 
 

@@ -12,12 +12,12 @@ from ..samples import SampleSettings
 from ..storage import StorageSettings
 from .base import Kind, PlanSettings
 from .clips import ClipShard
-from .image import Image
+from .image import ImageFile
 from .ranges import VideoRange
 from .stored_video import StoredVideo
 from .tar import Tar
-from .text import Text
-from .video import Video
+from .text import TextFile
+from .video import VideoFile
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
@@ -26,9 +26,9 @@ KINDS: dict[str, Kind] = {
         ClipShard(),
         VideoRange(),
         StoredVideo(),
-        Image(),
-        Video(),
-        Text(),
+        ImageFile(),
+        VideoFile(),
+        TextFile(),
     )
 }
 """Kinds by name. The first that takes a file or a table has it."""
@@ -60,13 +60,13 @@ def prepare_sample(row: PlanRow, settings: PrepareSettings, storage: StorageSett
 
 
 @contextlib.contextmanager
-def open_video(source: str, storage: StorageSettings) -> Iterator[BinaryIO]:
+def open_named_video(source: str, storage: StorageSettings) -> Iterator[BinaryIO]:
     """Opens the video that the column `source` of a clip shard names: an address, `TAR/MEMBER` or `TABLE#rowN`.
 
     Raises:
         MediaError: it is missing or unreadable.
     """
-    opener = next((kind.open for kind in KINDS.values() if kind.names(source)), Video().open)
+    opener = next((kind.open for kind in KINDS.values() if kind.names(source)), VideoFile().open)
     with opener(source, storage) as file:
         yield file
 
@@ -81,7 +81,7 @@ __all__ = [
     "Kind",
     "PlanSettings",
     "expand_source",
-    "open_video",
+    "open_named_video",
     "plan_source",
     "prepare_sample",
     "read_clips",

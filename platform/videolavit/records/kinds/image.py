@@ -21,11 +21,11 @@ from .base import Kind, PlanSettings
 from .manifest import list_addresses, list_stored
 from .text import read_caption
 
-COST = 0.01
+IMAGE_COST = 0.01
 """Core-seconds until an image file is ready for the tokenizers, about."""
 
 
-class Image(Kind):
+class ImageFile(Kind):
     """An image in a file, in a range of bytes of one, or in a table."""
 
     name = "image"
@@ -63,7 +63,7 @@ class Image(Kind):
 
     def plan_unread(self, source: Source, settings: PlanSettings) -> PlanRow:
         name = sample_id(source.source, 0.0, {"modality": "image"})
-        return PlanRow(**vars(source), sample_id=name, planned_seconds=0.0, num_clips=1, cost=COST)
+        return PlanRow(**vars(source), sample_id=name, planned_seconds=0.0, num_clips=1, cost=IMAGE_COST)
 
     def prepare(self, row: PlanRow, settings: PrepareSettings, storage: StorageSettings) -> Prepared:
         text = read_caption(row.text_url, storage) if row.text_url else row.text

@@ -29,7 +29,7 @@ from .video import VIDEO_COLUMN, segment, segments
 
 _ROW = re.compile(r"(.+)#row(\d+)")
 
-READ_AHEAD = 1 << 20
+COLUMN_READ_AHEAD = 1 << 20
 """Bytes of a column that are read at a time."""
 
 
@@ -142,7 +142,7 @@ class ForwardReader:
         self._close()
         try:
             file = self._stack.enter_context(open_file(url, self._storage))
-            parquet = pq.ParquetFile(file, buffer_size=READ_AHEAD, pre_buffer=False)
+            parquet = pq.ParquetFile(file, buffer_size=COLUMN_READ_AHEAD, pre_buffer=False)
         except pa.ArrowException as error:
             raise CorruptTable(f"cannot read {url}: {error}") from None
         first = 0

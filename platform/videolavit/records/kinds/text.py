@@ -22,7 +22,7 @@ CHARACTERS_PER_PICTURE = 64 << 10
 TEXTS_PER_PICTURE = 16
 """A text counts as a picture for each so many characters, and at least as a 16th of one."""
 
-COST = 0.0005
+TEXT_COST = 0.0005
 """Core-seconds until a text is ready for a shard, about."""
 
 
@@ -38,7 +38,7 @@ class TextTooLarge(MediaError):
     """The text is above the limit, and has to be cut into documents first."""
 
 
-class Text(Kind):
+class TextFile(Kind):
     """A text in a file or in a table."""
 
     name = "text"
@@ -64,7 +64,7 @@ class Text(Kind):
 
     def plan_unread(self, source: Source, settings: PlanSettings) -> PlanRow:
         name = sample_id(source.source, 0.0, {"modality": "text"})
-        return PlanRow(**vars(source), sample_id=name, planned_seconds=0.0, num_clips=0, cost=COST)
+        return PlanRow(**vars(source), sample_id=name, planned_seconds=0.0, num_clips=0, cost=TEXT_COST)
 
     def token_bytes(self, plan: pa.Table) -> pa.Array:
         characters = pc.cast(pc.coalesce(pc.utf8_length(plan["text"]), 0), pa.float64())

@@ -21,7 +21,7 @@ from .manifest import list_addresses
 VIDEO_COLUMN = "video"
 
 
-class Video(Kind):
+class VideoFile(Kind):
     """A video in a file, or in a range of bytes of one."""
 
     name = "video"
