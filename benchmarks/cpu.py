@@ -60,7 +60,7 @@ def _cpu_of(side: str, video: Path) -> dict[str, float]:
 
 
 def _agreement(video: Path) -> dict[str, Any]:
-    """Whether the sides made the same clips: largest differences of features and of keyframe levels."""
+    """Largest differences of features and of keyframe levels between the clips of the sides."""
     made: dict[str, list[ClipResult]] = {}
     for side in SIDES:
         isolated = IsolatedFunction(clips)

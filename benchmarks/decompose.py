@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def machine() -> dict[str, Any]:
-    """What numbers depend on: cores, processor, libraries. Nothing that names the machine."""
+    """Facts that numbers depend on: cores, processor, libraries. Nothing that names the machine."""
     versions = {}
     for name in LIBRARIES:
         try:

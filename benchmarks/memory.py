@@ -32,7 +32,7 @@ from .shared import (
 )
 
 MEMORY_LIMIT = 400.0
-"""Of a worker, in units of 10^6 bytes."""
+"""Largest memory of a worker, in units of 10^6 bytes."""
 
 
 def measure_memory(output: Path, seconds: int) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def measure_memory(output: Path, seconds: int) -> dict[str, Any]:
 
 
 def long_video(output: Path, seconds: int) -> Path:
-    """A 1080p file of so many seconds: ten rendered seconds, whose packets are repeated. Kept for the next time."""
+    """1080p file of a length: ten rendered seconds, whose packets are repeated. The file is kept for the next run."""
     part, video = output / "1080p-10s.mp4", output / f"1080p-{seconds}s.mp4"
     if not video.exists():
         console.print(f"memory: rendering {video.name}", style="dim")
@@ -108,7 +108,7 @@ def _watched(target: str) -> Iterator[dict[str, float]]:
     def watch() -> None:
         while not stop.wait(0.5):
             for process in process_tree():
-                with suppress(psutil.Error, OSError, ValueError):  # it may have ended
+                with suppress(psutil.Error, OSError, ValueError):  # the process may have ended
                     if target in " ".join(process.cmdline()):
                         _look(process, seen)
 

@@ -32,7 +32,7 @@ ROLES = {
     "ray::": "Ray workers",
     "ray": "Ray itself",
 }
-"""What the processes of a run are for, by the first of these words in their command line."""
+"""Roles of the processes of a run, by the first of these words in their command line."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Run:
 def measure_pipeline(videos: Sequence[Path], output: Path, seconds: float, rounds: int) -> dict[str, Any]:
     """Wall-clock throughput of the pipeline against a bare pool of processes over the same segments.
 
-    The pool hands each worker one segment at a time, the longest first, and drops what comes back. The pipeline does
+    The pool hands each worker one segment at a time, the longest first, and drops the results. The pipeline does
     what it always does: isolated decoding, shards written and committed, progress records. Ray itself is started
     before its clock starts; its actors, like the pool's processes, after.
     """
@@ -176,14 +176,14 @@ def _cpu_by_process() -> dict[tuple[str, int], float]:
     """CPU seconds of this process and those below it, by (role, pid)."""
     seconds = {}
     for process in [psutil.Process(), *process_tree()]:
-        with suppress(psutil.Error):  # it may have ended
+        with suppress(psutil.Error):  # the process may have ended
             times = process.cpu_times()
             seconds[_role(process), process.pid] = times.user + times.system
     return seconds
 
 
 def _role(process: psutil.Process) -> str:
-    """What a process is for."""
+    """Role of a process."""
     if process.pid == os.getpid():
         return "driver"
     command = " ".join(process.cmdline())

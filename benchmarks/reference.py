@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class ClipResult:
-    """What every side produces: keyframe uint8 [height, width, 3] RGB, features float32 [2, 24, 20, 36]."""
+    """Clip that every side produces: keyframe uint8 [height, width, 3] RGB, features float32 [2, 24, 20, 36]."""
 
     start_frame: int
     num_frames: int
@@ -68,7 +68,7 @@ def reference_clips(path: str) -> Iterator[ClipResult]:
 
 
 def lean_reference_clips(path: str) -> Iterator[ClipResult]:
-    """The same, but a canvas is pooled as soon as it is filled, and only a clip is kept."""
+    """Clips of the reference procedure, but a canvas is pooled as soon as it is filled, and only a clip is kept."""
     with _reencoded(path) as stream:
         for start, group in _groups(_extracted(stream), lambda frame: frame.kind):
             grids = [_pooled(_canvas(frame)[None])[0] for frame in group]
@@ -88,7 +88,7 @@ IMPORTS = {
     "lean reference": ("imageio_ffmpeg", "mvextractor.videocap"),
     "ours": ("videolavit.media",),
 }
-"""What a side's process imports before its clock starts."""
+"""Modules that a side's process imports before its clock starts."""
 
 SIDES: dict[str, Callable[[str], Iterator[ClipResult]]] = {
     "reference": reference_clips,

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("bench-output"))
     options = parser.parse_args(argv)
     options.output.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # as in each replica of the service
+    torch.set_num_threads(1)  # each replica of the service has one thread too
     with _serving(options.model, options.copies) as url:
         result = measure(options.model, url, options.rounds, options.each, videos=not options.chats_only)
     _show(result)

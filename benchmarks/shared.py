@@ -1,4 +1,4 @@
-"""What the measurements share: plans, a Ray of their own, folders, tables."""
+"""Helpers of the measurements: plans, a Ray of their own, folders, tables."""
 
 import logging
 import os

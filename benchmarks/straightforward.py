@@ -87,8 +87,8 @@ class Straightforward:
     def _paint(self, visual: list[int], prompt: Prompt, settings: GenerateSettings) -> NDArray[np.uint8]:
         sizes, steps = self.folder.sizes, settings.keyframe_steps
         size = (sizes.keyframe_height, sizes.keyframe_width)
-        told = self.keyframes.decode_codes([torch.tensor(visual)])
-        nothing = Conditions(torch.zeros_like(told.context), torch.zeros_like(told.pooled))
+        conditional = self.keyframes.decode_codes([torch.tensor(visual)])
+        unconditional = Conditions(torch.zeros_like(conditional.context), torch.zeros_like(conditional.pooled))
         scheduler = prepared_scheduler(self.keyframes.scheduler, steps, torch.device("cpu"))
         latents = self.keyframes.noise(*size, steps, [generator(prompt.seed, "keyframe 0")]).latents
         for timestep in scheduler.timesteps:
@@ -99,7 +99,7 @@ class Straightforward:
                     one.context,
                     added_cond_kwargs={"text_embeds": one.pooled, "time_ids": torch.tensor([[*size, 0, 0, *size]])},
                 ).sample
-                for one in (nothing, told)
+                for one in (unconditional, conditional)
             )
             guided = without + settings.keyframe_guidance * (with_codes - without)
             latents = scheduler.step(guided, timestep, latents).prev_sample
@@ -121,14 +121,14 @@ class Straightforward:
         frames = moving.shape[2]
         latents = draw_noise((frames, 4, height, width), noise, like) * scheduler.init_noise_sigma
         weights = torch.linspace(settings.min_guidance, settings.max_guidance, frames)[:, None, None, None]
-        told = self.videos.motion_encoder(moving)
+        motion_states = self.videos.motion_encoder(moving)
         repeated = reference[:, None].expand(-1, frames, -1, -1, -1)
         halves = [
             (
                 torch.cat([torch.zeros_like(repeated), torch.zeros_like(moving).transpose(1, 2)], 2),
-                torch.zeros_like(told),
+                torch.zeros_like(motion_states),
             ),
-            (torch.cat([repeated, moving.transpose(1, 2)], 2), told),
+            (torch.cat([repeated, moving.transpose(1, 2)], 2), motion_states),
         ]
         added = torch.tensor([[settings.fps, settings.motion_bucket, settings.noise_strength]])
         for timestep in scheduler.timesteps:

@@ -30,7 +30,7 @@ GOAL = 0.9
 """Share of the bare loop's throughput."""
 
 SECONDS, SPEED = 16.0, 0.035
-"""Of a rendered video: four clips, of shapes that stay in the picture."""
+"""Length of a rendered video, in seconds, and speed of its shapes: four clips, in which shapes stay in the picture."""
 
 Codes = dict[str, list[tuple[list[int], list[int]]]]
 

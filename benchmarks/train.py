@@ -117,7 +117,7 @@ def _summary(speeds: dict[str, list[float]], saving: dict[str, float]) -> dict[s
 
 
 def _bare(task: TrainTask) -> tuple[float, list[float]]:
-    """The same batches, made beforehand, through the shortest loop that there is."""
+    """Trains on the same batches, loaded beforehand, in a minimal loop."""
     component = task.objective.build(ModelFolder(task.model), task.inputs)
     objective = component.objective.train()
     batches = []

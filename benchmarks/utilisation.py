@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=4, help="blocks, of the preset's width")
     parser.add_argument("--rows", type=int, default=8, help=f"rows of {LENGTH} ids a step")
     parser.add_argument("--steps", type=int, default=30, help="measured steps of each way")
-    parser.add_argument("--peak-flops", type=float, help="of the device, if no table has it")
+    parser.add_argument("--peak-flops", type=float, help="peak of the device in FLOP/s, if no table has it")
     parser.add_argument("--output", type=Path, default=Path("bench-output"))
     options = parser.parse_args(argv)
     ranks = Ranks.here()
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(model: str, layers: int, settings: TrainSettings, ranks: Ranks, steps: int) -> list[dict[str, float]]:
-    """What each measurement told, without the warm-up."""
+    """Metrics of each measurement, without the warm-up."""
     watch = Stopwatch(EVERY + steps)
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -30,7 +30,7 @@ TRAININGS = (
     ("vae", ["--objective.part", "keyframe_detokenizer/vae"], {"steps": 60, "batch": 8, "optimizer.lr": 2e-3}),
     ("motion-tokenizer", ["--objective.codebook.quantize_from", "40"], {"steps": 80, "batch": 8, "optimizer.lr": 2e-3}),
 )
-"""Component, what is its own, and how it is trained: some half a minute each on two cores."""
+"""Component, options of its own, and options of the training: about half a minute each on two cores."""
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     console.rule("5. a clip through its tokens and back")
     video = OUTPUT / "reconstructed.mp4"
     reconstruct.main([str(footage[0]), "--model", model, "--output", str(video), "--clips", "1"])
-    console.rule("6. what was made")
+    console.rule("6. results")
     sheet = OUTPUT / "contact-sheet.png"
     inspect.main([str(run), "--png", str(sheet)])
     inspect.main([str(tokens)])
@@ -95,7 +95,7 @@ def _write_page(run: Path, tokens: Path, trained: list[Path], beside: Path) -> P
         title="Demo: videos to clips to tokens, and back",
         note=UNTRAINED,
         facts=[*facts, *described(statistics, len(chosen), len(shards))],
-        videos=[(beside.read_bytes(), "a clip, and what comes back through its tokens")],
+        videos=[(beside.read_bytes(), "a clip, and its reconstruction from tokens")],
         pictures=[*_curves(trained), *_samples(trained)],
         cells=stored_cells(clip_folder, sorted(Ledger(clip_folder).committed())),
     )
@@ -105,12 +105,12 @@ def _write_page(run: Path, tokens: Path, trained: list[Path], beside: Path) -> P
 
 
 def _curves(trained: list[Path]) -> list[tuple[bytes, str]]:
-    return [((folder / CURVES).read_bytes(), f"{folder.name}: what was measured") for folder in trained]
+    return [((folder / CURVES).read_bytes(), f"{folder.name}: metrics") for folder in trained]
 
 
 def _samples(trained: list[Path]) -> list[tuple[bytes, str]]:
     pictures = sorted(picture for folder in trained for picture in folder.glob("samples/*/*.png"))
-    caption = "a keyframe, and what the trained latent space keeps of it"
+    caption = "a keyframe, and its reconstruction by the trained VAE"
     return [(picture.read_bytes(), caption) for picture in pictures[:4]]
 
 

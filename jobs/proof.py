@@ -185,7 +185,7 @@ def _take_corpus(corpus: Path, output: Path, stages: Stages) -> None:
         fail(f"{captions} is missing: a line for each video, as " + '{"video": "a.mp4", "caption": "a dog runs"}')
     clips, held_out = output / "train-clips", output / "held-out-clips"
     stages.run("decompose", "decompose", "--input", captions, "--text-column", "caption", "--output", clips)
-    if not held_out.is_symlink():  # there is none: it is to be learned by heart
+    if not held_out.is_symlink():  # no held-out videos: the corpus is to be memorised
         held_out.symlink_to(clips.name)
 
 

@@ -43,7 +43,7 @@ def run_settings(options: Any, inputs: str) -> RunSettings:
         inputs: Description of the inputs, for messages.
     """
     if options.output is None and not options.plan:
-        fail("--output is missing: name the folder or s3:// prefix for the run (or use --plan to only look)")
+        fail("--output is missing: name the folder or s3:// prefix for the run (or use --plan, which writes nothing)")
     if options.only and not options.retry_rejects:
         fail("--only goes with --retry-rejects")
     if options.plan and options.retry_rejects:
@@ -60,10 +60,10 @@ def show_run(
     start: Callable[[OnProgress], RunSummary],
     *errors: type[Exception],
 ) -> int:
-    """Plans or starts a run, shows its progress and what became of it, and returns the exit status.
+    """Plans or starts a run, shows its progress and its summary, and returns the exit status.
 
     Args:
-        plan: Called instead of `start` to only look.
+        plan: Called instead of `start`, to show the plan and write nothing.
         errors: Further mistakes of users.
     """
     try:
@@ -121,7 +121,7 @@ def _print_run(summary: RunSummary) -> None:
         console.print(f"accepted: {line}", soft_wrap=True, markup=False)
     _print_captions(summary.joined_rows, summary.ignored_captions)
     if summary.shards_left:
-        console.print(f"[yellow]{summary.shards_left} shards are not made yet; start the same command again[/]")
+        console.print(f"[yellow]{summary.shards_left} shards are not committed yet; start the same command again[/]")
 
 
 def _print_captions(joined: int, ignored: int) -> None:

@@ -27,7 +27,7 @@ WORKER_MEMORY = 400 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """How work is run. None of it changes a clip; a limit may turn a sample into a reject.
+    """Settings of workers. None of them changes a clip; a limit may turn a sample into a reject.
 
     Args:
         workers: Decoding actors, one core each; by default as many as the cluster has cores. More than it has lets an
@@ -149,7 +149,7 @@ def from_blocks(blocks: list[pa.Table], block_size: int = 1) -> "ray.data.Datase
 
 
 def cluster_has(resource: str) -> float:
-    """How much of a resource, such as CPU or GPU, the cluster has now."""
+    """Amount of a resource, such as CPU or GPU, that the cluster has now."""
     return float(ray.cluster_resources().get(resource, 0))
 
 

@@ -35,7 +35,7 @@ from videolavit.records.storage import StorageSettings
 from .common import Failed, WorkerSettings, actor_pool, call_with_limits, from_blocks
 
 SOURCES_PER_PLAN = 20_000
-"""Sources that are planned in one go: an interrupted planning of a large corpus repeats at most so many headers."""
+"""Largest number of sources per plan: an interrupted planning of a large corpus repeats the headers of one plan."""
 
 SOURCES_PER_TASK, MAX_SOURCES_PER_TASK = 16, 1024
 """Sources that an actor plans in one call, and the most where they share a row group or a video."""

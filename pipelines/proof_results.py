@@ -178,7 +178,7 @@ def write_report(output: Path, results: dict[str, Any], minutes: dict[str, float
     facts += [(f"minutes of {name}", f"{value:.1f}") for name, value in minutes.items()]
     pictures = [
         ((output / SHEET).read_bytes(), "First, middle and last frame of what was generated for held-out captions"),
-        ((output / "keyframes.png").read_bytes(), "Held-out keyframes, and what comes back through their tokens"),
+        ((output / "keyframes.png").read_bytes(), "Held-out keyframes, and their reconstructions from tokens"),
     ]
     pictures += [((output / name / CURVES).read_bytes(), name) for name in RUNS if (output / name / CURVES).exists()]
     page = render_page(

@@ -136,7 +136,7 @@ class Pipeline(ABC):
 
     Args:
         settings: Settings that decide what is planned.
-        workers: How the work is run.
+        workers: Settings of workers.
     """
 
     name: ClassVar[str]

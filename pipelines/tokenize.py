@@ -65,7 +65,7 @@ COUNTED = ("samples", "videos", "images", "texts", "clips", "tokens", "rejects")
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderPoolSettings:
-    """How encoder actors are run: they hold the tokenizers.
+    """Settings of encoder actors, which hold the tokenizers.
 
     Args:
         encoders: Encoder actors; by default as many as the GPUs hold, or as there are cores without GPUs.
@@ -91,7 +91,7 @@ class TokenizeRequest:
             images or texts, on any fsspec location.
         output: Folder or `s3://` prefix of the run; None only to plan.
         encode: Model, and how it encodes.
-        listing: How inputs are read.
+        listing: Settings of the reading of inputs.
     """
 
     encode: EncodeSettings

@@ -48,7 +48,7 @@ LOG = "train.log"
 
 _PROGRESS, _ERROR, _SHARED = ".progress.jsonl", ".error.json", ".shared"
 POLL_SECONDS = 0.5
-"""Seconds between two looks for progress of the workers."""
+"""Interval at which the progress of the workers is polled, in seconds."""
 
 
 class TrainingFailed(RuntimeError):

@@ -57,7 +57,7 @@ MIN_TOKENS = 8
 """Fewest tokens of an answer, as in the published code, unless the request allows fewer in all."""
 
 DRAIN_POLL = 0.1
-"""Time between two looks for requests in flight while the service stops, in seconds."""
+"""Interval at which requests in flight are polled while the service stops, in seconds."""
 
 
 class Service:

@@ -67,9 +67,8 @@ JOBS = Table(
     Column("error_message", Text),
     Column("tokens", JSON),
     Column("lease", String(64)),
-    Column(
-        "lease_until", Float
-    ),  # end of a lease without a holder: a delayed retry, or a process of an earlier version
+    # end of a lease without a holder: a delayed retry, or a process of an earlier version
+    Column("lease_until", Float),
     Column("attempts", Integer, nullable=False, default=0),
     Column("result", String(200)),
     Column("holder", String(100)),

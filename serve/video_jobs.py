@@ -31,7 +31,7 @@ CLIP_SECONDS = 4.0
 """Length of a clip: 24 frames at 6 frames per second, in seconds."""
 
 POLL, SWEEP = 0.5, 60.0
-"""Time between two looks for jobs of other processes, and between two removals of expired results, in seconds."""
+"""Intervals at which jobs of other processes are polled and expired results are removed, in seconds."""
 
 WATCH = 1.0
 """Longest time between two checks that a job's lease is still held, in seconds."""

@@ -1,4 +1,4 @@
-"""The house rules that a machine can check."""
+"""Rules of the repository's structure."""
 
 import ast
 import subprocess
@@ -17,10 +17,10 @@ TOP_FOLDERS = {
 }
 """Imports that each top-level folder is allowed, of these packages."""
 
-HELPERS = {"config", "files", "isolation", "perplexity", "progress", "recent"}
+SHARED_MODULES = {"config", "files", "isolation", "perplexity", "progress", "recent"}
 """Modules of `platform/videolavit` that import none of the others, and that all others may import."""
 
-ROOMS = {
+PACKAGES = {
     "media": set(),
     "vocabulary": set(),
     "models": {"media", "vocabulary"},
@@ -30,7 +30,7 @@ ROOMS = {
     "evaluation": {"media", "vocabulary", "models", "records", "synth", "generation"},
     "training": {"media", "vocabulary", "models", "records", "synth", "generation", "evaluation"},
 }
-"""Imports that each folder and module of `platform/videolavit` is allowed, besides itself and the helpers."""
+"""Imports that each folder and module of `platform/videolavit` is allowed, besides itself and the shared modules."""
 
 
 @pytest.mark.parametrize("folder", TOP_FOLDERS)
@@ -48,12 +48,16 @@ def test_arrows_between_the_top_folders(folder: str) -> None:
 def test_arrows_inside_the_platform() -> None:
     root = ROOT / "platform" / "videolavit"
     files = sorted(root.rglob("*.py"))
-    assert {file.relative_to(root).parts[0].removesuffix(".py") for file in files} == {"__init__", *ROOMS, *HELPERS}
+    assert {file.relative_to(root).parts[0].removesuffix(".py") for file in files} == {
+        "__init__",
+        *PACKAGES,
+        *SHARED_MODULES,
+    }
     for file in files:
-        room = file.relative_to(root).parts[0].removesuffix(".py")
+        package = file.relative_to(root).parts[0].removesuffix(".py")
         imported = {name.split(".")[1] for name in _imported(file) if name.startswith("videolavit.")}
-        allowed = {room} | (ROOMS[room] | HELPERS if room in ROOMS else set())
-        backward = (imported & (ROOMS.keys() | HELPERS)) - allowed
+        allowed = {package} | (PACKAGES[package] | SHARED_MODULES if package in PACKAGES else set())
+        backward = (imported & (PACKAGES.keys() | SHARED_MODULES)) - allowed
         assert not backward, f"{file.relative_to(ROOT)} imports {backward}"
 
 
@@ -84,7 +88,7 @@ def test_the_media_layer_loads_neither_ray_nor_torch() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_only_one_room_talks_to_libav() -> None:
+def test_only_media_imports_pyav() -> None:
     """PyAV's next major version changes its API; its calls are in media/ (and its version in the run identity)."""
     elsewhere = {
         file.relative_to(ROOT).as_posix()

@@ -55,11 +55,11 @@ def test_submitted_training_takes_the_workers_there_are_and_shows_its_metrics(ra
         submit("--submission-id", "training", "--", *words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
-        wait_for(lambda: job.poll() is not None or _told_loss() is not None, "no metrics of the training", limit=200)
-        told = _told_loss()
-        assert told is not None, job.communicate()[0].decode()
-        assert 'component="motion-tokenizer"' in told
-        assert float(told.split()[-1]) > 0
+        wait_for(lambda: job.poll() is not None or _loss_line() is not None, "no metrics of the training", limit=200)
+        line = _loss_line()
+        assert line is not None, job.communicate()[0].decode()
+        assert 'component="motion-tokenizer"' in line
+        assert float(line.split()[-1]) > 0
         wait_for(lambda: any((output / "checkpoints").glob("*/manifest.json")), "no checkpoint", limit=60)
         manifests = sorted((output / "checkpoints").glob("*/manifest.json"))
         assert json.loads(manifests[-1].read_text())["world"] == 2
@@ -68,7 +68,7 @@ def test_submitted_training_takes_the_workers_there_are_and_shows_its_metrics(ra
         job.communicate(timeout=60)
 
 
-def _told_loss() -> str | None:
+def _loss_line() -> str | None:
     """The line of the loss that Prometheus would read, if there is one yet."""
     try:
         lines = requests.get(os.environ["TESTS_RAY_METRICS"], timeout=10).text.splitlines()

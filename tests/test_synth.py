@@ -139,7 +139,7 @@ def test_measured_motion_is_the_true_motion(tmp_path: Path) -> None:
 
 
 def mask(shape: MovingShape, seconds: float, larger: float, settings: SynthSettings) -> NDArray[np.bool_]:
-    """bool [height, width] of the pixels of a shape that is so many pixels larger."""
+    """bool [height, width] of the pixels of a shape that is larger by a number of pixels."""
     picture = Image.new("L", (settings.width, settings.height))
     ImageDraw.Draw(picture).polygon(shape.outline(seconds, 1 + larger / shape.size), fill=1)
     return np.asarray(picture, bool)
@@ -228,13 +228,13 @@ def test_questions_are_answered_by_the_truth(tmp_path: Path) -> None:
     assert len(records) == sum(3 if len(of) == 1 else 2 * len(of) for of in shapes.values())
     assert len({record["id"] for record in records}) == len(records)
     for record in records:
-        asked, told = record["conversations"]
-        assert (asked["from"], told["from"]) == ("human", "gpt")
+        asked, answered = record["conversations"]
+        assert (asked["from"], answered["from"]) == ("human", "gpt")
         assert asked["value"].startswith("<video>\n")
         of = shapes[record["video"]]
         (one,) = of if len(of) == 1 else [shape for shape in of if shape["colour"] in asked["value"]]
         topic = record["id"].rsplit("-", 1)[1]
-        assert told["value"].rstrip(".").split()[-1] == one[topic]
+        assert answered["value"].rstrip(".").split()[-1] == one[topic]
 
 
 # ---- mistakes -----------------------------------------------------------------------------------------------------

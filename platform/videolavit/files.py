@@ -91,7 +91,7 @@ def remove(path: Path) -> None:
 
 def _remove_empty(folders: list[Path]) -> None:
     for folder in folders:
-        with contextlib.suppress(OSError):  # it is not empty, or was never made
+        with contextlib.suppress(OSError):  # the folder is not empty, or was never made
             folder.rmdir()
 
 

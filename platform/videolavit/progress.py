@@ -26,4 +26,4 @@ OnProgress = Callable[[Progress], None]
 
 
 def ignore_progress(progress: Progress) -> None:
-    """Progress callback of a caller who does not look."""
+    """Progress callback that does nothing."""

@@ -166,7 +166,7 @@ def test_a_range_equals_the_reference_command_on_it(video: Videos, name: str) ->
 
 @pytest.mark.parametrize("name", WITHOUT_INDEX)
 def test_a_range_of_a_stream_without_index_is_exact(video: Videos, name: str) -> None:
-    """The command is told to decode everything and to drop what lies before the range (`-ss` behind `-i`)."""
+    """The command decodes everything and drops what lies before the range (`-ss` behind `-i`)."""
     path = video(name)
     for start, end in ((1.0, 2.0), (1.5, None)):
         length = () if end is None else ("-t", f"{end - start:g}")

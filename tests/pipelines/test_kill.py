@@ -160,7 +160,7 @@ def test_workers_killed(start: Callable[..., Started], undisturbed: dict[str, st
 
 
 def test_two_runs_at_once(start: Callable[..., Started], on_head: Job, undisturbed: dict[str, str]) -> None:
-    """Started together, one may be told to start again, because the other has planned; no sample is doubled."""
+    """Started together, one may ask to be started again, because the other has planned; no sample is doubled."""
     jobs = [start(), start()]
     ends = sorted(job.process.wait(120) for job in jobs)
     assert ends in ([0, 0], [0, 2])

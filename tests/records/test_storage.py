@@ -42,7 +42,7 @@ def test_large_files(folder: Folder, tmp_path: Path) -> None:
 
 
 def test_many_writers_at_once(folder: Folder) -> None:
-    """Exactly one of eight is told that it created the file, and its content is what is there."""
+    """Exactly one of eight calls returns that it created the file, and its content is what is there."""
     results: dict[int, bool] = {}
     start = threading.Barrier(8)
 

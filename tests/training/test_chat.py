@@ -100,8 +100,8 @@ def test_the_loss_is_that_of_the_finished_model(component: Component, records: P
     expected = 0.0
     asked = Question("What moves?", video), Question("What is it?", picture), Question("One and one?")
     for question, answer in zip(asked, ("All.", "Noise.", "Two."), strict=True):
-        sight = encode_visual_context(network.visual_tokenizer, network.motion_tokenizer, question.about)
-        prompt = embed_chat_prompt(network, tokenizer, (), question.text, sight, 16)[None]
+        context = encode_visual_context(network.visual_tokenizer, network.motion_tokenizer, question.about)
+        prompt = embed_chat_prompt(network, tokenizer, (), question.text, context, 16)[None]
         reply = torch.tensor(
             [*tokenizer(rf" {answer} \n ", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         )

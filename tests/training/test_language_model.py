@@ -34,14 +34,14 @@ def losses(component: Component, steps: int) -> list[dict[str, float]]:
     optimizer = torch.optim.AdamW(component.objective.parameters(), lr=3e-3)
     items = component.stream.take(4)
     batch = component.collate(items, [item.load() for item in items])
-    told = []
+    measured = []
     for _ in range(steps):
         sums = component.objective(batch.inputs, Draws(0, batch.positions))
-        told.append({name: float(value.detach()) / batch.counts[name] for name, value in sums.items()})
+        measured.append({name: float(value.detach()) / batch.counts[name] for name, value in sums.items()})
         (sums["loss"] / batch.counts["loss"]).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return told
+    return measured
 
 
 def test_it_learns_every_modality(model: ModelFolder, run: Path) -> None:
@@ -62,15 +62,15 @@ def test_captions_are_weighed(tmp_path: Path, model: ModelFolder) -> None:
     component = replace(SETTINGS, order=order).build(model, TrainInputs(train=[str(run)], validation=[str(run)]))
     assert component.write_samples is not None
     with torch.no_grad():
-        told = component.write_samples(component.objective, tmp_path)
+        metrics = component.write_samples(component.objective, tmp_path)
     whole = replace(SETTINGS, order=order, validation_samples=100)
     items = whole.build(model, TrainInputs(train=[str(run)], validation=[str(run)])).validation
     batch = component.collate(items, [item.load() for item in items])
     with torch.no_grad():
         sums = component.objective(batch.inputs, Draws(0, batch.positions))
     for kind in ("visual", "motion"):
-        assert told[f"{kind}_own_caption"] == pytest.approx(float(sums[kind]) / batch.counts[kind], rel=1e-5)
-        assert told[f"{kind}_other_caption"] != told[f"{kind}_own_caption"]
+        assert metrics[f"{kind}_own_caption"] == pytest.approx(float(sums[kind]) / batch.counts[kind], rel=1e-5)
+        assert metrics[f"{kind}_other_caption"] != metrics[f"{kind}_own_caption"]
 
 
 def test_embeddings_and_head_have_a_learning_rate_of_their_own(model: ModelFolder) -> None:

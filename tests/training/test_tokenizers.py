@@ -179,7 +179,7 @@ def test_the_vit_and_the_projections_behind_the_features_stay() -> None:
 
 
 def test_both_objectives_learn_through_their_codebooks() -> None:
-    """On four samples of which each must be told from the others."""
+    """On four samples of which each must be distinguished from the others."""
     motion = motion_objective(10)
     losses = learn(motion, motion_inputs(), 40, 2e-3)
     assert losses[-1] < 0.97 * losses[0], losses

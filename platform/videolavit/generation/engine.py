@@ -222,7 +222,7 @@ class _RunningRequest:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the next token is the argmax of the logits."""
+        """True if the next token is the argmax of the logits."""
         return self.request.guidance is None and self.request.sampling.temperature == 0
 
     @property

@@ -80,7 +80,7 @@ def prompt_ids(
 
     Args:
         pictures: Visual codes of the prompt's pictures.
-        markers: Whether pictures are wrapped in [IMG] and [/IMG]. Prompts for a picture have none.
+        markers: True if pictures are wrapped in [IMG] and [/IMG]. Prompts for a picture have none.
     """
     codes = iter(pictures)
     ids: list[int] = []

@@ -107,7 +107,7 @@ class TokenGenerator:
         """Span of a clip's motion, which follows its keyframe.
 
         Args:
-            from_picture: Whether the keyframe is a picture of the prompt.
+            from_picture: True if the keyframe is a picture of the prompt.
         """
         ids = self.vocabulary
         policy = TokenPolicy((ids.motion_range,), ids.motion_end, self.motion_tokens, self.motion_tokens)

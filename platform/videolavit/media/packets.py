@@ -89,7 +89,7 @@ def mark_droppable(
             yield lookahead.release()
     while len(lookahead):
         packet, droppable = lookahead.release()
-        # Where the duration of a packet is not reliable, that of the last frame is computed from the frame before.
+        # If the duration of a packet is not reliable, that of the last frame is computed from the frame before.
         yield packet, droppable and (packet.duration or 0) > 1
 
 

@@ -65,7 +65,7 @@ class ModelFolder:
 
     @property
     def is_trained(self) -> bool:
-        """Whether any part was trained."""
+        """True if any part was trained."""
         return bool(self.trained_parts)
 
     @property

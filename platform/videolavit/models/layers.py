@@ -13,7 +13,7 @@ class Attention(nn.Module):
     Args:
         dim: Channels.
         num_heads: Heads of `dim / num_heads` channels each.
-        key_bias: Whether keys have a bias. Without, as in BEiT, the weights hold `q_bias` and `v_bias`.
+        key_bias: True if keys have a bias. Without, as in BEiT, the weights hold `q_bias` and `v_bias`.
     """
 
     def __init__(self, dim: int, num_heads: int, key_bias: bool = True) -> None:

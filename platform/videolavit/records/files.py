@@ -46,7 +46,7 @@ class NamedFiles:
     """Files that an input names.
 
     Attributes:
-        named: How they are named.
+        named: Names of the files.
         files: Names below the folder, and addresses, sorted by name.
     """
 

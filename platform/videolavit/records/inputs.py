@@ -11,7 +11,7 @@ _MEMBERS = {"video": VIDEO_SUFFIXES, "image": IMAGE_SUFFIXES, "auto": VIDEO_SUFF
 
 @dataclass(frozen=True, kw_only=True)
 class InputSettings:
-    """How inputs are read. It decides what is planned, not how a sample is computed.
+    """Settings of the reading of inputs. They decide what is planned, not how a sample is computed.
 
     Args:
         modality: Modality of the inputs; `auto` goes by names and columns. With another, every file that is no sidecar

@@ -169,7 +169,7 @@ class RunFacts:
     @property
     def facts(self) -> Facts:
         """Names and values, as text."""
-        pending = f"no: {self.num_pending} shards are left; start the job again"
+        pending = f"no: {self.num_pending} shards are left; start the same command again"
         return [
             ("complete", pending if self.num_pending else "yes"),
             ("planned", f"{self.num_planned:,}"),

@@ -48,7 +48,7 @@ class Listing:
     Args:
         inputs: Runs of `videolavit decompose` and their shards; folders, globs, tables, tars and files, on any fsspec
             location.
-        takes: Whether a kind is taken at all.
+        takes: Returns True for a kind that is accepted.
         reserved: Columns of the shards; a table's column of such a name is called `manifest_NAME`.
         action: Verb for error messages, such as `decompose`.
 

@@ -30,8 +30,8 @@ MAX_TOKEN_SHARD_BYTES = 64 << 20
 
 SHARD_MIN_COST = 1.0
 SHARDS_PER_PLAN = 256
-"""A plan has about so many shards, unless they would cost less than SHARD_MIN_COST core-seconds or be larger than
-MAX_SHARD_BYTES. The number does not depend on the workers, because the output must not."""
+"""Approximate number of shards of a plan, unless they would cost less than SHARD_MIN_COST core-seconds or exceed
+MAX_CLIP_SHARD_BYTES or MAX_TOKEN_SHARD_BYTES. It does not depend on the workers, because the output must not."""
 
 
 Row = dict[str, Any]
@@ -67,14 +67,14 @@ def expected_clips(seconds: float | None, settings: SampleSettings) -> int:
 
 
 def estimated_cost(info: VideoInfo, seconds: float, fps: int) -> float:
-    """Core-seconds that decomposing so many seconds of a video will take."""
+    """Estimated cost of decomposing a part of a video of the given length, in core-seconds."""
     pixels = info.width * info.height
     decode = pixels * info.frame_rate * SECONDS_PER_SOURCE_PIXEL.get(info.codec, OTHER_CODEC)
     return seconds * (decode + pixels * fps * SECONDS_PER_OUTPUT_PIXEL)
 
 
 def clip_bytes(info: VideoInfo, seconds: float) -> float:
-    """Bytes that the clips of so many seconds of a video take in a shard, about."""
+    """Estimated size in a shard of the clips of a part of a video of the given length, in bytes."""
     return seconds / 4 * (info.width * info.height) * CLIP_BYTES_PER_PIXEL
 
 
@@ -88,9 +88,9 @@ def assign_clip_shards(plan: pa.Table, generation: int, shard_by: ShardBy) -> pa
 
 
 def assign_token_shards(plan: pa.Table, generation: int, shard_by: ShardBy) -> pa.Table:
-    """Groups the rows of a plan into shards and names them; what is close in a file stays in one shard.
+    """Groups the rows of a plan into shards and names them; rows that are close in a file stay in one shard.
 
-    Neither the order of the input nor any number of workers plays a part.
+    The result depends neither on the order of the input nor on the number of workers.
     """
 
     def order(group: tuple[float, str], row: Row) -> tuple[Any, ...]:

@@ -27,8 +27,8 @@ class PrepareSettings:
     """Sizes that the tokenizers read, and how a video becomes clips.
 
     Args:
-        sample: How videos are decomposed.
-        inputs: How inputs are read.
+        sample: Settings of the decomposition of videos.
+        inputs: Settings of the reading of inputs.
         picture_size: Width and height of a picture, in pixels.
         motion_size: Height and width of a motion grid, in blocks.
     """

@@ -25,7 +25,7 @@ T = TypeVar("T")
 REPORT = "report.html"
 SHEET_CELLS = 12
 SAMPLED_SHARDS = 200
-"""The card of a large run describes so many shards, evenly spread; its counts are of all."""
+"""Largest number of shards that the card of a run describes, evenly spread; its counts are of all shards."""
 
 _BINS = 24
 _NUMBERS = {

@@ -172,7 +172,7 @@ def sources_from(table: pa.Table) -> list[Source]:
 
 
 def plan_rows_from(table: pa.Table) -> list[PlanRow]:
-    """Rows of a plan; one that a plan of version 0.1 has is completed."""
+    """Rows of a plan. Columns that plans of version 0.1 lack are filled in."""
     return [_completed(values, extra) for values, extra in _values(table, _PLAN_COLUMNS)]
 
 
@@ -272,7 +272,7 @@ def keys(table: pa.Table) -> pa.ChunkedArray | pa.Array:
 
 
 def names_tar(url: str) -> bool:
-    """Whether an address names a tar."""
+    """True if an address names a tar."""
     return url.lower().endswith(TAR)
 
 

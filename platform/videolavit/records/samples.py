@@ -24,7 +24,7 @@ therefore cut shorter than the settings say, to a whole number of clips."""
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings(DecomposeSettings):
-    """How a segment becomes a row.
+    """Settings by which a segment becomes a row.
 
     Args:
         keyframe_format: `jpeg` is quality 95 without chroma subsampling; `png` is exact.

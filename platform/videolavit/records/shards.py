@@ -209,10 +209,10 @@ class Ledger:
         return ShardSummary.from_json(metadata[_FOOTER])
 
     def standing(self) -> dict[str, str]:
-        """The shard that answers for each planned sample: the latest plan's that has it.
+        """Shard of each planned sample, from the latest plan that has the sample.
 
-        A source whose header could not be read stands for itself until a later plan reads it; if it is a tar, its
-        members take its place.
+        A source whose header could not be read is planned as one sample until a later plan reads it; if it is a tar,
+        its members take its place.
         """
         shards: dict[str, str] = {}
         unread: dict[str, str] = {}

@@ -1,8 +1,8 @@
 """Files on any fsspec location, and the one way this project creates them.
 
 A file under its final name is complete, and is never changed: `create` writes it in one atomic step and only if no file
-of that name exists. Of two writers of the same name, the first wins and the second is told so. Every guarantee of a
-pipeline run rests on this.
+of that name exists. Of two writers of the same name, the first wins and `create` returns False to the second. Every
+guarantee of a pipeline run rests on this.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class StorageError(ValueError):
 
 @dataclass(frozen=True)
 class StorageSettings:
-    """Where S3 is, beyond what the usual AWS environment variables and files say. Never credentials.
+    """Location of S3, beyond what the usual AWS environment variables and files say. Never credentials.
 
     Args:
         s3_endpoint: URL of an S3-compatible server; None for `AWS_ENDPOINT_URL` or AWS itself.
@@ -157,7 +157,7 @@ class Folder:
 
     Args:
         url: Local path or fsspec URL.
-        settings: Where S3 is.
+        settings: Location of S3.
 
     Raises:
         StorageError: the location cannot be used.

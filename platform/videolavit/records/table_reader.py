@@ -19,7 +19,7 @@ class CorruptTable(MediaError):
 
 
 class SourceChanged(MediaError):
-    """It is not what it was when it was listed."""
+    """The table is not what it was when it was listed."""
 
 
 class TableReader:

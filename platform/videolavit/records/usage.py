@@ -17,7 +17,7 @@ Facts = list[tuple[str, str]]
 
 @dataclass
 class CodeUsage:
-    """How often each code of a codebook occurs.
+    """Number of occurrences of each code of a codebook.
 
     Attributes:
         counts: int64 [codes].

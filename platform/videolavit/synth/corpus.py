@@ -60,7 +60,7 @@ def render_corpus(
         num_videos: Number of videos, at least 1.
         settings: Content of the videos.
         seed: Seed of the scenes, at least 0; another seed gives other videos.
-        questions: Whether to write `questions.jsonl` as well: conversations in LLaVA's format.
+        questions: True to write `questions.jsonl` as well: conversations in LLaVA's format.
         storage: Options of remote storage.
         on_progress: Called after each video, with the stage `render`.
 

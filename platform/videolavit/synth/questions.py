@@ -22,7 +22,7 @@ def chat_records(scene: Scene, name: str, video: str) -> Iterator[dict[str, Any]
 
 
 def _questions(shape: MovingShape, alone: bool) -> dict[str, tuple[str, str]]:
-    """Returns topic -> (question, answer). Two shapes are told apart by their colours, which always differ."""
+    """Returns topic -> (question, answer). Two shapes are distinguished by their colours, which always differ."""
     it = "it" if alone else f"the {shape.colour} one"
     questions = {
         "direction": (f"Which direction does {it} move?", f"It moves {shape.direction}."),

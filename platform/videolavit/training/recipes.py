@@ -18,7 +18,7 @@ RECIPES = Path(str(resources.files("videolavit.config"))) / "training"
 
 
 class UnknownRecipe(ValueError):
-    """There is no recipe of that name, or it has no settings for the component."""
+    """No recipe has that name, or the recipe has no settings for the component."""
 
 
 @dataclass(frozen=True)

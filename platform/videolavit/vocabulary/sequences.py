@@ -83,10 +83,10 @@ class Piece:
     Attributes:
         text: Range of the text's ids.
         clips: Range of clips.
-        text_first: Whether the text comes before the clips.
-        keyframe: Whether the first clip has its keyframe.
-        begin: Whether the sequence begins with <s>.
-        end: Whether the sequence ends with </s>.
+        text_first: True if the text comes before the clips.
+        keyframe: True if the first clip has its keyframe.
+        begin: True if the sequence begins with <s>.
+        end: True if the sequence ends with </s>.
         length: Length, in ids.
     """
 

@@ -140,7 +140,7 @@ def plan_import(
         config: Shapes of the networks that are published without a config.
         parts: Names of the parts to import.
         ignore: Patterns of published tensor names that may be left over.
-        whole: Whether to remark on files that belong to other parts.
+        whole: True to remark on files that belong to other parts.
 
     Raises:
         WeightsError: a file or tensor is missing, left over, of another shape, or cannot be read; all are listed.

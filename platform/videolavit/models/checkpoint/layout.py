@@ -21,7 +21,7 @@ class PrefixRule:
         part: Name of the part.
         published: Prefix of the names in the published file.
         ours: Prefix of the names in the part, in place of it.
-        alias: Whether the rule is for reading only.
+        alias: True if the rule is for reading only.
     """
 
     part: str

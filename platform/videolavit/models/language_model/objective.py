@@ -31,7 +31,7 @@ class NextToken(Objective):
 
     Args:
         model: Language model.
-        packed: Whether several documents share a row.
+        packed: True if several documents share a row.
         other_lr_scale: Learning rate of embeddings and head, relative to the other parameters'.
 
     Raises:

@@ -21,7 +21,7 @@ class VAEConfig:
         block_out_channels: Channels of each level. Every level but the first halves the sides of the picture.
         layers_per_block: Residual blocks per level.
         scaling_factor: Factor that gives latents a standard deviation of 1.
-        force_upcast: Whether to run in float32 where float16 is asked for, because half precision overflows.
+        force_upcast: True to run in float32 where float16 is asked for, because half precision overflows.
         norm_groups: Groups of each group normalization; a narrow network needs fewer.
     """
 

@@ -22,7 +22,7 @@ class VAEObjective(Objective):
         vae: AutoencoderKL, or AutoencoderKLTemporalDecoder for sequences of pictures.
         part: Name of its part in a model folder.
         weights: Weights of the terms.
-        train_encoder: Whether to train the encoder too; False keeps the latents as they are.
+        train_encoder: True to train the encoder too; False keeps the latents as they are.
         decay: Decay per step of the running moments by which the scale of the latents is measured.
     """
 

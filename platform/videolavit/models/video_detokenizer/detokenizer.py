@@ -40,7 +40,7 @@ class VideoSettings:
         fps: Frame rate that conditions the U-Net, in frames per second.
         motion_bucket: Amount of motion that conditions the U-Net, on the scale of Stable Video Diffusion.
         noise_strength: Standard deviation of the noise added to the keyframe, for pixels from -1 to 1.
-        condition_on_reference: Whether guidance weighs the keyframe too; False shows it to the unconditional half.
+        condition_on_reference: True if guidance weighs the keyframe too; False shows it to the unconditional half.
         decode_chunk: Frames that the VAE decodes at a time. Frames of a chunk influence each other.
     """
 

@@ -19,7 +19,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: VisualTokenizerConfig) -> None:
         super().__init__()
         self.cls_token = learned_embedding(1, 1, config.width)
-        # It is never trained, and with small random embeddings its features would not depend on places.
+        # The position embedding is not trained; with small random values the features would not depend on places.
         places = grid_positions(config.num_patches, config.width)
         self.pos_embed = nn.Parameter(F.pad(places, (0, 0, 1, 0))[None])
         self.patch_embed = PatchEmbedding(config.patch_size, config.width)

@@ -28,8 +28,8 @@ class PlanSettings:
     """Settings that decide what is planned.
 
     Args:
-        sample: How videos are decomposed.
-        inputs: How inputs are read.
+        sample: Settings of the decomposition of videos.
+        inputs: Settings of the reading of inputs.
         makes_clips: True for a run of decomposition.
     """
 

@@ -20,7 +20,7 @@ from .manifest import list_stored
 MAX_TEXT_BYTES = 16 << 20
 CHARACTERS_PER_PICTURE = 64 << 10
 TEXTS_PER_PICTURE = 16
-"""A text counts as a picture for each so many characters, and at least as a 16th of one."""
+"""A text of CHARACTERS_PER_PICTURE characters counts as one picture; a shorter one counts as at least a 16th."""
 
 TEXT_COST = 0.0005
 """Core-seconds until a text is ready for a shard, about."""

@@ -21,7 +21,7 @@ COMPONENTS = {
 
 
 class UnknownComponent(ValueError):
-    """There is no component of that name."""
+    """No component has that name."""
 
 
 def settings_type(component: str) -> "type[ComponentSettings]":
