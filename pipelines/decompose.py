@@ -43,7 +43,7 @@ from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, pl
 
 __all__ = ["DecomposeRequest", "Decomposition", "decompose", "plan_decomposition"]
 
-COUNTED = ("samples", "clips", "rejects", "video_seconds")
+DECOMPOSE_COUNTS = ("samples", "clips", "rejects", "video_seconds")
 """Counts in progress records."""
 
 
@@ -164,14 +164,14 @@ class _ClipShardMaker:
                 for row in plan_rows_from(plan):
                     counts.update(self._make(row, writer))
                     if time.monotonic() - reported > PROGRESS_EVERY:
-                        yield progress_record(COUNTED, counts)
+                        yield progress_record(DECOMPOSE_COUNTS, counts)
                         counts.clear()
                         reported = time.monotonic()
                 writer.commit()
         except Exception as failure:
             # The shard stays pending, and the driver can say why. Raising would only lose the reason.
             error = f"{name}: {failure!r}"
-        yield progress_record(COUNTED, counts, error)
+        yield progress_record(DECOMPOSE_COUNTS, counts, error)
 
     def _make(self, row: PlanRow, writer: ShardWriter) -> dict[str, float]:
         """Adds a sample, or its reject, and returns what to count."""

@@ -23,7 +23,7 @@ from videolavit.training.sources import ClipSample, clip_sources
 
 from .proof_results import GENERATION, RESULTS, RUNS, save_sheet
 
-SHEET = "side-by-side.png"
+COMPARISON_SHEET = "side-by-side.png"
 
 RECALL = replace(GENERATION, temperature=0.0, visual_guidance=1.0, motion_guidance=1.0)
 """Settings of generation. A memorised video is the most probable one, so sampling is greedy. Guidance would lead away
@@ -64,7 +64,7 @@ def compare(output: Path) -> dict[str, Any]:
         "clips": [{"caption": one.caption, "psnr": one.psnr} for one in recalled],
     }
     (output / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
-    save_sheet(output / SHEET, [(_pair(one), f"{one.psnr:.1f} dB: {one.caption}") for one in recalled])
+    save_sheet(output / COMPARISON_SHEET, [(_pair(one), f"{one.psnr:.1f} dB: {one.caption}") for one in recalled])
     _write_page(output, results)
     return results
 
@@ -102,7 +102,12 @@ def _pair(one: RecalledVideo) -> Frames:
 
 
 def _write_page(output: Path, results: dict[str, Any]) -> None:
-    pictures = [((output / SHEET).read_bytes(), "Above: frames of the caption's own video. Below: what was generated")]
+    pictures = [
+        (
+            (output / COMPARISON_SHEET).read_bytes(),
+            "Above: frames of the caption's own video. Below: what was generated",
+        )
+    ]
     pictures += [((output / name / CURVES).read_bytes(), name) for name in RUNS if (output / name / CURVES).exists()]
     page = render_page(
         title="Overfitting check: the videos that it was trained on, from their captions",

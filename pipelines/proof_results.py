@@ -32,7 +32,7 @@ from videolavit.records.token_report import sampled_statistics
 from videolavit.training.metrics import CURVES, read_metrics
 from videolavit.training.sources import ClipSample, clip_sources
 
-RESULTS, SHEET = "results.json", "generated.png"
+RESULTS, GENERATED_SHEET = "results.json", "generated.png"
 CLEARLY = 0.05
 """Nats by which a motion token must be less surprising behind its own caption than behind another one."""
 
@@ -100,7 +100,7 @@ def _of_generation(output: Path, runtime: Runtime, prompts: int, on_progress: On
         (np.concatenate([one.frames[0], one.frames[len(one.frames) // 2], one.frames[-1]], axis=1), _caption(one))
         for one in videos[:24]
     ]
-    save_sheet(output / SHEET, cells)
+    save_sheet(output / GENERATED_SHEET, cells)
     return [
         _criterion("direction of generated motion", float(np.mean([one.direction_is_right for one in videos])), 0.8),
         _criterion("colour of the generated object", float(np.mean([one.colour_is_right for one in videos])), 0.8),
@@ -177,7 +177,10 @@ def write_report(output: Path, results: dict[str, Any], minutes: dict[str, float
     ]
     facts += [(f"minutes of {name}", f"{value:.1f}") for name, value in minutes.items()]
     pictures = [
-        ((output / SHEET).read_bytes(), "First, middle and last frame of what was generated for held-out captions"),
+        (
+            (output / GENERATED_SHEET).read_bytes(),
+            "First, middle and last frame of what was generated for held-out captions",
+        ),
         ((output / "keyframes.png").read_bytes(), "Held-out keyframes, and their reconstructions from tokens"),
     ]
     pictures += [((output / name / CURVES).read_bytes(), name) for name in RUNS if (output / name / CURVES).exists()]

@@ -27,7 +27,7 @@ from .common import WorkerSettings
 from .planning import SOURCES_PER_PLAN, Planner, pending_shards
 from .session import ray_session
 
-RUN, REJECTS = "run.json", "rejects.parquet"
+RUN_FILE, REJECTS_FILE = "run.json", "rejects.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ def open_run(
         StorageError: the location cannot be used.
     """
     ledger = Ledger(Folder(output, storage), pipeline.shards)
-    found = ledger.folder.read(RUN)
+    found = ledger.folder.read(RUN_FILE)
     if found is None:
         if settings.retry_rejects:
             raise InputError(f"{ledger.folder.url} holds no run; --retry-rejects takes the --output of one")
@@ -198,7 +198,9 @@ def open_run(
     try:
         theirs = dict(json.loads(found)["identity"])
     except (ValueError, KeyError, TypeError):
-        raise IdentityMismatch(f"{ledger.folder.join(RUN)} is not of this project; choose another --output") from None
+        raise IdentityMismatch(
+            f"{ledger.folder.join(RUN_FILE)} is not of this project; choose another --output"
+        ) from None
     kind = theirs.get("kind", "clips")
     if kind != pipeline.shards.folder:
         raise IdentityMismatch(f"{ledger.folder.url} is a run of {kind}; choose another --output for {pipeline.name}")
@@ -226,11 +228,11 @@ def start_run(
     started = time.monotonic()
     ledger, accepted = open_run(pipeline, output, storage, settings)
     identity = pipeline.identity()
-    ledger.folder.claim(RUN, _json({"identity": identity, "complete": False}))
+    ledger.folder.claim(RUN_FILE, _json({"identity": identity, "complete": False}))
     open_run(pipeline, output, storage, settings)  # another run may have claimed the folder
     if accepted:
-        found = json.loads(ledger.folder.read(RUN) or b"{}")
-        ledger.folder.replace(RUN, _json(found | {"identity": identity, "complete": False}))
+        found = json.loads(ledger.folder.read(RUN_FILE) or b"{}")
+        ledger.folder.replace(RUN_FILE, _json(found | {"identity": identity, "complete": False}))
     with ray_session(on_progress):
         planner = Planner(ledger, pipeline.assign, pipeline.settings, pipeline.workers, storage, on_progress)
         if settings.retry_rejects:
@@ -324,7 +326,7 @@ def _finish(pipeline: Pipeline, ledger: Ledger, identity: dict[str, Any], second
     totals, folder = total(summaries), ledger.folder
     sink = pa.BufferOutputStream()
     pq.write_table(rejects_to(rejects), sink)
-    folder.replace(REJECTS, sink.getvalue().to_pybytes())
+    folder.replace(REJECTS_FILE, sink.getvalue().to_pybytes())
     counts: dict[str, Any] = {
         "planned": len(standing),
         "samples": totals["samples"],
@@ -339,7 +341,7 @@ def _finish(pipeline: Pipeline, ledger: Ledger, identity: dict[str, Any], second
     if not left and counts["samples"] + counts["rejects"] != counts["planned"]:
         raise AssertionError(f"{counts['planned']} samples were planned, the shards account for others: {counts}")
     run = {"identity": identity, "complete": not left, "counts": counts, "last_start_seconds": seconds}
-    folder.replace(RUN, _json(run))
+    folder.replace(RUN_FILE, _json(run))
     pipeline.write_report(folder, run, rejects)
     own = {one.name for one in dataclasses.fields(RunSummary)}
     return RunSummary(

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 PREPARER_MEMORY = 700 << 20
 """Memory of an actor that holds a shard and its copy on the way, 75 MB each, and its decoding child, in bytes."""
 
-COUNTED = ("samples", "videos", "images", "texts", "clips", "tokens", "rejects")
+TOKENIZE_COUNTS = ("samples", "videos", "images", "texts", "clips", "tokens", "rejects")
 """Counts in progress records."""
 
 
@@ -319,7 +319,7 @@ class _Encoder:
             except Exception as failure:
                 # The shard stays pending, and the driver can say why. Raising would only lose the reason.
                 error = repr(failure)
-        return progress_record(COUNTED, counts, f"{name}: {error}" if error else None)
+        return progress_record(TOKENIZE_COUNTS, counts, f"{name}: {error}" if error else None)
 
     def _load(self) -> "Encoder":
         from videolavit.records.encode import Encoder  # torch, which the other actors do without

@@ -40,13 +40,17 @@ from .protocol import (
 )
 from .service import Service
 from .store import STATUSES, Job, is_id
-from .video_jobs import SPRITES, THUMBNAIL, VIDEO
+from .video_jobs import SPRITES_FILE, THUMBNAIL_FILE, VIDEO_FILE
 
 READY_STATES = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
 POLL_MS = "500"
 """Time that clients should wait between two requests for the state of a job, in milliseconds."""
 
-FILES = {"video": (VIDEO, "video/mp4"), "thumbnail": (THUMBNAIL, "image/png"), "spritesheet": (SPRITES, "image/png")}
+FILES = {
+    "video": (VIDEO_FILE, "video/mp4"),
+    "thumbnail": (THUMBNAIL_FILE, "image/png"),
+    "spritesheet": (SPRITES_FILE, "image/png"),
+}
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": why}

@@ -26,7 +26,7 @@ from .heartbeat import Heartbeat
 from .settings import ServeSettings
 from .store import Job, JobStore
 
-VIDEO, THUMBNAIL, SPRITES = "video.mp4", "thumbnail.png", "spritesheet.png"
+VIDEO_FILE, THUMBNAIL_FILE, SPRITES_FILE = "video.mp4", "thumbnail.png", "spritesheet.png"
 CLIP_SECONDS = 4.0
 """Length of a clip: 24 frames at 6 frames per second, in seconds."""
 
@@ -197,12 +197,12 @@ class JobWorker:
         """Writes the result files, which nobody sees before the job is completed."""
         fps = self._settings.generation.fps
         with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / VIDEO
+            file = Path(scratch) / VIDEO_FILE
             about = provenance(job.request.get("prompt", ""), job.request["seed"], self._settings.model_name)
             save_video(video.frames, file, fps, about)
-            self._folder.create(f"{name}/{VIDEO}", file)
-        self._folder.create_bytes(f"{name}/{THUMBNAIL}", encode_png(video.keyframes[0], {}))
-        self._folder.create_bytes(f"{name}/{SPRITES}", encode_png(sprites(video, fps), {}))
+            self._folder.create(f"{name}/{VIDEO_FILE}", file)
+        self._folder.create_bytes(f"{name}/{THUMBNAIL_FILE}", encode_png(video.keyframes[0], {}))
+        self._folder.create_bytes(f"{name}/{SPRITES_FILE}", encode_png(sprites(video, fps), {}))
 
     async def _sweep(self) -> None:
         """Removes the files of deleted and expired jobs, from time to time."""

@@ -97,3 +97,89 @@ def test_only_media_imports_pyav() -> None:
         if "av" in {name.split(".")[0] for name in _imported(file)} and "media" not in file.parts
     }
     assert elsewhere <= {"platform/videolavit/records/identity.py"}
+
+
+LIBRARY = ("platform/videolavit", "pipelines", "serve")
+"""Folders that are used as libraries: they never write to the terminal, end the process or read the command line."""
+
+PROCESS_CALLS = {"print", "input", "exit", "quit", "sys.exit", "os._exit", "Console"}
+"""Calls that write to the terminal or end the process."""
+
+PROCESS_NAMES = {"sys.argv", "sys.stdout", "sys.stderr", "SystemExit"}
+"""Names that belong to whoever owns the process."""
+
+OWN_PROCESS = {
+    "platform/videolavit/isolation.py": {"os._exit", "sys.argv"},  # entry point of the child process
+    "serve/application.py": {"sys.stderr"},  # log handler of a replica
+}
+"""Modules that run in a process of their own, and what they use there."""
+
+
+def test_the_library_leaves_the_process_to_its_caller() -> None:
+    """No print, no exit, no command line and no console; modules of processes of their own use what is listed."""
+    found: dict[str, set[str]] = {}
+    for folder in LIBRARY:
+        files = sorted((ROOT / folder).rglob("*.py"))
+        assert files
+        for file in files:
+            if used := _process_uses(ast.parse(file.read_text())):
+                found[file.relative_to(ROOT).as_posix()] = used
+            assert "rich" not in {name.split(".")[0] for name in _imported(file)}, f"{file.name} imports rich"
+    assert found == OWN_PROCESS
+
+
+@pytest.mark.parametrize(
+    ("code", "used"),
+    [
+        ("def work():\n    print(1)", {"print"}),
+        ("import sys\nsys.exit(1)", {"sys.exit"}),
+        ("import sys\nwords = sys.argv[1:]", {"sys.argv"}),
+        ("from sys import argv as words", {"sys.argv"}),
+        ("raise SystemExit(2)", {"SystemExit"}),
+        ("console = rich.console.Console()", {"Console"}),
+        ("log.info('print')", set()),
+    ],
+)
+def test_uses_of_the_process_are_found(code: str, used: set[str]) -> None:
+    assert _process_uses(ast.parse(code)) == used
+
+
+def _process_uses(tree: ast.Module) -> set[str]:
+    """Calls of `PROCESS_CALLS` and uses of `PROCESS_NAMES`."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            names |= {called, "Console" if called.endswith(".Console") else called} & PROCESS_CALLS
+        elif isinstance(node, ast.Attribute | ast.Name):
+            names |= {ast.unparse(node)} & PROCESS_NAMES
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} & (PROCESS_CALLS | PROCESS_NAMES)
+    return names
+
+
+def test_one_name_for_one_thing() -> None:
+    """Public classes, type aliases and constants have names of their own; type variables may share one."""
+    places: dict[str, list[str]] = {}
+    for folder in TOP_FOLDERS:
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            for name in _defined(ast.parse(file.read_text())):
+                places.setdefault(name, []).append(file.relative_to(ROOT).as_posix())
+    assert {"VideoFile", "CLIP_SHARDS", "StoredTensor"} <= places.keys()
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """Public classes, type aliases and constants that a module defines at its top level."""
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and not _makes_type_variable(node.value):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+    return {name for name in names if name[0].isupper()}
+
+
+def _makes_type_variable(value: ast.expr | None) -> bool:
+    return isinstance(value, ast.Call) and ast.unparse(value.func) in {"TypeVar", "TypeVarTuple", "ParamSpec"}

@@ -10,7 +10,7 @@ import torch
 
 from tests.training.toys import BrokenSource, ToyObjective, toy
 from videolavit.models.objective import Draws
-from videolavit.training.checkpoint import MANIFEST, CheckpointError
+from videolavit.training.checkpoint import CHECKPOINT_MANIFEST, CheckpointError
 from videolavit.training.component import Component
 from videolavit.training.data import DataError, Mixture, SampleStream
 from videolavit.training.parallel import Ranks
@@ -119,7 +119,9 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path, stop: int) 
 def test_a_broken_checkpoint_is_skipped_and_named(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
     run(tmp_path / "cut", stop=16, keep=3)
-    older, newest = sorted(path.parent for path in (tmp_path / "cut" / "checkpoints").glob(f"*/{MANIFEST}"))[-2:]
+    older, newest = sorted(path.parent for path in (tmp_path / "cut" / "checkpoints").glob(f"*/{CHECKPOINT_MANIFEST}"))[
+        -2:
+    ]
     file = next(newest.glob("shard-*.safetensors"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -132,7 +134,7 @@ def test_a_broken_checkpoint_is_skipped_and_named(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     run(tmp_path, steps=5)
-    (tmp_path / "checkpoints" / "step-00000005" / MANIFEST).unlink()
+    (tmp_path / "checkpoints" / "step-00000005" / CHECKPOINT_MANIFEST).unlink()
     second = run(tmp_path, steps=6)
     assert not any("continues" in line for line in second.lines)
 

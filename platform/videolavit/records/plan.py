@@ -34,7 +34,7 @@ SHARDS_PER_PLAN = 256
 MAX_CLIP_SHARD_BYTES or MAX_TOKEN_SHARD_BYTES. It does not depend on the workers, because the output must not."""
 
 
-Row = dict[str, Any]
+PlanValues = dict[str, Any]
 ShardBy = Callable[[str], Sequence[str]]
 """Columns of a plan by kind: rows that agree in them share a shard, unless they are too large for one."""
 
@@ -81,7 +81,7 @@ def clip_bytes(info: VideoInfo, seconds: float) -> float:
 def assign_clip_shards(plan: pa.Table, generation: int, shard_by: ShardBy) -> pa.Table:
     """Groups the rows of a plan into shards, the most work first, and names the shards."""
 
-    def order(group: tuple[float, str], row: Row) -> tuple[Any, ...]:
+    def order(group: tuple[float, str], row: PlanValues) -> tuple[Any, ...]:
         return -group[0], group[1], row["row"] or 0, row["start_seconds"] or 0.0
 
     return _assign(plan, generation, shard_by, order, MAX_CLIP_SHARD_BYTES)
@@ -93,7 +93,7 @@ def assign_token_shards(plan: pa.Table, generation: int, shard_by: ShardBy) -> p
     The result depends neither on the order of the input nor on the number of workers.
     """
 
-    def order(group: tuple[float, str], row: Row) -> tuple[Any, ...]:
+    def order(group: tuple[float, str], row: PlanValues) -> tuple[Any, ...]:
         return row["kind"], row["url"], row["row"] or 0, row["offset"] or 0, row["start_seconds"] or 0.0
 
     return _assign(plan, generation, shard_by, order, MAX_TOKEN_SHARD_BYTES)
@@ -106,10 +106,10 @@ def _assign(
     plan: pa.Table,
     generation: int,
     shard_by: ShardBy,
-    order: Callable[[tuple[float, str], Row], tuple[Any, ...]],
+    order: Callable[[tuple[float, str], PlanValues], tuple[Any, ...]],
     max_bytes: float,
 ) -> pa.Table:
-    rows: list[Row] = plan.select(_ASSIGNED_BY).to_pylist()
+    rows: list[PlanValues] = plan.select(_ASSIGNED_BY).to_pylist()
     groups = [_group(row, shard_by(row["kind"])) for row in rows]
     costs: dict[str, float] = {}
     for group, row in zip(groups, rows, strict=True):
@@ -137,11 +137,11 @@ def _assign(
     return assigned.set_column(plan.schema.get_field_index("shard"), schema.PLAN.field("shard"), column)
 
 
-def _group(row: Row, shard_by: Sequence[str]) -> str:
+def _group(row: PlanValues, shard_by: Sequence[str]) -> str:
     return "\0".join(str(row[column]) for column in shard_by) or row["sample_id"]
 
 
-def _shard_name(generation: int, number: int, rows: list[Row]) -> str:
+def _shard_name(generation: int, number: int, rows: list[PlanValues]) -> str:
     """Name with the generation and a digest of the samples, so that names of two plans never meet."""
     digest = hashlib.sha256("".join(row["sample_id"] for row in rows).encode()).hexdigest()[:8]
     return f"{generation:05d}-{number:06d}-{digest}.parquet"

@@ -35,7 +35,7 @@ from .parallel import Ranks
 # torch warns on every save and load in a single process
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", module="torch.distributed.checkpoint")
 
-MANIFEST = "manifest.json"
+CHECKPOINT_MANIFEST = "manifest.json"
 CHECKPOINT_FORMAT = "videolavit-checkpoint-1"
 HASH_CHUNK = 1 << 20
 
@@ -127,7 +127,7 @@ class Checkpoints:
             for part in sorted(target.glob("files-*.json")):
                 files |= json.loads(part.read_text())
             manifest = {"format": CHECKPOINT_FORMAT, "world": self._ranks.world, "files": files, **_stored(state)}
-            _write_json(target, MANIFEST, manifest)
+            _write_json(target, CHECKPOINT_MANIFEST, manifest)
             self._remove_old()
         self._ranks.wait()
         self._pending = None
@@ -135,7 +135,7 @@ class Checkpoints:
 
     def _remove_old(self) -> None:
         for old in self._committed()[self._keep :]:
-            (old / MANIFEST).unlink()  # first: a folder without it is no checkpoint
+            (old / CHECKPOINT_MANIFEST).unlink()  # first: a folder without it is no checkpoint
             shutil.rmtree(old, ignore_errors=True)
 
     # ---- loading ----------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ class Checkpoints:
             self._on_message(f"skipped the checkpoint {path.name}: {problem}")
         else:
             return None
-        state = _restored(json.loads((path / MANIFEST).read_text()))
+        state = _restored(json.loads((path / CHECKPOINT_MANIFEST).read_text()))
         changed = differences(state.identity, json.loads(json.dumps(identity)))
         if changed:
             raise CheckpointError(
@@ -181,12 +181,12 @@ class Checkpoints:
 
     def _committed(self) -> list[Path]:
         """Folders with a manifest, newest first."""
-        return sorted((path.parent for path in self._folder.glob(f"step-*/{MANIFEST}")), reverse=True)
+        return sorted((path.parent for path in self._folder.glob(f"step-*/{CHECKPOINT_MANIFEST}")), reverse=True)
 
     def _problem(self, path: Path) -> str | None:
         """Describes how files differ from the manifest; None if they fit. Each rank verifies its share of the files."""
         try:
-            manifest = json.loads((path / MANIFEST).read_text())
+            manifest = json.loads((path / CHECKPOINT_MANIFEST).read_text())
             files = sorted(manifest["files"].items()) if manifest["format"] == CHECKPOINT_FORMAT else None
         except (OSError, ValueError, KeyError, TypeError):
             files = None

@@ -17,7 +17,7 @@ from videolavit.vocabulary.sequences import Ids, TokenType, token_types
 
 from .data import Item
 
-Row = list[tuple[int, int]]
+PackedRow = list[tuple[int, int]]
 """Documents of a packed row: (position of the sample, index of its sequence)."""
 
 
@@ -97,14 +97,14 @@ class PackedStream:
     def seek(self, state: dict[str, int]) -> None:
         self._chunk, self._row = state["chunk"], state["row"]
 
-    def _packed_chunk(self, chunk: int) -> list[Row]:
+    def _packed_chunk(self, chunk: int) -> list[PackedRow]:
         size = self._settings.chunk
         rows = pack_rows(self._documents, range(chunk * size, (chunk + 1) * size), self._settings)
         order = np.random.default_rng([self._settings.seed, chunk]).permutation(len(rows))
         return [rows[index] for index in order]
 
 
-def pack_rows(documents: Documents, positions: range, settings: PackingSettings) -> list[Row]:
+def pack_rows(documents: Documents, positions: range, settings: PackingSettings) -> list[PackedRow]:
     """Rows of the samples at some positions."""
     lengths = {(position, index): n for position in positions for index, n in enumerate(documents.lengths(position))}
     if not settings.packing:
@@ -113,13 +113,13 @@ def pack_rows(documents: Documents, positions: range, settings: PackingSettings)
     return [[documents_in_order[index] for index in row] for row in pack(list(lengths.values()), settings.length)]
 
 
-def row_item(documents: Documents, row: Row) -> Item:
+def row_item(documents: Documents, row: PackedRow) -> Item:
     """Item of a row. Its position is that of the first document's sample."""
     sources = dict.fromkeys(documents.source(position) for position, _ in row)
     return Item(row[0][0], ", ".join(sources), partial(_load, documents, row))
 
 
-def _load(documents: Documents, row: Row) -> list[Document]:
+def _load(documents: Documents, row: PackedRow) -> list[Document]:
     return [documents.load(position, index) for position, index in row]
 
 

@@ -25,7 +25,7 @@ from .optimizer import Optimizer
 from .parallel import Ranks, autocast, parallelize, reshard, sync_gradients, unsharded
 from .settings import TrainSettings
 
-STAGE = "train"
+TRAIN_STAGE = "train"
 """Stage of the progress that a training reports."""
 
 CHECKPOINTS, SAMPLES, SKIPPED, PROFILE = "checkpoints", "samples", "rejects.jsonl", "profile"
@@ -207,7 +207,7 @@ class Trainer:
             self._report(log_line(self.step, self.settings.steps, metrics))
 
     def _report(self, message: str) -> None:
-        self._on_progress(Progress(STAGE, self.step, self.settings.steps, message))
+        self._on_progress(Progress(TRAIN_STAGE, self.step, self.settings.steps, message))
 
     def _record_skipped(self, skipped: list[SkippedSample]) -> None:
         if skipped:

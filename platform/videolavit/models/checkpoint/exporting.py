@@ -20,7 +20,7 @@ from .new_folder import OnWrite, copy_file, new_folder, progress_of_files, write
 from .summary import CheckpointSummary, summarize_part
 from .tensors import StoredTensor, WeightsError, list_tensors, raise_if_any
 
-STAGE = "export"
+EXPORT_STAGE = "export"
 EXPORT_FILE_BYTES = 5_000_000_000
 """Largest shard, in bytes; gives the published language models their three and four shards."""
 
@@ -57,11 +57,11 @@ def export_checkpoint(
         OSError: a file cannot be written.
     """
     settings = settings or ExportSettings()
-    on_progress(Progress(STAGE, message="reading names and shapes"))
+    on_progress(Progress(EXPORT_STAGE, message="reading names and shapes"))
     plan = plan_export(Path(model), selected_parts(settings.only))
     remarks: list[str] = []
     with new_folder(Path(target), plan.nbytes, remarks) as folder:
-        plan.write(folder, progress_of_files(STAGE, plan.nbytes, on_progress))
+        plan.write(folder, progress_of_files(EXPORT_STAGE, plan.nbytes, on_progress))
     parts = tuple(summarize_part(part, tensors) for part, tensors in plan.tensors.items())
     return CheckpointSummary(Path(target), parts, tuple(remarks))
 

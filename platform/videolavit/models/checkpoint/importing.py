@@ -29,14 +29,14 @@ from .new_folder import OnWrite, copy_file, new_folder, progress_of_files, write
 from .summary import CheckpointSummary, summarize_part
 from .tensors import StoredTensor, WeightsError, list_tensors, raise_if_any
 
-STAGE = "import"
+IMPORT_STAGE = "import"
 IMPORT_FILE_BYTES = 1 << 30
 """Largest shard of several tensors, in bytes."""
 
 DERIVED = "*.rotary_emb.inv_freq"
 """Pattern of tables in old Llama weights that follow from the config."""
 
-Tensors = dict[str, dict[str, StoredTensor]]
+PartTensors = dict[str, dict[str, StoredTensor]]
 """Tensors by part, and by their name in the part."""
 
 
@@ -79,11 +79,11 @@ def import_checkpoint(
     """
     settings = settings or ImportSettings()
     config, parts = load_config(settings.preset), selected_parts(settings.only)
-    on_progress(Progress(STAGE, message="reading names and shapes"))
+    on_progress(Progress(IMPORT_STAGE, message="reading names and shapes"))
     plan = plan_import(Path(source), config, parts, settings.ignore, whole=settings.only is None)
     remarks = list(plan.remarks)
     with new_folder(Path(target), plan.nbytes, remarks) as folder:
-        plan.write(folder, progress_of_files(STAGE, plan.nbytes, on_progress))
+        plan.write(folder, progress_of_files(IMPORT_STAGE, plan.nbytes, on_progress))
     summaries = tuple(summarize_part(part.name, plan.tensors.get(part.name, {})) for part in plan.parts)
     return CheckpointSummary(Path(target), summaries, tuple(remarks))
 
@@ -102,7 +102,7 @@ class ImportPlan:
 
     config: ModelConfig
     parts: list[ExpectedPart]
-    tensors: Tensors
+    tensors: PartTensors
     copies: list[tuple[Path, str]]
     remarks: list[str]
 
@@ -168,7 +168,7 @@ class Survey:
     ignore: tuple[str, ...]
     copies: list[tuple[Path, str]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    _tensors: Tensors = field(default_factory=dict)
+    _tensors: PartTensors = field(default_factory=dict)
     _used: set[Path] = field(default_factory=set)
     _missing: list[str] = field(default_factory=list)
     _misfits: list[str] = field(default_factory=list)
@@ -208,7 +208,7 @@ class Survey:
         self.copies += [(self.folder / published / name, f"{part}/{name}") for name in present]
         self._used.update(self.folder / published / name for name in present)
 
-    def checked_files(self) -> Tensors:
+    def checked_files(self) -> PartTensors:
         """Returns the tensors by part. Raises WeightsError if files are missing."""
         raise_if_any(
             f"{self.folder} lacks files of the published layout",

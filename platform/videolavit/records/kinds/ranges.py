@@ -33,7 +33,7 @@ from ..tables import RANGE_COLUMNS, Table, caption_column, further_columns
 from .base import UNREAD_COST, Kind, PlanSettings
 from .manifest import row_addresses, row_name
 
-VIDEO, START, END = RANGE_COLUMNS
+RANGE_VIDEO, RANGE_START, RANGE_END = RANGE_COLUMNS
 
 MAX_SECONDS = 1e6
 """Times above are no times of a video: they are wrong by their unit."""
@@ -54,22 +54,24 @@ class VideoRange(Kind):
     shard_by = ("url",)
 
     def takes_table(self, table: Table, settings: InputSettings) -> bool:
-        return settings.may_be("video") and set(RANGE_COLUMNS) <= set(table.names) and not table.holds_bytes(VIDEO)
+        return (
+            settings.may_be("video") and set(RANGE_COLUMNS) <= set(table.names) and not table.holds_bytes(RANGE_VIDEO)
+        )
 
     def media_column(self, settings: InputSettings) -> str:
-        return VIDEO
+        return RANGE_VIDEO
 
     def list_rows(
         self, table: Table, rows: pa.Table, first: int, group: int, settings: InputSettings, reserved: frozenset[str]
     ) -> pa.Table:
         caption = caption_column(table, settings.text_column)
         further = further_columns(table, rows, (*RANGE_COLUMNS, caption), reserved | {RANGE_ID})
-        addresses = row_addresses(VIDEO, table, rows, first).to_pylist()
+        addresses = row_addresses(RANGE_VIDEO, table, rows, first).to_pylist()
         texts = rows[caption].to_pylist() if caption else [None] * rows.num_rows
         places: list[int] = []
         columns: dict[str, list[Any]] = {name: [] for name in ("source", "start_seconds", "end_seconds", "text")}
         for index, (address, start, end, text) in enumerate(
-            zip(addresses, _times(table, rows, START), _times(table, rows, END), texts, strict=True)
+            zip(addresses, _times(table, rows, RANGE_START), _times(table, rows, RANGE_END), texts, strict=True)
         ):
             for number, values in enumerate(_pieces(start, end, text)):
                 source = address

@@ -35,8 +35,8 @@ from ..sources import (
     validation_items,
 )
 
-PART = "keyframe_detokenizer"
-FIXED = ("visual_tokenizer", f"{PART}/vae")
+KEYFRAME_DETOKENIZER = "keyframe_detokenizer"
+FIXED_PARTS = ("visual_tokenizer", f"{KEYFRAME_DETOKENIZER}/vae")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -73,8 +73,10 @@ class KeyframeDetokenizerTraining:
     show_guidance: float = 3.0
 
     def build(self, model: ModelFolder, inputs: TrainInputs) -> Component:
-        tokenizer, vae = model.load("visual_tokenizer"), model.load(f"{PART}/vae")
-        conditions, unet, scheduler = (model.load(f"{PART}/{part}") for part in ("conditions", "unet", "scheduler"))
+        tokenizer, vae = model.load("visual_tokenizer"), model.load(f"{KEYFRAME_DETOKENIZER}/vae")
+        conditions, unet, scheduler = (
+            model.load(f"{KEYFRAME_DETOKENIZER}/{part}") for part in ("conditions", "unet", "scheduler")
+        )
         detokenizer = KeyframeDetokenizer(conditions, unet, vae, scheduler)
         height, width = self.height or model.sizes.keyframe_height, self.width or model.sizes.keyframe_width
         try:
@@ -98,7 +100,7 @@ class KeyframeDetokenizerTraining:
             resized = MappedSource(source, lambda picture: _resized(picture, side, (height, width)))
             if self.cache is None:
                 return resized
-            identity = {name: model.digest(name) for name in ("visual_tokenizer", f"{PART}/vae")} | {
+            identity = {name: model.digest(name) for name in ("visual_tokenizer", f"{KEYFRAME_DETOKENIZER}/vae")} | {
                 "size": [height, width]
             }
 
@@ -130,7 +132,7 @@ class KeyframeDetokenizerTraining:
             validation=validation_items([encoded(source) for source in pictures], self.validation_samples),
             write_samples=write_samples if shown else None,
             identity=data_identity(train)
-            | {"size": [height, width], "fixed": {part: model.digest(part) for part in FIXED}},
+            | {"size": [height, width], "fixed": {part: model.digest(part) for part in FIXED_PARTS}},
         )
 
 

@@ -32,8 +32,8 @@ from ..settings import TrainInputs
 from ..sources import data_identity, sample_stream, validation_items
 from ..token_sources import TokenDocuments, TokenSource
 
-FIXED = ("visual_tokenizer", "motion_tokenizer")
-UNDERSTANDING = ("language_model", *FIXED)
+TOKENIZERS = ("visual_tokenizer", "motion_tokenizer")
+UNDERSTANDING = ("language_model", *TOKENIZERS)
 
 TEXT_FIRST = OrderSettings(text_first=1.0, drop_text=0.0, drop_keyframe=0.0)
 _DRAWS = (0.5, 0.5)
@@ -233,7 +233,7 @@ def _chat(model: ModelFolder, inputs: TrainInputs, settings: LanguageModelTraini
     train, held_out = sources(inputs.train), sources(inputs.validation)
     parts = {f"understanding/{name}": name for name in UNDERSTANDING}
     prefix = "" if chat.initialise_from == "language_model" else "understanding/"
-    fixed = {part: model.digest(prefix + part) for part in FIXED}
+    fixed = {part: model.digest(prefix + part) for part in TOKENIZERS}
     return Component(
         objective=AnswerObjective(network, parts, settings.other_lr_scale, chat.lora.scale),
         stream=sample_stream(train, inputs),

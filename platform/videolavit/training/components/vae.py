@@ -27,7 +27,7 @@ from ..loader import load_items
 from ..settings import TrainInputs
 from ..sources import MappedSource, data_identity, picture_sources, sample_stream, validation_items
 
-VIDEO = "video_detokenizer/vae"
+VIDEO_VAE = "video_detokenizer/vae"
 SHOWN_FPS = 6
 
 
@@ -68,9 +68,11 @@ class VAETraining:
     show_samples: int = Field(default=4, ge=0)
 
     def build(self, model: ModelFolder, inputs: TrainInputs) -> Component:
-        if self.start == "keyframe" and self.part != VIDEO:
-            raise DataError(f"objective.start=keyframe is for objective.part={VIDEO}; the keyframe VAE is {self.part}")
-        sizes, temporal = model.sizes, self.part == VIDEO
+        if self.start == "keyframe" and self.part != VIDEO_VAE:
+            raise DataError(
+                f"objective.start=keyframe is for objective.part={VIDEO_VAE}; the keyframe VAE is {self.part}"
+            )
+        sizes, temporal = model.sizes, self.part == VIDEO_VAE
         height = self.height or (sizes.video_height if temporal else sizes.keyframe_height)
         width = self.width or (sizes.video_width if temporal else sizes.keyframe_width)
 

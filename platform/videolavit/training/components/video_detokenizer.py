@@ -27,7 +27,7 @@ from ..loader import load_items
 from ..settings import TrainInputs
 from ..sources import CachedSource, ClipSample, MappedSource, Tensors, data_identity, validation_items
 
-PART = "video_detokenizer"
+VIDEO_DETOKENIZER = "video_detokenizer"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -76,10 +76,10 @@ class VideoDetokenizerTraining:
 
     def build(self, model: ModelFolder, inputs: TrainInputs) -> Component:
         motion_encoder, unet, vae, scheduler = (
-            model.load(f"{PART}/{part}") for part in ("motion_encoder", "unet", "vae", "scheduler")
+            model.load(f"{VIDEO_DETOKENIZER}/{part}") for part in ("motion_encoder", "unet", "vae", "scheduler")
         )
         tokenizer: MotionTokenizer | None = model.load("motion_tokenizer") if self.token_share else None
-        fixed = [f"{PART}/vae", *(["motion_tokenizer"] if tokenizer is not None else [])]
+        fixed = [f"{VIDEO_DETOKENIZER}/vae", *(["motion_tokenizer"] if tokenizer is not None else [])]
         detokenizer = VideoDetokenizer(motion_encoder, unet, vae, scheduler)
         sizes = model.sizes
         stages = self.stages or (ResolutionStage(from_sample=0, height=sizes.video_height, width=sizes.video_width),)
@@ -100,7 +100,11 @@ class VideoDetokenizerTraining:
                 return {name: value for name, value in tensors.items() if name != "frames"} | {"latents": latents}
 
             folder = Folder(self.cache, inputs.storage)
-            identity = {"vae": model.digest(f"{PART}/vae"), "size": list(size), "grid": tokenizer is not None}
+            identity = {
+                "vae": model.digest(f"{VIDEO_DETOKENIZER}/vae"),
+                "size": list(size),
+                "grid": tokenizer is not None,
+            }
             return [CachedSource(source, encode, folder, identity) for source in plain]
 
         train = [sources(inputs.train, stage) for stage in stages]
