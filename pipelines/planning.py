@@ -281,12 +281,16 @@ class _HeaderReader:
 
 def _other_captions(sources: pa.Table, applied: pa.Table) -> set[int]:
     """Rows of sources that are in a listing or plan with other captions."""
-    places = pc.index_in(keys(sources), keys(applied)).to_pylist()
-    again = [(index, place) for index, place in enumerate(places) if place is not None]
-    if not again:
+    places = pc.index_in(keys(sources), keys(applied))
+    again = pc.indices_nonzero(pc.is_valid(places))
+    if not len(again):
         return set()
-    ours, theirs = _captions(sources), _captions(applied)
-    return {index for index, place in again if ours[index] and ours[index] != theirs[place]}
+    ours, theirs = sources.take(again), applied.take(pc.drop_null(places))
+    if extra_column(ours, TEXTS) is None and extra_column(theirs, TEXTS) is None:
+        differs = pc.and_(pc.is_valid(ours["text"]), pc.fill_null(pc.not_equal(ours["text"], theirs["text"]), True))
+        return set(again.filter(differs).to_pylist())
+    pairs = zip(again.to_pylist(), _captions(ours), _captions(theirs), strict=True)
+    return {index for index, our, their in pairs if our and our != their}
 
 
 def _captions(rows: pa.Table) -> list[list[str]]:
