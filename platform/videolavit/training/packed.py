@@ -145,7 +145,7 @@ class PackedCollate:
         ids, positions: Token ids and position ids, [batch, length].
         ends: Document boundaries in the flattened batch, [documents + 1]; only of packed rows.
         places: Indices in the flattened batch that predict a token, [n].
-        targets, modality: Predicted token id and its modality, [n].
+        targets, types: Predicted token id and its type, [n].
         """
         length = self.length or max(sum(len(document.ids) for document in row) for row in rows)
         ids = np.zeros((len(rows), length), np.int64)
@@ -169,12 +169,12 @@ class PackedCollate:
                 ends.append((index + 1) * length)
         at = np.concatenate(places)
         targets = ids.ravel()[at + 1]
-        modality = token_types(targets, self.vocabulary)
+        types = token_types(targets, self.vocabulary)
         packed = {"ends": np.array(ends, np.int32)} if self.length else {}
-        arrays = {"ids": input_ids, "positions": positions, "places": at, "targets": targets, "modality": modality}
+        arrays = {"ids": input_ids, "positions": positions, "places": at, "targets": targets, "types": types}
         return Batch(
             inputs={name: torch.from_numpy(array) for name, array in (arrays | packed).items()},
-            counts={"loss": float(len(at))} | {one.name.lower(): float((modality == one).sum()) for one in TokenType},
+            counts={"loss": float(len(at))} | {one.name.lower(): float((types == one).sum()) for one in TokenType},
             positions=[item.position for item in items],
             tokens=tokens,
             size=ids.size,

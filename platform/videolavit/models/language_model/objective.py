@@ -55,7 +55,7 @@ class NextToken(Objective):
         predicting = hidden.flatten(0, 1).index_select(0, inputs["places"])
         losses = token_losses(self.model.get_output_embeddings(), predicting, inputs["targets"])
         detached = losses.detach()
-        sums = {one.name.lower(): (detached * (inputs["modality"] == one)).sum() for one in TokenType}
+        sums = {one.name.lower(): (detached * (inputs["types"] == one)).sum() for one in TokenType}
         return {"loss": losses.sum(), **sums}
 
     def parts(self) -> dict[str, nn.Module]:
