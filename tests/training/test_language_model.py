@@ -121,5 +121,5 @@ def test_rows_longer_than_the_context_are_refused(model: ModelFolder, run: Path)
 
 
 def test_shares_that_are_none_are_refused() -> None:
-    with pytest.raises(ValueError, match="at most 1 together"):
+    with pytest.raises(ValueError, match="sum to at most 1"):
         OrderSettings(drop_text=0.6, drop_keyframe=0.6)
