@@ -1,5 +1,6 @@
 """`videolavit train` as real processes: killed anywhere, on several workers, and used wrongly."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -140,11 +141,12 @@ def test_samples_come_through_ray_data_also_after_a_loader_was_killed(
     )
     while job.poll() is None:
         for loader in _below(int(os.environ["TESTS_RAY_HEAD"])):
-            if "_LoadActor" in " ".join(loader.cmdline()):
-                seen.add(loader.pid)
-                if not killed and (output / "metrics.jsonl").exists():
-                    loader.kill()
-                    killed = loader.pid
+            with contextlib.suppress(psutil.Error):  # a process may end while it is looked at
+                if "_LoadActor" in " ".join(loader.cmdline()):
+                    seen.add(loader.pid)
+                    if not killed and (output / "metrics.jsonl").exists():
+                        loader.kill()
+                        killed = loader.pid
         time.sleep(0.05)
     _, error = job.communicate(timeout=LIMIT)
     assert job.returncode == 0, error
