@@ -36,14 +36,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             console.print(f"added {options.new_key} to {file}; the key is shown only once:", markup=False)
             out.print(secret, soft_wrap=True, markup=False)
             return
-        ended = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: ended.set())
         with (
             console.status("checking the settings") as status,
             serving(pick(ServeSettings, options), lambda progress: status.update(progress.message)) as service,
         ):
             status.stop()
+            ended = threading.Event()
+            for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray sets handlers of its own when it starts
+                signal.signal(number, lambda *_: ended.set())
             if not service.is_trained:
                 remark = f"[yellow]the weights of {escape(service.model)} are untrained: it generates noise[/]"
                 console.print(remark, soft_wrap=True)
