@@ -79,7 +79,7 @@ def test_a_process_that_was_killed_between_two_calls_is_replaced(isolate: Isolat
     first = function(time_limit=30)
     os.kill(first, signal.SIGKILL)
     assert _gone(first)
-    time.sleep(0.2)  # its last thread may outlive its first one
+    time.sleep(0.2)  # the last thread of a process may outlive its first one
     assert function(time_limit=30) != first
 
 
@@ -207,7 +207,7 @@ def _gone(pid: int, within: float = 5) -> bool:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and that nobody has waited for does not."""
+    """True if a process runs; one that ended and that nobody has waited for does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

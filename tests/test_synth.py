@@ -103,7 +103,7 @@ assert (corpus.num_videos, corpus.video_seconds) == (2, 2.0) and 2 <= corpus.num
 
 
 def test_measured_motion_is_the_true_motion(tmp_path: Path) -> None:
-    """What the whole platform measures, the blocks of a re-encoded video, moves as the scene says."""
+    """The motion vectors of a re-encoded video follow the motion of its scene."""
     settings = SynthSettings()
     blocks: Counter[str] = Counter()
     background = []
@@ -116,7 +116,7 @@ def test_measured_motion_is_the_true_motion(tmp_path: Path) -> None:
                 continue
             displacement = frame.motion / 2
             far = np.ones(displacement.shape[:2], bool)
-            now = frame.seconds + 1 / settings.fps  # of the source frames that round to a tick, the last is shown
+            now = frame.seconds + 1 / settings.fps  # the last of the source frames that round to a tick is shown
             for shape in scene.shapes:
                 before, after = (by_block(mask(shape, time, -4, settings)) for time in (now - 1 / 6, now))
                 measured[shape].extend(displacement[before.all(axis=2) & after.all(axis=2)])
@@ -205,7 +205,7 @@ def test_no_training_video_has_a_held_out_combination() -> None:
         for place, names in enumerate((COLOURS, OUTLINES, DIRECTIONS)):
             assert {one[place] for one in seen["train"]} == set(names)
     assert not seen["train"] & seen["held-out"]
-    assert 15 <= len(seen["held-out"]) <= 35  # of 160
+    assert 15 <= len(seen["held-out"]) <= 35  # 160 pixels
 
 
 def test_the_default_has_both_splits_and_is_what_it_was() -> None:

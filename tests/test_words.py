@@ -15,7 +15,7 @@ from serve.api import make_app
 from tests.conftest import ROOT
 from videolavit.training.components import COMPONENTS
 
-PACKAGES = ("platform/videolavit", "pipelines", "jobs", "serve", "benchmarks", "examples")
+PACKAGES = ("platform/videolavit", "pipelines", "jobs", "serve", "benchmarks", "examples", "tests")
 BEGINNINGS = (
     *("of", "what", "the same", "one of them", "as", "its", "whose"),
     *("how", "where", "whether", "there is", "it", "those"),

@@ -24,7 +24,7 @@ def model() -> PreTrainedModel:
     loaded: PreTrainedModel = MODEL.load("language_model")
     for weight in loaded.parameters():
         if weight.ndim == 2:
-            weight.mul_(2)  # as they are drawn, a token hardly depends on the tokens before it
+            weight.mul_(2)  # with weights as drawn, a token hardly depends on the tokens before it
     return loaded
 
 
@@ -91,7 +91,7 @@ def test_requests_of_a_batch_equal_single_ones(model: PreTrainedModel) -> None:
 
 
 def test_a_finished_request_changes_no_other(model: PreTrainedModel) -> None:
-    """Those in the middle of the batch finish first, and the last ones take their rows."""
+    """Requests in the middle of the batch finish first, and the last ones take their rows."""
     policies = [TokenPolicy((IDS.visual_range,), IDS.image_end, number, number) for number in (20, 3, 7, 24, 18, 22)]
     engine = Engine(model)
     results = [Result() for _ in policies]

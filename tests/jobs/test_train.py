@@ -128,7 +128,7 @@ def test_samples_come_through_ray_data_also_after_a_loader_was_killed(
     named = [word for name, value in objective.items() for word in (f"--objective.{name}", value)]
     count = ["--steps", 40, "--batch", 8, "--micro-batch", 2, "--log-every", 1]
     words = ["train", "vae", "--model", "tiny", "--input", clips, *named, *count]
-    alone = run_job(*words, "--output", tmp_path / "here", OMP_NUM_THREADS="1")  # as a worker has
+    alone = run_job(*words, "--output", tmp_path / "here", OMP_NUM_THREADS="1")  # a worker has the same
     assert alone.returncode == 0, alone.stderr
     output, killed, seen = tmp_path / "ray", 0, set()
     job = subprocess.Popen(

@@ -85,7 +85,7 @@ def assert_readable(error: MediaError) -> None:
 
 
 def test_good_files_are_good(folder: Path) -> None:
-    """What the other tests damage decodes as it is."""
+    """The undamaged file of the other tests decodes."""
     for path in [*folder.glob("good.*"), *folder.glob("*.mp4")]:
         if path.stem != "sound":
             assert consume(iter_frames(path)) >= 11, path.name

@@ -165,7 +165,7 @@ def _targets(traps: Traps) -> dict[str, str]:
 
 
 def _open_permissively(source: str | Path, file_format: str | None = None) -> None:
-    """What a careless program does: plain libavformat with everything allowed. Only the traps matter."""
+    """A careless program: plain libavformat with everything allowed. Only the traps matter."""
     try:
         with av.open(str(source), format=file_format, options=dict(PERMISSIVE), timeout=10) as container:
             for _ in zip(range(3), container.demux(), strict=False):

@@ -251,7 +251,7 @@ def test_skipped_frames_do_not_stretch_the_last_one(tmp_path: Path, rate: str, n
 
 
 def _decoded_frames(path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many source frames reach the filters."""
+    """Number of source frames that reach the filters."""
     count = 0
 
     class Counting(reencode._FilterGraph):

@@ -1,4 +1,4 @@
-"""What the media tests share: making videos, the reference command, and functions that misbehave in a child process."""
+"""Shared parts of the media tests: videos, the reference command, and functions that misbehave in a child process."""
 
 import ctypes
 import hashlib
@@ -99,7 +99,7 @@ def reference(path: Path, before: Sequence[str] = (), after: Sequence[str] = ())
 
 
 def outline(source: VideoInput, start_seconds: float = 0.0, end_seconds: float | None = None) -> Outline:
-    """The same of the library's decomposition."""
+    """Outline of the library's decomposition, in the form of `reference_outline`."""
     types, motion, keyframes = "", hashlib.sha256(), []
     for frame in iter_frames(source, start_seconds=start_seconds, end_seconds=end_seconds):
         types += frame.type
@@ -110,7 +110,7 @@ def outline(source: VideoInput, start_seconds: float = 0.0, end_seconds: float |
 
 
 def consume(frames: Iterable[DecomposedFrame]) -> int:
-    """How many frames come."""
+    """Number of decoded frames."""
     return sum(1 for _ in frames)
 
 

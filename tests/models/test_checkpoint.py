@@ -299,7 +299,7 @@ def test_parts_of_an_incomplete_download(published: Path, tmp_path: Path) -> Non
 
 
 def test_left_over_tensors_can_be_named(download: Path) -> None:
-    table = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)}  # of Llamas before transformers 4.32
+    table = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)}  # Llamas before transformers 4.32
     change(download / "language_model/pytorch_model-00001-of-00003.bin", lambda tensors: tensors.update(table))
     parts = ("language_model", "visual_tokenizer")
     counts = {"quantize.cluster_size": torch.zeros(512)}
@@ -399,7 +399,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(form: str, download: Path, tm
         plan(download, "motion_tokenizer")
     assert not (tmp_path / "harmed").exists()
     if form == "zip":
-        torch.load(file, weights_only=False)  # it would have worked
+        torch.load(file, weights_only=False)  # without the pickle it works
         assert (tmp_path / "harmed").exists()
 
 
@@ -423,7 +423,7 @@ def test_other_kinds_of_files(download: Path, tmp_path: Path) -> None:
     file = download / "motion_tokenizer.bin"
     tensors = load(file)
     file.unlink()
-    torch.save(tensors, file, _use_new_zipfile_serialization=False)  # as torch wrote before 1.6
+    torch.save(tensors, file, _use_new_zipfile_serialization=False)  # format that torch wrote before 1.6
     model = import_to(tmp_path / "legacy", download, "motion_tokenizer")
     assert same(state(ModelFolder(model), "motion_tokenizer"), tensors)
     replace(file, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 10\n")

@@ -28,7 +28,7 @@ def test_images_in_a_batch_are_as_alone(decoder: ConditionDecoder) -> None:
 
 
 def test_an_image_without_codes(decoder: ConditionDecoder) -> None:
-    """Its conditions are finite, alone and beside another image, which does not notice."""
+    """Conditions are finite, alone and beside another image, which does not notice."""
     context, pooled = decoder([EMPTY])
     beside, beside_pooled = decoder([torch.arange(5), EMPTY])
     for made_of_it in (context, pooled, beside, beside_pooled):

@@ -1,4 +1,4 @@
-"""Where codes sit behind the text ids."""
+"""Vocabulary layout: ids of the codes behind the text ids."""
 
 import pytest
 

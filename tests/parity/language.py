@@ -158,7 +158,7 @@ class _Continuation:
             ids.append([_token(token, done, policy.end) for token, done in zip(step.ids, ended, strict=True)])
             ended = [token is None for token in step.ids]
         self.ids = np.array(ids).T
-        # what a row's scores are behind its end is nobody's concern
+        # scores behind the end of a row are not compared
         self.gaps = np.ma.masked_array(np.stack(gaps, axis=1), np.array(over).T)
 
 

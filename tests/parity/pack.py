@@ -84,7 +84,7 @@ class Module:
         return self._spec["facts"]  # type: ignore[no-any-return]
 
     def wants(self, output: str) -> bool:
-        """Whether an output is recorded, or is to be: a new pack has none yet."""
+        """True if an output is recorded, or has to be: a new pack has none yet."""
         return not self.outputs or output in self.outputs
 
     def recorded(self) -> dict[str, np.ndarray]:
@@ -116,7 +116,7 @@ class Module:
         """A component with the pack's weights.
 
         Args:
-            words: Its configuration; the module's without them.
+            words: Configuration of the network; by default the module's.
             low_signal: The variant with small weights.
             codebook: Codebook of a condition decoder.
         """

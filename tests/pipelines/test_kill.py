@@ -137,7 +137,7 @@ def test_driver_killed_at_every_stage(start: Callable[..., Started], on_head: Jo
 def test_driver_killed_with_a_ray_of_its_own(
     start: Callable[..., Started], run_job: Job, undisturbed: dict[str, str]
 ) -> None:
-    """As on a laptop, where the whole of Ray dies with the driver."""
+    """Ray started for the job alone, as on a laptop: the whole of it dies with the driver."""
     job = start(RAY_ADDRESS="local")
     job.wait_until(lambda: len(runs.shards(job.output)) >= 2, "no such moment")
     job.kill()

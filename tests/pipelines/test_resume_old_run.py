@@ -64,7 +64,7 @@ def _rows(data: bytes) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("job", ["decompose", "tokenize"])
 def test_a_run_of_version_0_1_is_continued(job: str, old_bucket: Any, s3: dict[str, str], run_job: Job) -> None:
-    """Its missing shards come back with the rows that they had; the others are not touched, and nothing is planned."""
+    """Missing shards come back with the rows that they had; the others are not touched, and nothing is planned."""
     fs, (run, kind, _, _) = old_bucket, RUNS[job]
     _set_versions(fs, run)
     shards = sorted(fs.ls(f"{BASE}/{run}/{kind}", detail=False))
@@ -109,5 +109,5 @@ def test_a_run_of_another_pillow_is_continued_where_that_is_accepted(
     assert _rows(fs.cat_file(lost)) == before
     metadata = pq.read_metadata(io.BytesIO(fs.cat_file(lost))).metadata
     assert json.loads(metadata[b"videolavit.made_by"])["pillow"] == library_versions()["pillow"]
-    again = run_job(*_command("decompose"), **s3)  # what was accepted stays accepted
+    again = run_job(*_command("decompose"), **s3)  # accepted changes stay accepted
     assert again.returncode == 0, again.stderr

@@ -102,7 +102,7 @@ def test_driver_killed_between_commits(
 
 
 def test_an_encoder_a_decoder_and_its_child_killed(started: Started, undisturbed: dict[str, str]) -> None:
-    """The same start goes on and ends complete."""
+    """The run goes on without a new start, and ends complete."""
     started.wait_until(lambda: started.commits() >= 1, "no commits")
     for word in ("prepare_sample", "Encoder", "Preparer"):
         started.wait_until(lambda: bool(below_head(word)), f"no {word}")  # noqa: B023

@@ -1,4 +1,4 @@
-"""What a worker of a training finds out before it begins."""
+"""Checks of a training worker before the first step."""
 
 from pathlib import Path
 

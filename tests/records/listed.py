@@ -14,7 +14,7 @@ STORAGE = StorageSettings()
 
 
 def videos(inputs: Iterable[object], text_column: str | None = None) -> Listing:
-    """What `videolavit decompose` lists."""
+    """Listing of `videolavit decompose`."""
     settings = InputSettings(modality="video", text_column=text_column)
     return Listing(
         [str(one) for one in inputs],
@@ -27,7 +27,7 @@ def videos(inputs: Iterable[object], text_column: str | None = None) -> Listing:
 
 
 def corpus(inputs: Iterable[object], settings: InputSettings) -> Listing:
-    """What `videolavit tokenize` lists."""
+    """Listing of `videolavit tokenize`."""
     names = [str(one) for one in inputs]
     return Listing(names, settings, STORAGE, lambda kind: True, schema.RESERVED, "tokenize")
 

@@ -1,4 +1,4 @@
-"""What may be named as input of tokenizing, and the shards that it is planned into."""
+"""Inputs of tokenizing, and the shards that they are planned into."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What may be named as input."""
+"""Inputs of decomposition: folders, globs, manifests and tars."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def test_tar_members(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a::b.mp4", "100%.mp4", "a#b?.mp4", "a b [c].mp4", "ä.mp4", "-x.mp4"])
 def test_odd_names(tmp_path: Path, name: str) -> None:
-    (tmp_path / ".cache").mkdir()  # what lies below a hidden folder is listed if that is what was named
+    (tmp_path / ".cache").mkdir()  # files below a hidden folder are listed if that folder was named
     video = tmp_path / ".cache" / name
     video.write_bytes(b"x")
     for named in (video.parent, video, video.parent / "*.mp4"):

@@ -51,7 +51,7 @@ def test_a_clip_shard_that_changes(tmp_path: Path) -> None:
     pq.write_table(shard, tmp_path / "c.parquet")
     (row,) = _planned(tmp_path / "c.parquet")
     assert _reason(replace(row, row=0, sample_id="before")) == "SourceChanged"
-    assert _reason(row) == "SourceUnreadable"  # it could not be listed when it was planned; now it can
+    assert _reason(row) == "SourceUnreadable"  # could not be listed when it was planned; now it can
 
 
 def test_tars_and_texts(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ assert not ray.is_initialized()
 
 
 def test_a_program_serves_a_model_and_nothing_is_printed(tmp_path: Path) -> None:
-    """It starts Ray, and stops it."""
+    """The service starts Ray, and stops it."""
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(free_port()), str(free_port())]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=environment_without_ray())
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

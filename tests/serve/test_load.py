@@ -72,7 +72,7 @@ def test_two_hundred_mixed_requests_are_all_accounted_for(busy: Running) -> None
         if call.__name__ == "stream" and tries[-1].ok:
             assert tries[-1].text.endswith("data: [DONE]\n\n")
     after = _count_requests(busy)
-    assert sum(after.values()) - sum(before.values()) == sum(map(len, answers))  # as counted by the service
+    assert sum(after.values()) - sum(before.values()) == sum(map(len, answers))  # counted by the service
     jobs = [tries[-1].json()["id"] for call, tries in zip(calls, answers, strict=True) if _queued_video(call, tries)]
     assert jobs
     wait_for(lambda: all(_status(busy, job) == "completed" for job in jobs), "jobs are not done", 200)

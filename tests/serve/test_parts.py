@@ -46,7 +46,7 @@ def postgresql() -> Iterator[str]:
     """URL of a real server, whose user may not read pytest's own folders."""
     pgserver = pytest.importorskip("pgserver", reason="has no wheel for this Python")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", "/usr/sbin", prepend=os.pathsep)  # of root, it makes a user
+        patch.setenv("PATH", "/usr/sbin", prepend=os.pathsep)  # started by root, pgserver makes a user
         server = pgserver.get_server(Path(folder) / "data")
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
         server.cleanup()
@@ -146,7 +146,7 @@ def test_ends_of_processes_are_attempts_however_many_heartbeats_were_late(store:
     assert _attempts(store, added) == 4
     store.beat("late", 60)
     store.leave("left")
-    assert _attempts(store, added) == 2  # of `dead` and of `last`
+    assert _attempts(store, added) == 2  # attempts of `dead` and of `last`
     store.remove_expired()
     assert _attempts(store, added) == 2
 
@@ -232,7 +232,7 @@ EARLIER_TABLE = """CREATE TABLE video_jobs (
 
 
 def test_a_database_of_an_earlier_version_goes_on(store: JobStore) -> None:
-    """Its leases, which have a time and no holder, are respected; its processes may still run."""
+    """Leases of version 0.1, which have a time and no holder, are respected: its processes may still run."""
     row = "INSERT INTO video_jobs VALUES "
     row += "('{}', 'a', 'generate', '{}', 0, {}, 0, NULL, NULL, '{{}}', NULL, NULL, NULL, {})"
     with store.engine.begin() as connection:
@@ -252,7 +252,7 @@ def test_a_database_of_an_earlier_version_goes_on(store: JobStore) -> None:
         assert (job.id, job.attempts) == (name, attempts)
         leases.append(str(job.lease))
     assert stores[1].claim("new", leases) is None
-    with store.engine.begin() as connection:  # what the earlier version takes for free
+    with store.engine.begin() as connection:  # jobs that the earlier version takes for free
         free = "SELECT count(*) FROM video_jobs WHERE status = 'queued' OR lease_until < 9e9"
         assert connection.scalar(text(free + " AND id != 'held'")) == 0
     for each in stores:

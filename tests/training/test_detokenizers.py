@@ -285,7 +285,7 @@ def clips(count: int, time: int = 4) -> Tensors:
 
 
 def test_preconditioning_is_the_schedulers() -> None:
-    """What a step of the sampler takes for the denoised sample, at every noise level it visits."""
+    """The denoised sample equals the one in a step of the scheduler, at every noise level that sampling visits."""
     scheduler = prepared_scheduler(edm_scheduler(), 25, torch.device("cpu"))
     torch.manual_seed(0)
     for index, timestep in enumerate(scheduler.timesteps):
@@ -342,7 +342,7 @@ def test_dropped_conditions_hide_keyframe_and_motion() -> None:
 
 
 def test_padding_of_a_short_clip_is_no_part_of_the_loss() -> None:
-    """Its frames are seen, but nothing is asked of them: no gradient comes from their targets."""
+    """Padding frames are inputs without a loss: no gradient comes from their targets."""
     objective = made_video_objective()
     given = clips(1) | {"num_frames": torch.tensor([2])}
     given["latents"] = encode_frames(objective.vae, given.pop("frames")).requires_grad_(True)

@@ -119,7 +119,7 @@ def test_padding_of_a_short_clip_is_no_error() -> None:
 
 
 def test_the_loss_is_that_of_the_tokenizer_itself() -> None:
-    """What is measured while quantizing is what encode and decode do."""
+    """Metrics of the quantizing objective equal those of encode and decode."""
     objective, inputs = motion_objective(0), motion_inputs()
     objective.eval()
     with torch.no_grad():
@@ -159,7 +159,7 @@ def test_without_their_centre_features_are_compared_by_what_sets_pictures_apart(
 
 
 def test_reconstruction_alone_teaches_the_selector_which_patches_matter() -> None:
-    """Its gradient reaches the choice of kept and of dropped patches; the last of these would be seen by no other."""
+    """The gradient reaches the choice of kept and of dropped patches; the last of these would be seen by no other."""
     objective, inputs = visual_objective(), visual_inputs()
     gradient = gradient_at(objective.tokenizer.token_predictor)
     objective(inputs, Draws(0, range(4)))["reconstruction"].backward()

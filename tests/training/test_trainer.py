@@ -194,7 +194,7 @@ def test_what_was_trained_is_saved_before_it_is_shown(tmp_path: Path) -> None:
 
 
 class Exploding(ToyObjective):
-    """Its loss is not finite in some steps."""
+    """Objective whose loss is not finite in some steps."""
 
     def __init__(self, steps: set[int]) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ def test_steps_without_a_finite_gradient_are_skipped(tmp_path: Path) -> None:
 
 
 def test_a_skipped_step_leaves_no_trace(tmp_path: Path) -> None:
-    """Its samples are gone, and nothing else is: not even what is learned without a gradient."""
+    """Only the samples of such a step are lost: not even what is learned without a gradient."""
     trainers = []
     for steps, stop in (({19}, None), (set[int](), 19)):
         torch.manual_seed(0)

@@ -165,7 +165,7 @@ def test_a_video_is_opened_once_for_its_ranges(video: Path, tmp_path: Path) -> N
     file = _write(tmp_path, "jsonl", rows)
     shards = assign_clip_shards(plan_table(file), 0, shard_by)
     urls = shards["url"].to_pylist()
-    assert urls == sorted(urls)  # what lies in one video follows each other
+    assert urls == sorted(urls)  # ranges of one video follow each other
     count_opens(copy)
     for row in plan_rows_from(shards):
         read_clips(row, SETTINGS.sample, STORAGE)

@@ -35,7 +35,7 @@ def _as_bytes(videos: list[Path]) -> pa.Array:
 
 
 def _as_structs(videos: list[Path]) -> pa.Array:
-    """As `datasets` stores its features `Video` and `Image`."""
+    """Videos in the form that `datasets` stores its features `Video` and `Image` in."""
     return pa.array([{"bytes": video.read_bytes(), "path": video.name} for video in videos])
 
 
@@ -107,7 +107,7 @@ def test_memory_is_that_of_a_page_not_of_a_row_group(tmp_path: Path) -> None:
     for row in range(50):
         assert len(reader.value(str(file), row, "video")) == 4_000_000
         most = max(most, pool.bytes_allocated() - before)
-    assert most < 40_000_000  # of a row group of 200 MB
+    assert most < 40_000_000  # the row group has 200 MB
 
 
 def test_a_file_that_changed_is_noticed(tmp_path: Path) -> None:
