@@ -1,0 +1,39 @@
+"""Deployment of the language model: streamed and complete answers."""
+
+import asyncio
+from dataclasses import replace
+
+from serve.deployments import LanguageModelDeployment
+from serve.requests import AnswerRequest
+from serve.settings import read_settings
+from videolavit.generation.describe import DescribeSettings
+
+
+def test_an_answer_is_the_same_streamed_and_complete() -> None:
+    async def run() -> None:
+        model = LanguageModelDeployment(read_settings({"model": "tiny"}))
+        request = AnswerRequest((), "hello", None, DescribeSettings(min_tokens=400, max_tokens=400), stream=True)
+        parts = [part async for part in model.stream_answer(request)]
+        whole = await model.answer(replace(request, stream=False))
+        assert len(parts) > 2
+        assert "".join(part.text for part in parts) == whole.text
+        assert (parts[-1].tokens, parts[-1].finished) == (whole.tokens, whole.finished) == (400, "length")
+
+    asyncio.run(run())
+
+
+def test_an_answer_that_nobody_reads_is_not_generated_on() -> None:
+    async def run() -> None:
+        model = LanguageModelDeployment(read_settings({"model": "tiny"}))
+        settings = DescribeSettings(min_tokens=3000, max_tokens=3000)
+        answer = model.stream_answer(AnswerRequest((), "hello", None, settings, stream=True))
+        await anext(answer)
+        assert model._chat_engine.load == (1, 0)
+        await answer.aclose()
+        for _ in range(100):
+            if model._chat_engine.load == (0, 0):
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("it goes on")
+
+    asyncio.run(run())

@@ -1,0 +1,265 @@
+"""Job store: leases, attempts and limits, on SQLite and PostgreSQL."""
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from serve.settings import read_settings
+from serve.store import HOLDERS, JOBS, TAKEOVERS, JobStore, new_id
+from serve.video_jobs import JobWorker
+from videolavit.records.storage import Folder, StorageSettings
+
+EXPIRED = -1.0
+"""Length of a lease that has expired when it begins, in seconds."""
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str]:
+    """URL of a real server, whose user may not read pytest's own folders."""
+    pgserver = pytest.importorskip("pgserver", reason="has no wheel for this Python")
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "/usr/sbin", prepend=os.pathsep)  # started by root, pgserver makes a user
+        server = pgserver.get_server(Path(folder) / "data")
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
+    on_disk = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    opened = JobStore(on_disk if request.param == "sqlite" else request.getfixturevalue("postgresql"))
+    with opened.engine.begin() as connection:
+        for table in (JOBS, HOLDERS, TAKEOVERS):
+            connection.execute(table.delete())
+    yield opened
+    opened.engine.dispose()
+
+
+def _add(store: JobStore, owner: str = "a", max_open: int = 100, max_own: int = 100) -> str | None:
+    job = store.add(owner, "generate", {"prompt": "x"}, max_open, max_own, new_id())
+    return None if job is None else job.id
+
+
+def test_a_job_is_claimed_once_and_the_oldest_first(store: JobStore) -> None:
+    added = [_add(store) for _ in range(20)]
+    claimed: list[str] = []
+
+    def claim(holder: str) -> None:
+        store.beat(holder, 60)
+        while (job := store.claim(holder, leases)) is not None:
+            leases.append(str(job.lease))
+            claimed.append(job.id)
+
+    leases: list[str] = []
+    threads = [threading.Thread(target=claim, args=(f"holder {number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(claimed) == sorted(name for name in added if name)
+    first = _add(store)
+    _add(store)
+    job = store.claim("holder 0", leases)
+    assert job is not None
+    assert job.id == first
+
+
+def test_only_the_holder_of_the_lease_ends_a_job(store: JobStore) -> None:
+    _add(store)
+    store.beat("first", 60)
+    store.beat("second", 60)
+    first = store.claim("first")
+    assert first is not None
+    assert store.claim("second") is None
+    store.beat("first", EXPIRED)
+    second = store.claim("second")
+    assert second is not None
+    assert (second.id, second.attempts) == (first.id, 2)
+    assert not store.set_progress(first, 50)
+    assert not store.complete(first, "first's", {}, 60)
+    assert not store.fail(first, "x", "y", 60)
+    assert store.complete(second, "second's", {"visual": 3}, 60)
+    done = store.get("a", second.id)
+    assert done is not None
+    assert (done.status, done.result, done.progress) == ("completed", "second's", 100)
+    assert not store.complete(second, "again", {}, 60)
+
+
+def test_a_late_heartbeat_is_no_attempt(store: JobStore) -> None:
+    """Nobody claimed the job meanwhile: it is held as before. Somebody did: what that counted is given back, once."""
+    added = _add(store)
+    assert added is not None
+    store.beat("late", 60)
+    store.beat("other", 60)
+    late = store.claim("late")
+    assert late is not None
+    store.beat("late", EXPIRED)
+    store.beat("late", 60)
+    assert store.claim("other") is None
+    assert store.set_progress(late, 50)
+    store.beat("late", EXPIRED)
+    other = store.claim("other")
+    assert other is not None
+    assert other.attempts == 2
+    for _ in range(2):
+        store.beat("late", 60)
+        assert _attempts(store, added) == 1
+    assert not store.set_progress(late, 60)
+    assert store.set_progress(other, 10)
+
+
+def test_ends_of_processes_are_attempts_however_many_heartbeats_were_late(store: JobStore) -> None:
+    added = _add(store)
+    assert added is not None
+    for holder in ("late", "dead", "left", "last"):
+        store.beat(holder, 60)
+        assert store.claim(holder) is not None
+        store.beat(holder, EXPIRED)
+    assert _attempts(store, added) == 4
+    store.beat("late", 60)
+    store.leave("left")
+    assert _attempts(store, added) == 2  # attempts of `dead` and of `last`
+    store.remove_expired()
+    assert _attempts(store, added) == 2
+
+
+def test_nobody_claims_without_a_heartbeat(store: JobStore) -> None:
+    _add(store)
+    assert store.claim("unknown") is None
+    store.beat("late", EXPIRED)
+    assert store.claim("late") is None
+    store.beat("late", 60)
+    assert store.claim("late") is not None
+
+
+def test_a_job_that_its_holder_forgot_is_claimed_again(store: JobStore) -> None:
+    """An error at its end left the job in progress, while the process lives on."""
+    _add(store)
+    store.beat("a", 60)
+    job = store.claim("a")
+    assert job is not None
+    assert store.claim("a", [str(job.lease)]) is None
+    again = store.claim("a", [])
+    assert again is not None
+    assert (again.id, again.attempts) == (job.id, 2)
+    assert not store.set_progress(job, 50)
+
+
+def test_a_delayed_retry_counts_as_an_attempt(store: JobStore) -> None:
+    _add(store)
+    store.beat("a", 60)
+    job = store.claim("a")
+    assert job is not None
+    assert store.retry_later(job, 2)
+    assert not store.set_progress(job, 50)
+    assert store.claim("a") is None
+    time.sleep(2.1)
+    again = store.claim("a")
+    assert again is not None
+    assert again.attempts == 2
+
+
+def test_a_released_job_counts_no_attempt(store: JobStore) -> None:
+    _add(store)
+    store.beat("a", 60)
+    for _ in range(5):
+        job = store.claim("a")
+        assert job is not None
+        assert job.attempts == 1
+        assert store.release(job)
+
+
+def test_a_deleted_job_cannot_be_ended(store: JobStore) -> None:
+    added = _add(store)
+    assert added is not None
+    store.beat("a", 60)
+    job = store.claim("a")
+    assert job is not None
+    assert store.remove("b", added) is None
+    assert store.remove("a", added) is not None
+    assert not store.complete(job, "r", {}, 60)
+    assert store.get("a", added) is None
+
+
+def test_jobs_are_limited_and_expire(store: JobStore) -> None:
+    assert _add(store, "a", 3, 2)
+    assert _add(store, "a", 3, 2)
+    assert _add(store, "a", 3, 2) is None
+    assert _add(store, "b", 3, 2)
+    assert _add(store, "b", 3, 2) is None
+    store.beat("a", 60)
+    job = store.claim("a")
+    assert job is not None
+    store.complete(job, "r", {}, keep_seconds=-2)
+    assert store.remove_expired() == [job.id]
+    assert store.counts() == {"queued": 2}
+
+
+EARLIER_TABLE = """CREATE TABLE video_jobs (
+    id VARCHAR(64) NOT NULL PRIMARY KEY, owner VARCHAR(200) NOT NULL, kind VARCHAR(20) NOT NULL,
+    status VARCHAR(20) NOT NULL, progress INTEGER NOT NULL, "order" BIGINT NOT NULL, created_at INTEGER NOT NULL,
+    completed_at INTEGER, expires_at INTEGER, request JSON NOT NULL, error_code VARCHAR(60), error_message TEXT,
+    tokens JSON, lease VARCHAR(64), lease_until FLOAT, attempts INTEGER NOT NULL, result VARCHAR(200))"""
+"""Layout of version 0.1."""
+
+
+def test_a_database_of_an_earlier_version_goes_on(store: JobStore) -> None:
+    """Leases of version 0.1, which have a time and no holder, are respected: its processes may still run."""
+    row = "INSERT INTO video_jobs VALUES "
+    row += "('{}', 'a', 'generate', '{}', 0, {}, 0, NULL, NULL, '{{}}', NULL, NULL, NULL, {})"
+    with store.engine.begin() as connection:
+        for table in ("video_jobs", "video_job_holders", "video_job_takeovers"):
+            connection.execute(text(f"DROP TABLE {table}"))
+        connection.execute(text(EARLIER_TABLE))
+        connection.execute(text(row.format("held", "in_progress", 1, f"'x', {time.time() + 60}, 1, NULL")))
+        connection.execute(text(row.format("expired", "in_progress", 2, f"'y', {time.time() - 1}, 1, NULL")))
+        connection.execute(text(row.format("queued", "queued", 3, "NULL, NULL, 0, NULL")))
+    with ThreadPoolExecutor(4) as pool:  # started together
+        stores = list(pool.map(lambda _: JobStore(store.url), range(4)))
+    stores[0].beat("new", 60)
+    leases: list[str] = []
+    for name, attempts in (("expired", 2), ("queued", 1)):
+        job = stores[0].claim("new", leases)
+        assert job is not None
+        assert (job.id, job.attempts) == (name, attempts)
+        leases.append(str(job.lease))
+    assert stores[1].claim("new", leases) is None
+    with store.engine.begin() as connection:  # jobs that the earlier version takes for free
+        free = "SELECT count(*) FROM video_jobs WHERE status = 'queued' OR lease_until < 9e9"
+        assert connection.scalar(text(free + " AND id != 'held'")) == 0
+    for each in stores:
+        each.engine.dispose()
+
+
+def _attempts(store: JobStore, job_id: str) -> int:
+    job = store.get("a", job_id)
+    assert job is not None
+    return job.attempts
+
+
+def test_calls_at_the_same_moment_do_not_pass_the_limit(store: JobStore) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        added = list(pool.map(lambda n: _add(store, owner=f"owner {n % 2}", max_open=5, max_own=3), range(40)))
+    assert len([job_id for job_id in added if job_id is not None]) == 5
+    assert store.counts() == {"queued": 5}
+
+
+def test_files_of_deleted_jobs_are_removed(store: JobStore, tmp_path: Path) -> None:
+    settings = read_settings({"storage": str(tmp_path), "limits": {"request_seconds": 0.05}})
+    folder = Folder(settings.storage, StorageSettings())
+    kept, deleted = _add(store), new_id()
+    for job in (kept, deleted):
+        folder.create_bytes(f"results/{job}/lease/video.mp4", b"x")
+        folder.create_bytes(f"uploads/{job}.bin", b"x")
+    folder.create_bytes("results/notes.txt", b"somebody else's")
+    time.sleep(0.1)
+    JobWorker(settings, store, folder, None)._remove_orphans()  # type: ignore[arg-type]
+    assert sorted(folder.names("results", "")) == ["notes.txt", kept]
+    assert folder.names("uploads", "") == [f"{kept}.bin"]
