@@ -306,7 +306,7 @@ def _check_extra(planned: pa.Schema, listed: pa.Schema) -> None:
         index = listed.get_field_index(EXTRA_PREFIX + field.name)
         if index >= 0 and listed.field(index).type != field.type:
             kinds = f"{field.type} in this run, {listed.field(index).type} in the new manifest"
-            raise InputError(f"the column `{field.name}` is {kinds}; use another --output")
+            raise InputError(f"the column `{field.name}` is {kinds}; choose another output")
 
 
 def _chunks(values: pa.Array | pa.ChunkedArray) -> list[pa.Array]:

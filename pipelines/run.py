@@ -193,17 +193,17 @@ def open_run(
     found = ledger.folder.read(RUN_FILE)
     if found is None:
         if settings.retry_rejects:
-            raise InputError(f"{ledger.folder.url} holds no run; --retry-rejects takes the --output of one")
+            raise InputError(f"{ledger.folder.url} holds no run whose rejects could be tried again")
         return ledger, []
     try:
         theirs = dict(json.loads(found)["identity"])
     except (ValueError, KeyError, TypeError):
         raise IdentityMismatch(
-            f"{ledger.folder.join(RUN_FILE)} is not of this project; choose another --output"
+            f"{ledger.folder.join(RUN_FILE)} is not of this project; choose another output"
         ) from None
     kind = theirs.get("kind", "clips")
     if kind != pipeline.shards.folder:
-        raise IdentityMismatch(f"{ledger.folder.url} is a run of {kind}; choose another --output for {pipeline.name}")
+        raise IdentityMismatch(f"{ledger.folder.url} is a run of {kind}; choose another output for {pipeline.name}")
     ours = json.loads(_json(pipeline.identity()))
     return ledger, check_identity(theirs, ours, settings.accept_changes, ledger.folder.url)
 

@@ -103,7 +103,7 @@ class ClusterSettings:
         if min(self.workers, self.loaders, self.max_failures) < 0:
             raise ValueError("workers, loaders and max_failures must be at least 0")
         if self.loaders and not self.workers:
-            raise ValueError("loaders are for training under Ray Train; give --workers 1 or more")
+            raise ValueError("loaders are for training under Ray Train; set workers to 1 or more")
         if self.min_workers is not None and not 1 <= self.min_workers <= max(self.workers, 1):
             raise ValueError(f"min_workers must be 1 to workers ({self.workers}), not {self.min_workers}")
 
@@ -256,7 +256,7 @@ def _check_counts(task: TrainTask, cluster: ClusterSettings) -> None:
     for count in counts:
         if batch % count:
             raise ClusterTooSmall(
-                f"a batch of {batch} cannot be divided among {count} workers, which --min-workers {counts.start} "
+                f"a batch of {batch} cannot be divided among {count} workers, which min_workers {counts.start} "
                 f"allows; choose a multiple of {math.lcm(*counts)}, or a narrower range"
             )
 
@@ -268,7 +268,7 @@ def _check_cores(cluster: ClusterSettings) -> None:
     if cluster.loaders and needed > there:
         raise ClusterTooSmall(
             f"{workers} workers with {cluster.loaders} loaders each take {needed:g} cores, and the cluster has "
-            f"{there:g}; lower --loaders, --workers or --cpus-per-worker"
+            f"{there:g}; lower loaders, workers or cpus_per_worker"
         )
 
 
@@ -367,5 +367,5 @@ def _check_shared(output: Path, token: str) -> None:
     if found != token:
         raise StorageNotShared(
             f"{output} on node {ray.util.get_node_ip_address()} is not the folder that the driver sees; "
-            "--output must be on storage that all nodes share"
+            "the output must be on storage that all nodes share"
         )

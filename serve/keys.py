@@ -65,7 +65,7 @@ def read_keys(path: str) -> list[Key]:
     except ValidationError as error:
         raise ValueError(f"{path} is not a file of API keys: {error.errors()[0]['msg']}") from None
     if not keys:
-        raise ValueError(f"{path} has no key; create one with --new-key NAME")
+        raise ValueError(f"{path} has no key; create a new key first")
     return keys
 
 

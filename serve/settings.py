@@ -179,7 +179,7 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if self.keys is None and not is_loopback(self.host):
             raise ValueError(
-                f"other machines can reach {self.host}: give API keys with --keys FILE, or listen on 127.0.0.1"
+                f"other machines can reach {self.host}: give API keys (keys), or listen on 127.0.0.1"
             )
         if self.database is None and "://" in self.storage:
             raise ValueError(

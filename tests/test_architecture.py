@@ -1,6 +1,7 @@
 """Rules of the repository's structure."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,22 @@ def _process_uses(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             names |= {f"{node.module}.{alias.name}" for alias in node.names} & (PROCESS_CALLS | PROCESS_NAMES)
     return names
+
+
+OPTION = re.compile(r"(?<![\w-])--[a-z]")
+
+
+def test_the_library_speaks_of_its_own_settings() -> None:
+    """No string of the library names an option of a command, which is another reader's word."""
+    assert OPTION.search("see --output") and not OPTION.search("a -- b")
+    found = [
+        f"{file.relative_to(ROOT)}:{node.lineno}: {node.value}"
+        for folder in LIBRARY
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and OPTION.search(node.value)
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_one_name_for_one_thing() -> None:

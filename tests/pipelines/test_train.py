@@ -39,7 +39,7 @@ def test_an_elastic_range_must_fit_the_batch() -> None:
     for range_ in ({"workers": 4, "min_workers": 1}, {"workers": 5}, {"workers": 12, "min_workers": 12}):
         _check_counts(task, ClusterSettings(**range_))
     with pytest.raises(
-        ClusterTooSmall, match=r"12 cannot be divided among 5 workers, which --min-workers 4 allows; .* 60"
+        ClusterTooSmall, match=r"12 cannot be divided among 5 workers, which min_workers 4 allows; .* 60"
     ):
         _check_counts(task, ClusterSettings(workers=6, min_workers=4))
 

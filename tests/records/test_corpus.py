@@ -66,7 +66,7 @@ def test_kinds_of_tables(tmp_path: Path) -> None:
     assert kind(image=[b"bytes"], text=["x"]) == {("image", 0)}
     assert kind(image=[{"bytes": b"bytes", "path": None}]) == {("image", 0)}
     assert kind(caption=["x"], url=["y"]) == {("text", 0)}
-    with pytest.raises(InputError, match="videos and images; say which with --modality"):
+    with pytest.raises(InputError, match="videos and images; set the modality"):
         kind(video=["a.mp4"], image=["a.png"])
     with pytest.raises(InputError, match="none of the columns `video`, `image`, `text`; it has x"):
         kind(x=[1])
@@ -95,7 +95,7 @@ def test_what_cannot_be_tokenized_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a run of tokens"):
         _kinds(tmp_path)
     (tmp_path / "run.json").write_text('{"identity": {}}')
-    with pytest.raises(InputError, match="goes with --modality auto or video, not image"):
+    with pytest.raises(InputError, match="goes with the modality auto or video, not image"):
         _kinds(tmp_path, modality="image")
 
 

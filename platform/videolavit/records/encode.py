@@ -85,7 +85,7 @@ class Encoder:
         try:
             return token_rows(shard, self.pictures(shard.pictures), self.motion(shard.motion))
         except torch.OutOfMemoryError as error:
-            raise MemoryError(f"{error} Start again with a lower --token-budget and another --output") from None
+            raise MemoryError(f"{error} Start again with a lower token budget and another output") from None
 
     def _batches(self, values: NDArray[Any]) -> Iterator[tuple[torch.Tensor, int]]:
         for start in range(0, len(values), self._batch):

@@ -111,9 +111,9 @@ def check_identity(
     changed = {name: differences(theirs, ours, name) for name in sorted(theirs.keys() | ours.keys())}
     refused = {name: lines for name, lines in changed.items() if lines and name not in accepted}
     if refused:
-        hint = "Choose another --output, or undo what differs"
+        hint = "Choose another output, or undo what differs"
         if refused.keys() <= set(VERSIONS):
-            hint += f"; --accept-changes {' '.join(refused)} continues with the versions of now"
+            hint += f"; accepting the changes of {', '.join(refused)} (accept_changes) continues with the versions of now"
         lines = "".join(f"\n  {line}" for lines in refused.values() for line in lines)
         raise IdentityMismatch(f"{folder} was made by a different run. {hint} (theirs -> ours):{lines}")
     return [line for lines in changed.values() for line in lines]

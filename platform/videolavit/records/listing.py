@@ -112,7 +112,7 @@ class Listing:
         if not media and not tables:
             hint = "name a folder, glob, manifest or tar"
             if any(kind.modality == "text" for kind in filter(self._takes, KINDS.values())):
-                hint = "name a folder, glob, table, tar or run; --modality text takes .txt files in a folder"
+                hint = "name a folder, glob, table, tar or run; the modality text takes .txt files in a folder"
             raise InputError(f"nothing to {action} in {url}; {hint}")
         neighbours = frozenset(address for _, address in found.files if suffix_of(address) in TEXT_SUFFIXES)
         by_kind: dict[str, list[str]] = {}
@@ -154,7 +154,7 @@ class Listing:
         settings = self._settings
         both = {"video", settings.image_column} <= set(table.names)
         if settings.modality == "auto" and both and not table.made_by:
-            raise InputError(f"the table {table.url} has videos and images; say which with --modality video or image")
+            raise InputError(f"the table {table.url} has videos and images; set the modality to video or image")
         for kind in KINDS.values():
             if kind.takes_table(table, settings):
                 return kind

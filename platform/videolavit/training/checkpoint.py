@@ -164,7 +164,7 @@ class Checkpoints:
         changed = differences(state.identity, json.loads(json.dumps(identity)))
         if changed:
             raise CheckpointError(
-                f"{self._folder.parent} holds another training. Choose another --output, or undo what differs "
+                f"{self._folder.parent} holds another training. Choose another output, or undo what differs "
                 "(theirs -> ours):" + "".join(f"\n  {difference}" for difference in changed)
             )
         try:
@@ -174,7 +174,7 @@ class Checkpoints:
             first = str(error).strip().splitlines()
             raise CheckpointError(
                 f"{path} holds another model: {first[-1] if first else type(error).__name__}; "
-                "choose another --output, or the model that it was started with"
+                "choose another output, or the model that it was started with"
             ) from None
         self._on_message(f"continues from {path.name}")
         return state

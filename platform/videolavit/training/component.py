@@ -42,7 +42,7 @@ class Component:
 
 
 class ComponentSettings(Protocol):
-    """Settings of a component: a pydantic dataclass whose fields are the options `--objective.NAME`."""
+    """Settings of a component: a pydantic dataclass."""
 
     def build(self, model: ModelFolder, inputs: TrainInputs) -> Component:
         """Loads the networks that are trained from the model, and opens the data.

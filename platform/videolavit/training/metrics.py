@@ -154,7 +154,7 @@ class MetricsLog:
                 self._trackers.append(_TRACKERS[tracker](folder, config, step))
             except ImportError:
                 raise DataError(
-                    f"the tracker {tracker} is not installed: pip install {tracker}, or leave it out of --trackers"
+                    f"the tracker {tracker} is not installed: pip install {tracker}, or leave it out of the trackers"
                 ) from None
 
     def write(self, step: int, values: dict[str, float]) -> None:

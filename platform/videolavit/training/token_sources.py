@@ -100,7 +100,7 @@ class TokenSource:
                 if made_by != digest:
                     raise DataError(
                         f"{self.name}/{name} was made by another {part} ({made_by[:12]}) than that of {model.location} "
-                        f"({digest[:12]}): the same codes mean something else. Tokenize again with --model "
+                        f"({digest[:12]}): the same codes mean something else. Tokenize again with the model "
                         f"{model.location}, or train the model that holds the other one"
                     )
 

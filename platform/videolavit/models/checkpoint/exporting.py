@@ -120,7 +120,7 @@ def plan_export(folder: Path, parts: Sequence[str]) -> ExportPlan:
         raise WeightsError(f"there is no folder {folder}")
     ModelFolder(folder)
     missing = [part for part in parts if not _is_complete(folder / part, part)]
-    raise_if_any(f"{folder} has not all parts", missing, "Name the parts that are there with --only")
+    raise_if_any(f"{folder} has not all parts", missing, "Export only the parts that are there")
     plan = ExportPlan({}, {}, [], {})
     for part in parts:
         tensors = plan.tensors.setdefault(part, {})

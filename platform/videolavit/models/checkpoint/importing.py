@@ -213,7 +213,7 @@ class Survey:
         raise_if_any(
             f"{self.folder} lacks files of the published layout",
             self._missing,
-            "Download them, or name the parts that are there with --only",
+            "Download them, or import only the parts that are there",
         )
         return self._tensors
 
@@ -243,8 +243,8 @@ class Survey:
         raise_if_any(
             f"the weights in {self.folder} do not fit",
             sorted(self._misfits),
-            "Shapes come from --preset and from the configs in the folder. What is left over and not needed can be "
-            "named with --ignore",
+            "Shapes come from the preset and from the configs in the folder. What is left over and not needed can be "
+            "ignored by name",
         )
         self.remarks += [f"not used: {count} tensors {pattern}" for pattern, count in self._ignored.items()]
 
