@@ -178,9 +178,7 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         if self.keys is None and not is_loopback(self.host):
-            raise ValueError(
-                f"other machines can reach {self.host}: give API keys (keys), or listen on 127.0.0.1"
-            )
+            raise ValueError(f"other machines can reach {self.host}: give API keys (keys), or listen on 127.0.0.1")
         if self.database is None and "://" in self.storage:
             raise ValueError(
                 f"give a database URL: the storage {self.storage} is not a local folder that can hold an SQLite file"

@@ -95,7 +95,7 @@ def test_what_cannot_be_tokenized_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a run of tokens"):
         _kinds(tmp_path)
     (tmp_path / "run.json").write_text('{"identity": {}}')
-    with pytest.raises(InputError, match="goes with the modality auto or video, not image"):
+    with pytest.raises(InputError, match="goes with modality auto or video, not image"):
         _kinds(tmp_path, modality="image")
 
 

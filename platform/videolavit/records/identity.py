@@ -113,7 +113,7 @@ def check_identity(
     if refused:
         hint = "Choose another output, or undo what differs"
         if refused.keys() <= set(VERSIONS):
-            hint += f"; accepting the changes of {', '.join(refused)} (accept_changes) continues with the versions of now"
+            hint += f"; accepting the changes of {', '.join(refused)} (accept_changes) continues with today's versions"
         lines = "".join(f"\n  {line}" for lines in refused.values() for line in lines)
         raise IdentityMismatch(f"{folder} was made by a different run. {hint} (theirs -> ours):{lines}")
     return [line for lines in changed.values() for line in lines]

@@ -49,14 +49,14 @@ class ClipShard(Kind):
         if made != self.name:
             raise InputError(f"{url} is a run of {made}, which cannot be tokenized")
         if not settings.may_be("video"):
-            raise InputError(f"{url} is a run of clips; it goes with the modality auto or video, not {settings.modality}")
+            raise InputError(f"{url} is a run of clips; it goes with modality auto or video, not {settings.modality}")
         return [f"{run.url}/{self.name}/{name}" for name in run.names(self.name, ".parquet")]
 
     def takes_table(self, table: Table, settings: InputSettings) -> bool:
         if table.made_by == self.name:
             if not settings.may_be("video"):
                 raise InputError(
-                    f"{table.url} is a clip shard; it goes with the modality auto or video, not {settings.modality}"
+                    f"{table.url} is a clip shard; it goes with modality auto or video, not {settings.modality}"
                 )
             return True
         if table.made_by:
