@@ -28,7 +28,7 @@ from videolavit.records.rows import (
     sources_from,
     sources_of_plan,
 )
-from videolavit.records.schema import EXTRA_PREFIX, TAR_JSON, TEXTS
+from videolavit.records.schema import EXTRA_PREFIX, TEXTS
 from videolavit.records.shards import Ledger
 from videolavit.records.storage import StorageSettings
 
@@ -153,9 +153,8 @@ class Planner:
     def read(self, sources: pa.Table) -> pa.Table:
         """Plan rows of the samples in sources, without shards. Headers, tars and clip shards are read by actors."""
         fields = extra_fields(sources.schema)
-        has_tar_json = any(field.name == TAR_JSON for field in fields)
-        if not has_tar_json and any(KINDS[name].is_container for name in sources["kind"].unique().to_pylist()):
-            fields.append(pa.field(TAR_JSON, pa.string()))
+        added = {field.name: field for name in sources["kind"].unique().to_pylist() for field in KINDS[name].extra}
+        fields += [field for name, field in added.items() if name not in {one.name for one in fields}]
         reads = pa.array([KINDS[name].reads_header for name in sources["kind"].to_pylist()], pa.bool_())
         known = [
             KINDS[source.kind].plan_unread(source, self.settings)

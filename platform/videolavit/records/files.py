@@ -35,6 +35,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 TEXT_SUFFIXES = frozenset({".txt", ".md"})
 TABLE_SUFFIXES = frozenset({".parquet", ".jsonl", ".csv"})
+TAR_SUFFIX = ".tar"
 
 
 class InputError(ValueError):
@@ -80,11 +81,18 @@ def find_files(url: str, storage: StorageSettings) -> NamedFiles:
     # An object store lists a folder's marker as `name/`. A name that is not UTF-8 cannot be opened by name; it is kept
     # in a readable form and will be rejected.
     names = [
-        name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        for name, info in sorted(found.items())
-        if info["type"] != "directory" and not name.endswith("/")
+        readable(name) for name, info in sorted(found.items()) if info["type"] != "directory" and not name.endswith("/")
     ]
     return NamedFiles(named, [(name.removeprefix(base), prefix + name) for name in names])
+
+
+def readable(text: str) -> str:
+    """The text with bytes that are not UTF-8, and halves of surrogate pairs, in the form `\\xff`."""
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        data = text.encode("utf-8", "surrogatepass")
+    return data.decode("utf-8", "backslashreplace")
 
 
 def suffix_of(path: str) -> str:
@@ -100,6 +108,11 @@ def is_hidden(name: str) -> bool:
 def is_table(name: str) -> bool:
     """True for a name with a suffix of a table."""
     return suffix_of(name) in TABLE_SUFFIXES
+
+
+def names_tar(address: str) -> bool:
+    """True for an address of a tar."""
+    return address.lower().endswith(TAR_SUFFIX)
 
 
 def resolve(address: str, base: str) -> str:

@@ -13,7 +13,7 @@ from .kinds.manifest import join_captions, repeated_addresses
 from .rows import extra_fields
 from .schema import EXTRA_PREFIX, SOURCES, TEXTS
 from .storage import StorageSettings
-from .tables import BATCH_ROWS, Table, open_table
+from .tables import BATCH_ROWS, CAPTIONS, Table, open_table
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,7 @@ class Listing:
         if not kind.lists_rows:
             return _Files(kind, [url])
         column = kind.media_column(self._settings)
+        table = table.typed({*CAPTIONS, *kind.text_columns, *filter(None, (self._settings.text_column, column))})
         joins = column is not None and kind.joins_captions and not table.holds_bytes(column)
         return _Rows(kind, table, repeated_addresses(column, table) if joins and column in table.names else frozenset())
 
@@ -171,7 +172,7 @@ class Listing:
         for part in self._parts:
             if isinstance(part, _Rows):
                 empty = part.table.fields.empty_table()
-                columns = part.kind.list_rows(part.table, empty, 0, 0, self._settings, self._reserved)
+                columns = self._list_rows(part, empty, 0, 0)
                 if part.repeated:
                     columns = join_captions(columns)
                 schemas.append(pa.schema(extra_fields(columns.schema)))
@@ -184,12 +185,16 @@ class Listing:
         for start in range(0, len(part.addresses), BATCH_ROWS):
             yield part.kind.list_files(part.addresses[start : start + BATCH_ROWS], part.neighbours)
 
+    def _list_rows(self, part: _Rows, rows: pa.Table, first: int, group: int) -> pa.Table:
+        reserved = self._reserved | {one.name for one in part.kind.extra}
+        return part.kind.list_rows(part.table, rows, first, group, self._settings, reserved)
+
     def _rows(self, part: _Rows) -> Iterator[pa.Table]:
         column = part.kind.media_column(self._settings)
         stored = column is not None and part.table.holds_bytes(column)
         repeated: list[pa.Table] = []
         for rows, first, group in part.table.batches(without=column if stored else None):
-            sources = part.kind.list_rows(part.table, rows, first, group, self._settings, self._reserved)
+            sources = self._list_rows(part, rows, first, group)
             if part.repeated:
                 again = pc.is_in(sources["source"], pa.array(sorted(part.repeated), pa.string()))
                 repeated.append(sources.filter(again))

@@ -4,7 +4,6 @@ Names on disk are literals here and in `schema`; fields may be renamed without m
 columnar; a row becomes a value where one source or sample is worked on.
 """
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from . import schema
-from .schema import EXTRA_PREFIX, RANGE_ID
-
-TAR = ".tar"
-RANGE = "range"
-"""Kind of source that has its start and end from the input."""
+from .files import names_tar
+from .schema import EXTRA_PREFIX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +33,7 @@ class Source:
         text_url: Address of the file that holds the text.
         start_seconds: Start of the range, in seconds; None for a whole video.
         end_seconds: End of the range, in seconds; None for the end of the video.
+        key: Name that distinguishes it from other sources of the same `source`; None where there are none.
         extra: Further columns of the input, by their names in a shard.
     """
 
@@ -52,6 +49,7 @@ class Source:
     text_url: str | None = None
     start_seconds: float | None = None
     end_seconds: float | None = None
+    key: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -143,6 +141,7 @@ _SOURCE_COLUMNS = {
     "text_url": "text_url",
     "start_seconds": "start_seconds",
     "end_seconds": "end_seconds",
+    "key": "key",
 }
 _PLAN_COLUMNS = _SOURCE_COLUMNS | {
     "sample_id": "sample_id",
@@ -236,12 +235,7 @@ def listing(columns: Mapping[str, Any], extra: Mapping[str, pa.ChunkedArray] | N
 
 def sources_of_plan(plan: pa.Table) -> pa.Table:
     """The sources that rows of a plan came from, to be planned again."""
-    rows = plan_rows_from(plan)
-    fields = extra_fields(plan.schema)
-    sources = [
-        row if row.kind == RANGE else dataclasses.replace(row, start_seconds=None, end_seconds=None) for row in rows
-    ]
-    return sources_to(sources, fields)
+    return sources_to(plan_rows_from(plan), extra_fields(plan.schema))
 
 
 def extra_fields(of: pa.Schema) -> list[pa.Field]:
@@ -260,20 +254,8 @@ def extra_column(table: pa.Table, name: str) -> pa.ChunkedArray | None:
 
 
 def keys(table: pa.Table) -> pa.ChunkedArray | pa.Array:
-    """Returns the keys of the rows of a listing or plan: the range id of a range, or else the source.
-
-    A manifest of videos may have a column `range_id` of its own, and clips keep that of the range they were.
-    """
-    ranges = extra_column(table, RANGE_ID)
-    if ranges is None or not pa.types.is_string(ranges.type) or "kind" not in table.column_names:
-        return table["source"]
-    is_range = pc.fill_null(pc.equal(table["kind"], RANGE), False)
-    return pc.if_else(is_range, ranges, table["source"])
-
-
-def names_tar(url: str) -> bool:
-    """True if an address names a tar."""
-    return url.lower().endswith(TAR)
+    """Returns the keys of the rows of a listing or plan. Plans of version 0.1 have the sources alone."""
+    return pc.coalesce(table["key"], table["source"]) if "key" in table.column_names else table["source"]
 
 
 # ---- rejects and samples ------------------------------------------------------------------------------------------

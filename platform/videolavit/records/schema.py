@@ -87,6 +87,7 @@ SOURCES = pa.schema(
         ("text_url", pa.string()),  # file that holds the text
         ("start_seconds", pa.float64()),  # start of the range that the input names; null for the whole video
         ("end_seconds", pa.float64()),
+        ("key", pa.string()),  # distinguishes sources of one `source`, such as ranges of a video; null: `source` does
     ]
 )
 """A listing: what the inputs name, before any of it is opened."""
@@ -105,8 +106,8 @@ PLAN = pa.schema(
         ("shard", pa.string()),  # name of the shard that will hold the sample or its reject
     ]
 )
-"""A plan: one row a sample. Plans of version 0.1 lack `kind`, `row`, `row_group`, `column`, `text_url`, `num_clips` and
-`size_bytes` where nothing needed them."""
+"""A plan: one row a sample. Plans of version 0.1 lack `key`, and `kind`, `row`, `row_group`, `column`, `text_url`,
+`num_clips` and `size_bytes` where nothing needed them."""
 
 EXTRA_PREFIX = "extra."
 """Prefix of a manifest's further columns in a listing and in a plan."""
@@ -114,14 +115,8 @@ EXTRA_PREFIX = "extra."
 TEXTS = "texts"
 """Further column of all captions of a video that a manifest names more than once."""
 
-RANGE_ID = "range_id"
-"""Further column that names the range which a sample is, or is a part of."""
-
-TAR_JSON = "tar_json"
-"""Further column of the `.json` files beside a tar's samples."""
-
 RESERVED = frozenset({*CLIPS.names, *TOKENS.names, "num_pictures", "num_motions"})
-"""Columns of shards, and of token shards on their way; a manifest's column of such a name is called `manifest_NAME`."""
+"""Columns of shards, and two that version 0.1 reserved; a manifest's column of such a name is called `manifest_NAME`."""
 
 
 def versioned(schema: pa.Schema, kind: str, further: Mapping[str, str] | None = None) -> pa.Schema:

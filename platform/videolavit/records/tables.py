@@ -2,18 +2,11 @@
 
 import contextlib
 import csv
-import io
-import itertools
-import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from videolavit.media.errors import MediaError
@@ -21,18 +14,13 @@ from videolavit.media.errors import MediaError
 from . import schema
 from .files import InputError, suffix_of
 from .storage import StorageSettings, open_source
+from .text_tables import as_text, csv_typed, read_csv, read_json
 
 BATCH_ROWS = 20_000
 """Rows of a table that are listed at a time."""
 
-AS_WRITTEN = frozenset({"video", "image", "text", "caption"})
-"""Columns whose text is not parsed as numbers, dates or times."""
-
-RANGE_COLUMNS = ("video", "start", "end")
-"""Columns of a table whose rows are ranges of videos."""
-
-_LOOKED_AT = 1000
-"""Lines of JSON that are looked at for the types of columns."""
+CAPTIONS = ("text", "caption")
+"""Columns that hold captions or texts, unless the settings name another."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +32,7 @@ class Table:
         fields: Columns and their types.
         made_by: Kind of shard, if this project wrote the file.
         num_rows: Number of rows.
+        rows: Rows of a table in text; None for Parquet, whose rows are read when they are needed.
     """
 
     url: str
@@ -51,14 +40,11 @@ class Table:
     made_by: str
     storage: StorageSettings
     num_rows: int
+    rows: pa.Table | None = None
 
     @property
     def names(self) -> list[str]:
         return list(self.fields.names)
-
-    @property
-    def is_parquet(self) -> bool:
-        return suffix_of(self.url) == ".parquet"
 
     @property
     def folder(self) -> str:
@@ -84,8 +70,8 @@ class Table:
         """
         chosen = [name for name in (self.names if columns is None else columns) if name != without]
         with naming_table(self.url):
-            if not self.is_parquet:
-                rows = self._parsed.select(chosen)
+            if self.rows is not None:
+                rows = self.rows.select(chosen)
                 for start in range(0, rows.num_rows, BATCH_ROWS):
                     yield rows.slice(start, BATCH_ROWS), start, 0
                 return
@@ -101,14 +87,27 @@ class Table:
                             first += batch.num_rows
                     first = end
 
-    @cached_property
-    def _parsed(self) -> pa.Table:
-        with open_source(self.url, self.storage) as file:
-            return _parse(file.read(), suffix_of(self.url))
+    def typed(self, text_columns: Collection[str]) -> "Table":
+        """The table with the types that its values have; those of Parquet stay.
+
+        Args:
+            text_columns: Columns that are text, whatever their values look like.
+        """
+        if self.rows is None:
+            return self
+        is_csv = suffix_of(self.url) == ".csv"
+        columns = {}
+        for name, column in zip(self.names, self.rows.columns, strict=True):
+            if name in text_columns:
+                columns[name] = as_text(column)
+            else:
+                columns[name] = csv_typed(column) if is_csv else column
+        rows = pa.table(columns)
+        return replace(self, fields=rows.schema, rows=rows)
 
 
 def open_table(url: str, storage: StorageSettings) -> Table:
-    """Reads what a table has: of Parquet the footer only.
+    """Reads what a table has: of Parquet the footer only. Columns of CSV are text.
 
     Raises:
         InputError: it cannot be read.
@@ -119,9 +118,8 @@ def open_table(url: str, storage: StorageSettings) -> Table:
             fields = parquet.schema_arrow
             table = Table(url, fields, schema.kind_of(fields), storage, parquet.metadata.num_rows)
         else:
-            parsed = _parse(file.read(), suffix_of(url))
-            table = Table(url, parsed.schema, "", storage, parsed.num_rows)
-            table.__dict__["_parsed"] = parsed  # types of text formats come from the rows, which were read for them
+            rows = (read_csv if suffix_of(url) == ".csv" else read_json)(file.read())
+            table = Table(url, rows.schema, "", storage, rows.num_rows, rows)
     if len(set(table.names)) < len(table.names):
         raise InputError(f"the manifest {table.url} has a column twice: {', '.join(table.names)}")
     return table
@@ -132,35 +130,8 @@ def naming_table(url: str) -> Iterator[None]:
     """Turns what goes wrong with a table into an InputError that names it."""
     try:
         yield
-    except (MediaError, pa.ArrowException, UnicodeDecodeError) as error:
+    except (MediaError, pa.ArrowException, ValueError, csv.Error) as error:
         raise InputError(f"cannot read the manifest {url}: {error}") from None
-
-
-def _parse(data: bytes, suffix: str) -> pa.Table:
-    source = io.BytesIO(data)
-    if suffix == ".csv":
-        header = next(csv.reader(io.StringIO(data.decode("utf-8-sig"))), [])
-        ranges = RANGE_COLUMNS if set(RANGE_COLUMNS) <= set(header) else ()
-        as_written = dict.fromkeys([*AS_WRITTEN, *ranges], pa.string())
-        return pa.csv.read_csv(source, convert_options=pa.csv.ConvertOptions(column_types=as_written))
-    present = set(re.findall(r'"([^"\\]+)"\s*:', data.decode()))
-    as_text = pa.schema([(name, pa.string()) for name in sorted((AS_WRITTEN & present) - _lists(data))])
-    return pa.json.read_json(
-        source,
-        read_options=pa.json.ReadOptions(block_size=max(len(data), 1 << 20)),  # a line must fit into a block
-        parse_options=pa.json.ParseOptions(explicit_schema=as_text),
-    )
-
-
-def _lists(data: bytes) -> set[str]:
-    """Columns of JSON lines that hold lists, by the first lines: the very first may have nulls."""
-    found: set[str] = set()
-    for line in itertools.islice(io.BytesIO(data), _LOOKED_AT):
-        with contextlib.suppress(ValueError):
-            values = json.loads(line)
-            if isinstance(values, dict):
-                found |= {name for name, value in values.items() if isinstance(value, list)}
-    return found
 
 
 def captions(table: Table, rows: pa.Table, text_column: str | None) -> pa.Array | pa.ChunkedArray:
@@ -177,7 +148,7 @@ def caption_column(table: Table, text_column: str | None) -> str | None:
         InputError: the table lacks the column that was named.
     """
     need_column(table, text_column)
-    return text_column or next((name for name in ("text", "caption") if name in table.names), None)
+    return text_column or next((name for name in CAPTIONS if name in table.names), None)
 
 
 def need_column(table: Table, name: str | None) -> None:

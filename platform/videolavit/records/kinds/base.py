@@ -1,6 +1,6 @@
 """The protocol of a kind of input: how it is listed, planned and worked on. Each kind is one file beside this one."""
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ from typing import BinaryIO, ClassVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..identity import sample_id
 from ..inputs import InputSettings, Modality
 from ..prepare import Prepared, PrepareSettings, prepare_clips
-from ..rows import PlanRow, Source, VideoSample, listing
+from ..rows import PlanRow, Source, VideoSample, listing, plan_rows_to
 from ..samples import SampleSettings
 from ..storage import StorageSettings, open_source
 from ..tables import Table
@@ -52,6 +53,8 @@ class Kind(ABC):
         reads_header: True if planning opens the source.
         lists_rows: False if planning lists the rows of a table, and not listing.
         joins_captions: True if rows that name one file share a sample, which gets all their captions.
+        text_columns: Columns of tables that are read as text from CSV and JSON, whatever they look like.
+        extra: Further columns that it adds to those of the input.
         shard_by: Columns of a plan; rows that agree in them share a shard, so that what they lie in is read once.
     """
 
@@ -62,6 +65,8 @@ class Kind(ABC):
     reads_header: ClassVar[bool] = True
     lists_rows: ClassVar[bool] = True
     joins_captions: ClassVar[bool] = False
+    text_columns: ClassVar[Sequence[str]] = ()
+    extra: ClassVar[Sequence[pa.Field]] = ()
     shard_by: ClassVar[Sequence[str]] = ()
 
     # ---- listing --------------------------------------------------------------------------------------------------
@@ -115,11 +120,10 @@ class Kind(ABC):
         """Sources inside a container."""
         return [source]
 
-    @abstractmethod
     def plan(
         self, source: Source, settings: PlanSettings, storage: StorageSettings, extra: Sequence[pa.Field]
     ) -> pa.Table:
-        """Rows of the plan for a source, without shards.
+        """Rows of the plan for a source, without shards: by default one, without reading the source.
 
         Args:
             extra: Further columns of the plan.
@@ -127,10 +131,12 @@ class Kind(ABC):
         Raises:
             MediaError: the source cannot be read now; `plan_unread` stands for it.
         """
+        return plan_rows_to([self.plan_unread(source, settings)], extra)
 
-    @abstractmethod
     def plan_unread(self, source: Source, settings: PlanSettings) -> PlanRow:
-        """Row of the plan for a source that could not be read; working on it gives the reject its reason."""
+        """Row of the plan for a source that was not read; working on it gives a reject its reason."""
+        name = sample_id(source.source, 0.0, {"modality": self.name})
+        return PlanRow(**vars(source), sample_id=name, num_clips=0, cost=UNREAD_COST)
 
     def token_bytes(self, plan: pa.Table) -> pa.Array:
         """Memory that each sample of a plan takes while its token shard is made."""

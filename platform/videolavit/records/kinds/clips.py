@@ -12,7 +12,6 @@ from videolavit.media.errors import SourceUnreadable
 
 from .. import schema
 from ..files import InputError
-from ..identity import sample_id
 from ..inputs import InputSettings
 from ..prepare import NothingInside
 from ..rows import PlanRow, Source, VideoSample, plan_rows_to
@@ -21,7 +20,7 @@ from ..schema import EXTRA_PREFIX, RESERVED
 from ..storage import Folder, StorageError, StorageSettings, open_source
 from ..table_reader import SourceChanged, TableReader
 from ..tables import Table
-from .base import UNREAD_COST, Kind, PlanSettings
+from .base import Kind, PlanSettings
 
 SECONDS_PER_CLIP = 0.015
 """Core-seconds until a stored clip is ready for the tokenizers, about."""
@@ -89,10 +88,6 @@ class ClipShard(Kind):
             shard_name = f"manifest_{name}" if name in RESERVED else name
             table = table.append_column(pa.field(EXTRA_PREFIX + shard_name, rows.schema.field(name).type), rows[name])
         return table
-
-    def plan_unread(self, source: Source, settings: PlanSettings) -> PlanRow:
-        name = sample_id(source.source, 0.0, {"modality": "clips"})
-        return PlanRow(**vars(source), sample_id=name, num_clips=0, cost=UNREAD_COST)
 
     def clips(self, row: PlanRow, settings: SampleSettings, storage: StorageSettings) -> VideoSample:
         if row.row is None:

@@ -3,22 +3,20 @@
 import functools
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
-from videolavit.media.errors import SourceMissing
-
-from ..files import IMAGE_SUFFIXES, resolve, suffix_of
-from ..identity import sample_id
+from ..files import IMAGE_SUFFIXES, suffix_of
 from ..inputs import InputSettings
 from ..pictures import MAX_FILE_BYTES, ImageTooLarge, decode_image
 from ..prepare import Prepared, PrepareSettings, prepared, read_bytes
-from ..rows import PlanRow, Source, listing, plan_rows_to
+from ..rows import PlanRow, Source, listing
 from ..storage import StorageSettings
 from ..table_reader import TableReader
 from ..tables import Table
 from .base import Kind, PlanSettings
-from .manifest import list_addresses, list_stored
+from .manifest import list_addresses, list_stored, stored_bytes
 from .text import read_caption
 
 IMAGE_COST = 0.01
@@ -56,14 +54,8 @@ class ImageFile(Kind):
             return list_stored(self.name, column, table, rows, first, settings, reserved)
         return list_addresses(self.name, column, table, rows, first, settings, reserved)
 
-    def plan(
-        self, source: Source, settings: PlanSettings, storage: StorageSettings, extra: Sequence[pa.Field]
-    ) -> pa.Table:
-        return plan_rows_to([self.plan_unread(source, settings)], extra)
-
     def plan_unread(self, source: Source, settings: PlanSettings) -> PlanRow:
-        name = sample_id(source.source, 0.0, {"modality": "image"})
-        return PlanRow(**vars(source), sample_id=name, planned_seconds=0.0, num_clips=1, cost=IMAGE_COST)
+        return replace(super().plan_unread(source, settings), planned_seconds=0.0, num_clips=1, cost=IMAGE_COST)
 
     def prepare(self, row: PlanRow, settings: PrepareSettings, storage: StorageSettings) -> Prepared:
         text = read_caption(row.text_url, storage) if row.text_url else row.text
@@ -77,18 +69,11 @@ def image_bytes(source: Source, storage: StorageSettings, tables: TableReader) -
     Raises:
         MediaError: it cannot be read.
     """
-    url, offset, length = source.url, source.offset, source.length
-    if source.row is not None:
-        assert source.column is not None
-        value = tables.row(source.url, source.row, [source.column])[source.column][0].as_py()
-        path = value.get("path") if isinstance(value, dict) else None
-        stored = value["bytes"] if isinstance(value, dict) else value
-        if stored is not None:
-            return bytes(stored)
-        if not path:
-            raise SourceMissing(f"row {source.row} of {source.url} has no image")
-        url, offset, length = resolve(path, source.url.rsplit("/", 1)[0]), None, None
-    return read_bytes(url, storage, MAX_FILE_BYTES, ImageTooLarge, offset, length)
+    if source.row is None:
+        return read_bytes(source.url, storage, MAX_FILE_BYTES, ImageTooLarge, source.offset, source.length)
+    assert source.column is not None
+    value = tables.row(source.url, source.row, [source.column])[source.column][0].as_py()
+    return stored_bytes(value, source, "image", storage, MAX_FILE_BYTES, ImageTooLarge)
 
 
 @functools.lru_cache(maxsize=1)

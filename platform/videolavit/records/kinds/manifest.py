@@ -1,11 +1,18 @@
 """Rows of tables as sources: addresses of files, or the files themselves."""
 
+from typing import Any
+
 import pyarrow as pa
 
-from ..files import InputError, resolve
-from ..inputs import InputSettings
-from ..rows import listing, names_tar
+from videolavit.media import MediaError
+from videolavit.media.errors import SourceMissing
+
+from ..files import InputError, names_tar, resolve
+from ..inputs import InputSettings, Modality
+from ..prepare import read_bytes
+from ..rows import Source, listing
 from ..schema import EXTRA_PREFIX, TEXTS
+from ..storage import StorageSettings
 from ..tables import Table, caption_column, captions, further_columns, need_column, plain_column
 
 
@@ -70,6 +77,25 @@ def list_stored(
         "column": column,
     }
     return listing(columns, further_columns(table, rows, used, reserved))
+
+
+def stored_bytes(
+    value: Any, source: Source, modality: Modality, storage: StorageSettings, limit: int, too_large: type[MediaError]
+) -> bytes:
+    """Content of the file that a row holds, or that it names.
+
+    Args:
+        value: Bytes, or a struct of `bytes` and `path` as `datasets` stores images and videos.
+
+    Raises:
+        MediaError: the row has neither, or the named file cannot be read or has more than `limit` bytes.
+    """
+    held, path = (value["bytes"], value.get("path")) if isinstance(value, dict) else (value, None)
+    if held is not None:
+        return bytes(held)
+    if not path:
+        raise SourceMissing(f"row {source.row} of {source.url} has no {modality}")
+    return read_bytes(resolve(path, source.url.rsplit("/", 1)[0]), storage, limit, too_large)
 
 
 def row_name(table: Table, number: int) -> str:

@@ -6,12 +6,12 @@ b.mp4,"[0, 7.5]","[3, 11]","['a door opens', 'a cat sits']"
 """
 
 import ast
+import contextlib
 import functools
 import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any, BinaryIO
 
@@ -19,21 +19,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from videolavit.media import MediaError, VideoInfo, probe
-from videolavit.media.errors import SourceUnreadable, TooFewFrames
+from videolavit.media.errors import TooFewFrames
 
 from ..files import InputError
 from ..identity import identifying_settings, range_id, sample_id
 from ..inputs import InputSettings
-from ..plan import clip_bytes, clip_seconds, estimated_cost, expected_clips, segment_seconds
-from ..rows import RANGE, PlanRow, Source, VideoSample, listing, plan_rows_to
-from ..samples import SampleSettings, decompose_segment
-from ..schema import RANGE_ID
+from ..plan import clip_seconds, segment_seconds
+from ..rows import PlanRow, Source, VideoSample, listing
+from ..samples import SampleSettings
 from ..storage import StorageSettings, open_file, reading
-from ..tables import RANGE_COLUMNS, Table, caption_column, further_columns
-from .base import UNREAD_COST, Kind, PlanSettings
+from ..tables import Table, caption_column, further_columns
 from .manifest import row_addresses, row_name
+from .video import VIDEO_COLUMN, VideoKind
 
-RANGE_VIDEO, RANGE_START, RANGE_END = RANGE_COLUMNS
+RANGE_COLUMNS = RANGE_VIDEO, RANGE_START, RANGE_END = VIDEO_COLUMN, "start", "end"
 
 MAX_SECONDS = 1e6
 """Times above are no times of a video: they are wrong by their unit."""
@@ -45,12 +44,12 @@ class BadRange(MediaError):
     """A row's start and end are no range of a video."""
 
 
-class VideoRange(Kind):
+class VideoRange(VideoKind):
     """A range of a video."""
 
-    name = RANGE
-    modality = "video"
-    is_decomposed = True
+    name = "range"
+    text_columns = (RANGE_START, RANGE_END)
+    extra = (pa.field("range_id", pa.string()),)
     shard_by = ("url",)
 
     def takes_table(self, table: Table, settings: InputSettings) -> bool:
@@ -58,14 +57,11 @@ class VideoRange(Kind):
             settings.may_be("video") and set(RANGE_COLUMNS) <= set(table.names) and not table.holds_bytes(RANGE_VIDEO)
         )
 
-    def media_column(self, settings: InputSettings) -> str:
-        return RANGE_VIDEO
-
     def list_rows(
         self, table: Table, rows: pa.Table, first: int, group: int, settings: InputSettings, reserved: frozenset[str]
     ) -> pa.Table:
         caption = caption_column(table, settings.text_column)
-        further = further_columns(table, rows, (*RANGE_COLUMNS, caption), reserved | {RANGE_ID})
+        further = further_columns(table, rows, (*RANGE_COLUMNS, caption), reserved)
         addresses = row_addresses(RANGE_VIDEO, table, rows, first).to_pylist()
         texts = rows[caption].to_pylist() if caption else [None] * rows.num_rows
         places: list[int] = []
@@ -83,56 +79,40 @@ class VideoRange(Kind):
         urls = [addresses[index] for index in places]
         ids = [range_id(*one) for one in zip(*(columns[name] for name in list(columns)[:3]), strict=True)]
         extra = {name: column.take(pa.array(places, pa.int64())) for name, column in further.items()}
-        return listing({**columns, "url": urls, "kind": self.name}, {**extra, RANGE_ID: pa.array(ids, pa.string())})
+        named = {"url": urls, "kind": self.name, "key": ids}
+        return listing({**columns, **named}, {**extra, "range_id": pa.array(ids, pa.string())})
 
-    def plan(
-        self, source: Source, settings: PlanSettings, storage: StorageSettings, extra: Sequence[pa.Field]
-    ) -> pa.Table:
-        try:
-            info = _header(source.url, settings.sample, storage)
-        except SourceUnreadable:
-            raise
-        except MediaError:  # decomposing it gives the reject its reason
-            return plan_rows_to([self.plan_unread(source, settings)], extra)
-        return plan_rows_to(list(_segments(source, info, settings.sample)), extra)
+    @contextlib.contextmanager
+    def opened(self, source: Source, storage: StorageSettings) -> Iterator[BinaryIO]:
+        with reading(source.url):
+            yield _videos(storage).file(source.url)
 
-    def plan_unread(self, source: Source, settings: PlanSettings) -> PlanRow:
+    def header(self, source: Source, settings: SampleSettings, storage: StorageSettings) -> VideoInfo:
+        return _header(source.url, settings, storage)
+
+    def segments(
+        self, source: Source, info: VideoInfo | None, settings: SampleSettings
+    ) -> Sequence[tuple[float, float | None]]:
+        """Starts and ends of the samples in the range; those that would begin behind the end of the video are left out."""
         start, end = source.start_seconds or 0.0, source.end_seconds or 0.0
-        name = sample_id(source.source, start, identifying_settings(settings.sample), end)
-        clips = expected_clips(max(end - start, 0.0), settings.sample)
-        return PlanRow(**vars(source), sample_id=name, num_clips=clips, cost=UNREAD_COST)
+        if info is None:
+            return [(start, end)]
+        length = segment_seconds(info, settings)
+        count = max(math.ceil((end - start - clip_seconds(settings)) / length), 1)
+        starts = [start + index * length for index in range(count)]
+        segments = zip(starts, [*starts[1:], end], strict=True)
+        return [one for one in segments if one[0] == start or info.seconds is None or one[0] < info.seconds]
+
+    def sample_id(self, source: Source, start: float, end: float | None, settings: SampleSettings) -> str:
+        return sample_id(source.source, start, identifying_settings(settings), end)
 
     def clips(self, row: PlanRow, settings: SampleSettings, storage: StorageSettings) -> VideoSample:
         if row.start_seconds is None or row.end_seconds is None or row.end_seconds <= row.start_seconds:
             raise BadRange("its start and end are no range; write both in seconds or as hh:mm:ss.mmm, end above start")
         try:
-            with reading(row.url):
-                return decompose_segment(_videos(storage).file(row.url), row, settings)
+            return super().clips(row, settings, storage)
         except TooFewFrames as error:
             raise TooFewFrames(f"from {row.start_seconds:g} to {row.end_seconds:g} s: {error}") from None
-
-
-def _segments(source: Source, info: VideoInfo, settings: SampleSettings) -> Iterator[PlanRow]:
-    """Rows of the plan for a range: one, or several where it is longer than a segment.
-
-    Segments that would begin behind the end of the video are left out.
-    """
-    start, end = source.start_seconds or 0.0, source.end_seconds or 0.0
-    length, clip = segment_seconds(info, settings), clip_seconds(settings)
-    count = max(math.ceil((end - start - clip) / length), 1)
-    for index in range(count):
-        first, last = start + index * length, end if index == count - 1 else start + (index + 1) * length
-        if first > start and info.seconds is not None and first >= info.seconds:
-            return
-        seconds = max(last - first, 0.0)
-        yield PlanRow(
-            **vars(replace(source, start_seconds=first, end_seconds=last)),
-            sample_id=sample_id(source.source, first, identifying_settings(settings), last),
-            planned_seconds=seconds,
-            num_clips=expected_clips(seconds, settings),
-            cost=estimated_cost(info, seconds, settings.fps) or UNREAD_COST,
-            size_bytes=clip_bytes(info, seconds),
-        )
 
 
 def _times(table: Table, rows: pa.Table, name: str) -> list[Any]:

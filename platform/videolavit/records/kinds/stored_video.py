@@ -4,28 +4,23 @@ import contextlib
 import functools
 import io
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from videolavit.media import MediaError, probe
-from videolavit.media.errors import SourceMissing, SourceUnreadable
+from videolavit.media import MediaError
 
-from ..files import resolve
 from ..inputs import InputSettings
 from ..pictures import MAX_FILE_BYTES
-from ..prepare import read_bytes
-from ..rows import PlanRow, Source, VideoSample, plan_rows_to
-from ..samples import SampleSettings, decompose_segment
+from ..rows import Source
 from ..storage import StorageSettings, open_file, reading
 from ..table_reader import CorruptTable, SourceChanged
 from ..tables import Table
-from .base import Kind, PlanSettings
-from .manifest import list_stored
-from .video import VIDEO_COLUMN, segment, segments
+from .manifest import list_stored, stored_bytes
+from .video import VIDEO_COLUMN, VideoKind
 
 _ROW = re.compile(r"(.+)#row(\d+)")
 
@@ -37,69 +32,35 @@ class VideoTooLarge(MediaError):
     """The video is larger than what is read from a table."""
 
 
-class StoredVideo(Kind):
+class StoredVideo(VideoKind):
     """A video in a row of a Parquet file. A row group is read from front to back, one video at a time."""
 
     name = "stored_video"
-    modality = "video"
-    is_decomposed = True
     shard_by = ("url", "row_group")
 
     def takes_table(self, table: Table, settings: InputSettings) -> bool:
         return settings.may_be("video") and table.holds_bytes(VIDEO_COLUMN)
-
-    def media_column(self, settings: InputSettings) -> str:
-        return VIDEO_COLUMN
 
     def list_rows(
         self, table: Table, rows: pa.Table, first: int, group: int, settings: InputSettings, reserved: frozenset[str]
     ) -> pa.Table:
         return list_stored(self.name, VIDEO_COLUMN, table, rows, first, settings, reserved, group)
 
-    def plan(
-        self, source: Source, settings: PlanSettings, storage: StorageSettings, extra: Sequence[pa.Field]
-    ) -> pa.Table:
-        try:
-            info = probe(io.BytesIO(video_bytes(source, storage)), settings.sample)
-        except SourceUnreadable:
-            raise
-        except MediaError:  # decomposing it gives the reject its reason
-            return plan_rows_to([self.plan_unread(source, settings)], extra)
-        return plan_rows_to(segments(source, info, settings.sample), extra)
-
-    def plan_unread(self, source: Source, settings: PlanSettings) -> PlanRow:
-        return segment(source, None, settings.sample, 0.0, None, None)
-
-    def clips(self, row: PlanRow, settings: SampleSettings, storage: StorageSettings) -> VideoSample:
-        return decompose_segment(io.BytesIO(video_bytes(row, storage)), row, settings)
+    @contextlib.contextmanager
+    def opened(self, source: Source, storage: StorageSettings) -> Iterator[BinaryIO]:
+        assert source.row is not None
+        value = _reader(storage).value(source.url, source.row, source.column or VIDEO_COLUMN)
+        yield io.BytesIO(stored_bytes(value, source, "video", storage, MAX_FILE_BYTES, VideoTooLarge))
 
     def names(self, source: str) -> bool:
         return _ROW.fullmatch(source) is not None
 
-    @contextlib.contextmanager
-    def open(self, source: str, storage: StorageSettings) -> Iterator[BinaryIO]:
+    def open(self, source: str, storage: StorageSettings) -> AbstractContextManager[BinaryIO]:
         """Opens the video of `TABLE#rowN`."""
         found = _ROW.fullmatch(source)
         assert found is not None
         row = Source(source=source, url=found[1], kind=self.name, row=int(found[2]))
-        yield io.BytesIO(video_bytes(row, storage))
-
-
-def video_bytes(source: Source, storage: StorageSettings) -> bytes:
-    """Content of a stored video, or of the file that its row names.
-
-    Raises:
-        MediaError: it cannot be read.
-    """
-    assert source.row is not None
-    value = _reader(storage).value(source.url, source.row, source.column or VIDEO_COLUMN)
-    path = value.get("path") if isinstance(value, dict) else None
-    stored = value["bytes"] if isinstance(value, dict) else value
-    if stored is not None:
-        return bytes(stored)
-    if not path:
-        raise SourceMissing(f"row {source.row} of {source.url} has no video")
-    return read_bytes(resolve(path, source.url.rsplit("/", 1)[0]), storage, MAX_FILE_BYTES, VideoTooLarge)
+        return self.opened(row, storage)
 
 
 class ForwardReader:

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 import tarfile
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import BinaryIO
 
@@ -12,16 +11,14 @@ import pyarrow as pa
 
 from videolavit.media.errors import NoVideoStream, SourceMissing, SourceUnreadable, UnknownFormat
 
-from ..files import VIDEO_SUFFIXES, InputError, suffix_of
-from ..identity import sample_id
+from ..files import TAR_SUFFIX, VIDEO_SUFFIXES, InputError, names_tar, suffix_of
 from ..inputs import InputSettings
 from ..prepare import NothingInside, Prepared, PrepareSettings
-from ..rows import TAR, PlanRow, Source, VideoSample, names_tar, plan_rows_to
+from ..rows import PlanRow, Source, VideoSample
 from ..samples import SampleSettings
-from ..schema import TAR_JSON
 from ..storage import StorageSettings, open_source
-from .base import UNREAD_COST, Kind, PlanSettings
-from .video import segment
+from .base import Kind, PlanSettings
+from .video import VideoFile
 
 
 class Tar(Kind):
@@ -31,6 +28,7 @@ class Tar(Kind):
     modality = None
     is_decomposed = True
     is_container = True
+    extra = (pa.field("tar_json", pa.string()),)
 
     def takes_file(self, name: str, settings: InputSettings) -> bool:
         if names_tar(name) and not settings.member_suffixes():
@@ -40,16 +38,10 @@ class Tar(Kind):
     def expand(self, source: Source, settings: PlanSettings, storage: StorageSettings) -> list[Source]:
         return tar_members(source, storage, settings.inputs.member_suffixes())
 
-    def plan(
-        self, source: Source, settings: PlanSettings, storage: StorageSettings, extra: Sequence[pa.Field]
-    ) -> pa.Table:
-        return plan_rows_to([self.plan_unread(source, settings)], extra)
-
     def plan_unread(self, source: Source, settings: PlanSettings) -> PlanRow:
-        if settings.makes_clips:  # named as a video without a readable header
-            return segment(source, None, settings.sample, 0.0, None, None)
-        name = sample_id(source.source, 0.0, {"modality": "tar"})
-        return PlanRow(**vars(source), sample_id=name, num_clips=0, cost=UNREAD_COST)
+        if settings.makes_clips:  # runs of clips name it as a video without a readable header
+            return VideoFile().plan_unread(source, settings)
+        return super().plan_unread(source, settings)
 
     def clips(self, row: PlanRow, settings: SampleSettings, storage: StorageSettings) -> VideoSample:
         """Raises why the tar was planned as a whole and not member by member."""
@@ -64,11 +56,11 @@ class Tar(Kind):
         raise NothingInside("a tar without videos or images")
 
     def names(self, source: str) -> bool:
-        return f"{TAR}/" in source
+        return f"{TAR_SUFFIX}/" in source
 
     def open(self, source: str, storage: StorageSettings) -> AbstractContextManager[BinaryIO]:
         """Opens the member `TAR/MEMBER`."""
-        url = source[: source.index(f"{TAR}/") + len(TAR)]
+        url = source[: source.index(f"{TAR_SUFFIX}/") + len(TAR_SUFFIX)]
         places = _places(url, storage)
         if source not in places:
             raise SourceMissing(f"no such member of a tar: {source}")
@@ -112,7 +104,7 @@ def tar_members(tar: Source, storage: StorageSettings, suffixes: frozenset[str])
             offset=member.offset_data,
             length=member.size,
             text=_caption(neighbours.get((key, ".txt")), neighbours.get((key, ".json"))),
-            extra={**tar.extra, TAR_JSON: neighbours.get((key, ".json"))},
+            extra={**tar.extra, "tar_json": neighbours.get((key, ".json"))},
         )
         for key, member in found
     ]

@@ -1,6 +1,6 @@
 """Texts: files, and rows of tables."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -8,10 +8,9 @@ import pyarrow.compute as pc
 from videolavit.media import MediaError
 
 from ..files import TEXT_SUFFIXES, suffix_of
-from ..identity import sample_id
 from ..inputs import InputSettings
 from ..prepare import Prepared, PrepareSettings, prepared, read_bytes
-from ..rows import PlanRow, Source, plan_rows_to
+from ..rows import PlanRow, Source
 from ..storage import StorageSettings
 from ..tables import Table
 from .base import PICTURE_BYTES, Kind, PlanSettings
@@ -57,14 +56,8 @@ class TextFile(Kind):
     ) -> pa.Table:
         return list_stored(self.name, None, table, rows, first, settings, reserved)
 
-    def plan(
-        self, source: Source, settings: PlanSettings, storage: StorageSettings, extra: Sequence[pa.Field]
-    ) -> pa.Table:
-        return plan_rows_to([self.plan_unread(source, settings)], extra)
-
     def plan_unread(self, source: Source, settings: PlanSettings) -> PlanRow:
-        name = sample_id(source.source, 0.0, {"modality": "text"})
-        return PlanRow(**vars(source), sample_id=name, planned_seconds=0.0, num_clips=0, cost=TEXT_COST)
+        return replace(super().plan_unread(source, settings), planned_seconds=0.0, cost=TEXT_COST)
 
     def token_bytes(self, plan: pa.Table) -> pa.Array:
         characters = pc.cast(pc.coalesce(pc.utf8_length(plan["text"]), 0), pa.float64())
