@@ -13,13 +13,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 
 from videolavit.media import motion_features
 from videolavit.models.folder import ModelFolder
 from videolavit.models.visual_tokenizer import normalize_images, resize_image
-from videolavit.records.samples import clip_motion, decode_picture
+from videolavit.records.samples import decode_picture
 from videolavit.records.shards import CLIP_SHARDS, TOKEN_SHARDS, Ledger
 from videolavit.records.storage import Folder, StorageSettings
 
@@ -95,11 +97,17 @@ def _loop(model: str, clips: Path) -> Codes:
         codes[row["sample_id"]] = []
         for clip in row["clips"]:
             picture = resize_image(decode_picture(clip["keyframe"]), visual.config.image_size)
-            moving = motion_features(clip_motion(clip), row["width"], row["height"], size)
+            moving = motion_features(_motion(clip), row["width"], row["height"], size)
             (seen,) = visual.encode(normalize_images(picture[None]))
             moved = motion.encode(torch.from_numpy(moving)[None])[0]
             codes[row["sample_id"]].append((seen.tolist(), moved.tolist()))
     return codes
+
+
+def _motion(clip: dict[str, Any]) -> NDArray[np.int16]:
+    """Motion grid of a stored clip, int16 [num_frames, blocks_high, blocks_wide, 2]."""
+    shape = (clip["num_frames"], clip["blocks_high"], clip["blocks_wide"], 2)
+    return np.asarray(clip["motion"], np.int16).reshape(shape)
 
 
 def _rows(clips: Path) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from videolavit.evaluation.synthetic import BATCH_SIZE
 from videolavit.generation.generate import generate_videos
 from videolavit.generation.prompts import Prompt
 from videolavit.generation.runtime import Runtime
+from videolavit.media import Cell
 from videolavit.media.quality import psnr
 from videolavit.models.folder import ModelFolder
 from videolavit.records.report import REPORT, render_page
@@ -64,7 +65,7 @@ def compare(output: Path) -> dict[str, Any]:
         "clips": [{"caption": one.caption, "psnr": one.psnr} for one in recalled],
     }
     (output / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
-    save_sheet(output / COMPARISON_SHEET, [(_pair(one), f"{one.psnr:.1f} dB: {one.caption}") for one in recalled])
+    save_sheet(output / COMPARISON_SHEET, [Cell(_pair(one), f"{one.psnr:.1f} dB: {one.caption}") for one in recalled])
     _write_page(output, results)
     return results
 

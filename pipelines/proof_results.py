@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from videolavit.evaluation.synthetic import (
     EvaluatedVideo,
@@ -19,7 +18,7 @@ from videolavit.evaluation.synthetic import (
 from videolavit.generation.output import side_by_side
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings
-from videolavit.media import contact_sheet, motion_features
+from videolavit.media import Cell, contact_sheet, motion_features
 from videolavit.media.quality import explained_variance, psnr
 from videolavit.media.resize import resize_picture
 from videolavit.models.folder import ModelFolder
@@ -97,7 +96,7 @@ def _of_generation(output: Path, runtime: Runtime, prompts: int, on_progress: On
     rows = _manifest(output / "held-out")[:prompts]
     videos = evaluate_generation(runtime, rows, GENERATION, on_progress)
     cells = [
-        (np.concatenate([one.frames[0], one.frames[len(one.frames) // 2], one.frames[-1]], axis=1), _caption(one))
+        Cell(np.concatenate([one.frames[0], one.frames[len(one.frames) // 2], one.frames[-1]], axis=1), _caption(one))
         for one in videos[:24]
     ]
     save_sheet(output / GENERATED_SHEET, cells)
@@ -123,7 +122,7 @@ def _of_reconstruction(output: Path, runtime: Runtime) -> list[dict[str, Any]]:
     ]
     reconstructed = reconstruct_keyframes(runtime, originals, RECONSTRUCTION)
     pairs = list(zip(originals, reconstructed, strict=True))
-    save_sheet(output / "keyframes.png", [(side_by_side(*pair), f"{psnr(*pair):.1f} dB") for pair in pairs[:24]])
+    save_sheet(output / "keyframes.png", [Cell(side_by_side(*pair), f"{psnr(*pair):.1f} dB") for pair in pairs[:24]])
     folder = Folder(str(output / "held-out-tokens"), StorageSettings())
     usage = sampled_statistics(folder, sorted(Ledger(folder, TOKEN_SHARDS).committed()))[0].usage
     codes = {kind: runtime.model.config(f"{kind}_tokenizer").num_codes for kind in ("visual", "motion")}
@@ -162,7 +161,7 @@ def _held_out_clips(output: Path) -> list[ClipSample]:
     return [source.load(shard, row) for shard, size in enumerate(source.sizes) for row in range(size)]
 
 
-def save_sheet(file: Path, cells: Sequence[tuple[NDArray[np.uint8], str]]) -> None:
+def save_sheet(file: Path, cells: Sequence[Cell]) -> None:
     """Writes captioned pictures as one picture."""
     from PIL import Image
 

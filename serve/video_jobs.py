@@ -17,7 +17,7 @@ from videolavit.evaluation.motion import decompose_frames
 from videolavit.generation.output import encode_png, provenance, save_video
 from videolavit.generation.prompts import Picture
 from videolavit.generation.token_generator import PromptTooLong
-from videolavit.media import MediaError, contact_sheet, draw_motion
+from videolavit.media import Cell, MediaError, contact_sheet, draw_motion
 from videolavit.records.storage import Folder, StorageError
 
 from .failures import REPLICA_DIED, root_cause
@@ -244,7 +244,7 @@ class JobWorker:
 def sprites(video: VideoResult, fps: int) -> Picture:
     """Contact sheet of a video: the keyframe of each clip, with the motion of its first second as arrows."""
     cells = [
-        (draw_motion(clip.keyframe, clip.motion[:fps].sum(axis=0, dtype=np.int16)), f"{clip.seconds:.1f} s")
+        Cell(draw_motion(clip.keyframe, clip.motion[:fps].sum(axis=0, dtype=np.int16)), f"{clip.seconds:.1f} s")
         for clip in decompose_frames(video.frames, fps)
     ]
     return contact_sheet(cells)

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 
 def shards(url: str, kind: str = "clips", **storage: Any) -> list[str]:
@@ -37,6 +39,12 @@ def samples(url: str, kind: str = "clips", **storage: Any) -> dict[str, str]:
 def contents(url: str, **storage: Any) -> list[str]:
     """Digests of the rows' clips alone, which do not depend on where a source lies."""
     return [_digest(row["clips"]) for row in rows(url, **storage)]
+
+
+def clip_motion(clip: dict[str, Any]) -> NDArray[np.int16]:
+    """Motion grid of a stored clip, int16 [num_frames, blocks_high, blocks_wide, 2]."""
+    shape = (clip["num_frames"], clip["blocks_high"], clip["blocks_wide"], 2)
+    return np.asarray(clip["motion"], np.int16).reshape(shape)
 
 
 def _digest(value: Any) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import moving_texture
 from videolavit.media import (
+    Cell,
     DecomposedFrame,
     DecomposeSettings,
     contact_sheet,
@@ -99,7 +100,7 @@ def test_arrows_point_where_the_content_moves() -> None:
 
 
 def test_contact_sheet() -> None:
-    cells = [(np.full((40, 60 + index, 3), 40 * index, np.uint8), f"cell {index}") for index in range(5)]
+    cells = [Cell(np.full((40, 60 + index, 3), 40 * index, np.uint8), f"cell {index}") for index in range(5)]
     sheet = contact_sheet(cells, columns=3, cell_width=90)
     assert sheet.shape[1] == 3 * 98 + 8
     assert {0, 40, 80, 120, 160} <= set(np.unique(sheet))

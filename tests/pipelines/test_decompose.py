@@ -13,7 +13,7 @@ import pytest
 from tests import runs
 from tests.conftest import Job
 from videolavit.media import decompose
-from videolavit.records.samples import clip_motion, decode_picture
+from videolavit.records.samples import decode_picture
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_rows_hold_what_the_media_layer_computes(finished: Path, small_corpus: P
             expected = list(decompose(row["source"], start_seconds=row["start_seconds"], end_seconds=end))
             assert [clip["start_frame"] for clip in row["clips"]] == [clip.start_frame for clip in expected]
             for stored, clip in zip(row["clips"], expected, strict=True):
-                assert (clip_motion(stored) == clip.motion[: clip.num_frames]).all()
+                assert (runs.clip_motion(stored) == clip.motion[: clip.num_frames]).all()
                 assert stored["num_vectors"] == clip.num_vectors[: clip.num_frames].tolist()
                 assert abs(decode_picture(stored["keyframe"]).astype(int) - clip.keyframe).mean() < 3
                 checked += 1

@@ -52,7 +52,7 @@ def test_rows_hold_what_the_tokenizers_say(from_clips: Path, clips: Path, model:
     from videolavit.media import motion_features
     from videolavit.models.folder import ModelFolder
     from videolavit.models.visual_tokenizer import normalize_images, resize_image
-    from videolavit.records.samples import clip_motion, decode_picture
+    from videolavit.records.samples import decode_picture
 
     folder = ModelFolder(model)
     visual, motion = folder.load("visual_tokenizer"), folder.load("motion_tokenizer")
@@ -64,7 +64,7 @@ def test_rows_hold_what_the_tokenizers_say(from_clips: Path, clips: Path, model:
         for clip, codes in zip(row["clips"], tokens["clips"], strict=True):
             image = normalize_images(resize_image(decode_picture(clip["keyframe"]))[None])
             assert codes["visual_tokens"] == visual.encode(image)[0].tolist()
-            features = motion_features(clip_motion(clip), row["width"], row["height"])
+            features = motion_features(runs.clip_motion(clip), row["width"], row["height"])
             assert codes["motion_tokens"] == motion.encode(torch.from_numpy(features)[None])[0].tolist()
         assert tokens["num_tokens"] == sum(len(clip[kind]) for clip in tokens["clips"] for kind in clip)
         same = ("source", "text", "start_seconds", "end_seconds", "id")

@@ -1,7 +1,7 @@
 """Decomposition of videos into keyframes and motion vectors, and writing of mp4 files, without Ray and torch."""
 
 from .clips import Clip, corpus_groups, decompose, select_eval_clips
-from .draw import contact_sheet, draw_motion
+from .draw import Cell, contact_sheet, draw_motion
 from .errors import MediaError
 from .motion import motion_features, motion_grid, motion_score, normalize_motion
 from .reencode import DecomposedFrame, iter_frames, iter_pictures
@@ -13,6 +13,7 @@ __all__ = [
     "BLOCK",
     "CLIP_FRAMES",
     "GOP_FRAMES",
+    "Cell",
     "Clip",
     "DecomposeSettings",
     "DecomposedFrame",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,13 +54,23 @@ def _arrow(pen: ImageDraw.ImageDraw, x: float, y: float, dx: float, dy: float) -
         pen.line([wings[0], tip, wings[1]], fill=colour, width=width)
 
 
-def contact_sheet(
-    cells: Sequence[tuple[NDArray[np.uint8], str]], *, columns: int = 4, cell_width: int = 320
-) -> NDArray[np.uint8]:
-    """Arranges captioned images on a sheet.
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A captioned picture of a contact sheet.
+
+    Attributes:
+        picture: uint8 [height, width, 3].
+    """
+
+    picture: NDArray[np.uint8]
+    caption: str
+
+
+def contact_sheet(cells: Sequence[Cell], *, columns: int = 4, cell_width: int = 320) -> NDArray[np.uint8]:
+    """Arranges captioned pictures on a sheet.
 
     Args:
-        cells: (uint8 [height, width, 3], caption) pairs.
+        cells: Pictures and their captions.
         columns: Number of images in a row.
         cell_width: Width to which each image is scaled, in pixels.
 
@@ -74,17 +85,17 @@ def contact_sheet(
     margin, caption_height = 8, 18
     columns = min(columns, len(cells))
     box = (cell_width, cell_width * 3 // 4)
-    pictures = [ImageOps.contain(Image.fromarray(image), box) for image, _ in cells]
+    pictures = [ImageOps.contain(Image.fromarray(cell.picture), box) for cell in cells]
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
     pitches = [max(picture.height for picture in row) + caption_height + margin for row in rows]
     sheet = Image.new("RGB", (columns * (cell_width + margin) + margin, sum(pitches) + margin), (250, 250, 250))
     pen = ImageDraw.Draw(sheet)
-    for index, (picture, (_, caption)) in enumerate(zip(pictures, cells, strict=True)):
+    for index, (picture, cell) in enumerate(zip(pictures, cells, strict=True)):
         row, column = divmod(index, columns)
         left, top = margin + column * (cell_width + margin), margin + sum(pitches[:row])
         sheet.paste(picture, (left, top))
         below = top + pitches[row] - caption_height - margin + 2
-        pen.text((left, below), _fitting(pen, caption, cell_width), fill=(40, 40, 40))
+        pen.text((left, below), _fitting(pen, cell.caption, cell_width), fill=(40, 40, 40))
     return np.asarray(sheet)
 
 

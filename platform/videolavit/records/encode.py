@@ -97,16 +97,14 @@ class Encoder:
 
 def token_rows(shard: PreparedShard, visual: Sequence[Codes], motion: Sequence[Codes]) -> pa.Table:
     """Codes, in the order of the shard's pictures and motion, as rows of `schema.TOKENS` and the extra columns."""
-    pictures = shard.samples["num_pictures"].to_numpy()
-    with_motion = np.repeat(shard.samples["num_motions"].to_numpy() > 0, pictures)
+    with_motion = np.repeat(shard.num_motions > 0, shard.num_pictures)
     remaining, none = iter(motion), np.zeros(0, np.int32)
     columns = [list(visual), [next(remaining) if has else none for has in with_motion]]
     lengths = sum(np.array([len(codes) for codes in column], np.int32) for column in columns)
-    ends = np.concatenate([[0], np.cumsum(pictures)])
+    ends = np.concatenate([[0], np.cumsum(shard.num_pictures)])
     num_tokens = np.diff(np.concatenate([[0], np.cumsum(lengths)])[ends])
     structs = pa.StructArray.from_arrays([_lists(column) for column in columns], fields=list(schema.TOKEN_CLIP))
-    rows = shard.samples.drop_columns(["num_pictures", "num_motions"])
-    rows = rows.append_column("clips", pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs))
+    rows = shard.samples.append_column("clips", pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs))
     rows = rows.append_column("num_tokens", pa.array(num_tokens, pa.int32()))
     return rows.replace_schema_metadata({schema.WORK_SECONDS: f"{shard.work_seconds:.6f}"})
 

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from videolavit.media import Clip, DecomposeSettings, VideoInfo, decompose, probe
+from videolavit.media import Cell, Clip, DecomposeSettings, VideoInfo, decompose, probe
 from videolavit.progress import OnProgress, Progress, ignore_progress
 
 from .report import SHEET_CELLS, clip_cell, shard_cells, stored_cells
@@ -21,9 +19,6 @@ from .shards import CLIP_SHARDS, TOKEN_SHARDS, Ledger, total
 from .storage import Folder, StorageError, StorageSettings, open_source
 from .token_report import described, sampled_statistics
 from .usage import Facts, TokenStatistics
-
-Cell = tuple[NDArray[np.uint8], str]
-"""Picture, uint8 [height, width, 3], and its caption: a cell of a contact sheet."""
 
 MAX_ROWS = 20
 """Rows of a shard that are read to be shown."""

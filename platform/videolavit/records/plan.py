@@ -14,6 +14,7 @@ from videolavit.media import VideoInfo
 from videolavit.media.settings import BLOCK, CLIP_FRAMES
 
 from . import schema
+from .rows import PlanRow, plan_rows_from
 from .samples import SEGMENT_VALUES, SampleSettings
 
 SECONDS_PER_SOURCE_PIXEL = {"h264": 5e-9, "hevc": 9e-9, "av1": 9e-9, "vp9": 7e-9}
@@ -34,7 +35,6 @@ SHARDS_PER_PLAN = 256
 MAX_CLIP_SHARD_BYTES or MAX_TOKEN_SHARD_BYTES. It does not depend on the workers, because the output must not."""
 
 
-PlanValues = dict[str, Any]
 ShardBy = Callable[[str], Sequence[str]]
 """Columns of a plan by kind: rows that agree in them share a shard, unless they are too large for one."""
 
@@ -81,8 +81,8 @@ def clip_bytes(info: VideoInfo, seconds: float) -> float:
 def assign_clip_shards(plan: pa.Table, generation: int, shard_by: ShardBy) -> pa.Table:
     """Groups the rows of a plan into shards, the most work first, and names the shards."""
 
-    def order(group: tuple[float, str], row: PlanValues) -> tuple[Any, ...]:
-        return -group[0], group[1], row["row"] or 0, row["start_seconds"] or 0.0
+    def order(group: tuple[float, str], row: PlanRow) -> tuple[Any, ...]:
+        return -group[0], group[1], row.row or 0, row.start_seconds or 0.0
 
     return _assign(plan, generation, shard_by, order, MAX_CLIP_SHARD_BYTES)
 
@@ -93,29 +93,26 @@ def assign_token_shards(plan: pa.Table, generation: int, shard_by: ShardBy) -> p
     The result depends neither on the order of the input nor on the number of workers.
     """
 
-    def order(group: tuple[float, str], row: PlanValues) -> tuple[Any, ...]:
-        return row["kind"], row["url"], row["row"] or 0, row["offset"] or 0, row["start_seconds"] or 0.0
+    def order(group: tuple[float, str], row: PlanRow) -> tuple[Any, ...]:
+        return row.kind, row.url, row.row or 0, row.offset or 0, row.start_seconds or 0.0
 
     return _assign(plan, generation, shard_by, order, MAX_TOKEN_SHARD_BYTES)
-
-
-_ASSIGNED_BY = ("sample_id", "kind", "url", "row", "row_group", "offset", "start_seconds", "cost", "size_bytes")
 
 
 def _assign(
     plan: pa.Table,
     generation: int,
     shard_by: ShardBy,
-    order: Callable[[tuple[float, str], PlanValues], tuple[Any, ...]],
+    order: Callable[[tuple[float, str], PlanRow], tuple[Any, ...]],
     max_bytes: float,
 ) -> pa.Table:
-    rows: list[PlanValues] = plan.select(_ASSIGNED_BY).to_pylist()
-    groups = [_group(row, shard_by(row["kind"])) for row in rows]
+    rows = plan_rows_from(plan.select([name for name in schema.PLAN.names if name != "text"]))  # texts are large
+    groups = [_group(row, shard_by(row.kind)) for row in rows]
     costs: dict[str, float] = {}
     for group, row in zip(groups, rows, strict=True):
-        costs[group] = costs.get(group, 0.0) + row["cost"]
+        costs[group] = costs.get(group, 0.0) + row.cost
     ordered = sorted(range(len(rows)), key=lambda index: order((costs[groups[index]], groups[index]), rows[index]))
-    limit = max(sum(rows[index]["cost"] for index in ordered) / SHARDS_PER_PLAN, SHARD_MIN_COST)
+    limit = max(sum(rows[index].cost for index in ordered) / SHARDS_PER_PLAN, SHARD_MIN_COST)
     shards: list[list[int]] = []
     cost = size = 0.0
     before = None
@@ -123,11 +120,11 @@ def _assign(
         row, is_new = rows[index], groups[index] != before
         before = groups[index]
         is_full = is_new and cost + costs[before] > limit
-        if not shards or is_full or size + row["size_bytes"] > max_bytes:
+        if not shards or is_full or size + row.size_bytes > max_bytes:
             shards.append([])
             cost = size = 0.0
         shards[-1].append(index)
-        cost, size = cost + row["cost"], size + row["size_bytes"]
+        cost, size = cost + row.cost, size + row.size_bytes
     names = []
     for number, shard in enumerate(shards):
         name = _shard_name(generation, number, [rows[index] for index in shard])
@@ -137,11 +134,11 @@ def _assign(
     return assigned.set_column(plan.schema.get_field_index("shard"), schema.PLAN.field("shard"), column)
 
 
-def _group(row: PlanValues, shard_by: Sequence[str]) -> str:
-    return "\0".join(str(row[column]) for column in shard_by) or row["sample_id"]
+def _group(row: PlanRow, shard_by: Sequence[str]) -> str:
+    return "\0".join(str(getattr(row, column)) for column in shard_by) or row.sample_id
 
 
-def _shard_name(generation: int, number: int, rows: list[PlanValues]) -> str:
+def _shard_name(generation: int, number: int, rows: list[PlanRow]) -> str:
     """Name with the generation and a digest of the samples, so that names of two plans never meet."""
-    digest = hashlib.sha256("".join(row["sample_id"] for row in rows).encode()).hexdigest()[:8]
+    digest = hashlib.sha256("".join(row.sample_id for row in rows).encode()).hexdigest()[:8]
     return f"{generation:05d}-{number:06d}-{digest}.parquet"

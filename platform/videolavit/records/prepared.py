@@ -16,7 +16,6 @@ from .prepare import Prepared, PrepareSettings
 from .rows import PlanRow, Reject, reject_from, reject_to
 
 _OWN = [field for field in schema.TOKENS if field.name not in ("clips", "num_tokens")]
-_COUNTS = [pa.field("num_pictures", pa.int32()), pa.field("num_motions", pa.int32())]
 
 
 @dataclass(eq=False)
@@ -47,6 +46,8 @@ class ShardBuilder:
             shard=self.name,
             samples=sink.getvalue().to_pybytes(),
             rejects=json.dumps([reject_to(one) for one in self.rejects]),
+            num_pictures=[len(sample.pictures) for _, sample in self._samples],
+            num_motions=[len(sample.motion) for _, sample in self._samples],
             pictures=b"".join(sample.pictures.tobytes() for _, sample in self._samples),
             motion=b"".join(sample.motion.tobytes() for _, sample in self._samples),
             work_seconds=sum(sample.work_seconds for _, sample in self._samples),
@@ -60,11 +61,9 @@ class ShardBuilder:
             "text": [sample.text for _, sample in self._samples],
             "start_seconds": [row.start_seconds for row, _ in self._samples],
             "end_seconds": [sample.end_seconds for _, sample in self._samples],
-            "num_pictures": [len(sample.pictures) for _, sample in self._samples],
-            "num_motions": [len(sample.motion) for _, sample in self._samples],
         }
         columns |= {one.name: [row.extra.get(one.name) for row, _ in self._samples] for one in self.extra}
-        fields = pa.schema([*_OWN, *_COUNTS, *self.extra])
+        fields = pa.schema([*_OWN, *self.extra])
         return pa.Table.from_arrays([pa.array(columns[one.name], one.type) for one in fields], schema=fields)
 
 
@@ -73,8 +72,10 @@ class PreparedShard:
     """A shard that `ShardBuilder` collected.
 
     Attributes:
-        samples: Rows of `schema.TOKENS` without the tokens, with `num_pictures` and `num_motions`, and extra columns.
+        samples: Rows of `schema.TOKENS` without the tokens, and extra columns.
         rejects: Samples that could not be prepared.
+        num_pictures: int32 [samples], pictures of each sample.
+        num_motions: int32 [samples], motions of each sample.
         pictures: uint8 [pictures, size, size, 3], those of all samples in their order.
         motion: float32 [motions, 2, 24, *motion_size].
     """
@@ -82,6 +83,8 @@ class PreparedShard:
     name: str
     samples: pa.Table
     rejects: list[Reject]
+    num_pictures: NDArray[np.int32]
+    num_motions: NDArray[np.int32]
     pictures: NDArray[np.uint8]
     motion: NDArray[np.float32]
     work_seconds: float
@@ -94,6 +97,8 @@ class PreparedShard:
             name=block["shard"][0].as_py(),
             samples=pa.ipc.open_stream(samples).read_all(),
             rejects=[reject_from(one) for one in json.loads(block["rejects"][0].as_py())],
+            num_pictures=block["num_pictures"][0].values.to_numpy(),
+            num_motions=block["num_motions"][0].values.to_numpy(),
             pictures=np.frombuffer(pictures, np.uint8).reshape(-1, size, size, 3),
             motion=np.frombuffer(motion, np.float32).reshape(-1, 2, CLIP_FRAMES, *settings.motion_size),
             work_seconds=block["work_seconds"][0].as_py(),
@@ -101,7 +106,7 @@ class PreparedShard:
 
     def extra(self) -> list[pa.Field]:
         """Further columns of the samples."""
-        own = {field.name for field in (*_OWN, *_COUNTS)}
+        own = {field.name for field in _OWN}
         return [field for field in self.samples.schema if field.name not in own]
 
 
@@ -121,6 +126,8 @@ _BLOCK = pa.schema(
         ("error", pa.string()),
         ("samples", pa.large_binary()),
         ("rejects", pa.large_string()),
+        ("num_pictures", pa.list_(pa.int32())),
+        ("num_motions", pa.list_(pa.int32())),
         ("pictures", pa.large_binary()),
         ("motion", pa.large_binary()),
         ("work_seconds", pa.float64()),

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -13,10 +14,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from videolavit.media import contact_sheet, draw_motion
+from videolavit.media import Cell, contact_sheet, draw_motion
 
 from .rows import Reject
-from .samples import clip_motion, decode_picture
+from .samples import decode_picture, stored_clip
 from .shards import CLIP_SHARDS, Ledger
 from .storage import Folder
 
@@ -35,6 +36,26 @@ _NUMBERS = {
     "motion of a clip, % of the diagonal a frame": "motion_score",
     "frames of a clip": "num_frames",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A bar of a plot, in the plot's coordinates."""
+
+    x: float
+    width: float
+    height: float
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A histogram, with the ends of its axis."""
+
+    title: str
+    bars: Sequence[Bar] = ()
+    low: str = ""
+    high: str = ""
 
 
 def write_clip_report(folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
@@ -60,8 +81,8 @@ def render_page(
     *,
     title: str,
     facts: Sequence[tuple[str, str]],
-    cells: Sequence[tuple[NDArray[np.uint8], str]],
-    plots: Sequence[dict[str, Any]] = (),
+    cells: Sequence[Cell],
+    plots: Sequence[Plot] = (),
     rejects: Sequence[Reject] = (),
     details: str = "",
     note: str = "",
@@ -73,7 +94,7 @@ def render_page(
     Args:
         title: Title of the page.
         facts: Names and values.
-        cells: Pictures and captions of the contact sheet.
+        cells: Cells of the contact sheet.
         plots: Histograms, from `histogram`.
         rejects: Samples that could not be made.
         details: Text at the end of the page, in a fixed-width font.
@@ -103,7 +124,7 @@ def render_page(
     )
 
 
-def clip_cell(keyframe: NDArray[np.uint8], motion: NDArray[np.int16], caption: str) -> tuple[NDArray[np.uint8], str]:
+def clip_cell(keyframe: NDArray[np.uint8], motion: NDArray[np.int16], caption: str) -> Cell:
     """A keyframe with the mean motion of its clip's first second, for a contact sheet.
 
     Args:
@@ -114,13 +135,13 @@ def clip_cell(keyframe: NDArray[np.uint8], motion: NDArray[np.int16], caption: s
     longest = float(np.percentile(np.hypot(mean[..., 0], mean[..., 1]), 98)) / 2
     scale = max(1.0, keyframe.shape[1] / 16 / longest) if longest else 1.0
     spacing = max(1, round(keyframe.shape[1] / 16 / 20))
-    return draw_motion(keyframe, mean, spacing=spacing, scale=min(scale, 8.0)), caption
+    return Cell(draw_motion(keyframe, mean, spacing=spacing, scale=min(scale, 8.0)), caption)
 
 
-def stored_cells(folder: Folder, names: Sequence[str], limit: int = SHEET_CELLS) -> list[tuple[NDArray[np.uint8], str]]:
+def stored_cells(folder: Folder, names: Sequence[str], limit: int = SHEET_CELLS) -> list[Cell]:
     """Cells of clips taken evenly from shards."""
     chosen = spread(names, limit)
-    cells: list[tuple[NDArray[np.uint8], str]] = []
+    cells: list[Cell] = []
     for position, name in enumerate(chosen):
         share = -(-(limit - len(cells)) // (len(chosen) - position))
         with folder.open(f"{CLIP_SHARDS.folder}/{name}") as file:
@@ -128,15 +149,16 @@ def stored_cells(folder: Folder, names: Sequence[str], limit: int = SHEET_CELLS)
     return cells
 
 
-def shard_cells(shard: pq.ParquetFile, limit: int) -> list[tuple[NDArray[np.uint8], str]]:
+def shard_cells(shard: pq.ParquetFile, limit: int) -> list[Cell]:
     """One cell each of up to `limit` samples of a shard: the middle clip."""
     cells = []
     for index in spread(range(shard.num_row_groups), limit):
-        (row,) = shard.read_row_group(index, columns=["source", "text", "clips"]).to_pylist()
-        if row["clips"]:
-            clip = row["clips"][len(row["clips"]) // 2]
-            caption = row["text"] or row["source"].rsplit("/", 1)[-1]
-            cells.append(clip_cell(decode_picture(clip["keyframe"]), clip_motion(clip), caption))
+        columns = shard.read_row_group(index, columns=["source", "text", "clips"])
+        source, text, clips = (columns[name].combine_chunks() for name in ("source", "text", "clips"))
+        if count := len(clips.flatten()):
+            keyframe, motion = stored_clip(clips, count // 2)
+            caption = text[0].as_py() or source[0].as_py().rsplit("/", 1)[-1]
+            cells.append(clip_cell(decode_picture(keyframe), motion, caption))
     return cells
 
 
@@ -158,23 +180,23 @@ def _read_numbers(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
     return numbers | {field: clips.field(field).to_numpy(zero_copy_only=False) for field in nested}
 
 
-def histogram(title: str, values: NDArray[Any]) -> dict[str, Any]:
+def histogram(title: str, values: NDArray[Any]) -> Plot:
     """A plot of how numbers are distributed, for `render_page`."""
     values = values.astype(float)
     if not len(values):
-        return {"title": f"{title}: none", "bars": [], "low": "", "high": ""}
+        return Plot(title=f"{title}: none")
     low, high = float(values.min()), float(values.max())
     bins = _BINS if high > low else 1
     heights, edges = np.histogram(values, bins=bins, range=(low, high if high > low else low + 1))
     width = 260 / bins
     bars = [
-        {
-            "x": round(index * width, 2),
-            "width": round(width - 1, 2),
-            "height": round(float(90 * count / heights.max()), 2),
-            "label": f"{edges[index]:.4g} to {edges[index + 1]:.4g}: {count}",
-        }
+        Bar(
+            x=round(index * width, 2),
+            width=round(width - 1, 2),
+            height=round(float(90 * count / heights.max()), 2),
+            label=f"{edges[index]:.4g} to {edges[index + 1]:.4g}: {count}",
+        )
         for index, count in enumerate(heights)
     ]
     title = f"{title} (median {np.median(values):.3g})"
-    return {"title": title, "bars": bars, "low": f"{low:.4g}", "high": f"{high:.4g}"}
+    return Plot(title=title, bars=bars, low=f"{low:.4g}", high=f"{high:.4g}")

@@ -142,16 +142,17 @@ def decode_picture(data: bytes) -> NDArray[np.uint8]:
 
 
 def stored_clips(clips: pa.ListArray) -> Iterator[tuple[bytes, NDArray[np.int16]]]:
-    """The keyframe files and motion grids (as `clip_motion`) of a shard's `clips`, without a Python object a value."""
-    structs = clips.flatten()
-    motion = structs.field("motion")
-    for index in range(len(structs)):
-        shape = (*(structs.field(name)[index].as_py() for name in ("num_frames", "blocks_high", "blocks_wide")), 2)
-        values = motion[index].values.to_numpy()
-        yield structs.field("keyframe")[index].as_py(), values.reshape(shape)
+    """Yields the `stored_clip` of each clip."""
+    for index in range(len(clips.flatten())):
+        yield stored_clip(clips, index)
 
 
-def clip_motion(clip: dict[str, Any]) -> NDArray[np.int16]:
-    """The motion of a stored clip (a struct of `schema.CLIP`) as int16 [num_frames, blocks_high, blocks_wide, 2]."""
-    shape = (clip["num_frames"], clip["blocks_high"], clip["blocks_wide"], 2)
-    return np.asarray(clip["motion"], np.int16).reshape(shape)
+def stored_clip(clips: pa.ListArray, index: int) -> tuple[bytes, NDArray[np.int16]]:
+    """Keyframe file and motion grid of a clip in a shard's `clips`, without a Python object a value.
+
+    Returns:
+        The file, and int16 [num_frames, blocks_high, blocks_wide, 2].
+    """
+    clip = clips.flatten()[index]
+    shape = (*(clip[name].as_py() for name in ("num_frames", "blocks_high", "blocks_wide")), 2)
+    return clip["keyframe"].as_py(), clip["motion"].values.to_numpy().reshape(shape)

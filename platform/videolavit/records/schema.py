@@ -116,7 +116,8 @@ TEXTS = "texts"
 """Further column of all captions of a video that a manifest names more than once."""
 
 RESERVED = frozenset({*CLIPS.names, *TOKENS.names, "num_pictures", "num_motions"})
-"""Columns of shards, and two that version 0.1 reserved; a manifest's column of such a name is called `manifest_NAME`."""
+"""Columns of shards, and two names that version 0.1 reserved. A manifest's column of such a name becomes
+`manifest_NAME`."""
 
 
 def versioned(schema: pa.Schema, kind: str, further: Mapping[str, str] | None = None) -> pa.Schema:

@@ -23,7 +23,7 @@ from videolavit.records.kinds.image import image_bytes
 from videolavit.records.listing import Listing
 from videolavit.records.pictures import decode_image
 from videolavit.records.rows import Source, sources_from
-from videolavit.records.samples import SampleSettings, stored_clips
+from videolavit.records.samples import SampleSettings, stored_clip
 from videolavit.records.schema import RESERVED
 from videolavit.records.storage import Folder, StorageSettings, open_source
 from videolavit.records.table_reader import TableReader
@@ -148,11 +148,11 @@ class ClipSource:
         index = row - (int(ends[sample - 1]) if sample else 0)
         table = self._tables.row(self._urls[shard], sample, _COLUMNS)
         values = {name: table[name][0].as_py() for name in _COLUMNS if name != "clips"}
-        structs = table["clips"].combine_chunks().flatten().slice(index, 1)
-        keyframe, motion = next(stored_clips(pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), structs)))
+        clips = table["clips"].combine_chunks()
+        keyframe, motion = stored_clip(clips, index)
         return ClipSample(
             sample_seconds=values.pop("start_seconds"),
-            start_frame=structs.field("start_frame")[0].as_py(),
+            start_frame=clips.flatten()[index]["start_frame"].as_py(),
             keyframe=keyframe,
             motion=motion,
             **values,

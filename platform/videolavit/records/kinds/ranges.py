@@ -93,7 +93,7 @@ class VideoRange(VideoKind):
     def segments(
         self, source: Source, info: VideoInfo | None, settings: SampleSettings
     ) -> Sequence[tuple[float, float | None]]:
-        """Starts and ends of the samples in the range; those that would begin behind the end of the video are left out."""
+        """Starts and ends of the samples in the range, without those that would begin behind the end of the video."""
         start, end = source.start_seconds or 0.0, source.end_seconds or 0.0
         if info is None:
             return [(start, end)]
