@@ -18,7 +18,7 @@ from videolavit.records.identity import (
 )
 from videolavit.records.inputs import InputSettings
 from videolavit.records.kinds import KINDS, PlanSettings
-from videolavit.records.rows import Source, plan_rows_from
+from videolavit.records.rows import Source, keys, plan_rows_from
 from videolavit.records.samples import SampleSettings
 
 OLD_RUN = Path(__file__).parents[1] / "fixtures" / "run-0.1"
@@ -73,11 +73,9 @@ def test_the_identity_of_a_run_is_that_of_version_0_1() -> None:
 
 
 def test_plans_of_version_0_1_are_read() -> None:
-    rows = [
-        row
-        for file in sorted((OLD_RUN / "clips-run" / "plan").iterdir())
-        for row in plan_rows_from(pq.read_table(file))
-    ]
+    plans = [pq.read_table(file) for file in sorted((OLD_RUN / "clips-run" / "plan").iterdir())]
+    assert all(keys(plan) == plan["source"] for plan in plans)
+    rows = [row for plan in plans for row in plan_rows_from(plan)]
     assert [row.kind for row in rows] == ["video"] * len(rows)
     assert {row.extra["score"] for row in rows if "score" in row.extra} == {0.5, 0.25, None}
     member = next(row for row in rows if row.offset is not None)

@@ -34,11 +34,13 @@ class _Rows:
     """Rows of a table.
 
     Args:
+        names_files: True if each names a whole file.
         repeated: Addresses that the table names more than once.
     """
 
     kind: Kind
     table: Table
+    names_files: bool
     repeated: frozenset[str]
 
 
@@ -148,8 +150,9 @@ class Listing:
             return _Files(kind, [url])
         column = kind.media_column(self._settings)
         table = table.typed({*CAPTIONS, *kind.text_columns, *filter(None, (self._settings.text_column, column))})
-        joins = column is not None and kind.joins_captions and not table.holds_bytes(column)
-        return _Rows(kind, table, repeated_addresses(column, table) if joins and column in table.names else frozenset())
+        if column is None or column not in table.names or not kind.joins_captions or table.holds_bytes(column):
+            return _Rows(kind, table, False, frozenset())
+        return _Rows(kind, table, True, repeated_addresses(column, table))
 
     def _kind_of_rows(self, table: Table) -> Kind:
         settings = self._settings
@@ -187,7 +190,17 @@ class Listing:
 
     def _list_rows(self, part: _Rows, rows: pa.Table, first: int, group: int) -> pa.Table:
         reserved = self._reserved | {one.name for one in part.kind.extra}
-        return part.kind.list_rows(part.table, rows, first, group, self._settings, reserved)
+        sources = part.kind.list_rows(part.table, rows, first, group, self._settings, reserved)
+        return self._naming_containers(sources) if part.names_files else sources
+
+    def _naming_containers(self, sources: pa.Table) -> pa.Table:
+        """Sources of the rows of a table, of which some may name a container such as a tar."""
+        containers = [kind for kind in KINDS.values() if kind.is_container and self._takes(kind)]
+        kinds = [
+            next((kind.name for kind in containers if kind.takes_file(url, self._settings)), name)
+            for url, name in zip(sources["url"].to_pylist(), sources["kind"].to_pylist(), strict=True)
+        ]
+        return sources.set_column(sources.schema.get_field_index("kind"), "kind", pa.array(kinds, pa.string()))
 
     def _rows(self, part: _Rows) -> Iterator[pa.Table]:
         column = part.kind.media_column(self._settings)

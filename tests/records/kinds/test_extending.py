@@ -47,6 +47,9 @@ def test_the_kind_of_the_page(kind: str, tmp_path: Path) -> None:
     rows = _planned(source)
     assert [row.source for row in rows] == [f"{tmp_path}/a.mp4", f"{tmp_path}/b.mp4"]
     assert [read_clips(row, SETTINGS.sample, STORAGE).num_clips for row in rows] == [1, 1]
+    (tmp_path / "m.csv").write_text("video\nin/videos.list\n")  # a row of a manifest may name one
+    (batch,) = listed(tmp_path / "m.csv")
+    assert sources_from(batch) == [source]
 
 
 def test_an_empty_one_gives_a_typed_reject(kind: str, tmp_path: Path) -> None:

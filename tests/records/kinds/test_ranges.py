@@ -84,6 +84,7 @@ def test_every_row_is_a_sample(video: Path, suffix: str) -> None:
     assert [(row.start_seconds, row.end_seconds) for row in made] == [(1.5, 4.0), (6.0, 12.25), (6.0, 10.0)]
     assert [(row.text, row.extra["score"]) for row in made] == [("one", 1), ("two", 2), ("a shorter two", 3)]
     assert len({row.sample_id for row in made}) == 3  # the last two differ in their ends only
+    assert [row.key for row in made] == [row.extra["range_id"] for row in made]
     assert {row.source for row in made} == {str(video)}
     for row in made:
         sample = read_clips(row, SETTINGS.sample, STORAGE)

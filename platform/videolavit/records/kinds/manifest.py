@@ -7,7 +7,7 @@ import pyarrow as pa
 from videolavit.media import MediaError
 from videolavit.media.errors import SourceMissing
 
-from ..files import InputError, names_tar, resolve
+from ..files import InputError, resolve
 from ..inputs import InputSettings, Modality
 from ..prepare import read_bytes
 from ..rows import Source, listing
@@ -25,7 +25,7 @@ def list_addresses(
     settings: InputSettings,
     reserved: frozenset[str],
 ) -> pa.Table:
-    """Sources of rows whose `column` holds addresses; an address of a tar is a source of that kind.
+    """Sources of rows whose `column` holds addresses.
 
     Raises:
         InputError: the column is missing, or holds something else.
@@ -35,7 +35,7 @@ def list_addresses(
     columns = {
         "source": addresses,
         "url": addresses,
-        "kind": ["tar" if names_tar(address) else kind for address in addresses.to_pylist()],
+        "kind": kind,
         "text": captions(table, rows, settings.text_column),
     }
     return listing(columns, further_columns(table, rows, used, reserved))
