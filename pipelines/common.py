@@ -13,6 +13,7 @@ import ray.data
 from videolavit.isolation import Arguments, IsolatedFunction, ProcessDied, Result, TimeLimitExceeded
 from videolavit.media import MediaError
 from videolavit.media.errors import SourceUnreadable
+from videolavit.records.files import readable
 from videolavit.records.rows import PlanRow, Reject
 
 RETRY_PAUSE = 2.0
@@ -113,7 +114,7 @@ def work_on_sample(
             start_seconds=row.start_seconds,
             stage=stage,
             error_type=type(error).__name__,
-            message=str(error) if is_typed else repr(error),
+            message=readable(str(error) if is_typed else repr(error)),
             attempts=row.attempts + failure.attempts,
             seconds=time.monotonic() - started,
         )

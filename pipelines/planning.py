@@ -16,7 +16,7 @@ from videolavit.isolation import IsolatedFunction
 from videolavit.progress import OnProgress, Progress
 from videolavit.records import schema
 from videolavit.records.files import InputError
-from videolavit.records.kinds import KINDS, PlanSettings, expand_source, plan_source
+from videolavit.records.kinds import KINDS, PlanSettings, expand_source, plan_source, unread_row
 from videolavit.records.listing import Listing, rebatched, without_repeats
 from videolavit.records.rows import (
     Source,
@@ -45,6 +45,9 @@ HEADER_TIME_LIMIT = 60.0
 
 PLAN_BLOCK = 16 << 20
 """Bytes of planned rows that travel at once."""
+
+_MISFIT = "misfit"
+"""Column of an actor's answer that says why its rows cannot be one table."""
 
 
 class PlanningConflict(RuntimeError):
@@ -156,17 +159,14 @@ class Planner:
         added = {field.name: field for name in sources["kind"].unique().to_pylist() for field in KINDS[name].extra}
         fields += [field for name, field in added.items() if name not in {one.name for one in fields}]
         reads = pa.array([KINDS[name].reads_header for name in sources["kind"].to_pylist()], pa.bool_())
-        known = [
-            KINDS[source.kind].plan_unread(source, self.settings)
-            for source in sources_from(sources.filter(pc.invert(reads)))
-        ]
+        known = [unread_row(source, self.settings) for source in sources_from(sources.filter(pc.invert(reads)))]
         tables = [plan_rows_to(known, fields)]
         others = sources.filter(reads)
         if others.num_rows:
             message = f"reading the headers of {others.num_rows} sources"
             self.on_progress(Progress("plan", 0, others.num_rows, message))
             tables += self._read_by_actors(others, fields)
-        rows = pa.concat_tables(tables, promote_options="permissive")
+        rows = _joined(tables)
         planned = pa.concat_arrays([*_chunks(keys(rows)), *_chunks(rows["url"])])
         lost = sources.filter(pc.invert(pc.is_in(keys(sources), planned)))["source"].to_pylist()
         if lost:
@@ -190,13 +190,12 @@ class Planner:
             **actor_pool(self.workers, len(blocks)),
         )
         done = 0
-        try:
-            for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                done += len(pc.unique(keys(table)))
-                self.on_progress(Progress("plan", min(done, sources.num_rows), sources.num_rows))
-                yield table
-        except pa.ArrowException as error:
-            raise InputError(f"the further columns of the input do not fit together: {error}") from None
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            if table.column_names == [_MISFIT]:
+                raise InputError(table[_MISFIT][0].as_py())
+            done += len(pc.unique(keys(table)))
+            self.on_progress(Progress("plan", min(done, sources.num_rows), sources.num_rows))
+            yield table
 
     def _not_planned(self, rows: pa.Table, retried: Sequence[str] = ()) -> pa.Table:
         """Rows without samples that another source gave already, such as a video and the clips of that video."""
@@ -248,7 +247,10 @@ class _HeaderReader:
 
     def __call__(self, sources: pa.Table) -> pa.Table:
         tables = [table for source in sources_from(sources) for table in self._planned(source)]
-        return pa.concat_tables(tables, promote_options="permissive")
+        try:
+            return _joined(tables)
+        except InputError as error:  # an exception here would lose the reason
+            return pa.table({_MISFIT: [str(error)]})
 
     def _planned(self, source: Source) -> Iterable[pa.Table]:
         """Plan rows of what is in a source, or else of itself, so that working on it gives the reject its reason."""
@@ -262,7 +264,7 @@ class _HeaderReader:
             except Failed:
                 inside = []
             if not inside:
-                yield plan_rows_to([KINDS[source.kind].plan_unread(source, self._settings)], self._extra)
+                yield plan_rows_to([unread_row(source, self._settings)], self._extra)
         for one in inside:
             try:
                 yield call_with_limits(
@@ -275,7 +277,19 @@ class _HeaderReader:
                     attempts=attempts,
                 )
             except Failed:
-                yield plan_rows_to([KINDS[one.kind].plan_unread(one, self._settings)], self._extra)
+                yield plan_rows_to([unread_row(one, self._settings)], self._extra)
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Rows of several plans as one.
+
+    Raises:
+        InputError: clip shards have further columns of one name and different types.
+    """
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InputError(f"the further columns of the input do not fit together: {error}") from None
 
 
 def _other_captions(sources: pa.Table, applied: pa.Table) -> set[int]:

@@ -35,6 +35,11 @@ def test_each_kind_is_rejected_with_its_reason(on_head: Job, small_corpus: Path,
     (videos / "packed.tar").write_bytes(gzip.compress(b"x" * 9999))
     with tarfile.open(videos / "captions.tar", "w") as archive:
         archive.add(videos / "text.mp4", "a.txt")
+    with tarfile.open(videos / "latin1.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        archive.add(good, "caf\udce9.mp4")
+        archive.add(videos / "noise.mp4", "\udce9.mp4")
+        (tmp_path / "half.json").write_text('{"caption": "\\ud83d"}')
+        archive.add(tmp_path / "half.json", "caf\udce9.json")
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("video\nvideos/nowhere.mp4\n")
 
@@ -53,10 +58,12 @@ def test_each_kind_is_rejected_with_its_reason(on_head: Job, small_corpus: Path,
         "picture.png": "ForbiddenFormat",
         "packed.tar": "UnknownFormat",
         "captions.tar": "NoVideoStream",
+        r"\xe9.mp4": "UnknownFormat",
         "nowhere.mp4": "SourceMissing",
     }
     assert all(row["message"] and row["attempts"] == 1 for row in runs.rejects(str(output)))
-    assert [Path(row["source"]).name for row in runs.rows(str(output))] == ["good.mp4"]
+    found = {Path(row["source"]).name: row["text"] for row in runs.rows(str(output))}
+    assert found == {"good.mp4": None, r"caf\xe9.mp4": r"\xed\xa0\xbd"}
     assert "TooFewFrames" in done.stdout
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from . import schema
-from .files import names_tar
+from .files import names_tar, readable
 from .schema import EXTRA_PREFIX
 
 
@@ -206,10 +206,17 @@ def _table(
     rows: Iterable[Source], fields: pa.Schema, columns: Mapping[str, str], extra: Iterable[pa.Field]
 ) -> pa.Table:
     rows = list(rows)
-    arrays = [pa.array([getattr(row, columns[one.name]) for row in rows], one.type) for one in fields]
+    arrays = [_array([getattr(row, columns[one.name]) for row in rows], one.type) for one in fields]
     further = [one.with_name(EXTRA_PREFIX + one.name) for one in extra]
-    arrays += [pa.array([row.extra.get(one.name) for row in rows], one.type) for one in extra]
+    arrays += [_array([row.extra.get(one.name) for row in rows], one.type) for one in extra]
     return pa.Table.from_arrays(arrays, schema=pa.schema([*fields, *further]))
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, kind)
+    except UnicodeEncodeError:  # a name of a member that is not UTF-8, half of a surrogate pair in JSON
+        return pa.array([readable(one) if isinstance(one, str) else one for one in values], kind)
 
 
 def listing(columns: Mapping[str, Any], extra: Mapping[str, pa.ChunkedArray] | None = None) -> pa.Table:

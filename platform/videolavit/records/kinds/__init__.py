@@ -34,6 +34,15 @@ KINDS: dict[str, Kind] = {
 """Kinds by name. The first that takes a file or a table has it."""
 
 
+def unread_row(source: Source, settings: PlanSettings) -> PlanRow:
+    """Row of the plan for a source that was not read. A fault of its kind is no fault of the other sources."""
+    kind = KINDS[source.kind]
+    try:
+        return kind.plan_unread(source, settings)
+    except Exception:
+        return Kind.plan_unread(kind, source, settings)
+
+
 # ---- calls of child processes: each raises MediaError, the typed reason why there is no result ---------------------
 
 
@@ -86,4 +95,5 @@ __all__ = [
     "prepare_sample",
     "read_clips",
     "shard_by",
+    "unread_row",
 ]

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from videolavit.media.errors import NoVideoStream, SourceMissing, SourceUnreadable, UnknownFormat
 
-from ..files import TAR_SUFFIX, VIDEO_SUFFIXES, InputError, names_tar, suffix_of
+from ..files import TAR_SUFFIX, VIDEO_SUFFIXES, InputError, names_tar, readable, suffix_of
 from ..inputs import InputSettings
 from ..prepare import NothingInside, Prepared, PrepareSettings
 from ..rows import PlanRow, Source, VideoSample
@@ -98,7 +98,7 @@ def tar_members(tar: Source, storage: StorageSettings, suffixes: frozenset[str])
             raise UnknownFormat(f"not a readable tar ({error}); a compressed tar must be unpacked first") from None
     return [
         Source(
-            source=f"{tar.url}/{member.name}",
+            source=f"{tar.url}/{readable(member.name)}",
             url=tar.url,
             kind="video" if suffix_of(member.name) in VIDEO_SUFFIXES else "image",
             offset=member.offset_data,
