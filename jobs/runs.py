@@ -1,6 +1,6 @@
 """Runs of pipelines on a terminal: their options, their progress, and tables of what they did."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -96,7 +96,7 @@ def _print_plan(summary: PlanSummary) -> None:
     Console(highlight=False).print(table)
     if summary.new.unread:
         print(f"{summary.new.unread} sources have no readable header; they will most likely be rejected")
-    _print_captions(summary.joined_rows, summary.ignored_captions)
+    _print_notes(summary.joined_rows, summary.ignored_captions, summary.left_out)
 
 
 def _figure(name: str, value: float) -> str:
@@ -119,12 +119,14 @@ def _print_run(summary: RunSummary) -> None:
     Console(highlight=False).print(table)
     for line in summary.accepted_changes:
         console.print(f"accepted: {line}", soft_wrap=True, markup=False)
-    _print_captions(summary.joined_rows, summary.ignored_captions)
+    _print_notes(summary.joined_rows, summary.ignored_captions, summary.left_out)
     if summary.shards_left:
         console.print(f"[yellow]{summary.shards_left} shards are not committed yet; start the same command again[/]")
 
 
-def _print_captions(joined: int, ignored: int) -> None:
+def _print_notes(joined: int, ignored: int, left_out: Sequence[str]) -> None:
+    for line in left_out:
+        console.print(f"left out: {line}", soft_wrap=True, markup=False)
     if joined:
         console.print(f"{joined} rows name a video again; their captions are in the column `texts`")
     if ignored:

@@ -145,7 +145,7 @@ class Planner:
         ignored = set()
         known = pa.array([False] * len(names))
         for plan in self.ledger.planned():
-            _check_extra(plan.schema, sources.schema)
+            sources = _typed_as(plan.schema, sources)
             planned = keys(plan)
             own_files = plan["url"].filter(pc.equal(planned, plan["source"]))  # a tar's members have its address
             known = pc.or_(known, pc.or_(pc.is_in(names, pc.unique(planned)), pc.is_in(names, pc.unique(own_files))))
@@ -314,12 +314,23 @@ def _captions(rows: pa.Table) -> list[list[str]]:
     return [many or ([] if text is None else [text]) for many, text in zip(several, one, strict=True)]
 
 
-def _check_extra(planned: pa.Schema, listed: pa.Schema) -> None:
+def _typed_as(planned: pa.Schema, sources: pa.Table) -> pa.Table:
+    """The sources with further columns of the types that they have in the run.
+
+    Raises:
+        InputError: a value does not fit.
+    """
     for field in extra_fields(planned):
-        index = listed.get_field_index(EXTRA_PREFIX + field.name)
-        if index >= 0 and listed.field(index).type != field.type:
-            kinds = f"{field.type} in this run, {listed.field(index).type} in the new manifest"
-            raise InputError(f"the column `{field.name}` is {kinds}; choose another output")
+        name = EXTRA_PREFIX + field.name
+        index = sources.schema.get_field_index(name)
+        if index < 0 or sources.schema.field(index).type == field.type:
+            continue
+        try:
+            sources = sources.set_column(index, name, sources.column(index).cast(field.type))
+        except pa.ArrowException:
+            kinds = f"{field.type} in this run, {sources.schema.field(index).type} in the new manifest"
+            raise InputError(f"the column `{field.name}` is {kinds}; choose another output") from None
+    return sources
 
 
 def _chunks(values: pa.Array | pa.ChunkedArray) -> list[pa.Array]:

@@ -68,6 +68,7 @@ class RunSummary:
         joined_rows: Rows of manifests that gave a video a further caption.
         ignored_captions: Captions that were not applied, since an earlier input named their video or it is planned
             already.
+        left_out: Columns of manifests that do not travel, and why, in words.
         accepted_changes: Versions that differ from those of the run's start and were accepted.
         report: Address of the dataset card.
     """
@@ -85,6 +86,7 @@ class RunSummary:
     seconds: float
     joined_rows: int = 0
     ignored_captions: int = 0
+    left_out: Sequence[str] = ()
     accepted_changes: Sequence[str] = ()
     report: str = ""
 
@@ -123,12 +125,14 @@ class PlanSummary:
         joined_rows: Rows of manifests that gave a video a further caption.
         ignored_captions: Captions that are not applied, since an earlier input named their video or it is planned
             already.
+        left_out: Columns of manifests that do not travel, and why, in words.
     """
 
     new: Work
     waiting: Work
     joined_rows: int = 0
     ignored_captions: int = 0
+    left_out: Sequence[str] = ()
 
 
 class Pipeline(ABC):
@@ -249,6 +253,7 @@ def start_run(
         summary,
         joined_rows=listing.joined_rows if listing is not None else 0,
         ignored_captions=planner.ignored_captions,
+        left_out=listing.left_out if listing is not None else (),
         accepted_changes=accepted,
     )
 
@@ -274,7 +279,11 @@ def plan_run(
     for shard in pending_shards(ledger) if ledger else ():
         waiting = _added(waiting, _measured(pipeline, shard))
     return PlanSummary(
-        new=new, waiting=waiting, joined_rows=listing.joined_rows, ignored_captions=planner.ignored_captions
+        new=new,
+        waiting=waiting,
+        joined_rows=listing.joined_rows,
+        ignored_captions=planner.ignored_captions,
+        left_out=listing.left_out,
     )
 
 

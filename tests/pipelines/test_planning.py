@@ -1,6 +1,8 @@
 """Two runs that plan at the same time: whatever the order of their steps, no source is planned twice."""
 
+import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -99,6 +101,40 @@ def test_columns_keep_their_types_through_a_run(tmp_path: Path) -> None:
     planner.commit(videos([tmp_path / "one.jsonl"]))
     with pytest.raises(InputError, match="column `id` is int64 in this run, string in the new manifest"):
         planner.new(sources(videos([tmp_path / "two.jsonl"])))
+
+
+def test_columns_of_another_type_take_that_of_the_run(tmp_path: Path) -> None:
+    """Runs of earlier versions, for example, have points in time where now there is text."""
+    day = datetime(2020, 1, 1)
+    kinds = {"seen": pa.timestamp("ms"), "score": pa.float64(), "tags": pa.large_list(pa.string())}
+    planner = _planner(tmp_path / "out")
+    assert planner.ledger is not None
+    row = PlanRow(sample_id="a", source="a", url="a", kind="video", extra={"seen": day, "score": 0.5, "tags": ["x"]})
+    fields = [pa.field(name, kind) for name, kind in kinds.items()]
+    planner.ledger.add_plan(0, planner.assign(plan_rows_to([row], fields), 0))
+    line = {"video": "b.mp4", "seen": "2020-01-01 00:00:00", "score": 1, "tags": ["x"]}
+    (tmp_path / "m.jsonl").write_text(json.dumps(line))
+    planner.commit(videos([tmp_path / "m.jsonl"]))
+    _, plan = planner.ledger.planned()
+    assert plan.select([f"extra.{name}" for name in kinds]).to_pylist() == [
+        {"extra.seen": day, "extra.score": 1.0, "extra.tags": ["x"]}
+    ]
+    assert extra_fields(plan.schema) == fields
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        ("jsonl", '{"video": "a.mp4", "day": "2020-01-01", "meta": {}, "at": [null]}\n'),
+        ("csv", "video,day,at\na.mp4,2020-01-01,2020-01-01 10:00:00\n"),
+    ],
+)
+def test_a_manifest_in_text_resumes(tmp_path: Path, suffix: str, text: str) -> None:
+    (tmp_path / f"m.{suffix}").write_text(text)
+    for _ in range(2):
+        planner = _planner(tmp_path / "out")
+        planner.commit(videos([tmp_path / f"m.{suffix}"]))
+        assert _planned(planner) == ["a.mp4"]
 
 
 def test_videos_that_share_a_range_id_are_videos_of_their_own(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ class Listing:
     Attributes:
         extra: Further columns of the batches, by their names in a shard.
         joined_rows: Rows that named a source a second time within their table, and gave it a further caption.
+        left_out: Columns of tables that do not travel, and why, in words. Complete when all batches were taken.
 
     Raises:
         InputError: nothing is there, or what is there cannot be used.
@@ -85,13 +86,23 @@ class Listing:
         if inputs and all(isinstance(part, _Rows) and not part.table.num_rows for part in self._parts):
             raise InputError(f"nothing to {action} in {', '.join(inputs)}: no table has a row")
 
+    @property
+    def left_out(self) -> list[str]:
+        return [
+            f"the column `{name}` of {part.table.url} {reason}"
+            for part in self._parts
+            if isinstance(part, _Rows)
+            for name, reason in part.table.left_out.items()
+        ]
+
     def __iter__(self) -> Iterator[pa.Table]:
         self.joined_rows = 0
         further = [one.with_name(EXTRA_PREFIX + one.name) for one in self.extra]
         fields = pa.schema([*SOURCES, *further])
         for part in self._parts:
             for batch in self._files(part) if isinstance(part, _Files) else self._rows(part):
-                missing = [one for one in further if one.name not in batch.column_names]
+                listed = set(batch.column_names)
+                missing = [one for one in further if one.name not in listed]
                 for one in missing:
                     batch = batch.append_column(one, pa.nulls(batch.num_rows, one.type))
                 try:

@@ -13,6 +13,7 @@ from videolavit.media.errors import MediaError
 
 from . import schema
 from .files import InputError, suffix_of
+from .plain import NotPlain, plain_column, plain_type
 from .storage import StorageSettings, open_source
 from .text_tables import as_text, csv_typed, read_csv, read_json
 
@@ -29,9 +30,10 @@ class Table:
 
     Args:
         url: Address of the file.
-        fields: Columns and their types.
+        fields: Columns and their plain types.
         made_by: Kind of shard, if this project wrote the file.
         num_rows: Number of rows.
+        left_out: Columns that are not read, and why; columns of which only some batches are not join them on the way.
         rows: Rows of a table in text; None for Parquet, whose rows are read when they are needed.
     """
 
@@ -40,6 +42,7 @@ class Table:
     made_by: str
     storage: StorageSettings
     num_rows: int
+    left_out: dict[str, str]
     rows: pa.Table | None = None
 
     @property
@@ -59,7 +62,7 @@ class Table:
     def batches(
         self, columns: Sequence[str] | None = None, without: str | None = None
     ) -> Iterator[tuple[pa.Table, int, int]]:
-        """Rows in batches, each with the number of its first row and of its row group (0 outside of Parquet).
+        """Rows in batches of plain columns, each with the number of its first row and of its row group.
 
         Args:
             columns: Columns to read; None for all.
@@ -73,7 +76,7 @@ class Table:
             if self.rows is not None:
                 rows = self.rows.select(chosen)
                 for start in range(0, rows.num_rows, BATCH_ROWS):
-                    yield rows.slice(start, BATCH_ROWS), start, 0
+                    yield self._plain(rows.slice(start, BATCH_ROWS)), start, 0
                 return
             with open_source(self.url, self.storage) as file:
                 parquet, first = pq.ParquetFile(file), 0
@@ -83,9 +86,19 @@ class Table:
                         yield pa.table({"": pa.nulls(end - first)}), first, group
                     else:
                         for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=chosen):
-                            yield pa.Table.from_batches([batch]), first, group
+                            yield self._plain(pa.Table.from_batches([batch])), first, group
                             first += batch.num_rows
                     first = end
+
+    def _plain(self, rows: pa.Table) -> pa.Table:
+        columns = {}
+        for name in rows.column_names:
+            try:
+                columns[name] = plain_column(rows[name])
+            except NotPlain as error:
+                self.left_out[name] = str(error)
+                columns[name] = pa.nulls(rows.num_rows, self.fields.field(name).type)
+        return pa.table(columns)
 
     def typed(self, text_columns: Collection[str]) -> "Table":
         """The table with the types that its values have; those of Parquet stay.
@@ -103,7 +116,7 @@ class Table:
             else:
                 columns[name] = csv_typed(column) if is_csv else column
         rows = pa.table(columns)
-        return replace(self, fields=rows.schema, rows=rows)
+        return replace(self, fields=_plain_fields(rows.schema)[0], rows=rows)
 
 
 def open_table(url: str, storage: StorageSettings) -> Table:
@@ -114,15 +127,26 @@ def open_table(url: str, storage: StorageSettings) -> Table:
     """
     with naming_table(url), open_source(url, storage) as file:
         if suffix_of(url) == ".parquet":
-            parquet = pq.ParquetFile(file)
-            fields = parquet.schema_arrow
-            table = Table(url, fields, schema.kind_of(fields), storage, parquet.metadata.num_rows)
+            parquet, rows = pq.ParquetFile(file), None
+            written, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
         else:
             rows = (read_csv if suffix_of(url) == ".csv" else read_json)(file.read())
-            table = Table(url, rows.schema, "", storage, rows.num_rows, rows)
-    if len(set(table.names)) < len(table.names):
-        raise InputError(f"the manifest {table.url} has a column twice: {', '.join(table.names)}")
-    return table
+            written, num_rows = rows.schema, rows.num_rows
+    if len(set(written.names)) < len(written.names):
+        raise InputError(f"the manifest {url} has a column twice: {', '.join(written.names)}")
+    fields, left_out = _plain_fields(written)
+    return Table(url, fields, schema.kind_of(written), storage, num_rows, left_out, rows)
+
+
+def _plain_fields(fields: pa.Schema) -> tuple[pa.Schema, dict[str, str]]:
+    """Columns in their plain types, and why the others have none."""
+    plain, left_out = [], {}
+    for one in fields:
+        try:
+            plain.append(pa.field(one.name, plain_type(one.type)))
+        except NotPlain as error:
+            left_out[one.name] = str(error)
+    return pa.schema(plain), left_out
 
 
 @contextlib.contextmanager
@@ -137,8 +161,13 @@ def naming_table(url: str) -> Iterator[None]:
 def captions(table: Table, rows: pa.Table, text_column: str | None) -> pa.Array | pa.ChunkedArray:
     """Captions of rows: of the column that was named, or else of `text` or `caption`; nulls where there is none."""
     name = caption_column(table, text_column)
+    if name is None:
+        return pa.nulls(rows.num_rows, pa.string())
     with naming_table(table.url):
-        return rows[name].cast(pa.string()) if name else pa.nulls(rows.num_rows, pa.string())
+        written = rows[name]
+        if pa.types.is_floating(written.type):
+            written = pc.if_else(pc.is_nan(written), None, written)
+        return written.cast(pa.string())
 
 
 def caption_column(table: Table, text_column: str | None) -> str | None:
@@ -153,6 +182,8 @@ def caption_column(table: Table, text_column: str | None) -> str | None:
 
 def need_column(table: Table, name: str | None) -> None:
     """Raises InputError if a table lacks a column."""
+    if name in table.left_out:
+        raise InputError(f"the column `{name}` of {table.url} {table.left_out[name]}, which is not read")
     if name is not None and name not in table.names:
         raise InputError(f"the manifest {table.url} has no column `{name}`; it has {', '.join(table.names)}")
 
@@ -167,7 +198,7 @@ def further_columns(
         reserved: Columns of the shards; a further column of such a name is called `manifest_NAME`.
 
     Raises:
-        InputError: two columns would have one name, or a column has a type that other readers do not know.
+        InputError: two columns would have one name.
     """
     further: dict[str, pa.ChunkedArray] = {}
     for name in rows.column_names:
@@ -176,25 +207,8 @@ def further_columns(
         shard_name = f"manifest_{name}" if name in reserved else name
         if shard_name in further:
             raise InputError(f"the manifest {table.url} has both `{name}` and `{shard_name}`; rename one")
-        further[shard_name] = plain_column(rows[name], name, table.url)
+        further[shard_name] = rows[name]
     return further
-
-
-def plain_column(column: pa.ChunkedArray, name: str, url: str) -> pa.ChunkedArray:
-    """The column in a plain type that every reader of Parquet knows."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return plain_column(column.cast(kind.value_type), name, url)
-    if pa.types.is_null(kind) or pa.types.is_large_string(kind):
-        return column.cast(pa.string())
-    if not _is_plain(kind):
-        raise InputError(f"the column `{name}` of {url} is {kind}; write it as text, numbers, lists or structs")
-    if pa.types.is_timestamp(kind):
-        try:
-            pc.min_max(column).as_py()
-        except (ValueError, OverflowError) as error:
-            raise InputError(f"the column `{name}` of {url} holds a time out of range: {error}") from None
-    return column
 
 
 def holds_bytes(kind: pa.DataType) -> bool:
@@ -203,21 +217,3 @@ def holds_bytes(kind: pa.DataType) -> bool:
         index = kind.get_field_index("bytes")
         return index >= 0 and holds_bytes(kind.field(index).type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _is_plain(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _is_plain(kind.value_type)
-    if pa.types.is_struct(kind):
-        return all(_is_plain(one.type) for one in kind)
-    checks = (
-        pa.types.is_boolean,
-        pa.types.is_integer,
-        pa.types.is_floating,
-        pa.types.is_string,
-        pa.types.is_binary,
-        pa.types.is_date,
-        pa.types.is_timestamp,
-        pa.types.is_null,
-    )
-    return any(check(kind) for check in checks)

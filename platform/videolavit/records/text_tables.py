@@ -84,7 +84,7 @@ def _json_columns(data: bytes) -> Iterator[dict[str, list[Any]]]:
     while some := list(itertools.islice(lines, _ROWS)):
         rows = [_json_object(number, line) for number, line in some]
         names = dict.fromkeys(name for row in rows for name in row)
-        yield {name: [row.get(name) for row in rows] for name in names}
+        yield {readable(name): [row.get(name) for row in rows] for name in names}
 
 
 def _json_object(number: int, line: bytes) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _json_object(number: int, line: bytes) -> dict[str, Any]:
         raise ValueError(f"line {number}: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"line {number} is no JSON object")
-    return {readable(name): value for name, value in values.items()}
+    return values
 
 
 def _type_of(values: Sequence[Any]) -> pa.DataType:

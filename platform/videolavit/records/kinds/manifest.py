@@ -13,7 +13,7 @@ from ..prepare import read_bytes
 from ..rows import Source, listing
 from ..schema import EXTRA_PREFIX, TEXTS
 from ..storage import StorageSettings
-from ..tables import Table, caption_column, captions, further_columns, need_column, plain_column
+from ..tables import Table, caption_column, captions, further_columns, need_column
 
 
 def list_addresses(
@@ -44,7 +44,7 @@ def list_addresses(
 def row_addresses(column: str, table: Table, rows: pa.Table, first: int) -> pa.Array:
     """Absolute addresses of rows; a row without one gets the name `TABLE#rowN`, and will be rejected."""
     need_column(table, column)
-    addresses = plain_column(rows[column], column, table.url)
+    addresses = rows[column]
     if not pa.types.is_string(addresses.type):
         raise InputError(f"the column `{column}` of {table.url} holds {addresses.type}, not addresses")
     resolved = [
