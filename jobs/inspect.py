@@ -13,7 +13,6 @@ from videolavit.media import MediaError, contact_sheet
 from videolavit.records.inspection import RunFacts, ShardFacts, VideoFacts, inspect
 from videolavit.records.report import render_page
 from videolavit.records.storage import StorageError, StorageSettings
-from videolavit.records.usage import Facts
 
 from .common import JobParser, fail, pick, user_errors
 from .progress import show_progress
@@ -32,11 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors(MediaError, StorageError, pa.ArrowInvalid, OSError):
         with show_progress() as on_progress:
             found = inspect(options.path, pick(StorageSettings, options), on_progress)
-        stdout = Console()
-        stdout.print(_facts(found.facts))
-        table = _table(found)
-        if table.rows:
-            stdout.print(table)
+        print_contents(found)
         if options.png and not found.cells:
             fail("there is no clip to draw")
         if options.png:
@@ -46,11 +41,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             _new_file(options.html).write_text(page)
 
 
-def _facts(facts: Facts) -> Table:
-    table = Table(show_header=False, box=None)
-    for name, value in facts:
-        table.add_row(f"[bold]{name}[/]", value)
-    return table
+def print_contents(found: VideoFacts | ShardFacts | RunFacts) -> None:
+    """Prints a table of facts, and one of clips, rows or rejects where there are any."""
+    facts = Table(show_header=False, box=None)
+    for name, value in found.facts:
+        facts.add_row(f"[bold]{name}[/]", value)
+    stdout = Console()
+    stdout.print(facts)
+    table = _table(found)
+    if table.rows:
+        stdout.print(table)
 
 
 def _table(found: VideoFacts | ShardFacts | RunFacts) -> Table:

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             placement=pick(RuntimeSettings, options),
             on_progress=on_progress,
         )
-    _print(summary, Path(options.video).name)
+    print_reconstruction(summary, Path(options.video).name)
 
 
 def _parser() -> JobParser:
@@ -43,7 +43,8 @@ def _parser() -> JobParser:
     return parser
 
 
-def _print(summary: ReconstructionSummary, title: str) -> None:
+def print_reconstruction(summary: ReconstructionSummary, title: str) -> None:
+    """Prints a table of the clips, and the files."""
     out = Console(highlight=False)
     table = Table("clip", "frames", "visual tokens", "motion tokens", "PSNR, dB", "SSIM", title=title)
     for number, clip in enumerate(summary.clips, 1):

@@ -81,7 +81,7 @@ def show_run(
     if plan is not None:
         _print_plan(planned)
         return 0
-    _print_run(summary)
+    print_run(summary)
     return 0 if summary.is_complete else 1
 
 
@@ -103,7 +103,8 @@ def _figure(name: str, value: float) -> str:
     return f"{value:.2f}" if name == "hours" else f"~{value:,}" if name == "clips" else f"{value:,}"
 
 
-def _print_run(summary: RunSummary) -> None:
+def print_run(summary: RunSummary) -> None:
+    """Prints a table of a run."""
     table = Table(title=f"run {summary.folder}", show_header=False)
     for name in ("planned", "samples", "rejects", "shards"):
         table.add_row(name, f"{getattr(summary, name):,}")

@@ -1,1 +1,1 @@
-"""Ray Data graphs, one file a pipeline. They only wire what `videolavit` computes."""
+"""Ray Data graphs, training under Ray Train, and chains of them. They only wire what `videolavit` computes."""

@@ -1,8 +1,8 @@
 """Measurements of the proof on held-out videos, and the page that shows them."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from videolavit.evaluation.synthetic import (
     reconstruct_keyframes,
     reconstruct_motion,
 )
+from videolavit.files import write_beside
 from videolavit.generation.output import side_by_side
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings
@@ -29,6 +30,7 @@ from videolavit.records.shards import TOKEN_SHARDS, Ledger
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.records.token_report import sampled_statistics
 from videolavit.training.metrics import CURVES, read_metrics
+from videolavit.training.run import MODEL_FOLDER
 from videolavit.training.sources import ClipSample, clip_sources
 
 RESULTS, GENERATED_SHEET = "results.json", "generated.png"
@@ -64,35 +66,57 @@ RUNS = (
 )
 
 
-def measure(output: Path, prompts: int, on_progress: OnProgress = ignore_progress) -> dict[str, Any]:
-    """Measures the trained model, or reads an earlier measurement.
+@dataclass(frozen=True)
+class Criterion:
+    """A measurement and its goal.
+
+    Args:
+        name: Quantity that was measured.
+        value: Measured value.
+        goal: Goal, for people.
+        reached: True if the value reaches the goal.
+    """
+
+    name: str
+    value: float
+    goal: str
+    reached: bool
+
+
+def measure(output: Path, prompts: int, on_progress: OnProgress = ignore_progress) -> None:
+    """Measures the trained model on held-out videos, and writes the results.
 
     Args:
         output: Folder of the proof.
         prompts: Held-out captions from which videos are generated.
         on_progress: Receives the progress of generation and questions.
     """
-    file = output / RESULTS
-    if file.exists():
-        results: dict[str, Any] = json.loads(file.read_text())
-        return results
-    runtime = Runtime(ModelFolder(output / "model"))
+    runtime = Runtime(ModelFolder(output / MODEL_FOLDER))
     criteria = [
         *_of_generation(output, runtime, prompts, on_progress),
         *_of_reconstruction(output, runtime),
         *_of_language(output),
         *_of_understanding(output, runtime, on_progress),
     ]
-    results = {"criteria": criteria}
-    file.write_text(json.dumps(results, indent=2) + "\n")
-    return results
+    write_results(output, {"criteria": [asdict(one) for one in criteria]})
 
 
-def _criterion(name: str, value: float, least: float) -> dict[str, Any]:
-    return {"name": name, "value": float(value), "goal": f"at least {least:g}", "reached": bool(value >= least)}
+def read_criteria(output: Path) -> list[Criterion]:
+    """Reads the results of `measure`."""
+    return [Criterion(**one) for one in json.loads((output / RESULTS).read_text())["criteria"]]
 
 
-def _of_generation(output: Path, runtime: Runtime, prompts: int, on_progress: OnProgress) -> list[dict[str, Any]]:
+def write_results(output: Path, results: dict[str, Any]) -> None:
+    """Writes results in one step."""
+    with write_beside(output / RESULTS) as (unfinished,):
+        unfinished.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _criterion(name: str, value: float, least: float) -> Criterion:
+    return Criterion(name, float(value), f"at least {least:g}", bool(value >= least))
+
+
+def _of_generation(output: Path, runtime: Runtime, prompts: int, on_progress: OnProgress) -> list[Criterion]:
     rows = _manifest(output / "held-out")[:prompts]
     videos = evaluate_generation(runtime, rows, GENERATION, on_progress)
     cells = [
@@ -110,7 +134,7 @@ def _caption(one: EvaluatedVideo) -> str:
     return f"{one.row['text']}: seen {one.colour}, {one.direction or 'still'}"
 
 
-def _of_reconstruction(output: Path, runtime: Runtime) -> list[dict[str, Any]]:
+def _of_reconstruction(output: Path, runtime: Runtime) -> list[Criterion]:
     clips = _held_out_clips(output)[:RECONSTRUCTED]
     config = runtime.model.config("motion_tokenizer")
     size = (config.grid_height, config.grid_width)
@@ -133,7 +157,7 @@ def _of_reconstruction(output: Path, runtime: Runtime) -> list[dict[str, Any]]:
     ]
 
 
-def _of_language(output: Path) -> list[dict[str, Any]]:
+def _of_language(output: Path) -> list[Criterion]:
     found = read_metrics(output / "language-model")
     falling = []
     for kind in ("text", "visual", "motion"):
@@ -144,7 +168,7 @@ def _of_language(output: Path) -> list[dict[str, Any]]:
     return [*falling, _criterion("nats a motion token gains from its own caption", other - own, CLEARLY)]
 
 
-def _of_understanding(output: Path, runtime: Runtime, on_progress: OnProgress) -> list[dict[str, Any]]:
+def _of_understanding(output: Path, runtime: Runtime, on_progress: OnProgress) -> list[Criterion]:
     rows = _manifest(output / "held-out")[:QUESTIONED]
     on_progress(Progress("questions", total=len(rows), message="asking about held-out videos"))
     answers = ask_directions(runtime, [str(output / "held-out" / row["video"]) for row in rows])
@@ -168,11 +192,10 @@ def save_sheet(file: Path, cells: Sequence[Cell]) -> None:
     Image.fromarray(contact_sheet(cells, columns=3, cell_width=420)).save(file)
 
 
-def write_report(output: Path, results: dict[str, Any], minutes: dict[str, float]) -> Path:
+def write_report(output: Path, criteria: Sequence[Criterion], minutes: Mapping[str, float]) -> Path:
     """Writes the page of the proof."""
     facts = [
-        (one["name"] + f" (goal {one['goal']})", f"{'' if one['reached'] else 'missed: '}{one['value']:.3g}")
-        for one in results["criteria"]
+        (f"{one.name} (goal {one.goal})", f"{'' if one.reached else 'missed: '}{one.value:.3g}") for one in criteria
     ]
     facts += [(f"minutes of {name}", f"{value:.1f}") for name, value in minutes.items()]
     pictures = [

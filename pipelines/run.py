@@ -49,6 +49,10 @@ class RunSettings:
             raise ValueError("only goes with retry_rejects")
 
 
+class RunIncomplete(RuntimeError):
+    """Shards of a run failed. Another start tries them again."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
     """A run after a start.
@@ -94,6 +98,11 @@ class RunSummary:
     def is_complete(self) -> bool:
         """True if no shard is left."""
         return not self.shards_left
+
+    def check_complete(self) -> None:
+        """Raises RunIncomplete if a shard is left."""
+        if self.shards_left:
+            raise RunIncomplete(f"{self.shards_left} shards of {self.folder} are left; the same call continues")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from videolavit.training.trainer import SKIPPED, Diverged
 
 from .common import cluster_has
 from .loaders import ray_loader
+from .progress_file import read_progress, write_progress
 from .session import RayUnavailable, ray_session
 
 RAY_FILES = "ray"
@@ -204,7 +204,7 @@ def _train_on_ray(task: TrainTask, cluster: ClusterSettings, on_progress: OnProg
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     fit = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=node)(_fit)
     running = fit.remote(task, cluster, token)
-    progress = _read_progress(output)
+    progress = read_progress(output / _PROGRESS)
     try:
         done: list[Any] = []
         while not done:
@@ -288,7 +288,7 @@ def _worker(config: dict[str, Any]) -> None:
             task,
             Ranks.here(),
             trackers=[RayMetrics(task.component)] if first else [],
-            on_progress=partial(_write_progress, output),
+            on_progress=partial(_report, output),
             on_save=_report_checkpoint,
             remote_loader=partial(ray_loader, actors=config["loaders"]) if config["loaders"] else None,
         )
@@ -298,28 +298,11 @@ def _worker(config: dict[str, Any]) -> None:
         raise
 
 
-def _write_progress(output: Path, progress: Progress) -> None:
+def _report(output: Path, progress: Progress) -> None:
     """Reports progress through files: messages for people to the log, all of it for the driver beside it."""
-    report = [progress.stage, progress.done, progress.total, progress.message]
-    for name, line in ((LOG, progress.message), (_PROGRESS, json.dumps(report))):
-        with (output / name).open("a") as file:
-            file.write(line + "\n")
-
-
-def _read_progress(output: Path) -> Iterator[list[Progress]]:
-    """Yields, whenever asked, the progress that the workers have reported since."""
-    file, position = output / _PROGRESS, 0
-    while True:
-        reports = []
-        if file.exists():
-            with file.open() as lines:
-                lines.seek(position)
-                for line in iter(lines.readline, ""):
-                    if not line.endswith("\n"):  # still being written
-                        break
-                    reports.append(Progress(*json.loads(line)))
-                    position = lines.tell()
-        yield reports
+    with (output / LOG).open("a") as log:
+        log.write(progress.message + "\n")
+    write_progress(output / _PROGRESS, progress)
 
 
 def _report_checkpoint(checkpoint: Path, metrics: dict[str, float]) -> None:

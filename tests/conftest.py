@@ -53,7 +53,7 @@ SLOW_PATHS = (
     "tests/generation/test_library.py",
     "tests/generation/test_reconstruct.py",
     "tests/generation/test_runtime.py",
-    "tests/jobs/test_proof.py",
+    "tests/pipelines/test_proof.py",
     "tests/models/test_checkpoint",
     "tests/models/test_keyframe_detokenizer.py",
     "tests/models/test_video_detokenizer.py",
