@@ -4,9 +4,10 @@ from .clips import Clip, corpus_groups, decompose, select_eval_clips
 from .draw import Cell, contact_sheet, draw_motion
 from .errors import MediaError
 from .motion import motion_features, motion_grid, motion_score, normalize_motion
+from .probe import VideoInfo, probe
 from .reencode import DecomposedFrame, iter_frames, iter_pictures
 from .settings import BLOCK, CLIP_FRAMES, GOP_FRAMES, DecomposeSettings
-from .source import VideoInfo, VideoInput, probe
+from .source import VideoInput
 from .write import Mp4Writer, write_mp4
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Packets of a time range, and which of them need no decoding."""
+"""Packets of a time range with repaired timestamps, and which of them need no decoding."""
 
 from __future__ import annotations
 
@@ -15,37 +15,93 @@ from av.video.stream import VideoStream
 
 from .settings import DecomposeSettings
 from .source import VideoInput, open_video
-from .timestamps import rescale
+from .timestamps import MICROSECOND, PacketClock, rescale
 
 DROPPABLE_CODECS = frozenset({"h264", "hevc", "mpeg2video", "mpeg4", "vp8"})
 """Codecs whose decoders can skip frames that no other frame refers to (`skip_frame` NONREF)."""
 
+HELD_BYTES = 1 << 26
+"""Largest size of the packets that are held back until it is known whether they must be decoded, in bytes."""
+
+_TS_DISCONT = 0x200
+"""Flag AVFMT_TS_DISCONT of libavformat."""
+
+_WRAP_BITS = {"mpegts": 33, "mpeg": 33, "flv": 32, "live_flv": 32, "asf": 32}
+"""Bits of a timestamp by format; 64, which never wrap, in all others."""
+
 LOOKAHEAD = 32
 """Number of packets read ahead to find a later frame on the same tick; larger than any reordering depth."""
+
+
+# ---- clocks -------------------------------------------------------------------------------------------------------
+
+
+def is_discontinuous(container: InputContainer) -> bool:
+    """True for formats whose clock may jump: transport and programme streams, Ogg, live FLV, raw MPEG-4."""
+    return bool(container.format.flags & _TS_DISCONT)
+
+
+def start_us(container: InputContainer, stream: VideoStream) -> int:
+    """Time from which the `ffmpeg` command counts a file, in microseconds on the container's clock.
+
+    It is the start of the container, or in discontinuous formats that of the only stream in use.
+    """
+    if is_discontinuous(container) and stream.start_time is not None and stream.time_base is not None:
+        return rescale(stream.start_time, stream.time_base, MICROSECOND)
+    return container.start_time or 0
+
+
+def packet_clock(container: InputContainer, stream: VideoStream, start_seconds: float = 0.0) -> PacketClock:
+    """Clock for the packets of a stream, with its zero at the start of a range."""
+    assert stream.time_base is not None
+    start = start_us(container, stream)
+    return PacketClock(
+        time_base=stream.time_base,
+        start_us=start,
+        origin_us=start + round(start_seconds * av.time_base),
+        is_discontinuous=is_discontinuous(container),
+        wrap_bits=_WRAP_BITS.get(container.format.name, 64),
+        average_rate=stream.average_rate,
+        codec_rate=stream.codec_context.framerate or None,
+        reorders=stream.codec_context.has_b_frames,
+    )
+
+
+def repaired(packets: Iterable[Packet[VideoStream]], clock: PacketClock) -> Iterator[Packet[VideoStream]]:
+    """Yields packets with the timestamps that a clock gives them."""
+    for packet in packets:
+        if packet.size:
+            packet.pts, packet.dts = clock.stamp(packet.pts, packet.dts, packet.duration or 0)
+        yield packet
+
+
+# ---- ranges ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def open_at(
     source: VideoInput, settings: DecomposeSettings, start_seconds: float
 ) -> Iterator[tuple[InputContainer, VideoStream, Iterator[Packet[VideoStream]]]]:
-    """Opens a source, with its packets from the last key frame before the start of a range.
+    """Opens a source, with its packets from a key frame before the start of a range on.
 
-    Where seeking fails or leads past the start, the source is opened again, with all its packets: not every demuxer
-    can return to its first packet.
+    Timestamps of the packets are repaired, and count from the start of the range.
+
+    Where seeking fails or leads past the start, the source is opened again and read from its first packet: not every
+    demuxer can return to it. A clock that may jump is no guide for a search, so its packets are always read.
     """
     if start_seconds > 0:
         with open_video(source, settings) as (container, stream):
-            packets = _packets_from(container, stream, origin_us(container, start_seconds))
-            if packets is not None:
-                yield container, stream, packets
+            if is_discontinuous(container):
+                clock = packet_clock(container, stream, start_seconds)
+                yield container, stream, _from_key_frame(repaired(container.demux(stream), clock))
+                return
+            found = _packets_from(container, stream, start_us(container, stream) + round(start_seconds * av.time_base))
+            if found is not None:
+                yield container, stream, repaired(found, packet_clock(container, stream, start_seconds))
                 return
     with open_video(source, settings) as (container, stream):
-        yield container, stream, container.demux(stream)
-
-
-def origin_us(container: InputContainer, start_seconds: float) -> int:
-    """Returns the start of a range on the container's clock, in microseconds."""
-    return (container.start_time or 0) + round(start_seconds * av.time_base)
+        clock = packet_clock(container, stream, start_seconds)
+        yield container, stream, repaired(container.demux(stream), clock)
 
 
 def _packets_from(
@@ -68,21 +124,39 @@ def _packets_from(
     return None
 
 
+def _from_key_frame(packets: Iterator[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:
+    """Leaves out the packets before the last key frame that is shown at zero or before.
+
+    Without timestamps, or with more bytes between two key frames than can be held, it leaves out fewer.
+    """
+    held: list[Packet[VideoStream]] = []
+    size = 0
+    for packet in packets:
+        if packet.pts is not None and packet.pts <= 0 and packet.is_keyframe:
+            held, size = [], 0
+        held.append(packet)
+        size += packet.size
+        if packet.pts is None or packet.pts > 0 or size > HELD_BYTES:
+            break
+    yield from held
+    yield from packets
+
+
+# ---- packets that need no decoding -----------------------------------------------------------------------------------
+
+
 def mark_droppable(
-    packets: Iterable[Packet[VideoStream]], stream: VideoStream, settings: DecomposeSettings, origin: int
+    packets: Iterable[Packet[VideoStream]], stream: VideoStream, settings: DecomposeSettings
 ) -> Iterator[tuple[Packet[VideoStream], bool]]:
     """Yields (packet, droppable), where droppable means that a later frame falls on the same tick of the output.
 
     The fps filter keeps only the last frame of a tick. The decoder skips a droppable frame only if no other frame
     refers to it.
-
-    Args:
-        origin: Timestamp of the first tick, in units of the stream.
     """
     if stream.codec_context.name not in DROPPABLE_CODECS:
         yield from ((packet, False) for packet in packets)
         return
-    lookahead = _Lookahead(stream, settings, origin)
+    lookahead = _Lookahead(stream, settings)
     for packet in packets:
         lookahead.add(packet)
         if len(lookahead) > LOOKAHEAD:
@@ -96,9 +170,9 @@ def mark_droppable(
 class _Lookahead:
     """Queue of packets before the decoder, with the last timestamp on each tick of theirs."""
 
-    def __init__(self, stream: VideoStream, settings: DecomposeSettings, origin: int) -> None:
+    def __init__(self, stream: VideoStream, settings: DecomposeSettings) -> None:
         assert stream.time_base is not None
-        self._time_base, self._origin, self._tick_length = stream.time_base, origin, Fraction(1, settings.fps)
+        self._time_base, self._tick_length = stream.time_base, Fraction(1, settings.fps)
         self._waiting: deque[tuple[Packet[VideoStream], int | None]] = deque()
         self._last_on_tick: dict[int, int] = {}
         self._last_dts: int | None = None
@@ -114,7 +188,7 @@ class _Lookahead:
             self._in_order = False  # timestamps that need repair say nothing about what the filter will drop
         elif packet.size and not packet.is_discard:
             assert packet.pts is not None
-            tick = rescale(packet.pts - self._origin, self._time_base, self._tick_length)
+            tick = rescale(packet.pts, self._time_base, self._tick_length)
             self._last_on_tick[tick] = max(packet.pts, self._last_on_tick.get(tick, packet.pts))
         self._last_dts = self._last_dts if packet.dts is None else packet.dts
         self._waiting.append((packet, tick))

@@ -27,13 +27,13 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from .errors import CorruptVideo, FrameSizeChanged, FrameTooLarge, TooFewFrames
+from .errors import CorruptVideo, TooFewFrames
 from .motion import motion_grid
-from .packets import mark_droppable, open_at, origin_us
+from .packets import mark_droppable, open_at
 from .rotation import upright_filters
 from .settings import DecomposeSettings
-from .source import VideoInput
-from .timestamps import FrameClock, constant_rate, rescale
+from .source import VideoInput, check_size
+from .timestamps import MICROSECOND, FrameClock, constant_rate, rescale
 
 _NO_TIMESTAMPS = 0x80
 """Flag AVFMT_NOTIMESTAMPS of libavformat."""
@@ -126,19 +126,16 @@ def _sampled_pictures(
     end_seconds: float | None,
 ) -> Iterator[tuple[int, VideoFrame]]:
     """Yields (tick, frame): upright frames in limited-range yuv420p, and their ticks from the start of the range."""
-    assert stream.time_base is not None
-    start = origin_us(container, start_seconds)
-    origin = rescale(start, Fraction(1, av.time_base), stream.time_base)
-    decoded = _decoded_pictures(container, stream, packets, settings, origin, start_seconds > 0)
-    graph = _FilterGraph(stream, settings)
+    decoded = _decoded_pictures(container, stream, packets, settings, start_seconds)
+    filters = _Filters(stream, settings)
     length = (
         None if end_seconds is None else Fraction(round((end_seconds - start_seconds) * av.time_base), av.time_base)
     )
 
     def on_ticks() -> Iterator[tuple[int, VideoFrame]]:
         for picture in decoded:
-            yield from graph.push(picture)
-        yield from graph.finish()
+            yield from filters.push(picture)
+        yield from filters.finish()
 
     pictures = on_ticks() if length is None else _trimmed(on_ticks(), rescale(1, length, Fraction(1, settings.fps)))
     for tick, picture in constant_rate(pictures, fill_start=len(container.streams) > 1):
@@ -162,73 +159,73 @@ def _decoded_pictures(
     stream: VideoStream,
     packets: Iterable[Packet[VideoStream]],
     settings: DecomposeSettings,
-    origin: int,
-    seek: bool,
+    start_seconds: float,
 ) -> Iterator[VideoFrame]:
-    """Yields decoded frames with repaired timestamps relative to `origin`; after a seek none from before it."""
+    """Yields decoded frames with repaired timestamps from the start of a range; none from before a later start."""
     assert stream.time_base is not None
     context = stream.codec_context
     context.thread_count, context.thread_type = 1, "NONE"
-    size = None
     clock = FrameClock(
         time_base=stream.time_base,
         guessed_rate=stream.guessed_rate,
         codec_rate=context.framerate or None,
-        first_pts=rescale(container.start_time or 0, Fraction(1, av.time_base), stream.time_base) - origin,
+        first_pts=rescale(-round(start_seconds * av.time_base), MICROSECOND, stream.time_base),
         timestamps_unreliable=bool(container.format.flags & _NO_TIMESTAMPS),
     )
     decoded_any = False
-    for packet, droppable in mark_droppable(packets, stream, settings, origin):
+    for packet, droppable in mark_droppable(packets, stream, settings):
         if packet.is_corrupt:
             raise CorruptVideo("a packet is damaged or cut short")
         context.skip_frame = "NONREF" if droppable else "DEFAULT"
         for frame in context.decode(packet if packet.size else None):
             decoded_any = True
-            if size is None:
-                size = (frame.width, frame.height)
-                if frame.width > settings.max_width or frame.height > settings.max_height:
-                    raise FrameTooLarge(f"decoded picture of {frame.width} x {frame.height} pixels")
-            elif size != (frame.width, frame.height):
-                raise FrameSizeChanged(f"from {size[0]} x {size[1]} to {frame.width} x {frame.height} pixels")
-            pts = None if frame.pts is None else frame.pts - origin
-            dts = None if frame.dts is None else frame.dts - origin
-            frame.pts, frame.duration = clock.stamp(pts, dts, frame.duration)
-            if frame.pts >= 0 or not seek:
+            frame.pts, frame.duration = clock.stamp(frame.pts, frame.dts, frame.duration)
+            if frame.pts >= 0 or not start_seconds:
                 yield frame
     if not decoded_any:
         raise CorruptVideo("the stream decodes to no frame at all")
 
 
-class _FilterGraph:
-    """Filters for frame rate, rotation and pixel format, built for the first frame as the command does."""
+class _Filters:
+    """Filters for frame rate, rotation and pixel format.
+
+    The graph is built for the first frame, and anew when a later one has another form, as the command does. The size
+    of the output stays that of the first frame.
+    """
 
     def __init__(self, stream: VideoStream, settings: DecomposeSettings) -> None:
         self._stream = stream
-        self._fps = settings.fps
+        self._settings = settings
         self._graph: Graph | None = None
+        self._form: tuple[object, ...] = ()
+        self._output_size: tuple[int, int] | None = None
 
     def push(self, picture: VideoFrame) -> Iterator[tuple[int, VideoFrame]]:
-        if self._graph is None:
-            self._graph = self._build(picture)
+        form = (picture.width, picture.height, picture.format.name, picture.colorspace, picture.color_range)
+        if form != self._form:
+            yield from self.finish()
+            self._graph, self._form = self._build(picture), form
+        assert self._graph is not None
         self._graph.vpush(picture)
-        yield from self._pull()
+        yield from self._pull(self._graph)
 
     def finish(self) -> Iterator[tuple[int, VideoFrame]]:
         if self._graph is not None:
             self._graph.vpush(None)
-            yield from self._pull()
+            yield from self._pull(self._graph)
 
-    def _pull(self) -> Iterator[tuple[int, VideoFrame]]:
-        assert self._graph is not None
+    def _pull(self, graph: Graph) -> Iterator[tuple[int, VideoFrame]]:
         while True:
             try:
-                picture = self._graph.vpull()
+                picture = graph.vpull()
             except (av.error.BlockingIOError, av.error.EOFError):
                 return
             assert picture.pts is not None
+            self._output_size = self._output_size or (picture.width, picture.height)
             yield picture.pts, picture
 
     def _build(self, picture: VideoFrame) -> Graph:
+        check_size(picture.width, picture.height, self._settings)
         graph = Graph()
         graph.threads = 1
         aspect = self._stream.sample_aspect_ratio or Fraction(0, 1)
@@ -246,7 +243,10 @@ class _FilterGraph:
             )
         ]
         nodes += [graph.add(name, args) for name, args in upright_filters(picture)]
-        nodes.append(graph.add("fps", str(self._fps)))
+        nodes.append(graph.add("fps", str(self._settings.fps)))
+        if self._output_size:
+            width, height = self._output_size
+            nodes.append(graph.add("scale", f"{width}:{height}:flags=bicubic"))
         nodes.append(graph.add("format", "pix_fmts=yuv420p:color_ranges=tv"))
         nodes.append(graph.add("buffersink"))
         graph.link_nodes(*nodes)

@@ -9,7 +9,6 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,6 +59,9 @@ ALLOWED_FORMATS = (
 """Self-contained containers and elementary streams. None of them can refer to another file while external references
 are off, which is libavformat's default for mov."""
 
+ENCODER_SIDE = 8191
+"""Largest frame side that the mpeg4 encoder takes, in pixels."""
+
 _READ_SIZE = 1 << 18
 _LARGEST_OFFSET = 1 << 43
 """Largest offset of a seek, in bytes; file systems and object stores have various limits above it."""
@@ -74,79 +76,6 @@ _SIGNATURES = ((4, b"ftyp"), (4, b"moov"), (0, _EBML), (8, b"AVI "))
 
 av.logging.restore_default_callback()  # the Python log callback deadlocks with decoder threads (PyAV #2394)
 av.logging.set_libav_level(av.logging.PANIC)
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """Properties of a video, from the header of its container.
-
-    Attributes:
-        container: Name of the container format in libavformat.
-        codec: Name of the codec in libavcodec.
-        width: Width of the coded frame, before rotation, in pixels.
-        height: Height of the coded frame, before rotation, in pixels.
-        seconds: Length, in seconds; None if it is unknown.
-        frame_rate: Frames per second.
-        num_frames: Number of frames by the header; 0 if it is unknown.
-    """
-
-    container: str
-    codec: str
-    width: int
-    height: int
-    seconds: float | None
-    frame_rate: float
-    num_frames: int
-
-
-def probe(source: VideoInput, settings: DecomposeSettings | None = None) -> VideoInfo:
-    """Reads the header of a video. Where it has no length, the packets are read as well; nothing is decoded.
-
-    Raises:
-        MediaError: the source cannot be decomposed, as far as that can be known without decoding.
-    """
-    with open_video(source, settings or DecomposeSettings()) as (container, stream):
-        seconds = _declared_seconds(container, stream) or _scan_seconds(container, stream)
-        return VideoInfo(
-            container=container.format.name,
-            codec=stream.codec_context.name,
-            width=stream.codec_context.width,
-            height=stream.codec_context.height,
-            seconds=seconds,
-            frame_rate=float(stream.guessed_rate or 0),
-            num_frames=stream.frames,
-        )
-
-
-def _declared_seconds(container: InputContainer, stream: VideoStream) -> float | None:
-    if container.format.name in _WITHOUT_LENGTH:
-        return None
-    first = (container.start_time or 0) / av.time_base
-    if stream.duration and stream.time_base:
-        late = 0.0 if stream.start_time is None else float(stream.start_time * stream.time_base) - first
-        return float(stream.duration * stream.time_base) + max(late, 0.0)
-    if not container.duration:
-        return None
-    seconds = container.duration / av.time_base
-    # In Matroska the duration is the time of the end, counted from zero.
-    return seconds - first if container.format.name.startswith("matroska") and first < seconds else seconds
-
-
-_WITHOUT_LENGTH = ("h264", "hevc", "m4v", "mpegvideo", "obu")
-"""Elementary streams, whose length libavformat guesses from the bit rate; the guess may be wrong by any factor."""
-
-
-def _scan_seconds(container: InputContainer, stream: VideoStream) -> float | None:
-    count, last = 0, None
-    first = container.start_time or 0
-    for packet in container.demux(stream):
-        if packet.size:
-            count += 1
-            if packet.pts is not None and packet.time_base is not None:
-                last = max(last or 0.0, float(packet.pts * packet.time_base) - first / av.time_base)
-    # Without timestamps the guess may be twice the frame rate; the header of the codec has the right one.
-    rate = float(stream.codec_context.framerate or stream.guessed_rate or 25)
-    return last if last else count / rate or None
 
 
 @contextmanager
@@ -277,14 +206,22 @@ def _check_stream(stream: VideoStream, settings: DecomposeSettings) -> None:
     context = stream.codec_context
     if context is None:
         raise UnsupportedCodec("no decoder for this video codec")
-    if context.width > settings.max_width or context.height > settings.max_height:
-        raise FrameTooLarge(
-            f"{context.width} x {context.height} pixels; the limit is {settings.max_width} x {settings.max_height}"
-        )
+    check_size(context.width, context.height, settings)
     if context.width < 1 or context.height < 1 or not context.pix_fmt:
         raise CorruptVideo("the stream header has no picture size or pixel format")
     if not stream.guessed_rate:
         raise UnknownFrameRate("the stream declares no frame rate (0/0)")
+
+
+def check_size(width: int, height: int, settings: DecomposeSettings) -> None:
+    """Rejects frames above the limits of the settings or of the encoder.
+
+    Raises:
+        FrameTooLarge: the frame is larger.
+    """
+    widest, highest = min(settings.max_width, ENCODER_SIDE), min(settings.max_height, ENCODER_SIDE)
+    if width > widest or height > highest:
+        raise FrameTooLarge(f"{width} x {height} pixels; the limit is {widest} x {highest}")
 
 
 def _check_length(size: int, declared: int) -> None:
