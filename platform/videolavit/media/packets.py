@@ -81,10 +81,11 @@ def repaired(packets: Iterable[Packet[VideoStream]], clock: PacketClock) -> Iter
 @contextmanager
 def open_at(
     source: VideoInput, settings: DecomposeSettings, start_seconds: float
-) -> Iterator[tuple[InputContainer, VideoStream, Iterator[Packet[VideoStream]]]]:
+) -> Iterator[tuple[InputContainer, VideoStream, Iterator[tuple[Packet[VideoStream], bool]]]]:
     """Opens a source, with its packets from a key frame before the start of a range on.
 
-    Timestamps of the packets are repaired, and count from the start of the range.
+    Timestamps of the packets are repaired, and count from the start of the range. With each packet comes whether the
+    decoder may skip it.
 
     Where seeking fails or leads past the start, the source is opened again and read from its first packet: not every
     demuxer can return to it. A clock that may jump is no guide for a search, so its packets are always read.
@@ -92,21 +93,32 @@ def open_at(
     if start_seconds > 0:
         with open_video(source, settings) as (container, stream):
             if is_discontinuous(container):
-                clock = packet_clock(container, stream, start_seconds)
-                yield container, stream, _from_key_frame(repaired(container.demux(stream), clock))
-                return
-            found = _packets_from(container, stream, start_us(container, stream) + round(start_seconds * av.time_base))
+                found: Iterator[Packet[VideoStream]] | None = container.demux(stream)
+            else:
+                found = _found(container, stream, start_us(container, stream) + round(start_seconds * av.time_base))
             if found is not None:
-                yield container, stream, repaired(found, packet_clock(container, stream, start_seconds))
+                yield container, stream, _ready(container, stream, found, settings, start_seconds)
                 return
     with open_video(source, settings) as (container, stream):
-        clock = packet_clock(container, stream, start_seconds)
-        yield container, stream, repaired(container.demux(stream), clock)
+        yield container, stream, _ready(container, stream, container.demux(stream), settings, start_seconds)
 
 
-def _packets_from(
-    container: InputContainer, stream: VideoStream, target_us: int
-) -> Iterator[Packet[VideoStream]] | None:
+def _ready(
+    container: InputContainer,
+    stream: VideoStream,
+    packets: Iterable[Packet[VideoStream]],
+    settings: DecomposeSettings,
+    start_seconds: float,
+) -> Iterator[tuple[Packet[VideoStream], bool]]:
+    """Packets with repaired timestamps, each with whether the decoder may skip it."""
+    clock = packet_clock(container, stream, start_seconds)
+    ready = repaired(packets, clock)
+    if clock.is_discontinuous and start_seconds > 0:
+        ready = _from_key_frame(ready)
+    return mark_droppable(ready, stream, settings, clock)
+
+
+def _found(container: InputContainer, stream: VideoStream, target_us: int) -> Iterator[Packet[VideoStream]] | None:
     """Returns the packets from a key frame at or before the target; None where seeking finds no such frame.
 
     In streams with reordered frames the target is moved a little earlier, because an index by decoding time may
@@ -146,7 +158,7 @@ def _from_key_frame(packets: Iterator[Packet[VideoStream]]) -> Iterator[Packet[V
 
 
 def mark_droppable(
-    packets: Iterable[Packet[VideoStream]], stream: VideoStream, settings: DecomposeSettings
+    packets: Iterable[Packet[VideoStream]], stream: VideoStream, settings: DecomposeSettings, clock: PacketClock
 ) -> Iterator[tuple[Packet[VideoStream], bool]]:
     """Yields (packet, droppable), where droppable means that a later frame falls on the same tick of the output.
 
@@ -156,7 +168,7 @@ def mark_droppable(
     if stream.codec_context.name not in DROPPABLE_CODECS:
         yield from ((packet, False) for packet in packets)
         return
-    lookahead = _Lookahead(stream, settings)
+    lookahead = _Lookahead(stream, settings, clock)
     for packet in packets:
         lookahead.add(packet)
         if len(lookahead) > LOOKAHEAD:
@@ -170,12 +182,13 @@ def mark_droppable(
 class _Lookahead:
     """Queue of packets before the decoder, with the last timestamp on each tick of theirs."""
 
-    def __init__(self, stream: VideoStream, settings: DecomposeSettings) -> None:
+    def __init__(self, stream: VideoStream, settings: DecomposeSettings, clock: PacketClock) -> None:
         assert stream.time_base is not None
         self._time_base, self._tick_length = stream.time_base, Fraction(1, settings.fps)
         self._waiting: deque[tuple[Packet[VideoStream], int | None]] = deque()
         self._last_on_tick: dict[int, int] = {}
         self._last_dts: int | None = None
+        self._clock = clock
         self._in_order = True
 
     def __len__(self) -> int:
@@ -184,7 +197,7 @@ class _Lookahead:
     def add(self, packet: Packet[VideoStream]) -> None:
         tick = None
         went_back = packet.dts is not None and self._last_dts is not None and packet.dts <= self._last_dts
-        if packet.size and (packet.pts is None or went_back):
+        if packet.size and (packet.pts is None or went_back or self._clock.has_jumped):
             self._in_order = False  # timestamps that need repair say nothing about what the filter will drop
         elif packet.size and not packet.is_discard:
             assert packet.pts is not None

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from .errors import CorruptVideo, TooFewFrames
 from .motion import motion_grid
-from .packets import mark_droppable, open_at
+from .packets import is_discontinuous, open_at
 from .rotation import upright_filters
 from .settings import DecomposeSettings
 from .source import VideoInput, check_size
@@ -120,13 +120,13 @@ def iter_pictures(
 def _sampled_pictures(
     container: InputContainer,
     stream: VideoStream,
-    packets: Iterable[Packet[VideoStream]],
+    packets: Iterable[tuple[Packet[VideoStream], bool]],
     settings: DecomposeSettings,
     start_seconds: float,
     end_seconds: float | None,
 ) -> Iterator[tuple[int, VideoFrame]]:
     """Yields (tick, frame): upright frames in limited-range yuv420p, and their ticks from the start of the range."""
-    decoded = _decoded_pictures(container, stream, packets, settings, start_seconds)
+    decoded = _decoded_pictures(container, stream, packets, start_seconds)
     filters = _Filters(stream, settings)
     length = (
         None if end_seconds is None else Fraction(round((end_seconds - start_seconds) * av.time_base), av.time_base)
@@ -157,11 +157,15 @@ def _trimmed(pictures: Iterable[tuple[int, VideoFrame]], ticks: int) -> Iterator
 def _decoded_pictures(
     container: InputContainer,
     stream: VideoStream,
-    packets: Iterable[Packet[VideoStream]],
-    settings: DecomposeSettings,
+    packets: Iterable[tuple[Packet[VideoStream], bool]],
     start_seconds: float,
 ) -> Iterator[VideoFrame]:
-    """Yields decoded frames with repaired timestamps from the start of a range; none from before a later start."""
+    """Yields decoded frames with repaired timestamps from the start of a range; none from before a later start.
+
+    A recording of a broadcast begins anywhere, so that its first packets may be undecodable, and a packet at a join is
+    marked as damaged although nothing is missing; damage is what the decoder had to guess. In any other format a
+    marked packet means that the file is not what was written.
+    """
     assert stream.time_base is not None
     context = stream.codec_context
     context.thread_count, context.thread_type = 1, "NONE"
@@ -172,16 +176,26 @@ def _decoded_pictures(
         first_pts=rescale(-round(start_seconds * av.time_base), MICROSECOND, stream.time_base),
         timestamps_unreliable=bool(container.format.flags & _NO_TIMESTAMPS),
     )
+    is_broadcast = is_discontinuous(container)
     decoded_any = False
-    for packet, droppable in mark_droppable(packets, stream, settings):
-        if packet.is_corrupt:
+    for packet, droppable in packets:
+        if packet.is_corrupt and not is_broadcast:
             raise CorruptVideo("a packet is damaged or cut short")
         context.skip_frame = "NONREF" if droppable else "DEFAULT"
-        for frame in context.decode(packet if packet.size else None):
+        try:
+            frames = context.decode(packet if packet.size else None)
+        except av.error.InvalidDataError:
+            if decoded_any or not is_broadcast:
+                raise
+            continue
+        for frame in frames:
             decoded_any = True
             frame.pts, frame.duration = clock.stamp(frame.pts, frame.dts, frame.duration)
-            if frame.pts >= 0 or not start_seconds:
-                yield frame
+            if frame.pts < 0 and start_seconds:
+                continue
+            if frame.is_corrupt and is_broadcast:
+                raise CorruptVideo("a frame is damaged: the decoder guessed a part of it")
+            yield frame
     if not decoded_any:
         raise CorruptVideo("the stream decodes to no frame at all")
 

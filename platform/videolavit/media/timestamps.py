@@ -50,6 +50,9 @@ class PacketClock:
         average_rate: Frames per second over the whole stream; None if it is unknown.
         codec_rate: Frame rate by the header of the codec, in frames per second; None if there is none.
         reorders: True if frames are not decoded in the order in which they are shown.
+
+    Attributes:
+        has_jumped: True once a jump was found.
     """
 
     time_base: Fraction
@@ -60,6 +63,7 @@ class PacketClock:
     average_rate: Fraction | None
     codec_rate: Fraction | None
     reorders: bool
+    has_jumped: bool = False
 
     _offset_us: int = 0
     _dts_us: int | None = None
@@ -104,6 +108,7 @@ class PacketClock:
             return None if far_pts else pts, None if abs(delta) > IMPOSSIBLE_US else dts
         went_back = self._dts_us is not None and self._us(dts) + WENT_BACK_US < self._dts_us
         if abs(delta) > JUMP_US or went_back:
+            self.has_jumped = True
             self._offset_us -= delta
             moved = rescale(delta, MICROSECOND, self.time_base)
             return None if pts is None else pts - moved, dts - moved
