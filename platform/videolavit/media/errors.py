@@ -52,8 +52,12 @@ class UnknownFrameRate(MediaError):
     """The stream declares no frame rate (0/0), so its timestamps mean nothing."""
 
 
-class FrameSizeChanged(MediaError):
-    """The frame size changes in the middle of the stream."""
+class EncryptedVideo(MediaError):
+    """The pictures are encrypted, and there is no key."""
+
+
+class StillPicture(MediaError):
+    """The file is a photo (HEIC, AVIF), not a video. `tokenize` reads it as an image."""
 
 
 class TooFewFrames(MediaError):
@@ -62,3 +66,7 @@ class TooFewFrames(MediaError):
 
 class DurationMismatch(MediaError):
     """The stream runs far beyond the length that its header declares."""
+
+
+class UnexpectedError(MediaError):
+    """A library failed in a way that no other error names. The message holds its error."""

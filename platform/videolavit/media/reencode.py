@@ -27,7 +27,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from .errors import CorruptVideo, TooFewFrames
+from .errors import CorruptVideo, EncryptedVideo, TooFewFrames
 from .motion import motion_grid
 from .packets import is_discontinuous, open_at
 from .rotation import upright_filters
@@ -181,6 +181,8 @@ def _decoded_pictures(
     for packet, droppable in packets:
         if packet.is_corrupt and not is_broadcast:
             raise CorruptVideo("a packet is damaged or cut short")
+        if packet.has_sidedata("encryption_info"):
+            raise EncryptedVideo("the video is encrypted")
         context.skip_frame = "NONREF" if droppable else "DEFAULT"
         try:
             frames = context.decode(packet if packet.size else None)

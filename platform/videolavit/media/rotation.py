@@ -1,11 +1,16 @@
 """Rotation of frames by their display matrix, with the filters that the `ffmpeg` command inserts."""
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from av.filter import Graph
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
+
+_UNNAMED_TYPES = sorted(set(range(64)) - {kind.value for kind in SideDataType})
+"""Numbers of AVFrameSideDataType that PyAV's table lacks, with room for some that are to come."""
 
 _UNIT = 1 << 16
 """One, in a display matrix: 3 x 3 numbers in 16.16 fixed point."""
@@ -13,11 +18,10 @@ _UNIT = 1 << 16
 
 def upright_filters(picture: VideoFrame) -> list[tuple[str, str | None]]:
     """Returns (filter, arguments) pairs that rotate a frame by its display matrix; empty without one."""
-    side_data: Any = picture.side_data
-    try:
-        matrix = [int(v) for v in np.frombuffer(bytes(side_data[SideDataType.DISPLAYMATRIX]), np.int32)]
-    except KeyError:
+    stored = _side_data(picture).get(SideDataType.DISPLAYMATRIX)
+    if stored is None:
         return []
+    matrix = [int(v) for v in np.frombuffer(bytes(stored), np.int32)]
     theta = _clockwise_degrees(matrix)
     if abs(theta - 90) < 1:
         return [("transpose", "cclock_flip" if matrix[3] > 0 else "clock")]
@@ -33,6 +37,27 @@ def upright_filters(picture: VideoFrame) -> list[tuple[str, str | None]]:
     if abs(theta) > 1:
         return [("rotate", f"{theta:f}*PI/180")]
     return [("vflip", None)] if matrix[4] < 0 else []
+
+
+def _side_data(picture: VideoFrame) -> Any:
+    """Returns the side data of a frame by type.
+
+    PyAV lists none of it where one type is missing from its table, such as that of Exif or of spatial video; these are
+    removed first.
+    """
+    try:
+        return picture.side_data
+    except ValueError:
+        graph = Graph()
+        nodes = [
+            graph.add_buffer(
+                template=None, width=picture.width, height=picture.height, format=picture.format, time_base=Fraction(1)
+            )
+        ]
+        nodes += [graph.add("sidedata", f"mode=delete:type={number}") for number in _UNNAMED_TYPES]
+        graph.link_nodes(*nodes, graph.add("buffersink")).configure()
+        graph.vpush(picture)
+        return graph.vpull().side_data
 
 
 def _clockwise_degrees(matrix: list[int]) -> float:

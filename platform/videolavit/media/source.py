@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 
 from .errors import (
     CorruptVideo,
+    EncryptedVideo,
     ForbiddenFormat,
     FrameTooLarge,
     MediaError,
@@ -27,6 +28,8 @@ from .errors import (
     SourceForbidden,
     SourceMissing,
     SourceUnreadable,
+    StillPicture,
+    UnexpectedError,
     UnknownFormat,
     UnknownFrameRate,
     UnsupportedCodec,
@@ -55,9 +58,14 @@ ALLOWED_FORMATS = (
     "m4v",
     "mpegvideo",
     "obu",
+    "gif",
+    "apng",
 )
 """Self-contained containers and elementary streams. None of them can refer to another file while external references
 are off, which is libavformat's default for mov."""
+
+_PICTURE_BRANDS = frozenset({"mif1", "mif2", "msf1", "heic", "heix", "heim", "heis", "hevc", "hevx", "avif", "avis"})
+"""Brands of HEIF files (HEIC, AVIF), which hold still pictures, sequences of pictures, or both."""
 
 ENCODER_SIDE = 8191
 """Largest frame side that the mpeg4 encoder takes, in pixels."""
@@ -65,6 +73,12 @@ ENCODER_SIDE = 8191
 _READ_SIZE = 1 << 18
 _LARGEST_OFFSET = 1 << 43
 """Largest offset of a seek, in bytes; file systems and object stores have various limits above it."""
+
+_TS_PACKETS = (188, 192, 204)
+"""Lengths of a transport stream's packets: plain, with a time code, with error correction; in bytes."""
+
+_SCRAMBLED_WITHIN = 1 << 20
+"""Number of bytes of a transport stream that are searched for scrambled packets."""
 
 _HEAD_SIZE = 256
 _SEGMENT = b"\x18\x53\x80\x67"
@@ -98,6 +112,7 @@ def open_video(source: VideoInput, settings: DecomposeSettings) -> Iterator[tupl
             for other in container.streams:
                 if other is not stream:
                     other.discard = av.stream.Discard.all
+            _check_encryption(container, stream, file)
             _check_stream(stream, settings)
             _check_length(container.size, _indexed_end(container, stream))
             yield container, stream
@@ -140,6 +155,8 @@ def _naming_faults() -> Iterator[None]:
         raise SourceForbidden(f"no permission to read it: {error}") from error
     except OSError as error:
         raise SourceUnreadable(f"reading failed: {error}") from error
+    except Exception as error:  # one file may not end a run, whatever it does to a library
+        raise UnexpectedError(f"{type(error).__name__}: {error}") from error
 
 
 class _LibavFile:
@@ -199,7 +216,17 @@ def _best_video_stream(container: InputContainer) -> VideoStream:
     streams = [stream for stream in container.streams.video if not stream.disposition & covers]
     if not streams:
         raise NoVideoStream(f"no video stream among {len(container.streams)} streams")
+    if _holds_pictures(container):
+        streams = [stream for stream in streams if stream.duration is not None]
+        if not streams:
+            raise StillPicture("a photo, not a video")
     return max(streams, key=score)  # the first of equals, as the command does
+
+
+def _holds_pictures(container: InputContainer) -> bool:
+    """True for HEIF, whose still pictures are streams of one frame without a duration."""
+    brands = container.metadata.get("major_brand", "") + container.metadata.get("compatible_brands", "")
+    return any(brands[start : start + 4] in _PICTURE_BRANDS for start in range(0, len(brands), 4))
 
 
 def _check_stream(stream: VideoStream, settings: DecomposeSettings) -> None:
@@ -211,6 +238,30 @@ def _check_stream(stream: VideoStream, settings: DecomposeSettings) -> None:
         raise CorruptVideo("the stream header has no picture size or pixel format")
     if not stream.guessed_rate:
         raise UnknownFrameRate("the stream declares no frame rate (0/0)")
+
+
+def _check_encryption(container: InputContainer, stream: VideoStream, file: BinaryIO) -> None:
+    """Rejects streams that their container declares as encrypted. In mp4 packets do it, one by one."""
+    context = stream.codec_context
+    unreadable = context is None or not context.width
+    if (
+        "enc_key_id" in stream.metadata  # Matroska
+        or "asf_protection_type" in map(str.lower, container.metadata)
+        or (unreadable and container.format.name == "mpegts" and _is_scrambled(file, stream.id))
+    ):
+        raise EncryptedVideo("the video is encrypted")
+
+
+def _is_scrambled(file: BinaryIO, program_id: int) -> bool:
+    """True if a packet of a transport stream's elementary stream among the first is marked as scrambled."""
+    position = file.tell()
+    file.seek(0)
+    data = file.read(_SCRAMBLED_WITHIN)
+    file.seek(position)
+    start = max(data.find(b"\x47"), 0)
+    step = next((size for size in _TS_PACKETS if data[start + size : start + size + 1] == b"\x47"), _TS_PACKETS[0])
+    headers = (data[at : at + 4] for at in range(start, len(data) - 3, step))
+    return any((int.from_bytes(one[1:3]) & 0x1FFF) == program_id and one[3] & 0xC0 for one in headers)
 
 
 def check_size(width: int, height: int, settings: DecomposeSettings) -> None:
