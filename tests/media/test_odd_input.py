@@ -8,8 +8,10 @@ import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import av
 import pytest
 from av.video.frame import VideoFrame
+from PIL import Image
 
 from tests.media.videos import make, moving, outline, outline_on_one_cpu, reference, without_default_duration
 from videolavit.isolation import IsolatedFunction
@@ -23,6 +25,12 @@ B_PYRAMID = (*moving("162x122"), *X264, "-x264-params", "b-pyramid=normal:bframe
 def _filtered(filters: str, *codec: str, rate: str = "30") -> tuple[str, ...]:
     return (*moving(rate=rate), "-vf", filters, *codec)
 
+
+ALPHA = "testsrc2=size=160x120:rate=12:duration=3:alpha=90"
+HDR10 = (
+    "log-level=none:hdr10=1:max-cll=1000,400:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc:"
+    "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
+)
 
 SOURCES: dict[str, tuple[tuple[str, ...], ...]] = {
     # picture order
@@ -88,6 +96,13 @@ SOURCES: dict[str, tuple[tuple[str, ...], ...]] = {
     "interlaced.mpg": (
         (*moving("160x128", rate="25"), "-c:v", "mpeg2video", "-flags", "+ildct+ilme", "-bf", "2", "-q:v", "4"),
     ),
+    "alpha.webm": (("-f", "lavfi", "-i", ALPHA, "-c:v", "libvpx", "-pix_fmt", "yuva420p", "-auto-alt-ref", "0"),),
+    "alpha.mov": (("-f", "lavfi", "-i", ALPHA, "-c:v", "prores_ks", "-pix_fmt", "yuva444p10le"),),
+    "hdr10.mp4": ((*moving(), "-c:v", "libx265", "-x265-params", HDR10, "-pix_fmt", "yuv420p10le"),),
+    "telecine.mpg": (_filtered("scale=160:128,telecine", "-c:v", "mpeg2video", "-q:v", "4", rate="24000/1001"),),
+    # pictures that move
+    "moving.gif": (moving(rate="12"),),
+    "moving.apng": ((*moving(rate="12"), "-f", "apng"),),
     # several streams
     "two_videos.mkv": ((*moving("96x64"), *moving("192x128"), "-map", "0", "-map", "1", *X264, "-disposition", "0"),),
     "small_default.mkv": (
@@ -175,6 +190,38 @@ def test_a_range_of_a_stream_without_index_is_exact(video: Videos, name: str) ->
         assert outline(path, start, end) == expected
 
 
+@pytest.mark.parametrize("name", ["changes.ts", "changes.mpg", "changes.h264"])
+def test_size_and_format_that_change_in_the_middle(tmp_path: Path, name: str) -> None:
+    """Later pictures are scaled to the size of the first; the filters start anew for each form."""
+    codec = ("-c:v", "mpeg2video", "-q:v", "3") if name.endswith("mpg") else X264
+    forms = (("160x120", "yuv420p"), ("176x144", "yuv422p" if codec is X264 else "yuv420p"), ("160x120", "yuv420p"))
+    parts = [
+        make(tmp_path / f"{number}-{name}", (*moving(size, seconds=1), *codec, "-pix_fmt", pixels)).read_bytes()
+        for number, (size, pixels) in enumerate(forms)
+    ]
+    path = tmp_path / name
+    path.write_bytes(b"".join(parts))
+    expected = reference(path)
+    assert len(expected.types) >= 16
+    assert outline(path) == expected
+
+
+def test_side_data_without_a_name(tmp_path: Path) -> None:
+    """Exif in the frames of a camera's Motion JPEG; PyAV's table of side data lacks it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    stream = tmp_path / "camera.mjpeg"
+    with stream.open("wb") as file:
+        for number in range(12):
+            picture = Image.new("RGB", (160, 120))
+            picture.paste((255, 80, 0), (number * 8, 20, number * 8 + 40, 60))
+            picture.save(file, "JPEG", exif=exif.tobytes())
+    path = make(tmp_path / "camera.avi", ("-f", "mjpeg", "-framerate", "12", "-i", str(stream), "-c", "copy"))
+    with av.open(str(path)) as container, pytest.raises(ValueError):
+        _ = next(container.decode(video=0)).side_data
+    assert outline(path) == reference(path)
+
+
 def test_ranges_behind_the_end_have_too_few_frames(video: Videos) -> None:
     for name in ("b_pyramid.mp4", "negative.mkv", "raw.h264"):
         with pytest.raises(TooFewFrames):
@@ -254,14 +301,14 @@ def _decoded_frames(path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Number of source frames that reach the filters."""
     count = 0
 
-    class Counting(reencode._FilterGraph):
+    class Counting(reencode._Filters):
         def push(self, picture: VideoFrame) -> Iterator[tuple[int, VideoFrame]]:
             nonlocal count
             count += 1
             return super().push(picture)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reencode, "_FilterGraph", Counting)
+        patch.setattr(reencode, "_Filters", Counting)
         outline(path)
     return count
 

@@ -199,19 +199,23 @@ class FrameClock:
 def constant_rate(frames: Iterable[tuple[int, T]], fill_start: bool) -> Iterator[tuple[int, T]]:
     """Repeats and drops frames so that each tick has one, as the command's encoder stage does.
 
-    Frames more than two ticks early are dropped.
+    A gap is filled with the frame before it, but for the last tick. Frames more than two ticks early are dropped.
 
     Args:
         frames: (tick, frame) pairs.
         fill_start: True to repeat the first frame from tick 0 on if it comes late, as in a file with other streams;
             False to start at the first frame.
     """
-    next_tick = 0
+    next_tick, before = 0, None
     for position, (tick, frame) in enumerate(frames):
         if position == 0 and not fill_start:
             next_tick = max(tick, 0)
         if tick - next_tick < -2:
             continue
+        while next_tick < tick - 1 and before is not None:
+            yield next_tick, before
+            next_tick += 1
         for _ in range(max(tick - next_tick, 0) + 1):
             yield next_tick, frame
             next_tick += 1
+        before = frame
