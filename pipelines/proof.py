@@ -33,7 +33,7 @@ from .stages import Stage, Stages
 __all__ = ["MemorySummary", "ProofSizes", "ProofSummary", "memorise", "prove"]
 
 MEASURING = "measuring"
-CAPTIONS = "captions.jsonl"
+CAPTIONS_FILE = "captions.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ def memorise(
         UnknownRecipe: no recipe has that name.
         StageFailed: a stage failed; another call tries it again.
     """
-    captions = Path(corpus) / CAPTIONS
+    captions = Path(corpus) / CAPTIONS_FILE
     recipe_file(recipe, "visual-tokenizer")
     if not captions.is_file():
         raise InputError(

@@ -2,15 +2,17 @@
 
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
 from tests.tokens import picture
 from videolavit.media.errors import MediaError
-from videolavit.records.pictures import MAX_PIXELS, decode_image
+from videolavit.records.pictures import MAX_PIXELS, HeicUnsupported, decode_image
 
 
 def _file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -47,6 +49,17 @@ def test_orientation_is_applied() -> None:
     pixels = decode_image(_file(image, "JPEG", exif=exif), 8)
     assert pixels[1].mean() > 200
     assert pixels[6].mean() < 50
+
+
+def test_heic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A phone's photo, with the library that reads it and without."""
+    photo = io.BytesIO()
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 30))).save(photo)
+    assert _colour(photo.getvalue()) == pytest.approx([200, 30, 30], abs=4)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(HeicUnsupported, match=r"pip install videolavit\[heic\]"):
+        decode_image(photo.getvalue())
+    assert _colour(_file(Image.new("RGB", (64, 48), (200, 30, 30)), "AVIF")) == pytest.approx([200, 30, 30], abs=4)
 
 
 def _declaring(width: int, height: int) -> bytes:

@@ -18,12 +18,19 @@ MAX_PIXELS = 8192 * 8192
 MAX_FILE_BYTES = 512 << 20
 """Largest size of a picture's file, in bytes."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 """Image formats that are read. Other formats of Pillow run programs (EPS) or are hardly images."""
+
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1")
+"""Major brands of HEIC photos, which Pillow does not read itself."""
 
 
 class NotAnImage(MediaError):
     """The bytes are no image in a format that is read."""
+
+
+class HeicUnsupported(MediaError):
+    """The image is a HEIC photo, and the library that reads these is not installed."""
 
 
 class CorruptImage(MediaError):
@@ -62,6 +69,8 @@ def decode_image(data: bytes, size: int | None = None) -> NDArray[np.uint8]:
 
 def _opened(data: bytes) -> Image.Image:
     Image.init()
+    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS and b"avif" not in data[16:64]:
+        _register_heif()
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     try:
         with warnings.catch_warnings():
@@ -75,6 +84,15 @@ def _opened(data: bytes) -> Image.Image:
     except Exception as error:
         raise CorruptImage(f"cannot be opened: {error or type(error).__name__}") from None
     return image
+
+
+def _register_heif() -> None:
+    """Lets Pillow read HEIC, for the rest of the process."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise HeicUnsupported("a HEIC photo; `pip install videolavit[heic]` reads these") from None
+    pillow_heif.register_heif_opener()
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
