@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import tarfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.records.listed import STORAGE, list_videos
-from videolavit.media.errors import UnknownFormat
+from videolavit.media.errors import NotAFile, UnknownFormat
 from videolavit.records import schema
 from videolavit.records.files import VIDEO_SUFFIXES, InputError
 from videolavit.records.kinds.tar import tar_members
@@ -114,6 +115,41 @@ def test_odd_names(tmp_path: Path, name: str) -> None:
 def test_names_that_are_no_utf8_are_kept_to_be_rejected(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff.mp4")).write_bytes(b"x")
     assert list_videos(tmp_path)["url"].to_pylist() == [f"{tmp_path}/\\xff.mp4"]
+
+
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    for name in ("in/a.mp4", "elsewhere/b.mp4", "elsewhere/deep/c.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    links = {
+        "in/linked": "../elsewhere",
+        "in/one": "../elsewhere/b.mp4",
+        "in/gone.mp4": "nowhere",
+        "in/self": ".",
+        "elsewhere/back": "../in",
+    }
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(target)
+    found = ["a.mp4", "gone.mp4", "linked/b.mp4", "linked/deep/c.mp4", "one"]  # the missing one will be rejected
+    assert list_videos(tmp_path / "in")["url"].to_pylist() == [f"{tmp_path}/in/{name}" for name in found]
+    assert _names(tmp_path / "in" / "**" / "*.mp4") == ["a.mp4", "gone.mp4", "b.mp4", "c.mp4"]
+    assert _names(tmp_path / "in" / "linked") == ["b.mp4", "c.mp4"]
+
+
+def test_only_regular_files_are_tried(tmp_path: Path) -> None:
+    (tmp_path / "in" / "folder.mp4").mkdir(parents=True)
+    os.mkfifo(tmp_path / "in" / "camera.mp4")
+    (tmp_path / "in" / "null.mp4").symlink_to("/dev/null")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "in" / "socket.mp4"))
+        with pytest.raises(InputError, match="nothing to decompose"):
+            list_videos(tmp_path / "in")
+    for name in ("camera.mp4", "null.mp4", "socket.mp4"):
+        with pytest.raises(InputError, match="neither a file nor a folder"):
+            list_videos(tmp_path / "in" / name)
+    for name in ("camera.mp4", "null.mp4", "socket.mp4", "folder.mp4"):  # a manifest may name them
+        with pytest.raises(NotAFile), open_source(str(tmp_path / "in" / name), STORAGE):
+            pass
 
 
 def test_addresses_and_captions_stay_as_they_are_written(tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ class SourceUnreadable(MediaError):
     """The storage failed while the source was read."""
 
 
+class NotAFile(MediaError):
+    """The address is that of a folder, a pipe, a socket or a device."""
+
+
 class SourceEmpty(MediaError):
     """The source has zero bytes."""
 

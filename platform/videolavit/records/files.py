@@ -3,7 +3,10 @@
 import os
 import re
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+from fsspec.implementations.local import LocalFileSystem
 
 from .storage import StorageSettings, absolute_url, filesystem, naming_location, protocol_of
 
@@ -72,13 +75,15 @@ class NamedFiles:
 
 
 def find_files(url: str, storage: StorageSettings) -> NamedFiles:
-    """Finds the files that an input names; opens none of them.
+    """Finds the files that an input names; opens none of them. Symbolic links to folders are followed.
 
     Raises:
         InputError: nothing is there.
         StorageError: the location cannot be used.
     """
     fs, path = filesystem(absolute_url(url), storage)
+    if isinstance(fs, LocalFileSystem):
+        fs = _FollowingLinks()
     prefix = "" if protocol_of(url) == "file" else f"{protocol_of(url)}://"
     wildcard = re.search(r"[*?\[]", path)
     named: Literal["file", "folder", "glob"]
@@ -92,14 +97,33 @@ def find_files(url: str, storage: StorageSettings) -> NamedFiles:
         elif fs.isfile(path):
             base = path.rpartition("/")[0]
             found, named = {path: fs.info(path)}, "file"
+        elif fs.exists(path):
+            raise InputError(f"neither a file nor a folder: {url}")
         else:
             raise InputError(f"no such file, folder or key: {url}")
     # An object store lists a folder's marker as `name/`. A name that is not UTF-8 cannot be opened by name; it is kept
     # in a readable form and will be rejected.
     names = [
-        readable(name) for name, info in sorted(found.items()) if info["type"] != "directory" and not name.endswith("/")
+        readable(name)
+        for name, info in sorted(found.items())
+        if info["type"] not in ("directory", "other") and not name.endswith("/")
     ]
     return NamedFiles(named, [(name.removeprefix(base), prefix + name) for name in names])
+
+
+class _FollowingLinks(LocalFileSystem):  # type: ignore[misc]  # fsspec is untyped
+    """Local files, with symbolic links as what they lead to. A link that leads to nothing is a file that is missing."""
+
+    def info(self, path: Any, **kwargs: Any) -> dict[str, Any]:
+        """Facts of a file or folder; a pipe, a socket, a device and a link to a folder above it are `other`."""
+        found: dict[str, Any] = super().info(path, **kwargs)
+        if found["islink"]:
+            name = Path(found["name"])
+            if name.is_dir():
+                found["type"] = "other" if any(name.samefile(parent) for parent in name.parents) else "directory"
+            else:
+                found["type"] = "file" if name.is_file() or not name.exists() else "other"
+        return found
 
 
 def readable(text: str) -> str:

@@ -21,7 +21,7 @@ from botocore.exceptions import BotoCoreError, NoCredentialsError
 from fsspec.implementations.local import LocalFileSystem
 
 from videolavit.files import publish, publish_new, unused_path
-from videolavit.media.errors import SourceForbidden, SourceMissing, SourceUnreadable
+from videolavit.media.errors import NotAFile, SourceForbidden, SourceMissing, SourceUnreadable
 
 READ_AHEAD = 4 << 20
 """Bytes fetched at a time from remote storage: a few requests for a header, a few dozen for a video."""
@@ -117,9 +117,12 @@ def reading(url: str) -> Iterator[None]:
 
 
 def open_file(url: str, settings: StorageSettings) -> Any:
-    """Opens a source; storages raise their own errors."""
+    """Opens a source. Raises NotAFile; storages raise their own errors."""
     if protocol_of(url) == "file":
-        return Path(absolute_url(url)).open("rb", buffering=0)
+        file = Path(absolute_url(url))
+        if file.exists() and not file.is_file():  # opening a pipe would wait for a writer
+            raise NotAFile(f"a folder, a pipe, a socket or a device: {url}")
+        return file.open("rb", buffering=0)
     fs, path = filesystem(url, settings)
     return fs.open(path, "rb")
 
