@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
+from videolavit.ray_setup import RayUnavailable
+
 T = TypeVar("T")
 INTERRUPTED = 130
 """Exit status of a job that was interrupted from the keyboard, as shells define it."""
@@ -69,16 +71,18 @@ def _problem(error: Mapping[str, Any]) -> str:
     return ": ".join(filter(None, (".".join(map(str, error["loc"])), message)))
 
 
-def fail(message: object) -> NoReturn:
-    """Ends the job with an error message for the user and exit status 2."""
+def fail(message: object, status: int = 2) -> NoReturn:
+    """Ends the job with an error message for the user and an exit status, by default that of a mistake."""
     console.print(f"[red]error:[/] {escape(str(message))}", soft_wrap=True)
-    sys.exit(2)
+    sys.exit(status)
 
 
 @contextlib.contextmanager
 def user_errors(*types: type[Exception]) -> Iterator[None]:
-    """Ends the job, as `fail` does, when the body raises one of these exceptions."""
+    """Ends the job, as `fail` does, when the body raises one of these exceptions; with status 1 if there is no Ray."""
     try:
         yield
+    except RayUnavailable as error:
+        fail(error, status=1)
     except types as error:
         fail(error)

@@ -8,7 +8,6 @@ from rich.table import Table
 
 from pipelines.planning import PlanningConflict, PlanningIncomplete
 from pipelines.run import PlanSummary, RunSettings, RunSummary
-from pipelines.session import RayUnavailable
 from videolavit.progress import OnProgress
 from videolavit.records.files import InputError
 from videolavit.records.identity import VERSIONS, IdentityMismatch
@@ -17,7 +16,7 @@ from videolavit.records.storage import StorageError
 from .common import INTERRUPTED, JobParser, console, fail, user_errors
 from .progress import show_progress
 
-USER_ERRORS = (InputError, StorageError, IdentityMismatch, PlanningConflict, RayUnavailable)
+USER_ERRORS = (InputError, StorageError, IdentityMismatch, PlanningConflict)
 
 
 def add_run_options(parser: JobParser, inputs: str) -> None:

@@ -73,7 +73,8 @@ def decompose(request: DecomposeRequest, on_progress: OnProgress = ignore_progre
     connected; otherwise starts one and stops it again.
 
     Raises:
-        InputError, StorageError, IdentityMismatch, RayUnavailable: mistakes in the request.
+        InputError, StorageError, IdentityMismatch: mistakes in the request.
+        RayUnavailable: no cluster answers at `RAY_ADDRESS`, or Ray cannot start on this machine.
         PlanningConflict, PlanningIncomplete: the same request continues.
     """
     if request.output is None:

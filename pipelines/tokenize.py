@@ -112,7 +112,8 @@ def tokenize(request: TokenizeRequest, on_progress: OnProgress = ignore_progress
     connected; otherwise starts one and stops it again.
 
     Raises:
-        InputError, StorageError, IdentityMismatch, ModelError, RayUnavailable: mistakes in the request.
+        InputError, StorageError, IdentityMismatch, ModelError: mistakes in the request.
+        RayUnavailable: no cluster answers at `RAY_ADDRESS`, or Ray cannot start on this machine.
         PlanningConflict, PlanningIncomplete: the same request continues.
     """
     if request.output is None:

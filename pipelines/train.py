@@ -38,7 +38,7 @@ from videolavit.training.trainer import SKIPPED, Diverged
 from .common import cluster_has
 from .loaders import ray_loader
 from .progress_file import read_progress, write_progress
-from .session import RayUnavailable, ray_session
+from .session import ray_session
 
 RAY_FILES = "ray"
 """Folder of the run for files of Ray Train."""
@@ -72,7 +72,6 @@ TRAIN_ERRORS = (
     Diverged,
     ClusterTooSmall,
     UnknownComponent,
-    RayUnavailable,
 )
 """Errors of `train` that starting again does not cure."""
 
@@ -163,7 +162,8 @@ def train(
         UnknownComponent, DataError, ModelError, InputError, StorageError: a mistake in what is asked for.
         CheckpointError: the folder holds another run.
         Diverged: the gradient was not finite for too many steps.
-        ClusterTooSmall, RayUnavailable: the cluster cannot run the training, or does not answer.
+        ClusterTooSmall: the cluster cannot run the training.
+        RayUnavailable: no cluster answers at `RAY_ADDRESS`, or Ray cannot start on this machine.
         TrainingFailed: the workers failed too often. Another call continues from the last checkpoint.
     """
     started = time.monotonic()

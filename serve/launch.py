@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray import serve
@@ -16,6 +15,7 @@ from ray.exceptions import RayError
 
 from videolavit.models.folder import ModelFolder
 from videolavit.progress import OnProgress, Progress, ignore_progress
+from videolavit.ray_setup import ray_arguments, restored_process, starting_ray
 from videolavit.records.storage import absolute_url
 
 from .application import APPLICATION_NAME, application, unhealthy_deployments
@@ -63,7 +63,8 @@ def serving(settings: ServeSettings, on_progress: OnProgress = ignore_progress) 
     Raises:
         ValueError: the port is in use, or the file of keys cannot be read.
         ModelError: the model cannot be read.
-        StartFailed: no cluster answers at `RAY_ADDRESS`, a deployment does not start, or the service runs already.
+        RayUnavailable: no cluster answers at `RAY_ADDRESS`, or Ray cannot start on this machine.
+        StartFailed: a deployment does not start, or the service runs already.
     """
     if settings.keys is not None:
         read_keys(settings.keys)
@@ -73,7 +74,7 @@ def serving(settings: ServeSettings, on_progress: OnProgress = ignore_progress) 
     own_ray = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_ray(on_progress))
-        stack.enter_context(_quiet_serve())
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # without reports about its own progress
         on_progress(Progress("start", message="loading the model"))
         before = serve.status()
         if APPLICATION_NAME in before.applications:
@@ -118,41 +119,20 @@ def _ray(on_progress: OnProgress) -> Iterator[None]:
     """The Ray that is connected, or else the cluster at `RAY_ADDRESS`, or one that is started here and stopped again.
 
     Raises:
-        StartFailed: no cluster answers at `RAY_ADDRESS`.
+        RayUnavailable: no cluster answers at `RAY_ADDRESS`, or Ray cannot start on this machine.
     """
     if ray.is_initialized():
-        yield
+        with restored_process():
+            yield
         return
-    # Without an address Ray would wait for minutes for the last head node of this machine, even a dead one.
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    on_progress(Progress("ray", message=f"connecting to Ray at {address}" if address != "local" else "starting Ray"))
-    # By default Ray's processes give way to all others; a dashboard takes a tenth of a core all the time.
-    own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    niceness = os.environ.get(NICENESS)
-    os.environ.setdefault(NICENESS, "0")
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except ConnectionError:
-        raise StartFailed(f"no Ray cluster answers at RAY_ADDRESS={address}; unset it to start Ray here") from None
-    finally:
-        if niceness is None:
-            del os.environ[NICENESS]
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _quiet_serve() -> Iterator[None]:
-    """Keeps Serve's reports about its own progress out of stderr."""
-    log = logging.getLogger("ray.serve")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
+    with ray_arguments(on_progress) as arguments:
+        os.environ.setdefault(NICENESS, "0")  # by default Ray's processes give way to all others
+        try:
+            with starting_ray(arguments["address"]):
+                ray.init(**arguments)
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _drain(seconds: float) -> None:

@@ -23,6 +23,7 @@ SHARED_MODULES = {"config", "files", "isolation", "perplexity", "progress", "rec
 
 PACKAGES = {
     "media": set(),
+    "ray_setup": set(),
     "vocabulary": set(),
     "models": {"media", "vocabulary"},
     "records": {"media", "vocabulary", "models"},

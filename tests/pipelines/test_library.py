@@ -17,6 +17,7 @@ from pathlib import Path
 from pipelines.decompose import DecomposeRequest, decompose, plan_decomposition
 from pipelines.run import RunSettings
 from pipelines.tokenize import TokenizeRequest, plan_tokenization, tokenize
+from tests.process_state import unchanged
 from videolavit.records.files import InputError
 from videolavit.records.identity import IdentityMismatch
 from videolavit.records.samples import SampleSettings
@@ -30,8 +31,9 @@ def seen(progress):
 
 request = DecomposeRequest(inputs=[str(corpus)], output=str(folder / "clips"), sample=SampleSettings(segment_seconds=8))
 found = {}
-found["planned"] = dataclasses.asdict(plan_decomposition(request, seen))
-found["run"] = dataclasses.asdict(decompose(request, seen))
+with unchanged():
+    found["planned"] = dataclasses.asdict(plan_decomposition(request, seen))
+    found["run"] = dataclasses.asdict(decompose(request, seen))
 found["again"] = dataclasses.asdict(decompose(request))
 retry = dataclasses.replace(request, inputs=(), run=RunSettings(retry_rejects=True, only="UnknownFormat"))
 found["retried"] = dataclasses.asdict(decompose(retry))
@@ -39,7 +41,8 @@ tokens = TokenizeRequest(
     inputs=[str(folder / "clips")], output=str(folder / "tokens"), encode=EncodeSettings(model="tiny")
 )
 found["planned_tokens"] = dataclasses.asdict(plan_tokenization(tokens))
-found["tokens"] = dataclasses.asdict(tokenize(tokens, seen))
+with unchanged():  # all is imported now
+    found["tokens"] = dataclasses.asdict(tokenize(tokens, seen))
 errors = {
     "InputError": dataclasses.replace(request, inputs=[str(corpus / "nothing")]),
     "IdentityMismatch": dataclasses.replace(request, sample=SampleSettings(segment_seconds=16)),

@@ -1,38 +1,176 @@
 """`ray_session`, in processes of their own: this one must not be connected to Ray."""
 
+import contextlib
+import http.server
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.conftest import ROOT, Job, free_port
 
 SESSIONS = """
 import ray
 from pipelines.session import ray_session
+from tests.process_state import unchanged
 
 seen = []
-with ray_session(seen.append):
-    assert ray.is_initialized() and [progress.stage for progress in seen] == ["ray"]
-    with ray_session(seen.append):
-        assert ray.get(ray.put(1)) == 1 and len(seen) == 1
-    assert ray.is_initialized()
-assert not ray.is_initialized()
+with unchanged():
+    for _ in range(2):
+        with ray_session(seen.append):
+            assert ray.is_initialized() and [progress.stage for progress in seen] == ["ray"]
+            with ray_session(seen.append):
+                assert ray.get(ray.remote(lambda: 1).remote()) == 1 and len(seen) == 1
+            assert ray.is_initialized()
+        assert not ray.is_initialized()
+        seen.clear()
 """
 
-UNREACHABLE = """
-from pipelines.session import RayUnavailable, ray_session
+REFUSED = """
+from pipelines.session import ray_session
+from tests.process_state import unchanged
+from videolavit.ray_setup import RayUnavailable
 
+with unchanged():
+    try:
+        with ray_session():
+            raise AssertionError("Ray started")
+    except RayUnavailable as error:
+        message = str(error)
+print(message)
+"""
+
+IN_A_FOLDER_THAT_IS_GONE = """
+import os, sys, tempfile
+from pipelines.session import ray_session
+from videolavit.ray_setup import RayUnavailable
+
+with tempfile.TemporaryDirectory() as folder:
+    os.chdir(folder)
 try:
     with ray_session():
-        raise AssertionError("there is no such cluster")
+        raise AssertionError("Ray started")
 except RayUnavailable as error:
-    assert "RAY_ADDRESS=127.0.0.1:1" in str(error)
+    print(error)
 """
 
+USER = 54321
+"""User id that has no entry in the user database."""
 
-@pytest.mark.parametrize(("code", "address"), [(SESSIONS, None), (UNREACHABLE, "127.0.0.1:1")])
-def test_a_session_starts_ray_or_names_the_address_and_prints_nothing(code: str, address: str | None) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"RAY_ADDRESS": address} if address else {}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+READ_EVERYTHING = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search")
+"""Options of setpriv for a user who may read the interpreter, wherever it is installed."""
+
+
+def run(code: str, *before: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Runs code without the variables of the tests' Ray, by a command such as unshare."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [*before, sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=kept | environment, timeout=120)
+
+
+def can_unshare(*options: str) -> bool:
+    """True where tests may make namespaces: as root, outside of most containers."""
+    command = shutil.which("unshare")
+    return command is not None and subprocess.run([command, *options, "true"], capture_output=True).returncode == 0
+
+
+def test_a_session_starts_ray_and_leaves_the_process_as_it_was() -> None:
+    folders = set(Path(tempfile.gettempdir()).glob("ray*"))
+    done = run(SESSIONS)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    new = set(Path(tempfile.gettempdir()).glob("ray*")) - folders
+    assert not [folder for folder in new if str(os.getuid()) == str(folder.stat().st_uid)]
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not can_unshare("--mount"), reason="only root can make such surroundings")
+def test_ray_starts_where_a_container_gives_it_little(tmp_path: Path) -> None:
+    """A user without a name or a home, temporary files at a long path, and shared memory that cannot be written."""
+    long = tmp_path / ("long" * 25)
+    long.mkdir()
+    long.chmod(0o777)
+    for folder in long.relative_to(tempfile.gettempdir()).parents:
+        (Path(tempfile.gettempdir()) / folder).chmod(0o777)
+    user = ("setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups", *READ_EVERYTHING)
+    read_only = 'mount -o remount,bind,ro /dev/shm && exec "$@"'
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "TMPDIR": str(long)}
+    bare = ("env", "-i", *(f"{name}={value}" for name, value in environment.items()), "HOME=/nowhere")
+    done = run(SESSIONS, "unshare", "--mount", "sh", "-c", read_only, "sh", *user, *bare)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(long.iterdir())
+    assert not [path for path in Path(tempfile.gettempdir()).glob("ray-*") if path.stat().st_uid == USER]
+
+
+@pytest.mark.skipif(not can_unshare("--net"), reason="only root can take the network away")
+def test_a_machine_without_a_network_is_refused() -> None:
+    done = run(REFUSED, "unshare", "--net")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "no connection to 127.0.0.1" in done.stdout
+
+
+@pytest.mark.skipif(not can_unshare("--mount"), reason="only root can mount")
+def test_a_machine_without_a_place_for_sockets_is_refused(tmp_path: Path) -> None:
+    """Temporary files can be written, at a path that is too long."""
+    long = tmp_path / ("long" * 25)
+    long.mkdir()
+    mounts = [f"mount -t tmpfs -o ro tmpfs {place}" for place in ("/var/tmp", "/dev/shm")]
+    script = " && ".join([f"mount --bind {long} /mnt", *mounts, "mount -t tmpfs -o ro tmpfs /tmp", 'exec "$@"'])
+    inside = "/mnt/" + "long" * 25
+    (long / ("long" * 25)).mkdir()
+    done = run(REFUSED, "unshare", "--mount", "sh", "-c", script, "sh", TMPDIR=inside)
+    assert done.returncode == 0, done.stderr
+    assert f"none of {inside}, /tmp, /var/tmp, /dev/shm" in done.stdout
+    assert "name such a folder in TMPDIR" in done.stdout
+
+
+def test_a_working_directory_that_is_gone_is_named() -> None:
+    done = run(IN_A_FOLDER_THAT_IS_GONE)
+    assert done.stdout == "the working directory is gone; change to one that exists\n"
+    assert done.stderr == ""
+
+
+@contextlib.contextmanager
+def web_server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[str]:
+    yield f"127.0.0.1:{free_port()}"
+
+
+@contextlib.contextmanager
+def no_address() -> Iterator[str]:
+    yield "nothing"
+
+
+@pytest.mark.parametrize("where", [nobody, web_server, no_address])
+def test_a_cluster_that_does_not_answer_is_named(where: Callable[[], contextlib.AbstractContextManager[str]]) -> None:
+    with where() as address:
+        done = run(REFUSED, RAY_ADDRESS=address)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"no Ray cluster answers at RAY_ADDRESS={address}; unset it to start Ray on this machine\n"
+
+
+@pytest.mark.parametrize("command", ["decompose", "tokenize", "train", "serve"])
+def test_commands_say_so_in_a_line(command: str, run_job: Job, small_corpus: Path, tmp_path: Path) -> None:
+    video = next(small_corpus.glob("*.mp4"))
+    arguments = {
+        "decompose": ("--input", video, "--output", tmp_path / "run"),
+        "tokenize": ("--input", video, "--output", tmp_path / "run", "--model", "tiny"),
+        "train": ("vae", "--model", "tiny", "--input", video, "--output", tmp_path / "run", "--workers", 1),
+        "serve": ("--model", "tiny", "--storage", tmp_path / "data", "--port", free_port()),
+    }
+    done = run_job(command, *arguments[command], RAY_ADDRESS=f"127.0.0.1:{free_port()}")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert (done.returncode, done.stdout, len(errors)) == (1, "", 1), done.stderr
+    assert "no Ray cluster answers at RAY_ADDRESS=" in errors[0]
+    assert "Traceback" not in done.stderr

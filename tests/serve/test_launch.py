@@ -13,11 +13,12 @@ import sys
 import ray, requests
 from serve.launch import StartFailed, serving
 from serve.settings import read_settings
+from tests.process_state import unchanged
 
 storage, port, other = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 stages = []
 settings = read_settings({"storage": storage, "port": port})
-with serving(settings, lambda progress: stages.append(progress.stage)) as service:
+with unchanged(), serving(settings, lambda progress: stages.append(progress.stage)) as service:
     assert (service.url, service.model, service.is_trained) == (f"http://127.0.0.1:{port}", "tiny", False)
     assert requests.get(service.url + "/v1/models").json()["data"][0]["id"] == "tiny"
     for number, error, message in ((port, ValueError, "cannot listen"), (other, StartFailed, "already")):

@@ -23,21 +23,23 @@ import sys
 from pathlib import Path
 
 from pipelines.train import ClusterSettings, train
+from tests.process_state import unchanged
 from videolavit.training.components.language_model import LanguageModelTraining
 from videolavit.training.settings import TrainInputs, TrainSettings
 
 tokens, output, workers = sys.argv[1:]
 seen = []
-summary = train(
-    "language-model",
-    "tiny",
-    TrainInputs(train=[tokens], validation=[tokens]),
-    output,
-    objective=LanguageModelTraining(sequence_length=256, show_captions=0),
-    settings=TrainSettings(steps=3, batch=2, micro_batch=2, log_every=1, save_every=2),
-    cluster=ClusterSettings(workers=int(workers)),
-    on_progress=seen.append,
-)
+with unchanged():
+    summary = train(
+        "language-model",
+        "tiny",
+        TrainInputs(train=[tokens], validation=[tokens]),
+        output,
+        objective=LanguageModelTraining(sequence_length=256, show_captions=0),
+        settings=TrainSettings(steps=3, batch=2, micro_batch=2, log_every=1, save_every=2),
+        cluster=ClusterSettings(workers=int(workers)),
+        on_progress=seen.append,
+    )
 assert summary.model == Path(output) / "model" and (summary.model / "language_model").is_dir()
 assert summary.steps == 3 and summary.skipped == {} and summary.seconds > 0
 assert summary.metrics["loss"] > 0 and summary.metrics["validation/loss"] > 0
