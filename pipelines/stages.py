@@ -182,8 +182,8 @@ class _RunningStage:
         """Raises StageFailed if the stage ended with an error."""
         self._file.unlink(missing_ok=True)
         if self.status:
-            tail = self._log.read_text(errors="replace").splitlines()[-5:]
-            raise StageFailed(f"the stage {self.name} failed; {self._log} ends with:\n" + "\n".join(tail))
+            lines = self._log.read_text(errors="replace").splitlines() or ["it said nothing"]
+            raise StageFailed(f"the stage {self.name} failed: {lines[-1]} (log: {self._log})")
 
     def stop(self) -> None:
         """Ends the process, by force if it does not end by itself."""
