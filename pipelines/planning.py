@@ -126,7 +126,8 @@ class Planner:
             before = pa.array([counts.get(key, counts.get(url, 0)) for key, url in named], pa.int32())
             again = again.set_column(again.schema.get_field_index("attempts"), schema.PLAN.field("attempts"), before)
             parts.append(self._not_planned(again, retried=list(attempts)))
-        self._publish(pa.concat_tables(parts, promote_options="permissive"))
+        rows = pa.concat_tables(parts, promote_options="permissive")
+        self._publish(without_repeats(rows, rows["sample_id"]))  # a damaged tar lists rejects of its members again
 
     def new(self, sources: pa.Table) -> pa.Table:
         """The sources that no plan of the run has, each once.

@@ -208,3 +208,30 @@ def test_a_tar_that_was_missing_is_read_on_retry(on_head: Job, small_corpus: Pat
         assert (reject["source"], reject["attempts"]) == (f"{tar}/b.mp4", 1 + attempts)
         assert len(runs.samples(str(output))) == 1
         assert runs.run(str(output))["counts"]["planned"] == 2
+
+
+def test_the_rest_of_a_damaged_tar_is_read_when_it_was_repaired(
+    on_head: Job, small_corpus: Path, tmp_path: Path
+) -> None:
+    """The tar's reject stands beside its whole members until then, whatever else is retried."""
+    tar, output = tmp_path / "set.tar", tmp_path / "out"
+    (tmp_path / "noise.mp4").write_bytes(b"noise" * 100)
+    with tarfile.open(tar, "w") as archive:
+        for name, file in {"a": "video0", "b": "noise", "c": "video1"}.items():
+            archive.add((tmp_path if file == "noise" else small_corpus) / f"{file}.mp4", f"{name}.mp4")
+        end = archive.getmember("c.mp4").offset + 1000
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:end])
+
+    def rejects(*arguments: object) -> dict[str, str]:
+        assert on_head("decompose", "--output", output, *arguments).returncode == 0
+        return {row["source"].removeprefix(str(tar)): row["error_type"] for row in runs.rejects(str(output))}
+
+    both = {"": "CorruptTar", "/b.mp4": "UnknownFormat"}
+    assert rejects("--input", tar) == both
+    assert rejects("--retry-rejects", "--only", "UnknownFormat") == both
+    assert rejects("--retry-rejects") == both
+    assert (len(runs.samples(str(output))), runs.run(str(output))["counts"]["planned"]) == (1, 3)
+    tar.write_bytes(whole)
+    assert rejects("--retry-rejects") == {"/b.mp4": "UnknownFormat"}
+    assert (len(runs.samples(str(output))), runs.run(str(output))["counts"]["planned"]) == (2, 3)

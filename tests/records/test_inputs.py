@@ -1,9 +1,8 @@
-"""Inputs of decomposition: folders, globs, manifests and tars."""
+"""Inputs of decomposition: folders, globs and manifests."""
 
 import json
 import os
 import socket
-import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,11 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.records.listed import STORAGE, list_videos
-from videolavit.media.errors import NotAFile, UnknownFormat
+from videolavit.media.errors import NotAFile
 from videolavit.records import schema
-from videolavit.records.files import VIDEO_SUFFIXES, InputError
-from videolavit.records.kinds.tar import tar_members
-from videolavit.records.rows import Source, sources_from
+from videolavit.records.files import InputError
+from videolavit.records.rows import sources_from
 from videolavit.records.storage import open_source
 
 
@@ -79,25 +77,6 @@ def test_rows_without_a_video_are_kept_to_be_rejected(folder: Path) -> None:
     (folder / "m.jsonl").write_text('{"video": "one.mp4"}\n{"video": null}\n{"video": ""}\n')
     sources = list_videos(folder / "m.jsonl")["source"].to_pylist()
     assert sources == [str(folder / "one.mp4"), f"{folder}/m.jsonl#row1", f"{folder}/m.jsonl#row2"]
-
-
-def test_tar_members(tmp_path: Path) -> None:
-    members = {"a.mp4": b"video a", "a.txt": b" caption \n", "b.seg.mkv": b"video b", "c.txt": b"no video"}
-    tar = tmp_path / "set.tar"
-    with tarfile.open(tar, "w") as archive:
-        for name, data in members.items():
-            (tmp_path / name).write_bytes(data)
-            archive.add(tmp_path / name, name)
-    rows = tar_members(Source(source=str(tar), url=str(tar), kind="tar"), STORAGE, VIDEO_SUFFIXES)
-    assert [(row.source, row.text) for row in rows] == [(f"{tar}/a.mp4", "caption"), (f"{tar}/b.seg.mkv", None)]
-    for row, name in zip(rows, ("a.mp4", "b.seg.mkv"), strict=True):
-        assert row.offset is not None
-        assert row.length is not None
-        assert tar.read_bytes()[row.offset : row.offset + row.length] == members[name]
-    zipped = tmp_path / "zipped.tar"
-    zipped.write_bytes(b"\x1f\x8b" + bytes(600))
-    with pytest.raises(UnknownFormat, match="tar"):
-        tar_members(Source(source=str(zipped), url=str(zipped), kind="tar"), STORAGE, VIDEO_SUFFIXES)
 
 
 @pytest.mark.parametrize("name", ["a::b.mp4", "100%.mp4", "a#b?.mp4", "a b [c].mp4", "ä.mp4", "-x.mp4"])

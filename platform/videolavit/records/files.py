@@ -31,7 +31,11 @@ SIDECARS = frozenset(
 """Files beside media in a folder that are no input. Everything else is tried, and rejected if it is no medium."""
 
 VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".3gp"}
+    {
+        *(".mp4", ".m4v", ".mp4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".flv", ".mkv", ".webm", ".avi", ".divx"),
+        *(".mpg", ".mpeg", ".m1v", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".mxf", ".wmv", ".asf", ".rm", ".rmvb"),
+        *(".ogv", ".ogm", ".h264", ".h265", ".hevc", ".dv"),
+    }
 )
 IMAGE_SUFFIXES = frozenset(
     {

@@ -212,7 +212,7 @@ class Ledger:
         """Shard of each planned sample, from the latest plan that has the sample.
 
         A source whose header could not be read is planned as one sample until a later plan reads it; if it is a tar,
-        its members take its place.
+        its new members take its place.
         """
         shards: dict[str, str] = {}
         unread: dict[str, str] = {}
@@ -220,7 +220,8 @@ class Ledger:
             names = keys(plan).to_pylist()
             columns = ("source", "url", "sample_id", "shard", "offset", "planned_seconds")
             rows = list(zip(names, *(plan[name].to_pylist() for name in columns), strict=True))
-            read = {name for key, source, url, *_ in rows for name in ((key, url) if key == source else (key,))}
+            read = {key for key, *_ in rows}
+            read |= {url for key, source, url, sample, *_ in rows if key == source and sample not in shards}
             for source in read & unread.keys():
                 del shards[unread.pop(source)]
             for key, _, _, sample, shard, offset, seconds in rows:

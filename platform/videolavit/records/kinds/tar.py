@@ -2,23 +2,34 @@
 
 import contextlib
 import functools
+import itertools
 import json
-import tarfile
+import posixpath
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import pyarrow as pa
 
-from videolavit.media.errors import NoVideoStream, SourceMissing, SourceUnreadable, UnknownFormat
+from videolavit.media import MediaError
+from videolavit.media.errors import NoVideoStream, SourceMissing, SourceUnreadable
 
-from ..files import TAR_SUFFIX, VIDEO_SUFFIXES, InputError, names_tar, readable, suffix_of
+from ..files import IMAGE_SUFFIXES, SIDECARS, TAR_SUFFIX, VIDEO_SUFFIXES, InputError, is_hidden, names_tar, suffix_of
 from ..inputs import InputSettings
 from ..prepare import NothingInside, Prepared, PrepareSettings
 from ..rows import PlanRow, Source, VideoSample
 from ..samples import SampleSettings
 from ..storage import StorageSettings, open_source
+from ..tars import CorruptTar, Member, read_members
 from .base import Kind, PlanSettings
+from .image import ImageFile
+from .text import MAX_TEXT_BYTES
 from .video import VideoFile
+
+
+class UnreadableMember(MediaError):
+    """A member of a tar whose bytes cannot be found."""
 
 
 class Tar(Kind):
@@ -36,7 +47,8 @@ class Tar(Kind):
         return names_tar(name)
 
     def expand(self, source: Source, settings: PlanSettings, storage: StorageSettings) -> list[Source]:
-        return tar_members(source, storage, settings.inputs.member_suffixes())
+        """Samples; beside them, under this kind, members that cannot be read, and the tar itself if it is damaged."""
+        return list(tar_samples(source, storage, settings.inputs))
 
     def plan_unread(self, source: Source, settings: PlanSettings) -> PlanRow:
         if settings.makes_clips:  # runs of clips name it as a video without a readable header
@@ -44,81 +56,145 @@ class Tar(Kind):
         return super().plan_unread(source, settings)
 
     def clips(self, row: PlanRow, settings: SampleSettings, storage: StorageSettings) -> VideoSample:
-        """Raises why the tar was planned as a whole and not member by member."""
-        if tar_members(row, storage, VIDEO_SUFFIXES):
-            raise SourceUnreadable(f"the members of {row.url} could not be listed when it was planned; retry it")
+        _explain(row, storage, InputSettings(modality="video"))
         raise NoVideoStream("a tar without video members")
 
     def prepare(self, row: PlanRow, settings: PrepareSettings, storage: StorageSettings) -> Prepared:
-        """Raises why the tar was planned as a whole and not member by member."""
-        if tar_members(row, storage, settings.inputs.member_suffixes()):
-            raise SourceUnreadable(f"{row.url} could not be listed when it was planned; retry it")
+        _explain(row, storage, settings.inputs)
         raise NothingInside("a tar without videos or images")
 
     def names(self, source: str) -> bool:
-        return f"{TAR_SUFFIX}/" in source
+        return f"{TAR_SUFFIX}/" in source.lower()
 
     def open(self, source: str, storage: StorageSettings) -> AbstractContextManager[BinaryIO]:
         """Opens the member `TAR/MEMBER`."""
-        url = source[: source.index(f"{TAR_SUFFIX}/") + len(TAR_SUFFIX)]
-        places = _places(url, storage)
-        if source not in places:
+        end = source.lower().index(f"{TAR_SUFFIX}/") + len(TAR_SUFFIX)
+        member = _members(source[:end], storage).get(source[end + 1 :])
+        if member is None:
             raise SourceMissing(f"no such member of a tar: {source}")
-        return open_source(url, storage, *places[source])
+        return open_source(source[:end], storage, member.offset, member.size)
 
 
 @functools.lru_cache(maxsize=16)
-def _places(url: str, storage: StorageSettings) -> dict[str, tuple[int, int | None]]:
-    """Byte ranges of a tar's videos, by their names."""
-    members = tar_members(Source(source=url, url=url, kind=Tar.name), storage, VIDEO_SUFFIXES)
-    return {member.source: (member.offset or 0, member.length) for member in members}
+def _members(url: str, storage: StorageSettings) -> dict[str, Member]:
+    """Members of a tar, by name."""
+    found = {}
+    with open_source(url, storage) as file, contextlib.suppress(CorruptTar):
+        for member in read_members(file):
+            found[member.name] = member
+    return found
 
 
-def tar_members(tar: Source, storage: StorageSettings, suffixes: frozenset[str]) -> list[Source]:
-    """Samples of a tar as ranges of its bytes, with captions from `.txt` or `.json` neighbours.
+Key = tuple[int, str]
+"""Number of an archive, and the part of a member's name that the files of one sample share."""
+
+
+@dataclass(frozen=True)
+class _Content:
+    """Content of a tar, without hidden members.
 
     Args:
-        suffixes: Suffixes of the members that are samples.
+        members: Members that may be samples, with their extensions.
+        texts: Content of the `.txt` and `.json` files, by extension.
+        damage: Reason why what follows could not be read.
+    """
+
+    members: Mapping[Key, Sequence[tuple[str, Member]]]
+    texts: Mapping[Key, Mapping[str, str]]
+    damage: CorruptTar | None
+
+
+def tar_samples(tar: Source, storage: StorageSettings, inputs: InputSettings) -> list[Source]:
+    """Samples of a tar as ranges of its bytes, with captions from `.txt` or `.json` neighbours.
 
     Raises:
         MediaError: it is missing, or no uncompressed tar.
     """
-    found: list[tuple[str, tarfile.TarInfo]] = []
-    neighbours: dict[tuple[str, str], str] = {}
-    with open_source(tar.url, storage) as file:
+    content = _read(tar.url, storage)
+    found = []
+    for key, members in content.members.items():
+        known = [one for one in members if _suffix(one[0]) in inputs.member_suffixes()]
+        unknown = [one for one in members if _suffix(one[0]) not in VIDEO_SUFFIXES | IMAGE_SUFFIXES]
+        samples = known or unknown
+        for extension, member in samples:
+            source = Source(source=f"{tar.url}/{member.name}", url=tar.url, kind=Tar.name, extra=tar.extra)
+            if not member.fault:
+                texts = content.texts.get(key, {})
+                text, described = (_neighbour(extension, texts, kind, len(samples) == 1) for kind in ("txt", "json"))
+                source = replace(
+                    source,
+                    kind="image" if ImageFile().takes_file(member.path, inputs) else "video",
+                    offset=member.offset,
+                    length=member.size,
+                    text=_caption(text, described),
+                    extra={**tar.extra, "tar_json": described},
+                )
+            found.append(source)
+    if content.damage:
+        found.append(Source(source=tar.url, url=tar.url, kind=Tar.name, extra=tar.extra))
+    return found
+
+
+def _explain(row: PlanRow, storage: StorageSettings, inputs: InputSettings) -> None:
+    """Raises why a tar or a member was planned under this kind; returns if the tar has no samples."""
+    content = _read(row.url, storage)
+    for _, member in itertools.chain(*content.members.values()):
+        if member.fault and row.source == f"{row.url}/{member.name}":
+            raise UnreadableMember(member.fault)
+    if content.damage:
+        raise content.damage
+    if tar_samples(row, storage, inputs):
+        raise SourceUnreadable(f"{row.url} could not be listed when it was planned; retry it")
+
+
+def _read(url: str, storage: StorageSettings) -> _Content:
+    members: dict[Key, list[tuple[str, Member]]] = {}
+    texts: dict[Key, dict[str, str]] = {}
+    damage = None
+    with open_source(url, storage) as file:
         try:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                for member in archive:
-                    key, suffix = _webdataset_key(member.name)
-                    if member.isfile() and suffix in suffixes:
-                        found.append((key, member))
-                    elif member.isfile() and suffix in (".txt", ".json") and (content := archive.extractfile(member)):
-                        neighbours[key, suffix] = content.read().decode("utf-8", "replace")
-        except tarfile.TarError as error:
-            raise UnknownFormat(f"not a readable tar ({error}); a compressed tar must be unpacked first") from None
-    return [
-        Source(
-            source=f"{tar.url}/{readable(member.name)}",
-            url=tar.url,
-            kind="video" if suffix_of(member.name) in VIDEO_SUFFIXES else "image",
-            offset=member.offset_data,
-            length=member.size,
-            text=_caption(neighbours.get((key, ".txt")), neighbours.get((key, ".json"))),
-            extra={**tar.extra, "tar_json": neighbours.get((key, ".json"))},
-        )
-        for key, member in found
-    ]
+            for member in read_members(file):
+                path = posixpath.normpath(member.path)
+                folder, _, name = path.rpartition("/")
+                stem, _, extension = name.partition(".")
+                key, suffix = (member.archive, f"{folder}/{stem}"), _suffix(extension)
+                if is_hidden(path):
+                    continue
+                if suffix not in SIDECARS:
+                    members.setdefault(key, []).append((extension, member))
+                elif suffix in (".txt", ".json") and not member.fault and member.size <= MAX_TEXT_BYTES:
+                    file.seek(member.offset)
+                    content = file.read(member.size).decode("utf-8-sig", "replace")
+                    texts.setdefault(key, {})[extension.lower()] = content
+        except CorruptTar as error:
+            damage = error
+    return _Content(members, texts, damage)
 
 
-def _webdataset_key(name: str) -> tuple[str, str]:
-    folder, _, file = name.rpartition("/")
-    return f"{folder}/{file.partition('.')[0]}", suffix_of(file)
+def _suffix(extension: str) -> str:
+    """Suffix of a name, from all that follows its first dot."""
+    return suffix_of(f"name.{extension}")
+
+
+def _neighbour(extension: str, texts: Mapping[str, str], kind: str, is_alone: bool) -> str | None:
+    """Text beside a sample: under the sample's name, or under the key alone, or else under the key and more.
+
+    Args:
+        extension: Extension of the sample, such as `front.mp4`.
+        texts: Content of the files of the sample's key, by extension.
+        kind: Suffix of the file, without its dot.
+        is_alone: True if the sample is the only one of its key.
+    """
+    for name in (f"{extension.lower().rpartition('.')[0]}.{kind}", kind):
+        if name in texts:
+            return texts[name]
+    others = [text for name, text in texts.items() if name.endswith(f".{kind}")]
+    return others[-1] if others and is_alone else None
 
 
 def _caption(text: str | None, described: str | None) -> str | None:
-    if text is None and described is not None:
-        with contextlib.suppress(ValueError):
-            values = json.loads(described)
-            if isinstance(values, dict):
-                text = next((values[key] for key in ("text", "caption") if isinstance(values.get(key), str)), None)
-    return text.strip() or None if text else None
+    candidates = [text]
+    with contextlib.suppress(ValueError, RecursionError):
+        values = json.loads(described or "null")
+        candidates += [values.get(key) for key in ("text", "caption")] if isinstance(values, dict) else []
+    return next((one.strip() for one in candidates if isinstance(one, str) and one.strip()), None)
