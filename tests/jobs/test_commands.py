@@ -11,6 +11,7 @@ from PIL import Image
 
 import videolavit
 from jobs import cli, inspect
+from tests.commands import printed_by
 from tests.conftest import Job, run_silently
 from tests.tokens import picture, write_model
 from videolavit.records import inspection
@@ -135,15 +136,21 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None
     assert capsys.readouterr().out == f"videolavit {videolavit.__version__}\n"
 
 
-@pytest.mark.parametrize("job", [name.replace("-", "_") for name in cli.COMMANDS])
-def test_help_and_config_files(job: str, run_job: Job, tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", cli.COMMANDS)
+def test_help_and_config_files(job: str, tmp_path: Path, capsys: Captured) -> None:
     words = [job, "vae"] if job == "train" else [job]
-    shown = run_job(*words, "--help")
-    assert shown.returncode == 0
-    assert "--config" in shown.stdout
-    assert "_" not in "".join(word for word in shown.stdout.split() if word.startswith("--"))
+    shown = printed_by(capsys, *words, "--help", status=0)
+    assert "--config" in shown
+    assert "_" not in "".join(word for word in shown.split() if word.startswith("--"))
     (tmp_path / "config.yaml").write_text("no_such_option: 1\n")
-    refused = run_job(*words, "--config", tmp_path / "config.yaml")
-    assert refused.returncode == 2
+    assert "no_such_option" in printed_by(capsys, *words, "--config", tmp_path / "config.yaml", status=2)
+
+
+def test_a_command_as_a_process(run_job: Job) -> None:
+    shown = run_job("cli", "decompose", "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "usage: videolavit decompose" in shown.stdout
+    refused = run_job("cli", "decompose", "--no-such-option", 1)
+    assert (refused.returncode, refused.stdout) == (2, "")
     assert "no_such_option" in refused.stderr
     assert "Traceback" not in refused.stderr
