@@ -15,7 +15,7 @@ import pyarrow as pa
 from videolavit.media import MediaError
 from videolavit.media.errors import NoVideoStream, SourceMissing, SourceUnreadable
 
-from ..files import IMAGE_SUFFIXES, SIDECARS, TAR_SUFFIX, VIDEO_SUFFIXES, InputError, is_hidden, names_tar, suffix_of
+from ..files import SIDECARS, TAR_SUFFIX, InputError, is_hidden, names_tar, suffix_of
 from ..inputs import InputSettings
 from ..prepare import NothingInside, Prepared, PrepareSettings
 from ..rows import PlanRow, Source, VideoSample
@@ -48,7 +48,7 @@ class Tar(Kind):
 
     def expand(self, source: Source, settings: PlanSettings, storage: StorageSettings) -> list[Source]:
         """Samples; beside them, under this kind, members that cannot be read, and the tar itself if it is damaged."""
-        return list(tar_samples(source, storage, settings.inputs))
+        return tar_samples(source, storage, settings.inputs)
 
     def plan_unread(self, source: Source, settings: PlanSettings) -> PlanRow:
         if settings.makes_clips:  # runs of clips name it as a video without a readable header
@@ -114,8 +114,7 @@ def tar_samples(tar: Source, storage: StorageSettings, inputs: InputSettings) ->
     found = []
     for key, members in content.members.items():
         known = [one for one in members if _suffix(one[0]) in inputs.member_suffixes()]
-        unknown = [one for one in members if _suffix(one[0]) not in VIDEO_SUFFIXES | IMAGE_SUFFIXES]
-        samples = known or unknown
+        samples = known or members  # as in a folder, what has another suffix is tried
         for extension, member in samples:
             source = Source(source=f"{tar.url}/{member.name}", url=tar.url, kind=Tar.name, extra=tar.extra)
             if not member.fault:
