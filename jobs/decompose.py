@@ -39,7 +39,7 @@ def _parser() -> JobParser:
     add_run_options(
         parser,
         "folder, glob, manifest (.parquet, .jsonl, .csv with a `video` column, and `start` and `end` for ranges), "
-        "Parquet with videos in it, .tar, or video; local or s3://",
+        "Parquet with videos in it, .tar, or video; local, s3://, https:// or hf://",
     )
     parser.add_argument("--text_column", type=str | None, help="caption column of a manifest (default: text)")
     parser.add_class_arguments(SampleSettings)

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> JobParser:
     parser = JobParser("describe", __doc__)
-    parser.add_argument("path", type=str, nargs="+", help="images or videos; local or s3://")
+    parser.add_argument("path", type=str, nargs="+", help="images or videos; local, s3://, https:// or hf://")
     parser.add_argument("--question", type=str, default="Describe it in detail.", help="question about each file")
     parser.add_argument("--max_clips", type=int, default=8, help="largest number of clips of a video, of 4 s each")
     add_model_options(parser)

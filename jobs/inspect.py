@@ -21,7 +21,7 @@ from .progress import show_progress
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints tables, and writes a contact sheet or a page where one is asked for."""
     parser = JobParser("inspect", __doc__)
-    parser.add_argument("path", type=str, help="video, shard (.parquet) or run folder; local or s3://")
+    parser.add_argument("path", type=str, help="video, shard (.parquet) or run folder; local, s3://, https:// or hf://")
     parser.add_argument(
         "--png", type=str | None, help="file to write a contact sheet of keyframes with motion arrows to"
     )

@@ -45,7 +45,7 @@ def _parser() -> JobParser:
     add_run_options(
         parser,
         "run of `videolavit decompose` or its shards; folder, glob, table (.parquet, .jsonl, .csv), .tar or file of "
-        "videos, images or texts; local or s3://",
+        "videos, images or texts; local, s3://, https:// or hf://",
     )
     parser.add_class_arguments(EncodeSettings)
     parser.add_class_arguments(InputSettings)

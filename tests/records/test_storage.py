@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import s3_filesystem
 from videolavit.media.errors import SourceForbidden, SourceMissing
+from videolavit.records.files import find_files
 from videolavit.records.storage import Folder, StorageError, StorageSettings, filesystem, open_source
 
 LARGE = 60 << 20
@@ -87,6 +88,9 @@ def test_missing_and_forbidden_sources(s3: dict[str, str], monkeypatch: pytest.M
     s3_filesystem(s3).pipe_file("bucket/there", b"1")
     with open_source("s3://bucket/there", StorageSettings()) as file:
         assert file.read() == b"1"
+    with open_source("S3://bucket/there", StorageSettings()) as file:  # protocols have no case
+        assert file.read() == b"1"
+    assert find_files("S3://bucket/there", StorageSettings()).files == [("/there", "s3://bucket/there")]
     with pytest.raises(SourceMissing), open_source("s3://bucket/none", StorageSettings()):
         pass
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")

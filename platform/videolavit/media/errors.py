@@ -24,6 +24,10 @@ class NotAFile(MediaError):
     """The address is that of a folder, a pipe, a socket or a device."""
 
 
+class SourceTooLarge(MediaError):
+    """The storage gives the source only as a whole, and it is larger than what is read so."""
+
+
 class SourceEmpty(MediaError):
     """The source has zero bytes."""
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from fsspec.implementations.local import LocalFileSystem
 
-from .storage import StorageSettings, absolute_url, filesystem, naming_location, protocol_of
+from .addresses import is_web, normalised, path_of, protocol_of, resolved, shown
+from .storage import StorageSettings, absolute_url, filesystem, naming_location
 
 SIDECARS = frozenset(
     {
@@ -88,23 +89,29 @@ def find_files(url: str, storage: StorageSettings) -> NamedFiles:
     fs, path = filesystem(absolute_url(url), storage)
     if isinstance(fs, LocalFileSystem):
         fs = _FollowingLinks()
-    prefix = "" if protocol_of(url) == "file" else f"{protocol_of(url)}://"
-    wildcard = re.search(r"[*?\[]", path)
+    protocol = protocol_of(url)
+    prefix = "" if protocol == "file" or is_web(url) else f"{protocol}://"
+    name = path_of(path)
+    wildcard = re.search(r"[*\[]" if is_web(url) else r"[*?\[]", name)
     named: Literal["file", "folder", "glob"]
-    with naming_location(url):
-        if wildcard and not fs.exists(path):
-            base = path[: wildcard.start()].rpartition("/")[0]
-            found, named = fs.glob(path, detail=True), "glob"
-        elif fs.isdir(path):
-            base = path
-            found, named = fs.find(path, detail=True), "folder"
-        elif fs.isfile(path):
-            base = path.rpartition("/")[0]
-            found, named = {path: fs.info(path)}, "file"
-        elif fs.exists(path):
-            raise InputError(f"neither a file nor a folder: {url}")
-        else:
-            raise InputError(f"no such file, folder or key: {url}")
+    found: dict[str, Any] | None = None
+    try:
+        with naming_location(url):
+            if wildcard and not fs.exists(path):
+                base = name[: wildcard.start()].rpartition("/")[0]
+                found, named = fs.glob(path, detail=True), "glob"
+            elif fs.isdir(path):
+                base = name.rstrip("/")
+                found, named = fs.find(path, detail=True), "folder"
+            elif fs.isfile(path):
+                base = name.rpartition("/")[0]
+                found, named = {path: fs.info(path)}, "file"
+            elif not fs.exists(path):
+                raise FileNotFoundError(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"no such file, folder or key: {shown(url)}") from None
+    if found is None:
+        raise InputError(f"neither a file nor a folder: {shown(url)}")
     # An object store lists a folder's marker as `name/`. A name that is not UTF-8 cannot be opened by name; it is kept
     # in a readable form and will be rejected.
     names = [
@@ -112,7 +119,7 @@ def find_files(url: str, storage: StorageSettings) -> NamedFiles:
         for name, info in sorted(found.items())
         if info["type"] not in ("directory", "other") and not name.endswith("/")
     ]
-    return NamedFiles(named, [(name.removeprefix(base), prefix + name) for name in names])
+    return NamedFiles(named, [(path_of(name).removeprefix(base), prefix + name) for name in names])
 
 
 class _FollowingLinks(LocalFileSystem):  # type: ignore[misc]  # fsspec is untyped
@@ -139,9 +146,9 @@ def readable(text: str) -> str:
     return data.decode("utf-8", "backslashreplace")
 
 
-def suffix_of(path: str) -> str:
-    """Suffix of a file name, in lower case and with its dot."""
-    return os.path.splitext(path)[1].lower()
+def suffix_of(address: str) -> str:
+    """Suffix of a file name or address, in lower case and with its dot."""
+    return os.path.splitext(path_of(address))[1].lower()
 
 
 def is_hidden(name: str) -> bool:
@@ -156,15 +163,15 @@ def is_table(name: str) -> bool:
 
 def names_tar(address: str) -> bool:
     """True for an address of a tar."""
-    return address.lower().endswith(TAR_SUFFIX)
+    return path_of(address).lower().endswith(TAR_SUFFIX)
 
 
 def resolve(address: str, base: str) -> str:
     """Address of a table's row; a relative one starts at the table's folder `base`."""
-    if protocol_of(address) == "file":
-        path = address.removeprefix("file://")
-        if os.path.isabs(path):
-            return os.path.normpath(path)
-        relative = path.removeprefix("./")
-        return os.path.normpath(f"{base}/{relative}") if protocol_of(base) == "file" else f"{base}/{relative}"
-    return address
+    address = normalised(address)
+    if protocol_of(address) != "file":
+        return address
+    path = address.removeprefix("file://")
+    if os.path.isabs(path):
+        return os.path.normpath(path)
+    return os.path.normpath(f"{base}/{path}") if protocol_of(base) == "file" else resolved(base, path)

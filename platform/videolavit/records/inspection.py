@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from videolavit.media import Cell, Clip, DecomposeSettings, VideoInfo, decompose, probe
 from videolavit.progress import OnProgress, Progress, ignore_progress
 
+from .addresses import is_web
+from .files import suffix_of
 from .report import SHEET_CELLS, clip_cell, shard_cells, stored_cells
 from .rows import Reject
 from .schema import kind_of
@@ -196,10 +198,11 @@ def inspect(
     """
     storage = storage or StorageSettings()
     folder = Folder(path, storage)
-    run = folder.read("run.json")
+    names_file = is_web(path) and suffix_of(path) != ""  # a presigned address forbids its neighbours
+    run = None if names_file else folder.read("run.json")
     if run is not None:
         return _run(path, folder, b'"kind": "tokens"' in run)
-    if path.endswith(".parquet"):
+    if suffix_of(path) == ".parquet":
         return _shard(path, storage)
     if folder.fs.isdir(folder.path):
         raise NotARun(f"{path} is no run: it has no run.json")

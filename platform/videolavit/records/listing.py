@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .addresses import is_web, shown
 from .files import SIDECARS, TEXT_SUFFIXES, InputError, NamedFiles, find_files, is_hidden, is_table, suffix_of
 from .inputs import InputSettings
 from .kinds import KINDS, Kind
@@ -74,7 +75,9 @@ class Listing:
         action: str,
     ) -> None:
         self._settings, self._storage, self._takes = settings, storage, takes
-        self._parts = [part for url in inputs for part in self._named(url.rstrip("/") or url, action)]
+        self._parts = [
+            part for url in inputs for part in self._named(url if is_web(url) else url.rstrip("/") or url, action)
+        ]
         for part in self._parts:
             if not takes(part.kind):
                 where = part.table.url if isinstance(part, _Rows) else part.addresses[0]
@@ -84,7 +87,7 @@ class Listing:
         self.joined_rows = 0
         self.extra = self._unified_extra()
         if inputs and all(isinstance(part, _Rows) and not part.table.num_rows for part in self._parts):
-            raise InputError(f"nothing to {action} in {', '.join(inputs)}: no table has a row")
+            raise InputError(f"nothing to {action} in {', '.join(map(shown, inputs))}: no table has a row")
 
     @property
     def left_out(self) -> list[str]:
@@ -126,7 +129,7 @@ class Listing:
             hint = "name a folder, glob, manifest or tar"
             if any(kind.modality == "text" for kind in filter(self._takes, KINDS.values())):
                 hint = "name a folder, glob, table, tar or run; the modality text takes .txt files in a folder"
-            raise InputError(f"nothing to {action} in {url}; {hint}")
+            raise InputError(f"nothing to {action} in {shown(url)}; {hint}")
         neighbours = frozenset(address for _, address in found.files if suffix_of(address) in TEXT_SUFFIXES)
         by_kind: dict[str, list[str]] = {}
         for address in media:

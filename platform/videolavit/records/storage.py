@@ -6,9 +6,9 @@ guarantee of a pipeline run rests on this.
 """
 
 import contextlib
+import functools
 import io
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +21,10 @@ from botocore.exceptions import BotoCoreError, NoCredentialsError
 from fsspec.implementations.local import LocalFileSystem
 
 from videolavit.files import publish, publish_new, unused_path
-from videolavit.media.errors import NotAFile, SourceForbidden, SourceMissing, SourceUnreadable
+from videolavit.media.errors import MediaError, NotAFile, SourceForbidden, SourceMissing, SourceUnreadable
+
+from .addresses import is_web, joined, normalised, protocol_of, shown
+from .web import WebFileSystem
 
 READ_AHEAD = 4 << 20
 """Bytes fetched at a time from remote storage: a few requests for a header, a few dozen for a video."""
@@ -42,12 +45,6 @@ class StorageSettings:
     s3_endpoint: str | None = None
 
 
-def protocol_of(url: str) -> str:
-    """`s3` of `s3://...`; `file` of a path. A path may contain `::`, which fsspec alone would read as a chain."""
-    match = re.match(r"([a-zA-Z][\w+.-]+)://", url)
-    return match[1].lower() if match else "file"
-
-
 def filesystem(url: str, settings: StorageSettings) -> tuple[Any, str]:
     """Returns the fsspec filesystem of a URL or local path, and the path inside it.
 
@@ -61,35 +58,58 @@ def filesystem(url: str, settings: StorageSettings) -> tuple[Any, str]:
         options = {"endpoint_url": endpoint} if endpoint else {}
         options |= {"default_cache_type": "readahead", "default_block_size": READ_AHEAD}
     try:
-        fs = fsspec.filesystem(protocol, **options)
+        fs = WebFileSystem(block_size=READ_AHEAD) if is_web(url) else fsspec.filesystem(protocol, **options)
     except (ImportError, ValueError) as error:
-        raise StorageError(f"cannot use {url}: {error}") from None
-    path = str(fs._strip_protocol(url))
+        raise StorageError(f"cannot use {shown(url)}: {error}") from None
+    if protocol == "hf":
+        with naming_location(url):
+            _check_hub(fs.endpoint)
+    path = str(fs._strip_protocol(normalised(url)))
     if not path:
-        raise StorageError(f"cannot use {url}: it names no bucket or folder")
+        raise StorageError(f"cannot use {shown(url)}: it names no bucket or folder")
     return fs, path
+
+
+@functools.lru_cache
+def _check_hub(endpoint: str) -> None:
+    """Raises OSError if the hub does not answer: its library would wait for minutes, or without end."""
+    with contextlib.suppress(PermissionError):
+        WebFileSystem(block_size=READ_AHEAD).exists(endpoint)
 
 
 @contextlib.contextmanager
 def naming_location(url: str) -> Iterator[None]:
     """Turns what a storage raises, other than that a file is not there, into a StorageError that names the place."""
     try:
-        yield
+        with _as_os_errors():
+            yield
     except (FileNotFoundError, NotADirectoryError):
         raise
     except NoCredentialsError:
-        raise StorageError(f"no credentials for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
+        raise StorageError(
+            f"no credentials for {shown(url)}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from None
     except PermissionError as error:
-        raise StorageError(f"no permission for {url}: {error}; check the credentials") from None
+        raise StorageError(f"no permission for {shown(url)}: {error}; check the credentials") from None
     except (OSError, BotoCoreError) as error:
-        raise StorageError(f"cannot use {url}: {error}") from None
+        raise StorageError(f"cannot use {shown(url)}: {error}") from None
+
+
+@contextlib.contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """Turns errors that a storage's library defines for itself into OSErrors, in one line."""
+    try:
+        yield
+    except (OSError, BotoCoreError, MediaError, StorageError):
+        raise
+    except Exception as error:
+        raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def absolute_url(url: str) -> str:
-    """Normalises a location: a local path becomes absolute, a URL stays as it is."""
-    if protocol_of(url) == "file":
-        return os.path.abspath(url.removeprefix("file://"))
-    return url
+    """Normalises a location: a local path becomes absolute, and the protocol of a URL is in lower case."""
+    url = normalised(url)
+    return os.path.abspath(url.removeprefix("file://")) if protocol_of(url) == "file" else url
 
 
 @contextlib.contextmanager
@@ -109,22 +129,50 @@ def reading(url: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise SourceMissing(f"no such file or key: {url}") from None
+        raise SourceMissing(f"no such file or key: {shown(url)}") from None
     except PermissionError:
-        raise SourceForbidden(f"no permission to read {url}") from None
+        raise SourceForbidden(f"no permission to read {shown(url)}") from None
     except (OSError, BotoCoreError, StorageError) as error:
-        raise SourceUnreadable(f"cannot read {url}: {error}") from None
+        raise SourceUnreadable(f"cannot read {shown(url)}: {error}") from None
 
 
 def open_file(url: str, settings: StorageSettings) -> Any:
-    """Opens a source. Raises NotAFile; storages raise their own errors."""
+    """Opens a source. Raises NotAFile; a storage raises OSErrors, then and while the file is read."""
     if protocol_of(url) == "file":
         file = Path(absolute_url(url))
         if file.exists() and not file.is_file():  # opening a pipe would wait for a writer
             raise NotAFile(f"a folder, a pipe, a socket or a device: {url}")
         return file.open("rb", buffering=0)
     fs, path = filesystem(url, settings)
-    return fs.open(path, "rb")
+    with _as_os_errors():
+        return _RemoteFile(fs.open(path, "rb"))
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of a remote storage, whose errors while it is read are OSErrors."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        with _as_os_errors():
+            return self._file.read(size)  # type: ignore[no-any-return]
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)  # type: ignore[no-any-return]
+
+    def tell(self) -> int:
+        return self._file.tell()  # type: ignore[no-any-return]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class _ByteRange:
@@ -174,7 +222,7 @@ class Folder:
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def join(self, name: str) -> str:
-        return f"{self.path}/{name}"
+        return joined(self.path, name)
 
     def names(self, prefix: str, suffix: str) -> list[str]:
         """Names of the files in a sub-folder, sorted; empty where there is no such folder. Always asks the storage."""
@@ -229,7 +277,7 @@ class Folder:
                 with naming_location(self.url):
                     return self.create(name, file)
             except FileNotFoundError as error:
-                raise StorageError(f"cannot write to {self.url}: {error}; does the bucket exist?") from None
+                raise StorageError(f"cannot write to {shown(self.url)}: {error}; does the bucket exist?") from None
 
     def claim(self, name: str, data: bytes) -> None:
         """Creates a file unless it exists, and makes sure that this storage honours the "unless".
@@ -239,9 +287,11 @@ class Folder:
         """
         try:
             if self.create_bytes(name, data) and self.create_bytes(name, data):
-                raise StorageError(f"{self.url} cannot create a file only where none exists; use a disk or S3 that can")
+                raise StorageError(
+                    f"{shown(self.url)} cannot create a file only where none exists; use a disk or S3 that can"
+                )
         except OSError as error:
-            raise StorageError(f"cannot write to {self.url}: {error}") from None
+            raise StorageError(f"cannot write to {shown(self.url)}: {error}") from None
 
     def remove(self, name: str) -> None:
         """Deletes a file, or a sub-folder with all that is in it, if it is there."""

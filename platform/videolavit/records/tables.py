@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from videolavit.media.errors import MediaError
 
 from . import schema
+from .addresses import folder_of, shown
 from .files import InputError, suffix_of
 from .plain import NotPlain, plain_column, plain_type
 from .storage import StorageSettings, open_source
@@ -52,7 +53,7 @@ class Table:
     @property
     def folder(self) -> str:
         """Address of the folder that the table's relative addresses start at."""
-        return self.url.rsplit("/", 1)[0]
+        return folder_of(self.url)
 
     def holds_bytes(self, column: str) -> bool:
         """True if a column has files: as binary, or as structs with `bytes`."""
@@ -155,7 +156,7 @@ def naming_table(url: str) -> Iterator[None]:
     try:
         yield
     except (MediaError, pa.ArrowException, ValueError, csv.Error) as error:
-        raise InputError(f"cannot read the manifest {url}: {error}") from None
+        raise InputError(f"cannot read the manifest {shown(url)}: {error}") from None
 
 
 def captions(table: Table, rows: pa.Table, text_column: str | None) -> pa.Array | pa.ChunkedArray:

@@ -7,6 +7,7 @@ import pyarrow as pa
 from videolavit.media import MediaError
 from videolavit.media.errors import SourceMissing
 
+from ..addresses import folder_of
 from ..files import InputError, resolve
 from ..inputs import InputSettings, Modality
 from ..prepare import read_bytes
@@ -95,7 +96,7 @@ def stored_bytes(
         return bytes(held)
     if not path:
         raise SourceMissing(f"row {source.row} of {source.url} has no {modality}")
-    return read_bytes(resolve(path, source.url.rsplit("/", 1)[0]), storage, limit, too_large)
+    return read_bytes(resolve(path, folder_of(source.url)), storage, limit, too_large)
 
 
 def row_name(table: Table, number: int) -> str:
