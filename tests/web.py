@@ -56,7 +56,7 @@ class WebServer:
 
             def do_HEAD(self) -> None:
                 served.requests.append(("HEAD", self.path, None))
-                self.send_error(HTTPStatus.FORBIDDEN)  # as an address that is signed for GET
+                self.send_error(HTTPStatus.FORBIDDEN)  # an address that is signed for GET allows no HEAD
 
             def do_GET(self) -> None:
                 wanted = self.headers["Range"]

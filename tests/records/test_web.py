@@ -152,7 +152,7 @@ def test_index_pages_are_folders(web: WebServer) -> None:
 
 
 def test_links_of_other_index_pages(web: WebServer) -> None:
-    """As Apache, nginx and people write them: columns to sort by, links up, out and to places on the page."""
+    """Columns to sort by, links up, out and to places on the page: Apache, nginx and people write them."""
     (web.folder / "v").mkdir()
     (web.folder / "v" / "index.html").write_text(
         """<html><body><a href="?C=N;O=D">Name</a> <a href="/">Parent</a> <A HREF='../'>up</A> <a name="x">x</a>
