@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo proof serve check test lint types unit bench clean
+.PHONY: demo proof serve check test test-slow lint types unit bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m jobs.demo
@@ -18,14 +18,18 @@ serve: $(VENV)/demo
 	test -d $(MODEL) || $(BIN)/python -m jobs.demo
 	$(BIN)/python -m jobs.serve --model $(MODEL) --name videolavit
 
-# Every test, with real Ray clusters, services, browsers and databases.
+# Lint, types and the tests of everything, with real Ray clusters, services and databases, but for those of `test-slow`.
+# A test's markers are set by tests/conftest.py: `cluster` (needs Ray, a command, a service, a browser, S3 or a database),
+# `network` (runs networks for long) and `slow`.
 test: lint types unit
 
-# Lint, types and the quick tests, in at most three minutes on two cores. The tests that it leaves out are marked by
-# tests/conftest.py: `cluster` are those whose fixtures start Ray, a command, a service, a browser, S3 or a database;
-# `slow` are those that run networks for long.
+# The tests that are slow by nature: processes killed at many moments, browsers, load, fuzzing, whole products.
+test-slow: $(VENV)/dev $(VENV)/demo
+	$(BIN)/pytest -m slow
+
+# Lint, types and the quick tests, in at most three minutes on two cores.
 check: lint types
-	$(BIN)/pytest -m "not cluster and not slow"
+	$(BIN)/pytest -m "not cluster and not network and not slow"
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -35,7 +39,7 @@ types: $(VENV)/dev
 	$(BIN)/mypy
 
 unit: $(VENV)/dev
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadgroup
 
 bench: $(VENV)/dev $(VENV)/demo
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"

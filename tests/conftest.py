@@ -48,12 +48,11 @@ CLUSTER_PATHS = (
 )
 """Folders and files of tests that start Ray or services themselves. They are marked `cluster` too."""
 
-SLOW_PATHS = (
+NETWORK_PATHS = (
     "tests/generation/test_generate.py",
     "tests/generation/test_library.py",
     "tests/generation/test_reconstruct.py",
     "tests/generation/test_runtime.py",
-    "tests/pipelines/test_proof.py",
     "tests/models/test_checkpoint",
     "tests/models/test_keyframe_detokenizer.py",
     "tests/models/test_video_detokenizer.py",
@@ -66,18 +65,39 @@ SLOW_PATHS = (
     "tests/training/test_tokenizers.py",
     "tests/training/test_trainer.py",
 )
-"""Beginnings of the paths of tests that run or train networks for long. They are marked `slow`."""
+"""Beginnings of the paths of tests that run or train networks for long. They are marked `network`."""
+
+SLOW_PATHS = (
+    "tests/media/test_hostile.py",  # fuzzing
+    "tests/pipelines/test_demo.py",  # whole products, from nothing
+    "tests/pipelines/test_proof.py",
+    "tests/test_examples.py",
+    "tests/test_wheel.py",
+    "tests/pipelines/test_kill.py",  # processes killed at many moments
+    "tests/pipelines/test_tokenize_kill.py",
+    "tests/serve/test_leases.py",
+    "tests/serve/test_load.py",
+    "tests/serve/test_playground.py",  # a browser
+    "tests/test_cluster.py",
+)
+"""Beginnings of the paths of tests that are slow by nature. They are marked `slow`, and run in `make test-slow`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sets the markers that `make check` selects by."""
+    """Sets the markers that the targets of the Makefile select by, and the groups that share a process.
+
+    The fixtures of a file are made once, and so is the service, which takes long to start.
+    """
     for item in items:
         values = getattr(getattr(item, "callspec", None), "params", {}).values()
         names = {*getattr(item, "fixturenames", ()), *(value for value in values if isinstance(value, str))}
         if CLUSTER_FIXTURES & names or item.nodeid.startswith(CLUSTER_PATHS):
             item.add_marker("cluster")
+        if item.nodeid.startswith(NETWORK_PATHS):
+            item.add_marker("network")
         if item.nodeid.startswith(SLOW_PATHS):
             item.add_marker("slow")
+        item.add_marker(pytest.mark.xdist_group("service" if "service" in names else item.location[0]))
 
 
 def free_port() -> int:
