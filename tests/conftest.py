@@ -83,6 +83,7 @@ SLOW_PATHS = (
 """Beginnings of the paths of tests that are slow by nature. They are marked `slow`, and run in `make test-slow`."""
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sets the markers that the targets of the Makefile select by, and the groups that share a process.
 
