@@ -39,7 +39,7 @@ types: $(VENV)/dev
 	$(BIN)/mypy
 
 unit: $(VENV)/dev
-	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest -m "not slow" --numprocesses 2
 
 bench: $(VENV)/dev $(VENV)/demo
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"

@@ -67,6 +67,9 @@ NETWORK_PATHS = (
 )
 """Beginnings of the paths of tests that run or train networks for long. They are marked `network`."""
 
+SERVICE_FILES = {f"tests/serve/test_{name}.py" for name in ("api", "limits", "schema")}
+"""Files of tests that share a service, which takes long to start."""
+
 SLOW_PATHS = (
     "tests/media/test_hostile.py",  # fuzzing
     "tests/pipelines/test_demo.py",  # whole products, from nothing
@@ -83,12 +86,8 @@ SLOW_PATHS = (
 """Beginnings of the paths of tests that are slow by nature. They are marked `slow`, and run in `make test-slow`."""
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sets the markers that the targets of the Makefile select by, and the groups that share a process.
-
-    The fixtures of a file are made once, and so is the service, which takes long to start.
-    """
+    """Sets the markers that the targets of the Makefile select by."""
     for item in items:
         values = getattr(getattr(item, "callspec", None), "params", {}).values()
         names = {*getattr(item, "fixturenames", ()), *(value for value in values if isinstance(value, str))}
@@ -98,7 +97,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("network")
         if item.nodeid.startswith(SLOW_PATHS):
             item.add_marker("slow")
-        item.add_marker(pytest.mark.xdist_group("service" if "service" in names else item.location[0]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keeps the tests of a file in one process, and those of the service, so that each fixture is made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "service" if file in SERVICE_FILES else file
+
+    return ByFile(config, log)
 
 
 def free_port() -> int:
