@@ -3,6 +3,7 @@
 import contextlib
 import re
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
@@ -10,11 +11,20 @@ from typing import Any, NoReturn, TypeVar
 from jsonargparse import ArgumentParser, Namespace
 from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
+from videolavit.media import MediaError
 from videolavit.ray_setup import RayUnavailable
+from videolavit.records.files import InputError
+from videolavit.records.storage import StorageError
 
 T = TypeVar("T")
+HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories of control and format characters, halves of surrogate pairs, and separators of lines."""
+
+JOINERS = "\u200c\u200d"
+"""Format characters that scripts and emoji need."""
+
 INTERRUPTED = 130
 """Exit status of a job that was interrupted from the keyboard, as shells define it."""
 
@@ -71,9 +81,25 @@ def _problem(error: Mapping[str, Any]) -> str:
     return ": ".join(filter(None, (".".join(map(str, error["loc"])), message)))
 
 
+def foreign(value: object, style: str = "", *, lines: bool = False) -> Text:
+    """Text from elsewhere, such as names of files and captions, as a terminal may show it: without markup, and with
+    escapes in place of control characters and of marks that change the direction of text.
+
+    Args:
+        lines: Keeps line breaks.
+    """
+    kept = JOINERS + "\n" if lines else JOINERS
+    shown = (
+        one if one in kept or unicodedata.category(one) not in HIDDEN else one.encode("unicode_escape").decode()
+        for one in str(value)
+    )
+    return Text("".join(shown), style)
+
+
 def fail(message: object, status: int = 2) -> NoReturn:
     """Ends the job with an error message for the user and an exit status, by default that of a mistake."""
-    console.print(f"[red]error:[/] {escape(str(message))}", soft_wrap=True)
+    in_one_line = isinstance(message, InputError | StorageError | MediaError)  # others list what differs
+    console.print("[red]error:[/]", foreign(message, lines=not in_one_line), soft_wrap=True)
     sys.exit(status)
 
 

@@ -12,7 +12,7 @@ from pipelines.run import RunIncomplete
 from pipelines.train import TRAIN_ERRORS
 from videolavit.media import MediaError
 
-from .common import INTERRUPTED, console, user_errors
+from .common import INTERRUPTED, console, foreign, user_errors
 from .inspect import print_contents
 from .progress import show_progress
 from .reconstruct import print_reconstruction
@@ -27,7 +27,7 @@ def main() -> None:
         with user_errors(*USER_ERRORS, *TRAIN_ERRORS, MediaError, OSError), show_progress() as on_progress:
             summary = demonstrate(OUTPUT, on_progress=on_progress)
     except (PlanningIncomplete, RunIncomplete) as error:
-        console.print(str(error), soft_wrap=True, markup=False)
+        console.print(foreign(error), soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("interrupted; the same command continues where it stopped")

@@ -12,7 +12,7 @@ from videolavit.generation.runtime import RuntimeSettings
 from videolavit.media import MediaError
 from videolavit.models.network import ModelError
 
-from .common import JobParser, pick, user_errors
+from .common import JobParser, foreign, pick, user_errors
 from .models import add_model_options, print_message
 
 
@@ -29,14 +29,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             max_clips=options.max_clips,
             settings=pick(DescribeSettings, options),
             placement=pick(RuntimeSettings, options),
-            on_text=(lambda index, text: out.print(text, end="", markup=False)) if single else ignore_text,
+            on_text=(lambda index, text: out.print(foreign(text, lines=True), end="")) if single else ignore_text,
             on_progress=print_message,
         )
     if single:
         out.print()
         return
     for path, text in zip(options.path, summary.answers, strict=True):
-        out.print(f"{path}: {text}", markup=False)
+        out.print(foreign(f"{path}: {text}", lines=True))
 
 
 def _parser() -> JobParser:

@@ -11,7 +11,7 @@ from rich.console import Console
 from videolavit.models.checkpoint import ExportSettings, export_checkpoint
 from videolavit.models.network import ModelError
 
-from .common import JobParser, user_errors
+from .common import JobParser, foreign, user_errors
 from .import_checkpoint import LICENCES, add_only, files_bar, interruptible
 
 
@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary = export_checkpoint(options["from"], options.to, settings, on_progress)
     stdout = Console(highlight=False)
     for remark in summary.remarks:
-        stdout.print(remark, soft_wrap=True, markup=False)
+        stdout.print(foreign(remark), soft_wrap=True)
     size = f"{summary.tensors:,} tensors, {summary.nbytes / 1e9:.3f} GB in {summary.folder}"
-    stdout.print(size, soft_wrap=True, markup=False)
+    stdout.print(foreign(size), soft_wrap=True)
     stdout.print(LICENCES, soft_wrap=True)
 
 

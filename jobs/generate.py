@@ -15,7 +15,7 @@ from videolavit.generation.settings import GenerateSettings
 from videolavit.media import MediaError
 from videolavit.models.network import ModelError
 
-from .common import JobParser, pick, user_errors
+from .common import JobParser, foreign, pick, user_errors
 from .models import add_model_options
 from .progress import show_progress
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             on_progress=on_progress,
         )
     for file in summary.files:
-        Console(highlight=False).print(str(file), soft_wrap=True)
+        Console(highlight=False).print(foreign(file), soft_wrap=True)
 
 
 def _parser() -> JobParser:

@@ -21,7 +21,7 @@ from videolavit.models.checkpoint import CheckpointSummary, ImportSettings, impo
 from videolavit.models.network import ModelError
 from videolavit.progress import OnProgress, Progress
 
-from .common import INTERRUPTED, JobParser, console, user_errors
+from .common import INTERRUPTED, JobParser, console, foreign, user_errors
 
 LICENCES = (
     "The published weights, and this copy of them, are under the Llama 2 Community License and the LaVIT Community "
@@ -76,21 +76,21 @@ def interruptible() -> Iterator[None]:
 @contextlib.contextmanager
 def files_bar() -> Iterator[OnProgress]:
     """Shows the files that were written: a bar of bytes on a terminal, a line per file in a log."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
 
         def on_progress(progress: Progress) -> None:
             line = f"{progress.stage}: {progress.message}"
-            bar.update(task, completed=progress.done, total=progress.total or None, description=line)
+            bar.update(task, completed=progress.done, total=progress.total or None, description=foreign(line).plain)
             if not console.is_terminal:
-                console.print(line, soft_wrap=True, markup=False)
+                console.print(foreign(line), soft_wrap=True)
 
         yield on_progress
 
 
 def _print_summary(summary: CheckpointSummary) -> None:
-    table = Table("part", "tensors", "parameters", "GB", "types", title=f"model {summary.folder}")
+    table = Table("part", "tensors", "parameters", "GB", "types", title=foreign(f"model {summary.folder}"))
     for part in summary.parts:
         if part.tensors:
             sizes = (f"{part.tensors:,}", f"{part.parameters:,}", f"{part.nbytes / 1e9:.3f}")
@@ -100,7 +100,7 @@ def _print_summary(summary: CheckpointSummary) -> None:
     stdout = Console(highlight=False)
     stdout.print(table)
     for remark in summary.remarks:
-        stdout.print(remark, soft_wrap=True, markup=False)
+        stdout.print(foreign(remark), soft_wrap=True)
     stdout.print(LICENCES, soft_wrap=True)
 
 

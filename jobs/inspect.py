@@ -6,7 +6,6 @@ from pathlib import Path
 import pyarrow as pa
 from PIL import Image
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from videolavit.media import MediaError, contact_sheet
@@ -14,7 +13,7 @@ from videolavit.records.inspection import RunFacts, ShardFacts, VideoFacts, insp
 from videolavit.records.report import render_page
 from videolavit.records.storage import StorageError, StorageSettings
 
-from .common import JobParser, fail, pick, user_errors
+from .common import JobParser, fail, foreign, pick, user_errors
 from .progress import show_progress
 
 
@@ -45,7 +44,7 @@ def print_contents(found: VideoFacts | ShardFacts | RunFacts) -> None:
     """Prints a table of facts, and one of clips, rows or rejects where there are any."""
     facts = Table(show_header=False, box=None)
     for name, value in found.facts:
-        facts.add_row(f"[bold]{name}[/]", value)
+        facts.add_row(foreign(name, "bold"), foreign(value))
     stdout = Console()
     stdout.print(facts)
     table = _table(found)
@@ -57,7 +56,7 @@ def _table(found: VideoFacts | ShardFacts | RunFacts) -> Table:
     """Returns the clips of a video, the first rows of a shard, or the rejects of a run."""
     if isinstance(found, VideoFacts):
         table = Table(
-            "clip", "seconds", "frames", "blocks with a vector", "motion, % of diagonal", title=escape(found.path)
+            "clip", "seconds", "frames", "blocks with a vector", "motion, % of diagonal", title=foreign(found.path)
         )
         for index, clip in enumerate(found.clips):
             numbers = (
@@ -68,15 +67,17 @@ def _table(found: VideoFacts | ShardFacts | RunFacts) -> Table:
             )
             table.add_row(str(index), *numbers)
     elif isinstance(found, ShardFacts):
-        table = Table(*(found.rows[0] if found.rows else ()), title=escape(found.path))
+        table = Table(title=foreign(found.path))
+        for name in found.rows[0] if found.rows else ():
+            table.add_column(foreign(name))
         for row in found.rows:
-            table.add_row(*(escape(str(value)[:60]) if value is not None else "" for value in row.values()))
+            table.add_row(*(foreign(str(value)[:60]) if value is not None else "" for value in row.values()))
         if len(found.rows) < found.num_rows:
             table.caption = f"the first {len(found.rows)} of {found.num_rows} rows"
     else:
         table = Table("reason", "number", "for example", title="rejects")
         for reject in found.rejects:
-            table.add_row(reject.error_type, str(reject.count), escape(f"{reject.source}: {reject.message}"))
+            table.add_row(reject.error_type, str(reject.count), foreign(f"{reject.source}: {reject.message}"))
     return table
 
 

@@ -1,11 +1,9 @@
 """Options and messages of the jobs that run a model."""
 
-from rich.markup import escape
-
 from videolavit.generation.runtime import RuntimeSettings
 from videolavit.progress import Progress
 
-from .common import JobParser, console
+from .common import JobParser, console, foreign
 
 MODEL_HELP = "model folder, or a preset with untrained weights: tiny, small, video-lavit-7b"
 
@@ -19,4 +17,4 @@ def add_model_options(parser: JobParser) -> None:
 def print_message(progress: Progress) -> None:
     """Prints the message of a progress report, such as a warning, and ignores its counts."""
     if progress.message:
-        console.print(f"[yellow]{escape(progress.message)}[/]", soft_wrap=True)
+        console.print(foreign(progress.message, "yellow"), soft_wrap=True)

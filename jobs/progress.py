@@ -4,13 +4,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from videolavit.progress import OnProgress, Progress
 
-from .common import console
+from .common import console, foreign
 
 LOG_SECONDS = 10.0
 """Time between two lines about one stage in a log, in seconds."""
@@ -40,12 +39,12 @@ class _Display:
 
     def __call__(self, progress: Progress) -> None:
         if progress.message and not progress.total:
-            console.print(escape(f"{progress.stage}: {progress.message}"), soft_wrap=True)
+            console.print(foreign(f"{progress.stage}: {progress.message}"), soft_wrap=True)
         elif console.is_terminal:
             if progress.stage not in self._tasks:
                 self._tasks[progress.stage] = self._bars.add_task(progress.stage, message="")
             task, total = self._tasks[progress.stage], progress.total or None
-            self._bars.update(task, completed=progress.done, total=total, message=progress.message)
+            self._bars.update(task, completed=progress.done, total=total, message=foreign(progress.message).plain)
         else:
             self._log(progress)
 
@@ -56,4 +55,4 @@ class _Display:
         if is_last or now - self._logged.get(progress.stage, -LOG_SECONDS) >= LOG_SECONDS:
             self._logged[progress.stage] = now
             line = f"{progress.stage}: {progress.done:.0f}" + (f"/{progress.total:.0f}" if progress.total else "")
-            console.print(escape(f"{line}, {progress.message}" if progress.message else line), soft_wrap=True)
+            console.print(foreign(f"{line}, {progress.message}" if progress.message else line), soft_wrap=True)

@@ -13,14 +13,13 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from pipelines.proof import MemorySummary, ProofSizes, ProofSummary, memorise, prove
 from pipelines.stages import StageFailed
 from videolavit.records.files import InputError
 
-from .common import INTERRUPTED, JobParser, console, pick, user_errors
+from .common import INTERRUPTED, JobParser, console, foreign, pick, user_errors
 from .progress import show_progress
 
 
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:
                 proof = prove(options.output, sizes, on_progress)
     except StageFailed as error:
-        console.print(str(error), style="red", soft_wrap=True, markup=False)
+        console.print(foreign(error, "red"), soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("interrupted; the same command continues where it stopped")
@@ -58,11 +57,11 @@ def _print_memory(summary: MemorySummary) -> None:
     comparison = summary.comparison
     table = Table("PSNR, dB", "caption", title=f"overfitting check, loss {comparison.loss:.3g}")
     for clip in comparison.clips:
-        table.add_row(f"{clip.psnr:.1f}", escape(clip.caption))
+        table.add_row(f"{clip.psnr:.1f}", foreign(clip.caption))
     table.add_section()
     table.add_row(f"{comparison.psnr:.1f}", "mean")
     Console(highlight=False).print(table)
-    Console(highlight=False).print(str(summary.report), soft_wrap=True)
+    Console(highlight=False).print(foreign(summary.report), soft_wrap=True)
 
 
 def _print_proof(summary: ProofSummary) -> None:
@@ -71,7 +70,7 @@ def _print_proof(summary: ProofSummary) -> None:
         mark = "[green]met[/]" if one.reached else "[red]missed[/]"
         table.add_row(one.name, f"{one.value:.3g}", one.goal, mark)
     Console(highlight=False).print(table)
-    Console(highlight=False).print(str(summary.report), soft_wrap=True)
+    Console(highlight=False).print(foreign(summary.report), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from videolavit.generation.runtime import RuntimeSettings
 from videolavit.media import MediaError
 from videolavit.models.network import ModelError
 
-from .common import JobParser, pick, user_errors
+from .common import JobParser, foreign, pick, user_errors
 from .models import add_model_options
 from .progress import show_progress
 
@@ -46,7 +46,7 @@ def _parser() -> JobParser:
 def print_reconstruction(summary: ReconstructionSummary, title: str) -> None:
     """Prints a table of the clips, and the files."""
     out = Console(highlight=False)
-    table = Table("clip", "frames", "visual tokens", "motion tokens", "PSNR, dB", "SSIM", title=title)
+    table = Table("clip", "frames", "visual tokens", "motion tokens", "PSNR, dB", "SSIM", title=foreign(title))
     for number, clip in enumerate(summary.clips, 1):
         counts = (number, clip.frames, clip.visual_tokens, clip.motion_tokens)
         table.add_row(*map(str, counts), f"{clip.psnr:.2f}", f"{clip.ssim:.3f}")
@@ -54,7 +54,7 @@ def print_reconstruction(summary: ReconstructionSummary, title: str) -> None:
     table.add_row("mean", str(summary.frames), "", "", f"{summary.psnr:.2f}", f"{summary.ssim:.3f}")
     out.print(table)
     for path in (summary.video, summary.side_by_side):
-        out.print(str(path), soft_wrap=True)
+        out.print(foreign(path), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from videolavit.records.files import InputError
 from videolavit.records.identity import VERSIONS, IdentityMismatch
 from videolavit.records.storage import StorageError
 
-from .common import INTERRUPTED, JobParser, console, fail, user_errors
+from .common import INTERRUPTED, JobParser, console, fail, foreign, user_errors
 from .progress import show_progress
 
 USER_ERRORS = (InputError, StorageError, IdentityMismatch, PlanningConflict)
@@ -75,7 +75,7 @@ def show_run(
         console.print("interrupted; the same command continues where it stopped")
         return INTERRUPTED
     except PlanningIncomplete as error:
-        console.print(str(error), soft_wrap=True, markup=False)
+        console.print(foreign(error), soft_wrap=True)
         return 1
     if plan is not None:
         _print_plan(planned)
@@ -104,21 +104,21 @@ def _figure(name: str, value: float) -> str:
 
 def print_run(summary: RunSummary) -> None:
     """Prints a table of a run."""
-    table = Table(title=f"run {summary.folder}", show_header=False)
+    table = Table(title=foreign(f"run {summary.folder}"), show_header=False)
     for name in ("planned", "samples", "rejects", "shards"):
         table.add_row(name, f"{getattr(summary, name):,}")
     for kind, number in summary.rejects_by_type.items():
-        table.add_row(f"  {kind}", f"{number:,}")
+        table.add_row(foreign(f"  {kind}"), f"{number:,}")
     for name, number in summary.counts.items():
         table.add_row(name.replace("_", " "), f"{number:,}")
     table.add_row("video", f"{summary.video_hours:.3f} h")
     if summary.core_hours:
         table.add_row("speed", f"{summary.video_hours / summary.core_hours:.1f} video hours a core hour")
     table.add_row("this start", f"{summary.seconds:.1f} s")
-    table.add_row("report", summary.report)
+    table.add_row("report", foreign(summary.report))
     Console(highlight=False).print(table)
     for line in summary.accepted_changes:
-        console.print(f"accepted: {line}", soft_wrap=True, markup=False)
+        console.print(foreign(f"accepted: {line}"), soft_wrap=True)
     _print_notes(summary.joined_rows, summary.ignored_captions, summary.left_out)
     if summary.shards_left:
         console.print(f"[yellow]{summary.shards_left} shards are not committed yet; start the same command again[/]")
@@ -126,7 +126,7 @@ def print_run(summary: RunSummary) -> None:
 
 def _print_notes(joined: int, ignored: int, left_out: Sequence[str]) -> None:
     for line in left_out:
-        console.print(f"left out: {line}", soft_wrap=True, markup=False)
+        console.print(foreign(f"left out: {line}"), soft_wrap=True)
     if joined:
         console.print(f"{joined} rows name a video again; their captions are in the column `texts`")
     if ignored:

@@ -9,11 +9,10 @@ import threading
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 
 from videolavit.models.network import ModelError
 
-from .common import JobParser, console, pick, user_errors
+from .common import JobParser, console, foreign, pick, user_errors
 
 KEYS = "keys.json"
 
@@ -33,22 +32,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.new_key is not None:
             file = options["keys"] or KEYS
             secret = add_key(file, options.new_key)
-            console.print(f"added {options.new_key} to {file}; the key is shown only once:", markup=False)
-            out.print(secret, soft_wrap=True, markup=False)
+            console.print(foreign(f"added {options.new_key} to {file}; the key is shown only once:"))
+            out.print(foreign(secret), soft_wrap=True)
             return
         with (
             console.status("checking the settings") as status,
-            serving(pick(ServeSettings, options), lambda progress: status.update(progress.message)) as service,
+            serving(pick(ServeSettings, options), lambda progress: status.update(foreign(progress.message))) as service,
         ):
             status.stop()
             ended = threading.Event()
             for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray sets handlers of its own when it starts
                 signal.signal(number, lambda *_: ended.set())
             if not service.is_trained:
-                remark = f"[yellow]the weights of {escape(service.model)} are untrained: it generates noise[/]"
-                console.print(remark, soft_wrap=True)
+                remark = f"the weights of {service.model} are untrained: it generates noise"
+                console.print(foreign(remark, "yellow"), soft_wrap=True)
             line = f"{service.model} is served at {service.url} (documentation: {service.url}/docs)"
-            out.print(line, soft_wrap=True, markup=False)
+            out.print(foreign(line), soft_wrap=True)
             ended.wait()
             status.start()
 

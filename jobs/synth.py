@@ -16,7 +16,7 @@ from rich.table import Table
 from videolavit.records.storage import StorageError, StorageSettings
 from videolavit.synth import QUESTIONS, SynthSettings, render_corpus
 
-from .common import JobParser, pick, user_errors
+from .common import JobParser, foreign, pick, user_errors
 from .progress import show_progress
 
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             storage=pick(StorageSettings, options),
             on_progress=on_progress,
         )
-    table = Table(title=f"corpus {corpus.url}", show_header=False)
+    table = Table(title=foreign(f"corpus {corpus.url}"), show_header=False)
     table.add_row("videos", f"{corpus.num_videos:,}")
     table.add_row("shapes", f"{corpus.num_shapes:,}")
     table.add_row("frame", f"{settings.width} x {settings.height} pixels, {settings.fps} frames per second")
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table.add_row("rendered in", f"{time.monotonic() - started:.1f} s")
     stdout = Console(highlight=False)
     stdout.print(table)
-    stdout.print(f"manifest: {corpus.manifest}", soft_wrap=True)
+    stdout.print(foreign(f"manifest: {corpus.manifest}"), soft_wrap=True)
 
 
 if __name__ == "__main__":

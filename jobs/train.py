@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from videolavit.progress import Progress
 from videolavit.records.storage import StorageSettings
 from videolavit.training.components import COMPONENTS
 
-from .common import INTERRUPTED, JobParser, console, fail, pick, user_errors
+from .common import INTERRUPTED, JobParser, console, fail, foreign, pick, user_errors
 from .models import MODEL_HELP
 
 
@@ -64,18 +63,18 @@ def main(argv: Sequence[str] | None = None) -> None:
                 on_progress=_show,
             )
     except TrainingFailed as error:
-        console.print(f"[red]the training failed:[/] {escape(str(error))}", soft_wrap=True)
+        console.print("[red]the training failed:[/]", foreign(error, lines=True), soft_wrap=True)
         console.print("the same command continues from the last checkpoint")
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("interrupted; the same command continues from the last checkpoint")
         sys.exit(INTERRUPTED)
-    Console(highlight=False).print(str(summary.model), soft_wrap=True)
+    Console(highlight=False).print(foreign(summary.model), soft_wrap=True)
 
 
 def _show(progress: Progress) -> None:
     if progress.message:
-        console.print(progress.message, soft_wrap=True, markup=False)
+        console.print(foreign(progress.message), soft_wrap=True)
 
 
 # ---- options ------------------------------------------------------------------------------------------------------

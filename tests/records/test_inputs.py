@@ -73,6 +73,35 @@ def test_mistakes_are_named(folder: Path) -> None:
         list_videos(folder / "nowhere")
 
 
+@pytest.mark.parametrize(
+    "name", ["c.tar.gz", "C.TGZ", "z.zip", "v.mp4.gz", "m.csv.zst", "m.json", "m.ndjson", "m.tsv", "m.xlsx"]
+)
+def test_a_named_file_that_is_not_read_is_a_mistake(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"x")
+    hint = "uncompressed .tar" if name[0] in "cCzv" or "zst" in name else "from .parquet, .jsonl and .csv"
+    for named in (folder / name, folder / f"*{Path(name).suffix}"):
+        with pytest.raises(InputError, match=hint):
+            list_videos(named)
+    assert "one.mp4" in _names(folder)  # in a folder it stops nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("m.parquet", b"PAR1 no table"),
+        ("m.parquet", b""),
+        ("m.csv", b"video,text\na.mp4,\xff\n"),
+        ("m.csv", b""),
+        ("m.csv", b"\x1f\x8b\x08\x00\x00"),
+        ("m.jsonl", b'{"video": "a.mp4"}\n\x8b\x00'),
+    ],
+)
+def test_a_named_table_that_cannot_be_read_is_a_mistake(folder: Path, name: str, data: bytes) -> None:
+    (folder / name).write_bytes(data)
+    with pytest.raises(InputError, match=rf"cannot read the manifest .*{name}"):
+        list_videos(folder / name)
+
+
 def test_rows_without_a_video_are_kept_to_be_rejected(folder: Path) -> None:
     (folder / "m.jsonl").write_text('{"video": "one.mp4"}\n{"video": null}\n{"video": ""}\n')
     sources = list_videos(folder / "m.jsonl")["source"].to_pylist()

@@ -60,6 +60,9 @@ IMAGE_SUFFIXES = frozenset(
 TEXT_SUFFIXES = frozenset({".txt", ".md"})
 TABLE_SUFFIXES = frozenset({".parquet", ".jsonl", ".csv"})
 TAR_SUFFIX = ".tar"
+OTHER_TABLES = frozenset({".json", ".ndjson", ".tsv", ".arrow", ".feather", ".orc", ".xls", ".xlsx"})
+ARCHIVES = frozenset({".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst"})
+"""Suffixes of files that are not read. Naming one is a mistake; in a folder they are sidecars, or tried as others."""
 
 
 class InputError(ValueError):
@@ -149,6 +152,15 @@ def readable(text: str) -> str:
 def suffix_of(address: str) -> str:
     """Suffix of a file name or address, in lower case and with its dot."""
     return os.path.splitext(path_of(address))[1].lower()
+
+
+def refuse_unread(url: str) -> None:
+    """Raises InputError for a named file whose suffix says that it is a table or an archive that is not read."""
+    suffix = suffix_of(url)
+    if suffix in OTHER_TABLES:
+        raise InputError(f"{shown(url)}: tables are read from .parquet, .jsonl and .csv, not from {suffix}")
+    if suffix in ARCHIVES:
+        raise InputError(f"{shown(url)}: compressed files are not read; unpack it, or make it an uncompressed .tar")
 
 
 def is_hidden(name: str) -> bool:

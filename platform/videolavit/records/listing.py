@@ -7,7 +7,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .addresses import is_web, shown
-from .files import SIDECARS, TEXT_SUFFIXES, InputError, NamedFiles, find_files, is_hidden, is_table, suffix_of
+from .files import (
+    SIDECARS,
+    TEXT_SUFFIXES,
+    InputError,
+    NamedFiles,
+    find_files,
+    is_hidden,
+    is_table,
+    refuse_unread,
+    suffix_of,
+)
 from .inputs import InputSettings
 from .kinds import KINDS, Kind
 from .kinds.manifest import join_captions, repeated_addresses
@@ -124,6 +134,8 @@ class Listing:
                 yield _Files(kind, addresses)
                 return
         found = find_files(url, self._storage)
+        if found.named != "folder" and not self._settings.must_be("text"):
+            refuse_unread(url)
         media, tables = self._chosen(url, found)
         if not media and not tables:
             hint = "name a folder, glob, manifest or tar"
