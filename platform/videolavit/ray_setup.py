@@ -26,7 +26,7 @@ ANSWER_SECONDS = 5.0
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - Ray's place for objects
 
-_SOCKET_FOLDER_BYTES = 107 - len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+_SOCKET_FOLDER_BYTES = 107 - len("/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 """Longest path of a folder below which Linux takes the paths of Ray's sockets, in bytes."""
 
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -97,7 +97,8 @@ def ray_arguments(on_progress: OnProgress) -> Iterator[dict[str, Any]]:
         # A dashboard takes a tenth of a core all the time; a cluster has its own.
         arguments["include_dashboard"] = False
         if "RAY_TMPDIR" not in os.environ:
-            arguments["_temp_dir"] = stack.enter_context(_temporary_folder(_SOCKET_FOLDER_BYTES))
+            # Ray opens its folder to all users; one above it is this user's alone
+            arguments["_temp_dir"] = f"{stack.enter_context(_temporary_folder(_SOCKET_FOLDER_BYTES))}/r"
         large = stack.enter_context(_temporary_folder())
         arguments["object_spilling_directory"] = large
         if not os.access(SHARED_MEMORY, os.W_OK):

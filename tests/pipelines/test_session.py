@@ -16,6 +16,9 @@ import pytest
 from tests.conftest import ROOT, Job, free_port
 
 SESSIONS = """
+import os
+from pathlib import Path
+
 import ray
 from pipelines.session import ray_session
 from tests.process_state import unchanged
@@ -27,8 +30,11 @@ with unchanged():
             assert ray.is_initialized() and [progress.stage for progress in seen] == ["ray"]
             with ray_session(seen.append):
                 assert ray.get(ray.remote(lambda: 1).remote()) == 1 and len(seen) == 1
+            logs = Path(ray.get(ray.remote(lambda: os.readlink("/proc/self/fd/1")).remote()))  # a worker's
+            private = [folder for folder in logs.parents if folder.name.startswith("ray-")]
+            assert [folder.stat().st_mode & 0o777 for folder in private] == [0o700], logs
             assert ray.is_initialized()
-        assert not ray.is_initialized()
+        assert not ray.is_initialized() and not private[0].exists()
         seen.clear()
 """
 
@@ -81,11 +87,8 @@ def can_unshare(*options: str) -> bool:
 
 
 def test_a_session_starts_ray_and_leaves_the_process_as_it_was() -> None:
-    folders = set(Path(tempfile.gettempdir()).glob("ray*"))
     done = run(SESSIONS)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    new = set(Path(tempfile.gettempdir()).glob("ray*")) - folders
-    assert not [folder for folder in new if str(os.getuid()) == str(folder.stat().st_uid)]
 
 
 @pytest.mark.skipif(os.getuid() != 0 or not can_unshare("--mount"), reason="only root can make such surroundings")
@@ -103,7 +106,6 @@ def test_ray_starts_where_a_container_gives_it_little(tmp_path: Path) -> None:
     done = run(SESSIONS, "unshare", "--mount", "sh", "-c", read_only, "sh", *user, *bare)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(long.iterdir())
-    assert not [path for path in Path(tempfile.gettempdir()).glob("ray-*") if path.stat().st_uid == USER]
 
 
 @pytest.mark.skipif(not can_unshare("--net"), reason="only root can take the network away")
