@@ -85,7 +85,7 @@ def _members(url: str, storage: StorageSettings) -> dict[str, Member]:
     return found
 
 
-Key = tuple[int, str]
+SampleKey = tuple[int, str]
 """Number of an archive, and the part of a member's name that the files of one sample share."""
 
 
@@ -99,8 +99,8 @@ class _Content:
         damage: Reason why what follows could not be read.
     """
 
-    members: Mapping[Key, Sequence[tuple[str, Member]]]
-    texts: Mapping[Key, Mapping[str, str]]
+    members: Mapping[SampleKey, Sequence[tuple[str, Member]]]
+    texts: Mapping[SampleKey, Mapping[str, str]]
     damage: CorruptTar | None
 
 
@@ -114,7 +114,7 @@ def tar_samples(tar: Source, storage: StorageSettings, inputs: InputSettings) ->
     found = []
     for key, members in content.members.items():
         known = [one for one in members if _suffix(one[0]) in inputs.member_suffixes()]
-        samples = known or members  # as in a folder, what has another suffix is tried
+        samples = known or members  # what has another suffix is tried, as in a folder
         for extension, member in samples:
             source = Source(source=f"{tar.url}/{member.name}", url=tar.url, kind=Tar.name, extra=tar.extra)
             if not member.fault:
@@ -147,8 +147,8 @@ def _explain(row: PlanRow, storage: StorageSettings, inputs: InputSettings) -> N
 
 
 def _read(url: str, storage: StorageSettings) -> _Content:
-    members: dict[Key, list[tuple[str, Member]]] = {}
-    texts: dict[Key, dict[str, str]] = {}
+    members: dict[SampleKey, list[tuple[str, Member]]] = {}
+    texts: dict[SampleKey, dict[str, str]] = {}
     damage = None
     with open_source(url, storage) as file:
         try:
