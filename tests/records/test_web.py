@@ -21,7 +21,8 @@ from videolavit.media.errors import (
 from videolavit.records import web as web_files
 from videolavit.records.addresses import folder_of, resolved, shown
 from videolavit.records.files import InputError, resolve, suffix_of
-from videolavit.records.kinds.tar import tar_members
+from videolavit.records.inputs import InputSettings
+from videolavit.records.kinds.tar import tar_samples
 from videolavit.records.rows import Source, sources_from
 from videolavit.records.storage import Folder, StorageError, open_source
 
@@ -209,7 +210,7 @@ def test_archives_and_videos_in_parquet(web: WebServer) -> None:
     url = f"{web.url}/set.tar?signature=x"
     (tar, row) = sources_from(list_videos(url, f"{web.url}/stored.parquet"))
     assert (tar.kind, row.kind, row.text) == ("tar", "stored_video", "t")
-    (member,) = tar_members(Source(source=url, url=url, kind="tar"), STORAGE, frozenset({".mp4"}))
+    (member,) = tar_samples(Source(source=url, url=url, kind="tar"), STORAGE, InputSettings(modality="video"))
     assert member.text == "caption"
     with open_source(member.url, STORAGE, member.offset or 0, member.length) as file:
         assert file.read() == b"video a"
