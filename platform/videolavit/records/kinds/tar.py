@@ -114,7 +114,7 @@ def tar_samples(tar: Source, storage: StorageSettings, inputs: InputSettings) ->
     found = []
     for key, members in content.members.items():
         known = [one for one in members if _suffix(one[0]) in inputs.member_suffixes()]
-        samples = known or members  # what has another suffix is tried, as in a folder
+        samples = known or members  # a file of another suffix is tried, as in a folder
         for extension, member in samples:
             source = Source(source=f"{tar.url}/{member.name}", url=tar.url, kind=Tar.name, extra=tar.extra)
             if not member.fault:
