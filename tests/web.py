@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -28,12 +29,14 @@ class WebServer:
         requests: Method, path and range of each request.
         faults: Answer to a path in place of its file: a status, `cut` for half of the bytes that were announced,
             `silent` for none at all, or an address to redirect to.
+        login: Name and password that every request must have, as `NAME:PASSWORD`; empty for none.
     """
 
     def __init__(self, folder: Path, ranges: bool = True) -> None:
         self.folder, self.ranges = folder, ranges
         self.requests: list[tuple[str, str, str | None]] = []
         self.faults: dict[str, int | str] = {}
+        self.login = ""
         self._server = _QuietServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
@@ -63,7 +66,10 @@ class WebServer:
                 served.requests.append(("GET", self.path, wanted))
                 fault = served.faults.get(self.path.partition("?")[0])
                 file = Path(self.translate_path(self.path))
-                if isinstance(fault, int):
+                login = b64encode(served.login.encode()).decode()
+                if served.login and self.headers["Authorization"] != f"Basic {login}":
+                    self.send_error(401)
+                elif isinstance(fault, int):
                     self.send_error(fault)
                 elif fault == "silent":
                     time.sleep(5)

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -150,6 +151,26 @@ def test_index_pages_are_folders(web: WebServer) -> None:
     assert list_videos(f"{videos}/*.mp4")["url"].to_pylist() == [f"{videos}/one%20one.mp4"]
     assert list_videos(f"{videos}/**/*.m*")["url"].to_pylist() == [f"{videos}/{name}" for name in names]
     assert list_videos(f"{videos}/b/two.mkv")["url"].to_pylist() == [f"{videos}/b/two.mkv"]
+
+
+def test_passwords(web: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (web.folder / "videos").mkdir()
+    (web.folder / "videos" / "a.mp4").write_bytes(b"x")
+    web.login = "user:pass-word"
+    host = web.url.removeprefix("http://")
+    for folder in (f"http://user:pass-word@{host}/videos", f"http://user:pass-word@{host}/videos/"):
+        (address,) = list_videos(folder)["url"].to_pylist()
+        assert address == f"http://user:pass-word@{host}/videos/a.mp4"
+        assert read(address) == b"x"
+    with pytest.raises(StorageError, match=rf"no permission for http://{host}/videos: .*401") as raised:
+        list_videos(f"http://user:wrong-word@{host}/videos")
+    assert "wrong-word" not in str(raised.value)
+    with pytest.raises(SourceForbidden):
+        read(f"{web.url}/videos/a.mp4")
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password pass-word")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert read(f"{web.url}/videos/a.mp4") == b"x"
+    assert list_videos(f"{web.url}/videos")["url"].to_pylist() == [f"{web.url}/videos/a.mp4"]
 
 
 def test_links_of_other_index_pages(web: WebServer) -> None:
