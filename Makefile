@@ -39,7 +39,7 @@ types: $(VENV)/dev
 	$(BIN)/mypy
 
 unit: $(VENV)/dev
-	$(BIN)/pytest -m "not slow" --numprocesses 2
+	$(BIN)/pytest -m "not slow" --numprocesses 2 --no-loadscope-reorder
 
 bench: $(VENV)/dev $(VENV)/demo
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"

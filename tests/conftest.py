@@ -87,7 +87,10 @@ SLOW_PATHS = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sets the markers that the targets of the Makefile select by."""
+    """Sets the markers that the targets of the Makefile select by, and puts the longest tests first.
+
+    Two processes then share the short ones at the end, instead of one waiting for the other.
+    """
     for item in items:
         values = getattr(getattr(item, "callspec", None), "params", {}).values()
         names = {*getattr(item, "fixturenames", ()), *(value for value in values if isinstance(value, str))}
@@ -97,6 +100,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("network")
         if item.nodeid.startswith(SLOW_PATHS):
             item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
 
 
 @pytest.hookimpl(optionalhook=True)
