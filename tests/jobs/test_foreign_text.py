@@ -51,9 +51,10 @@ def test_messages(capsys: Captured) -> None:
 
 def test_tables(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
-    (tmp_path / "a[").mkdir()
-    pq.write_table(pa.table({EVIL: [EVIL, None]}), tmp_path / "a[/b].parquet")
-    inspect.main([str(tmp_path / "a[/b].parquet")])
+    monkeypatch.chdir(tmp_path)
+    Path("a[").mkdir()
+    pq.write_table(pa.table({EVIL: [EVIL, None]}), "a[/b].parquet")
+    inspect.main(["a[/b].parquet"])
     printed = capsys.readouterr().out
     assert is_plain(printed)
     assert printed.count(SHOWN) == 2

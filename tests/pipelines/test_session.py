@@ -121,7 +121,8 @@ def test_a_machine_without_a_place_for_sockets_is_refused(tmp_path: Path) -> Non
     long = tmp_path / ("long" * 25)
     long.mkdir()
     mounts = [f"mount -t tmpfs -o ro tmpfs {place}" for place in ("/var/tmp", "/dev/shm")]
-    script = " && ".join([f"mount --bind {long} /mnt", *mounts, "mount -t tmpfs -o ro tmpfs /tmp", 'exec "$@"'])
+    mounts += ["mount --bind /tmp /tmp", "mount -o remount,bind,ro /tmp"]  # the interpreter may lie there
+    script = " && ".join([f"mount --bind {long} /mnt", *mounts, 'exec "$@"'])
     inside = "/mnt/" + "long" * 25
     (long / ("long" * 25)).mkdir()
     done = run(REFUSED, "unshare", "--mount", "sh", "-c", script, "sh", TMPDIR=inside)
