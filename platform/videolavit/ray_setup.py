@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import pwd
+import resource
 import secrets
 import signal
 import socket
@@ -23,6 +24,9 @@ LOCAL = "local"
 
 ANSWER_SECONDS = 5.0
 """Time that a cluster has to accept a connection, and again to answer on it, in seconds."""
+
+LEAST_OPEN_FILES = 128
+"""Open files with which Ray starts and runs a worker."""
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - Ray's place for objects
 
@@ -92,6 +96,7 @@ def ray_arguments(on_progress: OnProgress) -> Iterator[dict[str, Any]]:
             _check_reachable(address)
             yield arguments
             return
+        _check_open_files()
         _check_loopback()
         _name_user()
         # A dashboard takes a tenth of a core all the time; a cluster has its own.
@@ -162,6 +167,15 @@ def _check_reachable(address: str) -> None:
 
 def _no_answer(address: str) -> RayUnavailable:
     return RayUnavailable(f"no Ray cluster answers at RAY_ADDRESS={address}; unset it to start Ray on this machine")
+
+
+def _check_open_files() -> None:
+    """Refuses a limit of open files at which Ray's processes abort with a stack trace."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= limit < LEAST_OPEN_FILES:
+        raise RayUnavailable(
+            f"Ray cannot start on this machine: a process may open {limit} files; allow more with `ulimit -n 4096`"
+        )
 
 
 def _check_loopback() -> None:

@@ -131,6 +131,12 @@ def test_a_machine_without_a_place_for_sockets_is_refused(tmp_path: Path) -> Non
     assert "name such a folder in TMPDIR" in done.stdout
 
 
+def test_a_low_limit_of_open_files_is_refused() -> None:
+    done = run(REFUSED, "sh", "-c", 'ulimit -n 64 && exec "$@"', "sh")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "a process may open 64 files; allow more with `ulimit -n 4096`" in done.stdout
+
+
 def test_a_working_directory_that_is_gone_is_named() -> None:
     done = run(IN_A_FOLDER_THAT_IS_GONE)
     assert done.stdout == "the working directory is gone; change to one that exists\n"
