@@ -156,7 +156,7 @@ def descriptions(value: Any, place: str) -> Iterator[tuple[str, str]]:
 
 def test_the_rule_finds_what_it_forbids() -> None:
     source = '''
-"""What this is."""
+"What this is."
 # of the module
 LIMIT = 1  # as the reader expects
 """Its unit is seconds."""
