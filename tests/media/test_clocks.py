@@ -8,7 +8,7 @@ import pytest
 
 from tests.media.test_bad_input import X264, assert_rejected
 from tests.media.videos import make, moving, outline, reference
-from videolavit.media import errors, probe
+from videolavit.media import errors, packets, probe
 
 SOUND = ("-f", "lavfi", "-i", "sine=duration=3", "-c:a", "mp2")
 MPEG2 = ("-c:v", "mpeg2video", "-bf", "2", "-q:v", "3")
@@ -117,6 +117,13 @@ def test_a_range_is_counted_on_the_repaired_clock(video: Videos, name: str) -> N
         expected = reference(path, after=("-ss", str(start), "-t", f"{end - start:g}"))
         assert len(expected.types) >= 6
         assert outline(path, start, end) == expected, (start, end)
+
+
+def test_a_range_behind_more_bytes_than_are_held(video: Videos, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be held is decoded instead, and the result is the same."""
+    expected = outline(video("forward.ts"), 4.0, 5.5)
+    monkeypatch.setattr(packets, "HELD_BYTES", 1)
+    assert outline(video("forward.ts"), 4.0, 5.5) == expected
 
 
 def test_a_plain_join_marks_a_packet_that_is_whole(video: Videos, tmp_path: Path) -> None:

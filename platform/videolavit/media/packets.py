@@ -26,8 +26,8 @@ HELD_BYTES = 1 << 26
 _TS_DISCONT = 0x200
 """Flag AVFMT_TS_DISCONT of libavformat."""
 
-_WRAP_BITS = {"mpegts": 33, "mpeg": 33, "flv": 32, "live_flv": 32, "asf": 32}
-"""Bits of a timestamp by format; 64, which never wrap, in all others."""
+_WRAP_BITS = {"mpegts": 33, "mpeg": 33}
+"""Bits of a timestamp in formats that wrap within a video's length, after 26.5 hours."""
 
 LOOKAHEAD = 32
 """Number of packets read ahead to find a later frame on the same tick; larger than any reordering depth."""
@@ -41,25 +41,21 @@ def is_discontinuous(container: InputContainer) -> bool:
     return bool(container.format.flags & _TS_DISCONT)
 
 
-def start_us(container: InputContainer, stream: VideoStream) -> int:
-    """Time from which the `ffmpeg` command counts a file, in microseconds on the container's clock.
-
-    It is the start of the container, or in discontinuous formats that of the only stream in use.
-    """
-    if is_discontinuous(container) and stream.start_time is not None and stream.time_base is not None:
-        return rescale(stream.start_time, stream.time_base, MICROSECOND)
-    return container.start_time or 0
-
-
 def packet_clock(container: InputContainer, stream: VideoStream, start_seconds: float = 0.0) -> PacketClock:
-    """Clock for the packets of a stream, with its zero at the start of a range."""
+    """Clock for the packets of a stream, with its zero at the start of a range.
+
+    The `ffmpeg` command counts a file from the start of the container, or in discontinuous formats from that of the
+    only stream in use.
+    """
     assert stream.time_base is not None
-    start = start_us(container, stream)
+    may_jump, start = is_discontinuous(container), container.start_time or 0
+    if may_jump and stream.start_time is not None:
+        start = rescale(stream.start_time, stream.time_base, MICROSECOND)
     return PacketClock(
         time_base=stream.time_base,
         start_us=start,
         origin_us=start + round(start_seconds * av.time_base),
-        is_discontinuous=is_discontinuous(container),
+        is_discontinuous=may_jump,
         wrap_bits=_WRAP_BITS.get(container.format.name, 64),
         average_rate=stream.average_rate,
         codec_rate=stream.codec_context.framerate or None,
@@ -92,30 +88,18 @@ def open_at(
     """
     if start_seconds > 0:
         with open_video(source, settings) as (container, stream):
-            if is_discontinuous(container):
-                found: Iterator[Packet[VideoStream]] | None = container.demux(stream)
-            else:
-                found = _found(container, stream, start_us(container, stream) + round(start_seconds * av.time_base))
+            clock = packet_clock(container, stream, start_seconds)
+            if clock.is_discontinuous:
+                packets = _from_key_frame(repaired(container.demux(stream), clock))
+                yield container, stream, mark_droppable(packets, stream, settings, clock)
+                return
+            found = _found(container, stream, clock.origin_us)
             if found is not None:
-                yield container, stream, _ready(container, stream, found, settings, start_seconds)
+                yield container, stream, mark_droppable(repaired(found, clock), stream, settings, clock)
                 return
     with open_video(source, settings) as (container, stream):
-        yield container, stream, _ready(container, stream, container.demux(stream), settings, start_seconds)
-
-
-def _ready(
-    container: InputContainer,
-    stream: VideoStream,
-    packets: Iterable[Packet[VideoStream]],
-    settings: DecomposeSettings,
-    start_seconds: float,
-) -> Iterator[tuple[Packet[VideoStream], bool]]:
-    """Packets with repaired timestamps, each with whether the decoder may skip it."""
-    clock = packet_clock(container, stream, start_seconds)
-    ready = repaired(packets, clock)
-    if clock.is_discontinuous and start_seconds > 0:
-        ready = _from_key_frame(ready)
-    return mark_droppable(ready, stream, settings, clock)
+        clock = packet_clock(container, stream, start_seconds)
+        yield container, stream, mark_droppable(repaired(container.demux(stream), clock), stream, settings, clock)
 
 
 def _found(container: InputContainer, stream: VideoStream, target_us: int) -> Iterator[Packet[VideoStream]] | None:

@@ -35,7 +35,7 @@ class VideoInfo:
 
 
 def probe(source: VideoInput, settings: DecomposeSettings | None = None) -> VideoInfo:
-    """Reads the header of a video. Where it has no length, the packets are read as well; nothing is decoded.
+    """Reads the header of a video. Where it has no length to rely on, the packets are read too; nothing is decoded.
 
     Raises:
         MediaError: the source cannot be decomposed, as far as that can be known without decoding.
@@ -67,7 +67,7 @@ def _declared_seconds(container: InputContainer, stream: VideoStream) -> float |
     return seconds - first if container.format.name.startswith("matroska") and first < seconds else seconds
 
 
-_WITHOUT_LENGTH = ("h264", "hevc", "m4v", "mpegvideo", "obu")
+_WITHOUT_LENGTH = ("h264", "hevc", "mpegvideo", "obu")
 """Elementary streams, whose length libavformat guesses from the bit rate; the guess may be wrong by any factor."""
 
 
