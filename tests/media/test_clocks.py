@@ -120,7 +120,7 @@ def test_a_range_is_counted_on_the_repaired_clock(video: Videos, name: str) -> N
 
 
 def test_a_range_behind_more_bytes_than_are_held(video: Videos, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be held is decoded instead, and the result is the same."""
+    """Packets that cannot be held are decoded instead, with the same result."""
     expected = outline(video("forward.ts"), 4.0, 5.5)
     monkeypatch.setattr(packets, "HELD_BYTES", 1)
     assert outline(video("forward.ts"), 4.0, 5.5) == expected
