@@ -40,10 +40,15 @@ def test_a_sequence_of_pictures_is_a_video(tmp_path: Path) -> None:
 KEY = ("-encryption_key", "76a6c65c5ea762046bd749a2e632ccbb", "-encryption_kid", "a7e61c373e219033c21091fa607bf3b8")
 
 
-@pytest.mark.parametrize("fragmented", [(), ("-movflags", "frag_keyframe+empty_moov")], ids=["whole", "fragmented"])
-def test_encrypted_mp4(tmp_path: Path, fragmented: tuple[str, ...]) -> None:
-    encrypted = (*moving(seconds=1), *X264, "-encryption_scheme", "cenc-aes-ctr", *KEY, *fragmented)
-    assert_rejected(make(tmp_path / "cenc.mp4", encrypted), errors.EncryptedVideo, header=False)
+FRAGMENTED = ("-movflags", "frag_keyframe+empty_moov")
+
+
+@pytest.mark.parametrize("layout", [(), FRAGMENTED], ids=["whole", "fragmented"])
+@pytest.mark.parametrize(("codec", "header"), [(X264, False), (("-c:v", "mpeg4"), True)], ids=["h264", "mpeg4"])
+def test_encrypted_mp4(tmp_path: Path, codec: tuple[str, ...], header: bool, layout: tuple[str, ...]) -> None:
+    """H.264 keeps its header outside the encrypted packets; of MPEG-4, whose header is inside, only noise is left."""
+    encrypted = (*moving(seconds=1), *codec, "-encryption_scheme", "cenc-aes-ctr", *KEY, *layout)
+    assert_rejected(make(tmp_path / "cenc.mp4", encrypted), errors.EncryptedVideo, header=header)
 
 
 @pytest.mark.parametrize(("suffix", "prefix", "video"), [("ts", 0, 0x100), ("m2ts", 4, 0x1011)])

@@ -8,7 +8,8 @@ import errno
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -77,6 +78,9 @@ _LARGEST_OFFSET = 1 << 43
 _TS_PACKETS = (188, 192, 204)
 """Lengths of a transport stream's packets: plain, with a time code, with error correction; in bytes."""
 
+_FIRST_PACKETS = 8
+"""Number of packets that are searched for a mark of encryption where the stream's header cannot be read."""
+
 _SCRAMBLED_WITHIN = 1 << 20
 """Number of bytes of a transport stream that are searched for scrambled packets."""
 
@@ -113,7 +117,13 @@ def open_video(source: VideoInput, settings: DecomposeSettings) -> Iterator[tupl
                 if other is not stream:
                     other.discard = av.stream.Discard.all
             _check_encryption(container, stream, file)
-            _check_stream(stream, settings)
+            try:
+                _check_stream(stream, settings)
+            except MediaError:
+                # What libavformat reads of a stream, it reads from encrypted data too, and then it is noise.
+                if _begins_encrypted(container, stream):
+                    raise EncryptedVideo("the video is encrypted") from None
+                raise
             _check_length(container.size, _indexed_end(container, stream))
             yield container, stream
 
@@ -250,6 +260,13 @@ def _check_encryption(container: InputContainer, stream: VideoStream, file: Bina
         or (unreadable and container.format.name == "mpegts" and _is_scrambled(file, stream.id))
     ):
         raise EncryptedVideo("the video is encrypted")
+
+
+def _begins_encrypted(container: InputContainer, stream: VideoStream) -> bool:
+    """True if one of the stream's first packets is marked as encrypted. Moves the container's position."""
+    with suppress(av.error.FFmpegError):
+        return any(packet.has_sidedata("encryption_info") for packet in islice(container.demux(stream), _FIRST_PACKETS))
+    return False
 
 
 def _is_scrambled(file: BinaryIO, program_id: int) -> bool:
