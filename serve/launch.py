@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,13 +12,12 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 
-from videolavit.models.folder import ModelFolder
 from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.ray_setup import ray_arguments, restored_process, starting_ray
 from videolavit.records.storage import absolute_url
 
 from .application import APPLICATION_NAME, application, unhealthy_deployments
-from .keys import read_keys
+from .checks import check_resources, check_settings
 from .settings import ServeSettings
 
 SHUTDOWN_MARGIN = 15.0
@@ -61,16 +59,14 @@ def serving(settings: ServeSettings, on_progress: OnProgress = ignore_progress) 
         on_progress: Called with the stages `ray`, `start` and `stop` as they begin.
 
     Raises:
-        ValueError: the port is in use, or the file of keys cannot be read.
-        ModelError: the model cannot be read.
+        ValueError: the address, the file of keys, the storage or the database cannot be used, or the replicas need more
+            than this machine has.
+        ModelError: the model lacks a part, or cannot be read.
         RayUnavailable: no cluster answers at `RAY_ADDRESS`, or Ray cannot start on this machine.
         StartFailed: a deployment does not start, or the service runs already.
     """
-    if settings.keys is not None:
-        read_keys(settings.keys)
-    model = ModelFolder(settings.model)
     settings = _with_absolute_paths(settings)
-    _check_port(settings.host, settings.port)
+    model = check_settings(settings)
     own_ray = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_ray(on_progress))
@@ -79,7 +75,8 @@ def serving(settings: ServeSettings, on_progress: OnProgress = ignore_progress) 
         before = serve.status()
         if APPLICATION_NAME in before.applications:
             raise StartFailed(f"{APPLICATION_NAME} is served on this Ray already; end that service first")
-        url = f"http://{settings.host}:{settings.port}"
+        if own_ray:
+            check_resources(settings)
         try:
             try:
                 serve.start(http_options={"host": settings.host, "port": settings.port})
@@ -88,7 +85,7 @@ def serving(settings: ServeSettings, on_progress: OnProgress = ignore_progress) 
                 reasons = unhealthy_deployments() or str(error).splitlines()[:1]
                 raise StartFailed("the service could not be started: " + "; ".join(reasons)) from None
             try:
-                yield RunningService(url, settings.model_name, model.is_trained)
+                yield RunningService(settings.url, settings.model_name, model.is_trained)
             finally:
                 on_progress(Progress("stop", message="finishing requests; jobs in progress return to the queue"))
                 _drain(settings.drain_seconds)
@@ -102,16 +99,6 @@ def _with_absolute_paths(settings: ServeSettings) -> ServeSettings:
     model = absolute_url(settings.model) if Path(settings.model).is_dir() else settings.model
     keys = None if settings.keys is None else absolute_url(settings.keys)
     return replace(settings, model=model, keys=keys, storage=absolute_url(settings.storage))
-
-
-def _check_port(host: str, port: int) -> None:
-    """Raises ValueError if another process listens on the port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from None
 
 
 @contextlib.contextmanager

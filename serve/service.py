@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 from videolavit.generation.describe import DescribeSettings
@@ -48,7 +47,7 @@ from .protocol import (
 )
 from .requests import Answer, AnswerRequest
 from .settings import ServeSettings
-from .store import Job, JobStore, new_id
+from .store import Job, JobStore, database_url, new_id
 from .video_jobs import JobWorker
 
 log = logging.getLogger("videolavit.serve")
@@ -75,7 +74,7 @@ class Service:
             None if settings.keys is None else read_keys(settings.keys), settings.limits.in_flight
         )
         self.folder = Folder(settings.storage, StorageSettings())
-        self.store = JobStore(settings.database or _sqlite(self.folder))
+        self.store = JobStore(database_url(settings.database, self.folder))
         self.worker = JobWorker(settings, self.store, self.folder, graph, self._job_ended)
         self._fetcher = Fetcher(settings.fetch_hosts, settings.limits.body_megabytes << 20)
         self.started = now()
@@ -357,10 +356,3 @@ def _check_text(text: str, param: str) -> None:
 
 def _seed(seed: int | None) -> int:
     return random.getrandbits(31) if seed is None else seed
-
-
-def _sqlite(folder: Folder) -> str:
-    """URL of the SQLite file in the storage, whose folder is created if it is missing."""
-    path = Path(folder.path)
-    path.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{path / 'jobs.sqlite'}"

@@ -78,6 +78,8 @@ class Replicas:
         fewest, most = self.replica_range
         if not 1 <= fewest <= most or self.largest_batch < 1:
             raise ValueError("min_replicas must be at least 1 and not above max_replicas, and batch_size at least 1")
+        if self.num_cpus < 0 or self.num_gpus < 0:
+            raise ValueError("num_cpus and num_gpus must be at least 0")
 
     @property
     def replica_range(self) -> tuple[int, int]:
@@ -177,6 +179,15 @@ class ServeSettings:
     video_detokenizer: VideoReplicas = field(default_factory=VideoReplicas)
 
     def __post_init__(self) -> None:
+        if not self.host:
+            raise ValueError("host must name an address: 127.0.0.1, or 0.0.0.0 for all of this machine")
+        if not 1 <= self.port <= 65535:
+            raise ValueError(f"port must be between 1 and 65535, not {self.port}")
+        for name in ("result_hours", "lease_seconds", "concurrent_jobs", "drain_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.batch_wait_seconds < 0:
+            raise ValueError(f"batch_wait_seconds must be at least 0, not {self.batch_wait_seconds}")
         if self.keys is None and not is_loopback(self.host):
             raise ValueError(f"other machines can reach {self.host}: give API keys (keys), or listen on 127.0.0.1")
         if self.database is None and "://" in self.storage:
@@ -188,6 +199,22 @@ class ServeSettings:
     def model_name(self) -> str:
         """Name that clients call the model by."""
         return self.name or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def url(self) -> str:
+        """Address of the service, without a slash at the end."""
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+    @property
+    def all_replicas(self) -> list[Replicas]:
+        """Replicas of every deployment."""
+        return [
+            self.ingress,
+            self.visual_tokenizer,
+            self.language_model,
+            self.keyframe_detokenizer,
+            self.video_detokenizer,
+        ]
 
 
 def read_settings(values: dict[str, object]) -> ServeSettings:

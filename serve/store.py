@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -39,6 +40,8 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.engine import Engine
+
+from videolavit.records.storage import Folder
 
 OPEN = ("queued", "in_progress")
 STATUSES = (*OPEN, "completed", "failed")
@@ -297,6 +300,15 @@ class JobStore:
         leased = and_(JOBS.c.id == job.id, JOBS.c.lease == job.lease, JOBS.c.status == "in_progress")
         with self._engine.begin() as connection:
             return connection.execute(update(JOBS).where(leased).values(**values)).rowcount == 1
+
+
+def database_url(given: str | None, storage: Folder) -> str:
+    """Given URL of a database, or that of the SQLite file in a local storage, whose folder is created if missing."""
+    if given is not None:
+        return given
+    path = Path(storage.path)
+    path.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{path / 'jobs.sqlite'}"
 
 
 def new_id() -> str:

@@ -62,7 +62,13 @@ def test_the_cluster_config_is_one_of_rays_own_schema_and_builds() -> None:
         ({"limits": {"in_flights": 3}}, "limits.in_flights"),
         ({"limits": {"in_flight": 0}}, "in_flight must be above 0"),
         ({"language_model": {"batch_size": "many"}}, "language_model.batch_size"),
+        ({"language_model": {"num_gpus": -1}}, "at least 0"),
         ({"host": "0.0.0.0"}, "give API keys"),
+        ({"host": "::"}, "give API keys"),
+        ({"host": ""}, "host must name an address"),
+        ({"port": 80999}, "between 1 and 65535"),
+        ({"port": 0}, "between 1 and 65535"),
+        ({"lease_seconds": 0}, "lease_seconds must be above 0"),
         ({"storage": "s3://bucket/x"}, "give a database"),
     ],
 )
