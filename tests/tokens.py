@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from videolavit.models.folder import ModelFolder
-from videolavit.models.model_file import create_model_folder
+from videolavit.models.model_file import finish_model_folder
 from videolavit.models.motion_tokenizer import MotionTokenizer
 from videolavit.models.motion_tokenizer.network import MotionTokenizerConfig
 from videolavit.models.part_files import save_part
@@ -36,9 +36,9 @@ def write_model(folder: Path, seed: int = 0) -> Path:
         features_dim=None,
     )
     motion = MotionTokenizerConfig(dim=8, num_heads=1, mlp_ratio=1.0, num_codes=MOTION_CODES, code_dim=4)
-    create_model_folder(folder, ModelFolder("tiny").sizes, trained=False)
     save_part(VisualTokenizer(visual), folder / "visual_tokenizer")
     save_part(MotionTokenizer(motion), folder / "motion_tokenizer")
+    finish_model_folder(folder, ModelFolder("tiny").sizes, trained=[])
     return folder
 
 

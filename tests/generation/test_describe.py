@@ -16,6 +16,7 @@ from videolavit.generation.token_generator import PromptTooLong
 from videolavit.media import Clip, DecomposeSettings, decompose
 from videolavit.models.folder import ModelFolder
 from videolavit.models.language_model import LanguageModelConfig
+from videolavit.models.model_file import finish_model_folder
 from videolavit.models.part_files import save_part
 from videolavit.vocabulary.conversation import STOP
 
@@ -107,6 +108,7 @@ def speaker(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Speak
         shutil.rmtree(folder / PART)
         save_part(speaking, folder / PART)
         text.save_pretrained(folder / PART)
+        finish_model_folder(folder, model.sizes, trained=[])
         return Runtime(ModelFolder(folder))
 
     return make

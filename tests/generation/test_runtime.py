@@ -15,6 +15,7 @@ from videolavit.generation.generate import generate_images, generate_videos
 from videolavit.generation.prompts import Picture, Prompt
 from videolavit.generation.runtime import MODEL_PARTS, Runtime, RuntimeSettings
 from videolavit.models.folder import ModelFolder
+from videolavit.models.model_file import finish_model_folder
 from videolavit.models.network import ModelError
 from videolavit.models.part_files import save_part
 from videolavit.models.presets import load_preset
@@ -129,6 +130,7 @@ def changed(model_path: Path, tmp_path: Path) -> Callable[[Callable[[Path], obje
     def make(change: Callable[[Path], object]) -> Runtime:
         shutil.copytree(model_path, tmp_path / "changed")
         change(tmp_path / "changed")
+        finish_model_folder(tmp_path / "changed", ModelFolder(model_path).sizes, trained=[])
         return Runtime(ModelFolder(tmp_path / "changed"))
 
     return make

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from tests.models.test_network import Bomb
 from videolavit.models.folder import ModelFolder
-from videolavit.models.model_file import MODEL_FILE
+from videolavit.models.model_file import MODEL_FILE, finish_model_folder
 from videolavit.models.network import ModelError
 from videolavit.models.parts import PARTS
 
@@ -37,6 +38,11 @@ def saved(tiny: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(saved: Path, tmp_path: Path) -> Path:
     shutil.copytree(saved, tmp_path / "model")
     return tmp_path / "model"
+
+
+def list_again(folder: Path) -> None:
+    """Lists the files of a model as they are now, as somebody could who changes them on purpose."""
+    finish_model_folder(folder, ModelFolder(folder).sizes, ModelFolder(folder).trained_parts)
 
 
 def weights_of(folder: Path) -> Path:
@@ -141,6 +147,7 @@ def test_part_without_a_codebook(copied: Path) -> None:
     state = load_file(path)
     del state["quantize.embedding.weight"]
     save_file(state, path)
+    list_again(copied)
     with pytest.raises(ModelError, match="has no codebook"):
         ModelFolder(copied).load("keyframe_detokenizer/conditions")
 
@@ -164,9 +171,58 @@ def test_model_of_another_format(copied: Path) -> None:
         _ = ModelFolder(copied).sizes
 
 
+def test_every_file_is_listed_with_its_digest(saved: Path) -> None:
+    """In the form that `sha256sum` prints."""
+    content = json.loads((saved / MODEL_FILE).read_text())
+    files = {path.relative_to(saved).as_posix(): path for path in saved.rglob("*") if path.is_file()}
+    del files[MODEL_FILE]
+    assert content["files"] == {name: sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    assert content["vocabulary"] == {"text_size": 259, "visual_codes": 512, "motion_codes": 128}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_changed_file_is_refused(copied: Path, part: str) -> None:
+    file = max((copied / part).iterdir())
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ModelError, match=rf"{file.name} is not the file that model.json lists"):
+        ModelFolder(copied).load(part)
+    file.unlink()
+    with pytest.raises(ModelError, match=rf"{file.name}, which model.json lists, cannot be read: No such file"):
+        ModelFolder(copied).load(part)
+
+
+def test_a_damaged_codebook_is_refused(copied: Path) -> None:
+    """The condition decoder borrows it from another part."""
+    weights_of(copied / "visual_tokenizer").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"is not the file that model\.json lists"):
+        ModelFolder(copied).load("keyframe_detokenizer/conditions")
+
+
+def test_the_first_format_is_read(tiny: ModelFolder, copied: Path) -> None:
+    """It had neither a vocabulary nor digests."""
+    content = json.loads((copied / MODEL_FILE).read_text())
+    first = {"format": "videolavit-1", "trained": True, "sizes": content["sizes"]}
+    (copied / MODEL_FILE).write_text(json.dumps(first))
+    model = ModelFolder(copied)
+    assert model.vocabulary == tiny.vocabulary
+    assert model.trained_parts == list(PARTS)
+    assert model.load("motion_tokenizer") is not None
+
+
+def test_a_model_without_a_language_model(copied: Path) -> None:
+    shutil.rmtree(copied / "language_model")
+    list_again(copied)
+    model = ModelFolder(copied)
+    with pytest.raises(ModelError, match="has no language model with both tokenizers"):
+        _ = model.vocabulary
+    assert model.motion_tokens == 18
+
+
 def test_unknown_scheduler(copied: Path) -> None:
     path = copied / "keyframe_detokenizer" / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({"_class_name": "PNDMScheduler"}))
+    list_again(copied)
     with pytest.raises(ModelError, match="scheduler 'PNDMScheduler'; known are DDIMScheduler"):
         ModelFolder(copied).load("keyframe_detokenizer/scheduler")
 
@@ -183,10 +239,12 @@ def test_pickled_weights_are_not_read(copied: Path, tmp_path: Path, part: str) -
     weights_of(copied / part).unlink()
     for name in ("model.bin", "pytorch_model.bin", "diffusion_pytorch_model.bin"):
         (copied / part / name).write_bytes(bomb)
+    list_again(copied)
     with pytest.raises(ModelError):
         ModelFolder(copied).load(part)
     for name in WEIGHTS:
         (copied / part / name).write_bytes(bomb)
+    list_again(copied)
     with pytest.raises(ModelError):
         ModelFolder(copied).load(part)
     assert not (tmp_path / "unpickled").exists()

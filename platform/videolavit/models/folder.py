@@ -25,7 +25,7 @@ from .config import OutputSizes
 from .digest import config_of, digest
 from .keyframe_detokenizer import ConditionDecoder, KeyframeDetokenizer
 from .language_model import UnderstandingModel, byte_tokenizer
-from .model_file import MODEL_FILE, ModelFacts, create_model_folder, read_facts
+from .model_file import MODEL_FILE, ModelFacts, finish_model_folder, new_model_folder, read_facts, verify_files
 from .motion_tokenizer import MotionTokenizerConfig
 from .network import CONFIG, ModelError, parse_config, read_json
 from .part_files import open_tensors, read_part, save_part
@@ -60,8 +60,16 @@ class ModelFolder:
                 f"{', '.join(PRESETS)}, or make a folder with `videolavit import-checkpoint`"
             )
         self._digests: dict[str, str] = {}
+        self._verified: set[str] = set()
 
     # ---- facts, known without loading weights ------------------------------------------------------------------
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """Content of `model.json`, as it is or would be."""
+        if self._preset:
+            return ModelFacts(sizes=self._preset.sizes, trained=[], vocabulary=self._preset.vocabulary)
+        return read_facts(self.path)
 
     @property
     def is_trained(self) -> bool:
@@ -71,26 +79,21 @@ class ModelFolder:
     @property
     def trained_parts(self) -> list[str]:
         """Names of the parts that were trained."""
-        if isinstance(self._facts.trained, list):
-            return [part for part in PARTS if part in self._facts.trained]
-        return [part for part in PARTS if self.has(part)] if self._facts.trained else []
+        if isinstance(self.facts.trained, list):
+            return [part for part in PARTS if part in self.facts.trained]
+        return [part for part in PARTS if self.has(part)] if self.facts.trained else []
 
     @property
     def sizes(self) -> OutputSizes:
         """Default sizes of generated pictures and videos."""
-        return self._facts.sizes
+        return self.facts.sizes
 
-    @cached_property
+    @property
     def vocabulary(self) -> Vocabulary:
-        """Layout of the language model's ids."""
-        if self._preset:
-            return self._preset.vocabulary
-        visual = self._stored_config("visual_tokenizer")["num_codes"]
-        motion = self._stored_config("motion_tokenizer")["num_codes"]
-        text = self._stored_config("language_model")["vocab_size"] - visual - motion - 4
-        if text < 1:
-            raise ModelError(f"the vocabulary of {self.location}/language_model is smaller than the codebooks")
-        return Vocabulary(text, visual, motion)
+        """Layout of the language model's ids. Raises ModelError without a language model and both tokenizers."""
+        if self.facts.vocabulary is None:
+            raise ModelError(f"{self.location} has no language model with both tokenizers")
+        return self.facts.vocabulary
 
     @property
     def motion_tokens(self) -> int:
@@ -133,6 +136,10 @@ class ModelFolder:
                     self._digests[part] = digest(self._stored_config(part), names, tensor)
         return self._digests[part]
 
+    def file_digests(self, part: str) -> dict[str, str]:
+        """Returns the stored digest of each file of a part, by its path in the model; empty if none is stored."""
+        return {name: value for name, value in (self.facts.files or {}).items() if name.startswith(f"{part}/")}
+
     # ---- loading and saving -------------------------------------------------------------------------------------
 
     def load(self, part: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32) -> Any:
@@ -151,6 +158,7 @@ class ModelFolder:
             if self._preset:
                 module = build_part(part, self._preset)
             elif self.has(part):
+                self._verify(part)
                 module = read_part(part, self.path / part)
             else:
                 raise ModelError(f"{self.location} has no {part}")
@@ -190,18 +198,21 @@ class ModelFolder:
 
     def save(self, target: Path) -> None:
         """Writes every part into a new folder. Raises ModelError if the folder has content."""
-        create_model_folder(target, self.sizes, trained=self.trained_parts)
+        new_model_folder(target)
         for part in filter(self.has, PARTS):
             with quiet_libraries():
                 save_part(self.load(part, dtype=None), target / part)
             if part.endswith("language_model"):
                 self.text_tokenizer(part).save_pretrained(target / part)
+        finish_model_folder(target, self.sizes, self.trained_parts, self.facts.generation)
 
     # ---- details ------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _facts(self) -> ModelFacts:
-        return ModelFacts(self._preset.sizes, trained=False) if self._preset else read_facts(self.path)
+    def _verify(self, part: str) -> None:
+        """Compares a part's files with their digests, once. Raises ModelError."""
+        if part not in self._verified:
+            verify_files(self.path, self.file_digests(part))
+            self._verified.add(part)
 
     def _stored_config(self, part: str) -> dict[str, Any]:
         return read_json(self.path / part / CONFIG)
@@ -219,6 +230,7 @@ class ModelFolder:
         if self._preset:
             codebook: Tensor = build_part("visual_tokenizer", self._preset).quantize.embedding.weight.detach()
             return codebook
+        self._verify("visual_tokenizer")
         with open_tensors(self.path / "visual_tokenizer") as (names, tensor):
             if CODEBOOK in names:
                 return tensor(CODEBOOK)

@@ -1,54 +1,142 @@
-"""`model.json`: the file that makes a folder a model, with facts that belong to no single part."""
+"""`model.json`: the file that makes a folder a model. Written last, it lists all other files with their digests."""
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+from videolavit.files import write_beside
+from videolavit.vocabulary import Vocabulary
 
 from .config import OutputSizes
-from .network import ModelError, parse_config, read_json
+from .network import CONFIG, ModelError, parse_config, read_json
 
-MODEL_FILE = "model.json"
-FORMAT = "videolavit-1"
+MODEL_FILE, LANGUAGE_MODEL = "model.json", "language_model"
+FORMAT, FIRST_FORMAT = "videolavit-2", "videolavit-1"
+"""Layout of model folders, and the one before it, which had no vocabulary, settings and digests, and is still read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """Content of `model.json`.
 
     Args:
         sizes: Default sizes of generated pictures and videos.
-        trained: Names of the parts that were trained; or True for all that are there, False for none.
+        trained: Names of the parts that were trained; True for all that are there, which the first format allows.
+        vocabulary: Layout of the language model's ids; None if the folder has no language model, or does not say.
+        generation: Settings of generation that differ from the published ones, by their names in `GenerateSettings`.
+        files: SHA-256 of every other file, by its path in the folder; None in the first format.
     """
 
     sizes: OutputSizes
-    trained: bool | list[str]
+    trained: bool | Sequence[str]
+    vocabulary: Vocabulary | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] | None = None
 
 
-def create_model_folder(target: Path, sizes: OutputSizes, trained: bool | list[str]) -> None:
-    """Creates a model folder without parts.
-
-    Args:
-        target: Folder that does not exist yet, or is empty.
-        sizes: See `ModelFacts`.
-        trained: See `ModelFacts`.
-
-    Raises:
-        ModelError: the folder has content.
-    """
+def new_model_folder(target: Path) -> None:
+    """Creates the folder of a model that is to be written. Raises ModelError if it has content."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelError(f"{target} is not empty; name a new folder for the model")
     target.mkdir(parents=True, exist_ok=True)
-    facts = {"format": FORMAT, "trained": trained, "sizes": asdict(sizes)}
-    (target / MODEL_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def finish_model_folder(
+    folder: Path,
+    sizes: OutputSizes,
+    trained: Sequence[str],
+    generation: Mapping[str, Any] | None = None,
+    known: Mapping[str, str] | None = None,
+) -> None:
+    """Writes `model.json` when all other files are there.
+
+    Args:
+        folder: Folder of the model.
+        sizes: See `ModelFacts`.
+        trained: See `ModelFacts`.
+        generation: See `ModelFacts`.
+        known: Digests of files that were linked from another model, by path; they are not computed again.
+
+    Raises:
+        ModelError: a config is missing or wrong.
+    """
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    digests = known or {}
+    vocabulary = find_vocabulary(folder)
+    content = {
+        "format": FORMAT,
+        "vocabulary": asdict(vocabulary) if vocabulary else None,
+        "sizes": asdict(sizes),
+        "generation": dict(generation or {}),
+        "trained": list(trained),
+        "files": {name: digests.get(name) or file_digest(folder / name) for name in names if name != MODEL_FILE},
+    }
+    with write_beside(folder / MODEL_FILE) as (unfinished,):
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_facts(folder: Path) -> ModelFacts:
     """Reads `model.json`. Raises ModelError if it cannot be read or has another format."""
     file = folder / MODEL_FILE
     content = read_json(file)
-    if content.get("format") != FORMAT:
+    if content.get("format") not in (FORMAT, FIRST_FORMAT):
         raise ModelError(f"{file} has format {content.get('format')!r}, this version reads {FORMAT!r}")
+    is_first = content["format"] == FIRST_FORMAT
     try:
-        return ModelFacts(parse_config(OutputSizes, content["sizes"], file), content["trained"])
+        vocabulary = None if is_first else content["vocabulary"]
+        return ModelFacts(
+            sizes=parse_config(OutputSizes, content["sizes"], file),
+            trained=content["trained"],
+            vocabulary=parse_config(Vocabulary, vocabulary, file) if vocabulary else find_vocabulary(folder),
+            generation={} if is_first else content["generation"],
+            files=None if is_first else content["files"],
+        )
     except KeyError as name:
         raise ModelError(f"{file} lacks {name}") from None
+
+
+def find_vocabulary(folder: Path) -> Vocabulary | None:
+    """Finds the layout of the language model's ids in the configs of the parts; None without these parts.
+
+    Raises:
+        ModelError: a config cannot be read, or they do not fit together.
+    """
+    if not all((folder / part / CONFIG).is_file() for part in ("visual_tokenizer", "motion_tokenizer", LANGUAGE_MODEL)):
+        return None
+    visual = read_json(folder / "visual_tokenizer" / CONFIG)["num_codes"]
+    motion = read_json(folder / "motion_tokenizer" / CONFIG)["num_codes"]
+    text = read_json(folder / LANGUAGE_MODEL / CONFIG)["vocab_size"] - visual - motion - 4
+    if text < 1:
+        raise ModelError(f"the vocabulary of {folder / LANGUAGE_MODEL} is smaller than the codebooks")
+    return Vocabulary(text, visual, motion)
+
+
+def verify_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Compares files of a model with their digests.
+
+    Args:
+        folder: Folder of the model.
+        files: Digest of each file, by its path in the folder.
+
+    Raises:
+        ModelError: a file is missing, damaged, or was changed.
+    """
+    for name, expected in files.items():
+        try:
+            found = file_digest(folder / name)
+        except OSError as error:
+            raise ModelError(f"{folder / name}, which {MODEL_FILE} lists, cannot be read: {error.strerror}") from None
+        if found != expected:
+            raise ModelError(
+                f"{folder / name} is not the file that {MODEL_FILE} lists: it is damaged, or was changed. "
+                "Copy the model again"
+            )
+
+
+def file_digest(file: Path) -> str:
+    """Computes the SHA-256 of a file, as hexadecimal digits."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from videolavit.files import write_beside
 from videolavit.models.folder import ModelFolder
-from videolavit.models.model_file import create_model_folder
+from videolavit.models.model_file import finish_model_folder, new_model_folder
 from videolavit.models.network import Network
 from videolavit.models.part_files import save_part
 from videolavit.models.parts import PARTS
@@ -125,10 +125,12 @@ def save_model(
     """
     try:
         with write_beside(target) as (unfinished,):
-            create_model_folder(unfinished, base.sizes, trained=sorted({*base.trained_parts, *states}))
+            new_model_folder(unfinished)
+            linked: dict[str, str] = {}
             for part in filter(base.has, PARTS):
                 if part not in states and (base.path / part).is_dir():
                     shutil.copytree(base.path / part, unfinished / part, copy_function=_link)
+                    linked |= base.file_digests(part)
                 else:
                     with quiet_libraries():
                         module = base.load(part, dtype=None)  # in the precision that it is stored in
@@ -139,8 +141,10 @@ def save_model(
                                 module.register_to_config(**{key: one for key, one in config.items() if key[0] != "_"})
                             module.load_state_dict(states[part], strict=True)
                         save_part(module, unfinished / part)
-                if part.endswith("language_model"):
-                    base.text_tokenizer(part).save_pretrained(unfinished / part)
+                    if part.endswith("language_model"):
+                        base.text_tokenizer(part).save_pretrained(unfinished / part)
+            trained_parts = sorted({*base.trained_parts, *states})
+            finish_model_folder(unfinished, base.sizes, trained_parts, base.facts.generation, linked)
     finally:
         for left in target.parent.glob(f".{target.name}.*"):  # files of killed runs
             shutil.rmtree(left, ignore_errors=True)
@@ -155,10 +159,13 @@ def merge_models(models: list[ModelFolder], target: Path) -> None:
     """
     with write_beside(target) as (unfinished,):
         trained = sorted({part for model in models for part in model.trained_parts})
-        create_model_folder(unfinished, models[0].sizes, trained=trained)
+        new_model_folder(unfinished)
+        linked: dict[str, str] = {}
         for part in filter(models[0].has, PARTS):
             owner = next((model for model in reversed(models) if part in model.trained_parts), models[0])
             shutil.copytree(owner.path / part, unfinished / part, copy_function=_link)
+            linked |= owner.file_digests(part)
+        finish_model_folder(unfinished, models[0].sizes, trained, models[0].facts.generation, linked)
 
 
 def _link(source: str, target: str) -> None:

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 from videolavit.progress import OnProgress, Progress, ignore_progress
 
 from ..config import ModelConfig
-from ..model_file import create_model_folder
+from ..model_file import finish_model_folder
 from ..network import STRICT, weight_files
 from ..presets import load_config
 from .expected import ExpectedPart, expected_part
@@ -120,7 +120,6 @@ class ImportPlan:
             on_write: Called after each file of weights.
             shard_bytes: Largest size of a shard of several tensors, in bytes.
         """
-        create_model_folder(folder, self.config.sizes, trained=True)
         for part in self.parts:
             write_json(folder / part.name / config_name(part.name), part.config)
             if part.shapes is not None:
@@ -128,6 +127,7 @@ class ImportPlan:
                 write_weights(folder / part.name, part.weights, weights, shard_bytes, on_write)
         for source, place in self.copies:
             copy_file(source, folder / place)
+        finish_model_folder(folder, self.config.sizes, [part.name for part in self.parts])
 
 
 def plan_import(
