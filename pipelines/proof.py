@@ -100,7 +100,7 @@ def prove(
     folder, sizes = _folder(output, is_proof=True), sizes or ProofSizes()
     corpus = corpus_stages(folder, sizes)
     stages = [*corpus, *training_stages(folder, sizes.recipe, sizes.max_steps, corpus[-1].name, with_chat=True)]
-    done = _run(folder, stages, partial(measure_model, folder, sizes.prompts), on_progress)
+    done = _run(folder, stages, partial(measure_model, folder, sizes), on_progress)
     criteria, minutes = read_criteria(folder), done.minutes
     return ProofSummary(
         criteria=criteria,

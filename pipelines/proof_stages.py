@@ -196,9 +196,9 @@ def _tokenize(folder: Path, split: str, model: Path, joined: Sequence[Path], on_
     tokenize(TokenizeRequest(inputs=[clips], output=tokens, encode=encode), on_progress).check_complete()
 
 
-def measure_model(folder: Path, prompts: int, on_progress: OnProgress) -> None:
+def measure_model(folder: Path, sizes: ProofSizes, on_progress: OnProgress) -> None:
     _join([folder / name / MODEL_FOLDER for name in ("video-detokenizer", "chat")], folder / MODEL_FOLDER)
-    measure(folder, prompts, on_progress)
+    measure(folder, sizes.prompts, sizes.videos("held-out"), on_progress)
 
 
 def compare_model(folder: Path, on_progress: OnProgress) -> None:

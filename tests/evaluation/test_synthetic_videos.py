@@ -1,6 +1,7 @@
 """Measured direction and colour, on rendered videos of the size that a small model generates."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,12 +9,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from videolavit.evaluation.colour import shape_colour
-from videolavit.evaluation.motion import shape_direction
+from videolavit.evaluation.motion import decompose_frames, motion_agreement, shape_direction
 from videolavit.evaluation.questions import direction_in_answer
+from videolavit.evaluation.shape import train_shape_classifier
+from videolavit.media import motion_features
 from videolavit.media.resize import resize_picture
-from videolavit.synth import COLOURS, DIRECTIONS, MovingShape, SynthSettings, chat_records, draw_scene, render
+from videolavit.synth import COLOURS, DIRECTIONS, OUTLINES, MovingShape, SynthSettings, chat_records, draw_scene, render
 
 SETTINGS = SynthSettings(width=192, height=128, fps=6, max_shapes=1)
+PLAIN = replace(SETTINGS, background_contrast=0, shape_scale=1.75, speed=0.09)
+"""Videos that small models learn: large shapes, and backgrounds whose texture has no motion of its own."""
+
 VIDEOS = 24
 
 Frames = NDArray[np.uint8]
@@ -49,6 +55,29 @@ def test_direction_and_colour_are_measured_correctly(
     assert {shape.direction for shape, _ in seen} == set(DIRECTIONS)
     assert np.mean([shape_direction(frames) == shape.direction for shape, frames in seen]) >= directions
     assert np.mean([shape_colour(frames) == shape.colour for shape, frames in seen]) >= colours
+
+
+def test_forms_are_told_apart() -> None:
+    classifier = train_shape_classifier(PLAIN, (64, 96))
+    assert classifier.accuracy > 0.98
+    scenes = [draw_scene(PLAIN, 4, index) for index in range(VIDEOS)]
+    videos = [np.stack([resize_picture(frame, 64, 96) for frame in [*render(scene, PLAIN)][::6]]) for scene in scenes]
+    for spoil in (np.copy, blurred, noisy):
+        seen = [classifier.shape(spoil(frames)) for frames in videos]
+        assert np.mean([name == scene.shapes[0].shape for name, scene in zip(seen, scenes, strict=True)]) >= 0.95
+        assert set(seen) == set(OUTLINES)
+
+
+def test_made_motion_is_compared_with_what_was_told() -> None:
+    """Frames at half the size agree with the motion of the video that they come from; others do not."""
+    for index in range(4):
+        frames = np.stack(list(render(draw_scene(PLAIN, 5, index), PLAIN)))
+        (clip,) = decompose_frames(frames)
+        motion = motion_features(clip.motion, clip.width, clip.height, (8, 12))
+        small = np.stack([resize_picture(frame, 64, 96) for frame in frames])
+        assert motion_agreement(small, motion) > 0.8
+        assert motion_agreement(small[::-1], motion) < 0.1
+        assert motion_agreement(np.repeat(small[:1], 24, axis=0), motion) < 0.1
 
 
 def test_direction_follows_time_and_the_picture(videos: list[tuple[MovingShape, Frames]]) -> None:

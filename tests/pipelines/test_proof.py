@@ -30,7 +30,7 @@ from pipelines.proof import prove
 from tests.pipelines.test_proof import SMALLEST
 seen = []
 summary = prove(sys.argv[1], SMALLEST, seen.append)
-assert len(summary.criteria) == 11 and summary.report.is_file() and not summary.is_reached
+assert len(summary.criteria) == 20 and summary.report.is_file() and not summary.is_reached
 assert set(summary.minutes) == {one.stage for one in seen}
 """
     output = tmp_path / "proof"

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from videolavit.media import Clip, DecomposeSettings, decompose, write_mp4
+from videolavit.media import Clip, DecomposeSettings, decompose, motion_features, write_mp4
+from videolavit.media.motion import TOKENIZER_SCALE, VECTOR_STD
 
 from .foreground import background_difference
 
@@ -23,6 +24,13 @@ MAX_DISPLACEMENT = 0.05
 
 MIN_DISPLACEMENT = 0.001
 """Displacement in a frame, as a share of the shorter side, below which the shape is still."""
+
+
+MIN_MOVING = 0.002
+"""Displacement in a frame, as a share of the shorter side, above which a block of a motion grid moves."""
+
+SAME_DIRECTION = 45.0
+"""Largest angle between two vectors of the same direction, in degrees."""
 
 
 def shape_direction(frames: NDArray[np.uint8], fps: int = DecomposeSettings.fps) -> str | None:
@@ -41,6 +49,26 @@ def shape_direction(frames: NDArray[np.uint8], fps: int = DecomposeSettings.fps)
     if abs(x) >= abs(y):
         return "right" if x > 0 else "left"
     return "down" if y > 0 else "up"
+
+
+def motion_agreement(frames: NDArray[np.uint8], motion: NDArray[np.float32], fps: int = DecomposeSettings.fps) -> float:
+    """Share of the blocks that move in a clip's motion whose direction is the same in the frames made from it.
+
+    Args:
+        frames: uint8 [time, height, width, 3], the frames of the clip, which are decomposed again.
+        motion: Motion decoded from the clip's codes, float32 [2, 24, height, width] at the tokenizer's scale.
+        fps: Frames per second.
+    """
+    clip = next(decompose_frames(frames, fps))
+    seen = motion_features(clip.motion, clip.width, clip.height, (motion.shape[2], motion.shape[3]))
+    sides = np.array([clip.width * VECTOR_STD[0], clip.height * VECTOR_STD[1]]) / TOKENIZER_SCALE
+    scale = sides[:, None, None, None] / min(clip.width, clip.height)
+    told, made = (part[:, 1 : len(frames)] * scale for part in (motion, seen))  # no motion leads to the first frame
+    lengths = [np.hypot(*part) for part in (told, made)]
+    cosines = (told * made).sum(0) / np.maximum(lengths[0] * lengths[1], 1e-12)
+    same = (cosines >= np.cos(np.radians(SAME_DIRECTION))) & (lengths[1] >= MIN_DISPLACEMENT)
+    moving = lengths[0] > MIN_MOVING
+    return float(same[moving].mean()) if moving.any() else 0.0
 
 
 def decompose_frames(frames: NDArray[np.uint8], fps: int = DecomposeSettings.fps) -> Iterator[Clip]:
