@@ -21,6 +21,10 @@ from botocore.exceptions import BotoCoreError
 from videolavit.isolation import IsolatedFunction
 from videolavit.media import write_mp4
 
+# Set before PyTorch is loaded, for this process and all that it starts: they share the cores, and threads of PyTorch
+# wait for each other by spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 START_LIMIT = 90.0
