@@ -37,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         with (
             console.status("checking the settings") as status,
-            serving(pick(ServeSettings, options), lambda progress: status.update(foreign(progress.message))) as service,
+            serving(
+                pick(ServeSettings, options),
+                lambda progress: status.update(foreign(progress.message)),
+                lambda line: console.print(foreign(line), soft_wrap=True),
+            ) as service,
         ):
             status.stop()
             ended = threading.Event()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import html
 import logging
 from collections.abc import AsyncIterator
 from importlib.resources import files
@@ -13,17 +14,20 @@ from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 from ray import serve
 from ray.serve.schema import DeploymentStatus
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from .content import file_response, page_policy
-from .errors import ApiError, bad_request
+from .errors import ApiError, bad_request, unavailable
 from .failures import api_error, invalid_request
 from .keys import deadline_at
+from .middleware import AdmissionMiddleware, RequestMiddleware
 from .protocol import (
     ChatRequest,
     ChatResponse,
@@ -43,6 +47,16 @@ from .store import STATUSES, Job, is_id
 from .video_jobs import SPRITES_FILE, THUMBNAIL_FILE, VIDEO_FILE
 
 READY_STATES = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
+EXPOSED_HEADERS = [
+    "X-Request-ID",
+    "Retry-After",
+    "WWW-Authenticate",
+    "Content-Range",
+    "openai-poll-after-ms",
+    *(f"x-ratelimit-{name}-requests" for name in ("limit", "remaining", "reset")),
+]
+"""Headers of answers that pages of other origins may read."""
+
 POLL_MS = "500"
 """Time that clients should wait between two requests for the state of a job, in milliseconds."""
 
@@ -74,11 +88,12 @@ def make_app(service: Service) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.worker.start()
+        service.start()
         yield
-        await service.worker.stop()
+        await service.stop()
 
-    app = FastAPI(
+    # its documentation loads nothing from elsewhere
+    app: FastAPI = FastAPIOffline(
         title="videolavit",
         summary="Understands and generates images and videos; speaks the OpenAI API.",
         lifespan=lifespan,
@@ -89,21 +104,44 @@ def make_app(service: Service) -> FastAPI:
     _add_service_routes(app, service)
     _add_model_routes(app, service)
     _add_video_routes(app, service)
+    _add_middleware(app, service)
     return app
 
 
+def _add_middleware(app: FastAPI, service: Service) -> None:
+    """Adds the middleware around all routes; what is added last comes first."""
+    settings, limits = service.settings, service.settings.limits
+    app.add_middleware(AdmissionMiddleware, service.admission, limits.request_seconds)
+    app.add_middleware(
+        RequestMiddleware,
+        max_bytes=limits.body_megabytes << 20,
+        metrics=service.metrics,
+        answering=service.answering,
+        log_requests=settings.log_requests,
+    )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
+
+
 def _add_error_handlers(app: FastAPI) -> None:
-    def error_response(error: ApiError) -> JSONResponse:
+    def error_response(request: Request, error: ApiError) -> JSONResponse:
+        request.scope["state"]["reason"] = error.code
         return JSONResponse(error.body, error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(invalid_request(error.errors()))
+        return error_response(request, invalid_request(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-        response = error_response(ApiError(error.status_code, str(error.detail), code))
+        response = error_response(request, ApiError(error.status_code, str(error.detail), code))
         response.headers.update(error.headers or {})
         return response
 
@@ -118,7 +156,7 @@ def _add_error_handlers(app: FastAPI) -> None:
             if answer.status == 500:
                 request_id = request.scope["state"].get("request_id")
                 logging.getLogger("videolavit.serve").exception("request %s failed", request_id)
-            return error_response(answer)
+            return error_response(request, answer)
 
 
 KEY = HTTPBearer(auto_error=False, description="API key; not needed for a service without keys")
@@ -134,24 +172,16 @@ async def _owner(request: Request, key: Annotated[object, Depends(KEY)]) -> str:
 OWNER = Depends(_owner)
 
 
-def _deadline(service: Service, request: Request) -> tuple[float, float]:
-    """Deadline of a request, on the loop's clock, and in seconds from now; the client may shorten it."""
-    most = service.settings.limits.request_seconds
-    try:
-        seconds = min(most, max(0.001, float(request.headers.get("x-deadline-seconds", most))))
-    except ValueError:
-        raise bad_request("x-deadline-seconds must be a number", "x-deadline-seconds") from None
-    return asyncio.get_running_loop().time() + seconds, seconds
-
-
 def _add_service_routes(app: FastAPI, service: Service) -> None:
     page = files("serve").joinpath("playground.html").read_text()
     policy = page_policy(page)
 
     @app.get("/", include_in_schema=False)
-    async def playground() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+    async def playground(request: Request) -> HTMLResponse:
+        base = f'<base href="{html.escape(request.scope.get("root_path", ""))}/">'
+        return HTMLResponse(page.replace("<head>", f"<head>{base}", 1), headers={"Content-Security-Policy": policy})
 
+    @app.get("/health", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> Health:
         """Tells that the service is alive."""
@@ -159,7 +189,10 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/readyz", responses={503: {"model": Health, "description": "Not ready"}})
     async def readyz() -> JSONResponse:
-        """Tells whether all deployments are ready."""
+        """Tells whether all deployments are ready, and the service is not stopping."""
+        if service.admission.closed:
+            health = Health(status="not ready", deployments={})
+            return JSONResponse(health.model_dump(), 503, unavailable("").headers)
         states = await asyncio.to_thread(_deployments)
         ready = bool(states) and all(state in READY_STATES for state in states.values())
         health = Health(status="ok" if ready else "not ready", deployments=states)
@@ -201,7 +234,7 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
     )
     async def chat(body: ChatRequest, request: Request, owner: str = OWNER) -> Any:
         """Answers a question, which may be about an image or a video; with `stream`, while the answer is generated."""
-        deadline = _deadline(service, request)
+        deadline = request.state.deadline
         async with deadline_at(*deadline):
             answer_request = await service.answer_request(body, owner)
             if not body.stream:
@@ -212,7 +245,7 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/images/generations", response_model_exclude_none=True)
     async def images(body: ImageRequest, request: Request, owner: str = OWNER) -> ImageResponse:
         """Generates images from a text."""
-        async with deadline_at(*_deadline(service, request)):
+        async with deadline_at(*request.state.deadline):
             return await service.images(body)
 
 
@@ -226,7 +259,7 @@ def _add_video_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/videos", openapi_extra=_video_body())
     async def create(request: Request, response: Response, owner: str = OWNER) -> VideoJob:
         """Queues a job that generates a video from a text, an image, or both."""
-        async with deadline_at(*_deadline(service, request)):
+        async with deadline_at(*request.state.deadline):
             body, reference = await _video_request(request)
             response.headers["openai-poll-after-ms"] = POLL_MS
             return await service.create_video(owner, body, reference)
@@ -234,7 +267,7 @@ def _add_video_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/videos/reconstruct", openapi_extra=_upload_body())
     async def reconstruct(request: Request, response: Response, owner: str = OWNER) -> VideoJob:
         """Queues a job that tokenizes a video and reconstructs it from the tokens."""
-        async with deadline_at(*_deadline(service, request)):
+        async with deadline_at(*request.state.deadline):
             data, seed = await _upload_request(request)
             response.headers["openai-poll-after-ms"] = POLL_MS
             return await service.create_reconstruction(owner, data, seed)

@@ -1,11 +1,8 @@
 """Serve application, built from settings for `videolavit serve` and for `serve deploy`."""
 
-import logging
-import sys
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
@@ -22,7 +19,7 @@ from .deployments import (
     VisualTokenizerDeployment,
 )
 from .graph import Graph
-from .middleware import AdmissionMiddleware, RequestMiddleware
+from .logs import start_log
 from .service import Service
 from .settings import Replicas, ServeSettings, read_settings
 
@@ -44,8 +41,9 @@ class Ingress:
         language_model: DeploymentHandle,
         keyframe_detokenizer: DeploymentHandle,
         video_detokenizer: DeploymentHandle,
+        console: str | None,
     ) -> None:
-        _log_to_stderr()
+        start_log(console)
         graph = Graph(
             visual_tokenizer, language_model, keyframe_detokenizer, video_detokenizer, ModelFolder(settings.model)
         )
@@ -56,15 +54,15 @@ class Ingress:
         await self.service.drain(seconds)
 
     def __serve_build_asgi_app__(self) -> Any:
-        app: FastAPI = make_app(self.service)
-        limits = self.service.settings.limits
-        app.add_middleware(AdmissionMiddleware, admission=self.service.admission)
-        app.add_middleware(RequestMiddleware, max_bytes=limits.body_megabytes << 20, metrics=self.service.metrics)
-        return app
+        return make_app(self.service)
 
 
-def application(settings: ServeSettings) -> Application:
-    """Application graph: Ingress -> VisualTokenizer, LanguageModel -> KeyframeDetokenizer -> VideoDetokenizer."""
+def application(settings: ServeSettings, console: str | None = None) -> Application:
+    """Application graph: Ingress -> VisualTokenizer, LanguageModel -> KeyframeDetokenizer -> VideoDetokenizer.
+
+    Args:
+        console: Folder of `logs.log_lines`, to which an ingress on the same machine sends its log; None for none.
+    """
     deployments = [
         _deployment(name, deployment, settings, replicas, max_ongoing=4 * replicas.largest_batch).bind(settings)
         for name, deployment, replicas in (
@@ -76,7 +74,7 @@ def application(settings: ServeSettings) -> Application:
     ]
     # more than its own limit, beyond which it answers 429, so that clients can still ask for the state of their jobs
     ingress = _deployment("Ingress", Ingress, settings, settings.ingress, max_ongoing=16 * settings.limits.in_flight)
-    return ingress.bind(settings, *deployments)
+    return ingress.bind(settings, *deployments, console)
 
 
 def build(arguments: dict[str, Any]) -> Application:
@@ -120,14 +118,3 @@ def _deployment(name: str, deployment: Any, settings: ServeSettings, replicas: R
         ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
         **scale,
     )
-
-
-def _log_to_stderr() -> None:
-    """Writes the log of the service beside the log of Serve."""
-    log = logging.getLogger("videolavit.serve")
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False

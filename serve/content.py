@@ -74,5 +74,5 @@ def page_policy(page: str) -> str:
     return (
         f"default-src 'none'; script-src 'sha256-{hashed('script')}'; style-src 'sha256-{hashed('style')}'; "
         "connect-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
     )

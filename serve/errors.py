@@ -1,5 +1,6 @@
 """Errors of requests, in the format of the OpenAI API."""
 
+import math
 from typing import Any
 
 
@@ -37,7 +38,9 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """Headers of the answer."""
-        return {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
+        if self.status == 401:
+            return {"WWW-Authenticate": "Bearer"}
+        return {} if self.retry_after is None else {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
 
 
 def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:

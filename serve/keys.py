@@ -5,15 +5,18 @@ import contextlib
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import field
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from starlette.types import Message, Receive
 
 from videolavit.files import write_beside
 from videolavit.models.network import STRICT
@@ -22,8 +25,13 @@ from .errors import ApiError, deadline_exceeded, too_many, unavailable
 from .settings import is_loopback
 
 PREFIX = "vl-"
+KEYS_SECONDS = 1.0
+"""Interval at which the file of keys is looked at, in seconds."""
+
 ANONYMOUS = "anybody"
 """Owner of requests and jobs of a service without keys."""
+
+log = logging.getLogger("videolavit.serve")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -93,28 +101,52 @@ def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+async def follow_keys(path: str, admission: "Admission") -> None:
+    """Reads a file of keys again whenever it changes, until this is cancelled; a file that is not valid is ignored."""
+    known: tuple[float, int, int] | None = None
+    while True:
+        found = await asyncio.to_thread(_stat, path)
+        if found != known:
+            known = found
+            try:
+                admission.keys = await asyncio.to_thread(read_keys, path)
+            except ValueError as error:
+                log.warning("%s; the keys from before stay valid", error)
+        await asyncio.sleep(KEYS_SECONDS)
+
+
+def _stat(path: str) -> tuple[float, int, int] | None:
+    """Time of the last change, inode and size of a file; None if it is missing."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime, found.st_ino, found.st_size
+
+
 class Admission:
     """Checks keys, and admits requests within the limits of each key and of the whole service.
 
     Args:
         keys: Accepted keys; None to accept requests without a key from this machine.
         max_in_flight: Most requests in flight, of all keys.
+        max_body_bytes: Most bytes of bodies that are still being received, of all keys.
     """
 
-    def __init__(self, keys: list[Key] | None, max_in_flight: int) -> None:
-        self._keys, self._max_in_flight = keys, max_in_flight
-        self._closed = False
+    def __init__(self, keys: list[Key] | None, max_in_flight: int, max_body_bytes: int) -> None:
+        self.keys, self.closed = keys, False
+        self._max_in_flight, self._max_body_bytes = max_in_flight, max_body_bytes
         self._buckets: dict[str, tuple[float, float]] = {}
-        self._in_flight: dict[str, int] = {}
-
-    @property
-    def in_flight(self) -> int:
-        """Number of requests in flight."""
-        return sum(self._in_flight.values())
+        self._of_owner: dict[str, int] = {}
+        self._in_flight = 0
+        self._body_bytes = 0
+        self._receiving: set[asyncio.Timeout] = set()
 
     def close(self) -> None:
-        """Admits no more requests."""
-        self._closed = True
+        """Admits no more requests, and ends the wait for bodies that have not come."""
+        self.closed = True
+        for timeout in self._receiving:
+            timeout.reschedule(asyncio.get_running_loop().time())
 
     def authenticate(self, authorization: str | None, client: str) -> str:
         """Name of the owner of the key in a header. Raises ApiError for an unknown key.
@@ -122,14 +154,14 @@ class Admission:
         Args:
             client: IP address of the client; a service without keys accepts loopback addresses only.
         """
-        if self._keys is None:
+        if self.keys is None:
             if not is_loopback(client):
                 message = "this service has no API keys, and accepts requests from its own machine only"
                 raise ApiError(403, message, "no_keys", kind="permission_error")
             return ANONYMOUS
         scheme, _, secret = (authorization or "").partition(" ")
         given = _hash(secret.strip())
-        found = [key.name for key in self._keys if hmac.compare_digest(key.sha256, given)]  # compares with every key
+        found = [key.name for key in self.keys if hmac.compare_digest(key.sha256, given)]  # compares with every key
         if scheme.lower() != "bearer" or not found:
             message = "unknown API key" if secret else "give an API key, as `Authorization: Bearer KEY`"
             raise ApiError(401, message, "invalid_api_key", kind="authentication_error")
@@ -137,34 +169,91 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def admit(self, owner: str) -> AsyncIterator[None]:
-        """Counts a request as in flight during the body. Raises ApiError if that is beyond a limit."""
-        key = next((key for key in self._keys or () if key.name == owner), None)
-        if self._closed:
+        """Counts a request for its key during the body. Raises ApiError if that is beyond a limit of the key."""
+        if self.closed:
             raise unavailable("the service is stopping")
-        if self.in_flight >= self._max_in_flight:
-            raise too_many(f"the service has {self._max_in_flight} requests in flight; try again", 1, "overloaded")
+        key = self._key(owner)
         if key is not None:
-            if self._in_flight.get(owner, 0) >= key.concurrent:
+            if self._of_owner.get(owner, 0) >= key.concurrent:
                 raise too_many(f"this key has {key.concurrent} requests in flight already", 1)
             self._take_from_bucket(key)
-        self._in_flight[owner] = self._in_flight.get(owner, 0) + 1
+        self._of_owner[owner] = self._of_owner.get(owner, 0) + 1
         try:
             yield
         finally:
-            self._in_flight[owner] -= 1
+            self._of_owner[owner] -= 1
 
-    def _take_from_bucket(self, key: Key) -> None:
-        """Takes a request from the key's token bucket, which holds the requests of ten seconds, and at least one."""
+    async def receive_body(self, receive: Receive, moment: float, seconds: float) -> deque[Message]:
+        """Messages with the body of a request, which holds no place while it is received.
+
+        Args:
+            moment: Deadline, on the loop's clock.
+            seconds: Time until the deadline, in seconds, for the message of the error.
+
+        Raises:
+            ApiError: the body has not come before the deadline or the end of the service, or too much is received.
+        """
+        messages: deque[Message] = deque()
+        own_bytes, more = 0, True
+        try:
+            async with asyncio.timeout_at(moment) as timeout:
+                self._receiving.add(timeout)
+                while more:
+                    messages.append(await receive())
+                    own_bytes += len(messages[-1].get("body", b""))
+                    self._body_bytes += len(messages[-1].get("body", b""))
+                    if self._body_bytes > self._max_body_bytes:
+                        raise too_many("the service is receiving too many bodies; try again", 1, "overloaded")
+                    more = messages[-1].get("more_body", False)  # not after a disconnect either
+        except TimeoutError:
+            raise unavailable("the service is stopping") if self.closed else deadline_exceeded(seconds) from None
+        finally:
+            self._receiving.discard(timeout)
+            self._body_bytes -= own_bytes
+        return messages
+
+    @contextlib.asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Holds a place among the requests in flight during the body. Raises ApiError if there is none."""
+        if self.closed:
+            raise unavailable("the service is stopping")
+        if self._in_flight >= self._max_in_flight:
+            raise too_many(f"the service has {self._max_in_flight} requests in flight; try again", 1, "overloaded")
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    def rate_headers(self, owner: str) -> dict[str, str]:
+        """Headers about the rate limit of a key, as OpenAI names them; none for a service without keys."""
+        key = self._key(owner)
+        if key is None:
+            return {}
+        left, size, rate = self._bucket(key)
+        return {
+            "x-ratelimit-limit-requests": f"{int(size)}",
+            "x-ratelimit-remaining-requests": f"{int(left)}",
+            "x-ratelimit-reset-requests": f"{(size - left) / rate:.3g}s",
+        }
+
+    def _key(self, owner: str) -> Key | None:
+        return next((key for key in self.keys or () if key.name == owner), None)
+
+    def _bucket(self, key: Key) -> tuple[float, float, float]:
+        """Requests left in a key's bucket, its size (ten seconds of requests, or one), and requests per second."""
         rate = key.requests_per_minute / 60
         size = max(1.0, rate * 10)
-        now = time.monotonic()
-        left, at = self._buckets.get(key.name, (size, now))
-        left = min(size, left + (now - at) * rate)
+        left, at = self._buckets.get(key.name, (size, 0.0))
+        return min(size, left + (time.monotonic() - at) * rate), size, rate
+
+    def _take_from_bucket(self, key: Key) -> None:
+        """Takes a request from the key's token bucket. Raises ApiError if it has none."""
+        left, _, rate = self._bucket(key)
         if left < 1:
-            self._buckets[key.name] = (left, now)
             message = f"this key is limited to {key.requests_per_minute:g} requests per minute"
             raise too_many(message, (1 - left) / rate)
-        self._buckets[key.name] = (left - 1, now)
+        self._buckets[key.name] = left - 1, time.monotonic()
 
 
 @contextlib.asynccontextmanager

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,10 +18,15 @@ from videolavit.records.storage import absolute_url
 
 from .application import APPLICATION_NAME, application, unhealthy_deployments
 from .checks import check_resources, check_settings
+from .logs import log_lines
+from .proxy import CALLBACK, middlewares
 from .settings import ServeSettings
 
 SHUTDOWN_MARGIN = 15.0
 """Time that Serve may take to end beyond `drain_seconds`, in seconds."""
+
+LAST_BYTES = 0.5
+"""Time for the proxies to send the ends of the last answers, in seconds."""
 
 NICENESS = "RAY_worker_niceness"
 """Environment variable by which Ray sets the priority of its worker processes."""
@@ -49,7 +54,11 @@ class RunningService:
 
 
 @contextlib.contextmanager
-def serving(settings: ServeSettings, on_progress: OnProgress = ignore_progress) -> Iterator[RunningService]:
+def serving(
+    settings: ServeSettings,
+    on_progress: OnProgress = ignore_progress,
+    on_log: Callable[[str], None] | None = None,
+) -> Iterator[RunningService]:
     """Serves a model during the body of the `with` statement.
 
     The Ray that this process is connected to is used; otherwise one is started, and stopped at the end. At the end,
@@ -57,6 +66,7 @@ def serving(settings: ServeSettings, on_progress: OnProgress = ignore_progress) 
 
     Args:
         on_progress: Called with the stages `ray`, `start` and `stop` as they begin.
+        on_log: Called with each log line of the ingresses on this machine, in a thread of its own.
 
     Raises:
         ValueError: the address, the file of keys, the storage or the database cannot be used, or the replicas need more
@@ -69,6 +79,7 @@ def serving(settings: ServeSettings, on_progress: OnProgress = ignore_progress) 
     model = check_settings(settings)
     own_ray = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
     with contextlib.ExitStack() as stack:
+        console = None if on_log is None else stack.enter_context(log_lines(on_log))
         stack.enter_context(_ray(on_progress))
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # without reports about its own progress
         on_progress(Progress("start", message="loading the model"))
@@ -79,8 +90,9 @@ def serving(settings: ServeSettings, on_progress: OnProgress = ignore_progress) 
             check_resources(settings)
         try:
             try:
-                serve.start(http_options={"host": settings.host, "port": settings.port})
-                serve.run(application(settings), name=APPLICATION_NAME, route_prefix="/", blocking=False)
+                http = {"host": settings.host, "port": settings.port, "root_path": settings.root_path}
+                serve.start(http_options=http)
+                serve.run(application(settings, console), name=APPLICATION_NAME, route_prefix="/", blocking=False)
             except (RuntimeError, RayError) as error:
                 reasons = unhealthy_deployments() or str(error).splitlines()[:1]
                 raise StartFailed("the service could not be started: " + "; ".join(reasons)) from None
@@ -90,8 +102,10 @@ def serving(settings: ServeSettings, on_progress: OnProgress = ignore_progress) 
                 on_progress(Progress("stop", message="finishing requests; jobs in progress return to the queue"))
                 _drain(settings.drain_seconds)
         finally:
-            # Ray ends Serve too when it stops; on a Ray that goes on, Serve stays if it was there before
-            _stop(settings.drain_seconds, stop_serve=not own_ray and not before.proxies)
+            # a Ray of our own ends with all that runs on it, and answers to the last; of another, Serve stays if it was
+            # there before
+            if not own_ray:
+                _stop(settings.drain_seconds, stop_serve=not before.proxies)
 
 
 def _with_absolute_paths(settings: ServeSettings) -> ServeSettings:
@@ -114,6 +128,7 @@ def _ray(on_progress: OnProgress) -> Iterator[None]:
         return
     with ray_arguments(on_progress) as arguments:
         os.environ.setdefault(NICENESS, "0")  # by default Ray's processes give way to all others
+        os.environ[CALLBACK] = f"{middlewares.__module__}:{middlewares.__name__}"
         try:
             with starting_ray(arguments["address"]):
                 ray.init(**arguments)
@@ -126,6 +141,7 @@ def _drain(seconds: float) -> None:
     """Finishes the requests in flight; when the application is deleted, Serve ends idle deployments that they need."""
     try:
         serve.get_app_handle(APPLICATION_NAME).broadcast("drain", seconds).results(timeout_s=seconds + SHUTDOWN_MARGIN)
+        time.sleep(LAST_BYTES)
     except (RuntimeError, RayError, TimeoutError) as error:
         log.warning("the service could not be drained: %s", type(error).__name__)
 

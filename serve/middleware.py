@@ -1,17 +1,19 @@
 """Middleware around all requests: API keys and admission, size limits, request ids, log lines and metrics."""
 
+import asyncio
 import json
 import logging
 import time
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError
+from .errors import ApiError, bad_request
 from .keys import Admission
+from .logs import RequestLine
 
 log = logging.getLogger("videolavit.serve")
 LONGEST_ID = 100
@@ -45,53 +47,105 @@ class Metrics:
 
 
 class AdmissionMiddleware:
-    """Checks the API key and the limits on requests in flight, before any of the request's body is received.
+    """Checks the API key and the limits of requests, before the application sees them.
 
-    A request is in flight until the last byte of the answer has been sent, or the client has left.
+    A request is in flight from the moment its body is there until the last byte of the answer has been sent, or the
+    client has left. Its deadline begins with its headers.
 
     Args:
         app: Application that handles admitted requests.
         admission: Keys and limits.
+        longest_seconds: Deadline of a request, in seconds; the client may shorten it.
     """
 
-    def __init__(self, app: ASGIApp, admission: Admission) -> None:
-        self._app, self._admission = app, admission
+    def __init__(self, app: ASGIApp, admission: Admission, longest_seconds: float) -> None:
+        self._app, self._admission, self._longest_seconds = app, admission, longest_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(("/v1/", "/metrics")):
+        if scope["type"] != "http" or not _route_path(scope).startswith(("/v1/", "/metrics")):
             await self._app(scope, receive, send)
             return
+        headers, state, admission = Headers(scope=scope), scope.setdefault("state", {}), self._admission
+        received = scope["method"] != "POST"  # bodies of other methods are not read
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start" and scope["method"] == "POST" and "owner" in state:
+                MutableHeaders(scope=message).update(admission.rate_headers(state["owner"]))
+            await send(message)
+
         try:
             client = scope.get("client")
-            owner = self._admission.authenticate(Headers(scope=scope).get("authorization"), client[0] if client else "")
-            scope.setdefault("state", {})["owner"] = owner
-            if scope["method"] != "POST":
+            owner = state["owner"] = admission.authenticate(headers.get("authorization"), client[0] if client else "")
+            if received:
                 await self._app(scope, receive, send)
                 return
-            async with self._admission.admit(owner):
-                await self._app(scope, receive, send)
+            deadline = state["deadline"] = self._deadline(headers)
+            async with admission.admit(owner):
+                messages = await admission.receive_body(receive, *deadline)
+                received = True
+                if messages[-1]["type"] == "http.disconnect":
+                    return
+                async with admission.place():
+
+                    async def receive_again() -> Message:
+                        return messages.popleft() if messages else await receive()
+
+                    await self._app(scope, receive_again, send_with_limits)
         except ApiError as error:  # errors of admission; the app answers its own
-            await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
+            state["reason"] = error.code
+            closing = {} if received else {"Connection": "close"}  # the rest of the body is not read
+            response = JSONResponse(error.body, error.status, error.headers | closing)
+            await response(scope, receive, send_with_limits)
+
+    def _deadline(self, headers: Headers) -> tuple[float, float]:
+        """Deadline of a request, on the loop's clock, and in seconds from now. Raises ApiError."""
+        given = headers.get("x-deadline-seconds", self._longest_seconds)
+        try:
+            seconds = min(self._longest_seconds, max(0.001, float(given)))
+        except ValueError:
+            raise bad_request("x-deadline-seconds must be a number", "x-deadline-seconds") from None
+        return asyncio.get_running_loop().time() + seconds, seconds
+
+
+def _route_path(scope: Scope) -> str:
+    """Path of a request without the prefix of a proxy in front of the service."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 class RequestMiddleware:
-    """Limits the size of bodies, and logs and measures requests.
+    """Limits the size of bodies, answers HEAD as GET without the body, and logs and measures requests.
 
     Args:
         app: Application that handles the requests.
         max_bytes: Largest body, in bytes; a larger one is answered with 413 while it is still being received.
         metrics: Metrics to update.
+        answering: Requests that are being answered, a future for each; kept up to date.
+        log_requests: Write a log line for each request.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int,
+        metrics: Metrics,
+        answering: set["asyncio.Future[None]"],
+        log_requests: bool,
+    ) -> None:
         self._app, self._max_bytes, self._metrics = app, max_bytes, metrics
+        self._answering, self._log_requests = answering, log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method = scope["method"]
+        if method == "HEAD":  # the server leaves out the body
+            scope = {**scope, "method": "GET"}
         exchange = _Exchange(scope, self._max_bytes, receive, send)
         self._metrics.in_flight.inc()
+        ended = asyncio.get_running_loop().create_future()
+        self._answering.add(ended)
         try:
             if exchange.declared_bytes > self._max_bytes:
                 raise _TooLarge
@@ -103,16 +157,24 @@ class RequestMiddleware:
                 await exchange.refuse()
         finally:
             self._metrics.in_flight.dec()
-            self._record(scope, exchange)
+            self._answering.discard(ended)
+            ended.set_result(None)
+            self._record(scope, method, exchange)
 
-    def _record(self, scope: Scope, exchange: "_Exchange") -> None:
-        """Writes one log line, without content of the request, and metrics; status 499 is a client that left."""
+    def _record(self, scope: Scope, method: str, exchange: "_Exchange") -> None:
+        """Writes a log line and metrics."""
         route = getattr(scope.get("route"), "path", "other")
         seconds = time.monotonic() - exchange.started
         self._metrics.requests.labels(route, str(exchange.status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)
-        line = {"request_id": exchange.id, "method": scope["method"], "route": route, "status": exchange.status}
-        log.info(json.dumps(line | {"seconds": round(seconds, 4), "owner": scope.get("state", {}).get("owner")}))
+        if self._log_requests:
+            state = scope["state"]
+            reason, owner = state.get("reason"), state.get("owner")
+            log.info(
+                RequestLine(
+                    exchange.id, method, scope["path"], route, exchange.status, round(seconds, 4), reason, owner
+                )
+            )
 
 
 class _TooLarge(Exception):
@@ -124,10 +186,10 @@ class _Exchange:
 
     def __init__(self, scope: Scope, max_bytes: int, receive: Receive, send: Send) -> None:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        self.id = headers.get(b"x-request-id", "")[
-            :LONGEST_ID
-        ]  # Serve's proxy creates one, and returns it to the client
-        scope.setdefault("state", {})["request_id"] = self.id
+        # Serve's proxy creates one, and returns it to the client
+        self.id = headers.get(b"x-request-id", "")[:LONGEST_ID]
+        self._state = scope.setdefault("state", {})
+        self._state["request_id"] = self.id
         length = headers.get(b"content-length", "0")
         self.declared_bytes = int(length) if length.isdecimal() else 0
         self.started, self.status = time.monotonic(), 499
@@ -154,6 +216,7 @@ class _Exchange:
         error = ApiError(413, f"the body has more than {self._max_bytes >> 20} MiB", "too_large")
         body = json.dumps(error.body).encode()
         self.too_large, self.answered, self.status = False, True, 413
+        self._state["reason"] = error.code
         headers: list[Any] = [(b"content-type", b"application/json"), (b"connection", b"close")]
         await self._send({"type": "http.response.start", "status": 413, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})

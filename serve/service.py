@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
 import logging
 import random
@@ -24,7 +23,7 @@ from .errors import ApiError, bad_request, too_many
 from .failures import api_error
 from .fetching import Fetcher, MediaType, media_kind
 from .graph import Graph
-from .keys import Admission, deadline_at, read_keys
+from .keys import Admission, deadline_at, follow_keys, read_keys
 from .middleware import Metrics
 from .protocol import (
     AnswerMessage,
@@ -55,9 +54,6 @@ log = logging.getLogger("videolavit.serve")
 MIN_TOKENS = 8
 """Fewest tokens of an answer, as in the published code, unless the request allows fewer in all."""
 
-DRAIN_POLL = 0.1
-"""Interval at which requests in flight are polled while the service stops, in seconds."""
-
 
 class Service:
     """State of an ingress replica: settings, admission, video jobs and metrics.
@@ -70,27 +66,41 @@ class Service:
         self.settings, self.graph, self.metrics = settings, graph, Metrics()
         self.model = ModelFolder(settings.model)
         graph.on_step = self.measure_step
-        self.admission = Admission(
-            None if settings.keys is None else read_keys(settings.keys), settings.limits.in_flight
-        )
+        limits, body_bytes = settings.limits, settings.limits.body_megabytes << 20
+        keys = None if settings.keys is None else read_keys(settings.keys)
+        self.admission = Admission(keys, limits.in_flight, limits.in_flight * body_bytes)
+        self.answering: set[asyncio.Future[None]] = set()
+        """Requests that are being answered."""
         self.folder = Folder(settings.storage, StorageSettings())
         self.store = JobStore(database_url(settings.database, self.folder))
         self.worker = JobWorker(settings, self.store, self.folder, graph, self._job_ended)
-        self._fetcher = Fetcher(settings.fetch_hosts, settings.limits.body_megabytes << 20)
+        self._fetcher = Fetcher(settings.fetch_hosts, body_bytes)
+        self._following: asyncio.Task[None] | None = None
         self.started = now()
 
+    def start(self) -> None:
+        """Begins to work on video jobs, and to follow the file of keys."""
+        self.worker.start()
+        if self.settings.keys is not None:
+            self._following = asyncio.create_task(follow_keys(self.settings.keys, self.admission))
+
+    async def stop(self) -> None:
+        """Ends what `start` began; video jobs return to the queue."""
+        if self._following is not None:
+            self._following.cancel()
+        await self.worker.stop()
+
     async def drain(self, seconds: float) -> None:
-        """Admits no more requests, returns video jobs to the queue, and waits for the requests in flight.
+        """Admits no more requests, returns video jobs to the queue, and waits for the answers that have begun.
 
         Args:
             seconds: Longest time to wait, in seconds.
         """
         self.admission.close()
-        await self.worker.stop()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self.admission.in_flight:
-                    await asyncio.sleep(DRAIN_POLL)
+        answering = set(self.answering)
+        await self.stop()
+        if answering:
+            await asyncio.wait(answering, timeout=seconds)
 
     def measure_step(self, part: str, step: StepDone | Finished[Picture]) -> None:
         """Records the time and the batch size of a denoising step, or the time to decode pixels."""

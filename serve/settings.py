@@ -139,6 +139,9 @@ class ServeSettings:
         keys: File of API keys; None for a service without keys, which only loopback addresses can use.
         host: Address that the service listens on.
         port: Port that the service listens on.
+        root_path: Path under which a proxy in front of the service offers it, such as `/video`; the proxy removes it.
+        cors_origins: Origins, such as `https://example.com`, whose pages may call the service; `*` for all.
+        log_requests: Write a log line for each request; warnings and errors are written in any case.
         result_hours: Time that results are kept, in hours.
         lease_seconds: Time after the last heartbeat of a process until its jobs are given to another one, in seconds.
         concurrent_jobs: Most video jobs in progress per ingress replica.
@@ -163,6 +166,9 @@ class ServeSettings:
     keys: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
+    root_path: str = ""
+    cors_origins: list[str] = field(default_factory=list)
+    log_requests: bool = True
     result_hours: float = 24.0
     lease_seconds: float = 15.0
     concurrent_jobs: int = 8
@@ -183,6 +189,10 @@ class ServeSettings:
             raise ValueError("host must name an address: 127.0.0.1, or 0.0.0.0 for all of this machine")
         if not 1 <= self.port <= 65535:
             raise ValueError(f"port must be between 1 and 65535, not {self.port}")
+        if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
+            raise ValueError(f"root_path begins with a slash and does not end with one, unlike {self.root_path!r}")
+        if self.keys is None and "*" in self.cors_origins:
+            raise ValueError("cors_origins: with *, every web page could use a service without keys; list the origins")
         for name in ("result_hours", "lease_seconds", "concurrent_jobs", "drain_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")

@@ -71,6 +71,7 @@ class JobWorker:
         self._heartbeat = Heartbeat(store, settings.lease_seconds)
         self._running: dict[asyncio.Task[None], Job] = {}
         self._wake_up = asyncio.Event()
+        self._stopping = False
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -83,14 +84,21 @@ class JobWorker:
 
     async def stop(self) -> None:
         """Stops looking for jobs, and puts those in progress back into the queue."""
-        tasks = [*self._loops, *self._running]
-        for task in tasks:
+        self._stopping = True
+        self.wake()
+        for task in self._loops[1:]:  # not the first, which may be claiming a job
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        running = dict(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        for job in running.values():  # without effect on a job that has ended
+            await self._unless_storage_fails(self._store.release, job)
         await self._unless_storage_fails(self._heartbeat.stop)
 
     async def _work(self) -> None:
-        while True:
+        while not self._stopping:
             self._wake_up.clear()
             await self._unless_storage_fails(self._heartbeat.keep_running)
             job = None
@@ -130,9 +138,8 @@ class JobWorker:
             if not await self._end(job, self._store.complete, name, tokens, keep):
                 await self._in(self._files, self._folder.remove, name)
         except asyncio.CancelledError:
-            stopped = asyncio.current_task()
-            if stopped is not None and stopped.cancelling():  # by `stop`, not by a deployment
-                await asyncio.shield(self._in(self._database, self._store.release, job))
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():  # by `stop`, not by a deployment
                 raise
         except TimeoutError:
             limit = f"not finished within {self._settings.limits.job_seconds:g} s"

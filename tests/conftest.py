@@ -48,6 +48,7 @@ CLUSTER_PATHS = (
     "tests/serve/test_leases.py",
     "tests/serve/test_limits.py",
     "tests/serve/test_load.py",
+    "tests/serve/test_stop.py",
     "tests/test_examples.py",
 )
 """Folders and files of tests that start Ray or services themselves. They are marked `cluster` too."""
@@ -71,7 +72,7 @@ NETWORK_PATHS = (
 )
 """Beginnings of the paths of tests that run or train networks for long. They are marked `network`."""
 
-SERVICE_FILES = {f"tests/serve/test_{name}.py" for name in ("api", "limits", "schema")}
+SERVICE_FILES = {f"tests/serve/test_{name}.py" for name in ("api", "limits", "operations", "schema")}
 """Files of tests that share a service, which takes long to start."""
 
 SLOW_PATHS = (
@@ -85,6 +86,7 @@ SLOW_PATHS = (
     "tests/serve/test_leases.py",
     "tests/serve/test_load.py",
     "tests/serve/test_playground.py",  # a browser
+    "tests/serve/test_stop.py",
     "tests/test_cluster.py",
 )
 """Beginnings of the paths of tests that are slow by nature. They are marked `slow`, and run in `make test-slow`."""

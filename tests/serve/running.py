@@ -129,7 +129,9 @@ def serving(folder: Path, keys: tuple[str, ...] = (), **settings: Any) -> Iterat
         process = subprocess.Popen(
             _serve("--config", config), cwd=ROOT, stdout=output, stderr=output, env=environment_without_ray()
         )
-    running = Running(f"http://127.0.0.1:{port}", Path(str(values["storage"])), process, log, secrets)
+    host = str(values.get("host", "127.0.0.1"))
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    running = Running(url, Path(str(values["storage"])), process, log, secrets)
     try:
         wait_for(lambda: process.poll() is not None or _is_ready(running.url), "the service is not ready")
         assert process.poll() is None, log.read_text()[-3000:]

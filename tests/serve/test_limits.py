@@ -232,7 +232,7 @@ def test_more_requests_than_may_be_in_flight_are_refused_at_once(service: Runnin
 
 def test_a_key_has_its_own_rate() -> None:
     key = Key(name="a", sha256="0" * 64, requests_per_minute=60, concurrent=2)
-    admission = Admission([key], max_in_flight=100)
+    admission = Admission([key], max_in_flight=100, max_body_bytes=1)
 
     async def spend(times: int) -> None:
         for _ in range(times):
