@@ -92,7 +92,7 @@ def make_app(service: Service) -> FastAPI:
         yield
         await service.stop()
 
-    # its documentation loads nothing from elsewhere
+    # with assets of its own for the documentation
     app: FastAPI = FastAPIOffline(
         title="videolavit",
         summary="Understands and generates images and videos; speaks the OpenAI API.",
@@ -104,11 +104,10 @@ def make_app(service: Service) -> FastAPI:
     _add_service_routes(app, service)
     _add_model_routes(app, service)
     _add_video_routes(app, service)
-    _add_middleware(app, service)
     return app
 
 
-def _add_middleware(app: FastAPI, service: Service) -> None:
+def add_middleware(app: FastAPI, service: Service) -> None:
     """Adds the middleware around all routes; what is added last comes first."""
     settings, limits = service.settings, service.settings.limits
     app.add_middleware(AdmissionMiddleware, service.admission, limits.request_seconds)

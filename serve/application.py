@@ -11,7 +11,7 @@ from ray.serve.schema import DeploymentStatus, LoggingConfig
 
 from videolavit.models.folder import ModelFolder
 
-from .api import make_app
+from .api import add_middleware, make_app
 from .deployments import (
     KeyframeDetokenizerDeployment,
     LanguageModelDeployment,
@@ -54,7 +54,9 @@ class Ingress:
         await self.service.drain(seconds)
 
     def __serve_build_asgi_app__(self) -> Any:
-        return make_app(self.service)
+        app = make_app(self.service)
+        add_middleware(app, self.service)
+        return app
 
 
 def application(settings: ServeSettings, console: str | None = None) -> Application:

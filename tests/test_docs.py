@@ -115,7 +115,7 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 
 
 def test_the_limits_and_their_defaults_are_those_of_the_service() -> None:
-    section = (ROOT / "docs/operations.md").read_text().partition("## Service")[2].partition("\n## ")[0]
+    section = (ROOT / "docs/running-the-service.md").read_text().partition("## Limits")[2].partition("\n## ")[0]
     named = re.findall(r"^\| `(\w+)` \| ([\d,]+) \|", section, re.MULTILINE)
     assert {name: float(value.replace(",", "")) for name, value in named} == asdict(Limits())
 

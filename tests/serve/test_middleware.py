@@ -17,7 +17,7 @@ import requests
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve.api import make_app
+from serve.api import add_middleware, make_app
 from serve.errors import ApiError
 from serve.graph import Graph
 from serve.keys import Admission, add_key
@@ -75,7 +75,9 @@ def running(folder: Path) -> Iterator[Stack]:
     async def serve() -> None:
         service = Service(settings, Graph(*[None] * 4, ModelFolder("tiny")))  # type: ignore[arg-type]
         made.append(service)
-        app = ProxyMiddleware(make_app(service))
+        application = make_app(service)
+        add_middleware(application, service)
+        app = ProxyMiddleware(application)
         for port, prefix, lifespan in ((ports[0], "", "on"), (ports[1], "/video", "off")):
             config = uvicorn.Config(app, port=port, root_path=prefix, lifespan=lifespan, log_level="critical")  # type: ignore[arg-type]
             servers.append(uvicorn.Server(config))
