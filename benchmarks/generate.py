@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from videolavit.generation.generate import GeneratedVideo, generate_videos
+from videolavit.generation.generate import generate_videos
+from videolavit.generation.program import GeneratedVideo
 from videolavit.generation.prompts import Prompt
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings

@@ -34,7 +34,8 @@ from serve.settings import LanguageModelReplicas, Replicas
 from videolavit.generation.decoding import GREEDY
 from videolavit.generation.describe import DescribeSettings, TextStream, answer_policy, embed_chat_prompt
 from videolavit.generation.engine import Engine, EngineRequest
-from videolavit.generation.generate import GeneratedVideo, generate_videos
+from videolavit.generation.generate import generate_videos
+from videolavit.generation.program import GeneratedVideo
 from videolavit.generation.prompts import Prompt
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings

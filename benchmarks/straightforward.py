@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
-from videolavit.generation.generate import GeneratedVideo
+from videolavit.generation.program import GeneratedVideo
 from videolavit.generation.prompts import Prompt, prompt_ids
 from videolavit.generation.settings import GenerateSettings, generator
 from videolavit.media.resize import resize_picture
@@ -50,7 +50,7 @@ class Straightforward:
         """A clip for a text, with greedy ids."""
         started = time.monotonic()
         vocabulary = self.folder.vocabulary
-        ids = [*prompt_ids(prompt, [], self.folder.text_tokenizer(), vocabulary), vocabulary.image_start]
+        ids = [*prompt_ids([prompt.text], self.folder.text_tokenizer(), vocabulary), vocabulary.image_start]
         visual = self._write(
             ids, vocabulary.visual_range, vocabulary.image_end, settings.min_visual, settings.max_visual,
             settings.visual_guidance,

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from itertools import groupby
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from videolavit.generation.decoding import embed_prompts
@@ -22,12 +22,13 @@ from videolavit.generation.describe import (
     embed_chat_prompt,
     encode_visual_context,
 )
-from videolavit.generation.detokenize import ClipRequest, KeyframeRequest, generate_clips, generate_keyframes
+from videolavit.generation.detokenize import generate_clips, generate_keyframes
 from videolavit.generation.engine import Engine, EngineRequest
-from videolavit.generation.prompts import Picture, Prompt, encode_pictures, prompt_ids
+from videolavit.generation.program import ClipCodes, ClipRequest, KeyframeRequest, TokensRequest
+from videolavit.generation.prompts import Picture, encode_motion, encode_pictures
 from videolavit.generation.runtime import Runtime
-from videolavit.generation.settings import generator
-from videolavit.generation.token_generator import GeneratedTokens, TokenGenerator, TokenSpan
+from videolavit.generation.settings import GenerateSettings, generator
+from videolavit.generation.token_generator import TokenGenerator, TokenSequence, TokenSpan
 from videolavit.isolation import Arguments, IsolatedFunction, ProcessDied, Result, TimeLimitExceeded
 from videolavit.media import Clip, MediaError
 from videolavit.models.folder import ModelFolder
@@ -35,17 +36,7 @@ from videolavit.models.language_model import VisualPrompts
 from videolavit.models.sampling import OnStep
 
 from .batching import Finished, StepBatcher, StepDone
-from .requests import (
-    Answer,
-    AnswerRequest,
-    ClipTokens,
-    EncodedClip,
-    EncodedPicture,
-    RemoteClipRequest,
-    RemoteKeyframeRequest,
-    TokensRequest,
-    Upload,
-)
+from .requests import Answer, AnswerRequest, EncodedClip, EncodedPicture, PixelsRequest, Upload
 from .settings import ServeSettings
 from .uploads import read_image, read_upload_clips
 
@@ -99,25 +90,14 @@ class VisualTokenizerDeployment:
         """Visual and motion codes of the clips of a video. Raises MediaError."""
         clips = await self._clips(upload, "corpus", max_clips)
         visual = await self._encode_keyframes([clip.keyframe for clip in clips])
-        motion = await self._encode_motion(clips)
+        motion = await self._run(self._networks, encode_motion, clips, self._runtime.loaded("motion_tokenizer"))
         return [
-            EncodedClip(visual_codes, motion_codes, clip.num_frames, clip.height, clip.width)
-            for clip, visual_codes, motion_codes in zip(clips, visual, motion, strict=True)
+            EncodedClip(ClipCodes(*codes), clip.num_frames, clip.height, clip.width)
+            for clip, *codes in zip(clips, visual, motion, strict=True)
         ]
 
     async def _encode_keyframes(self, pictures: Sequence[Picture]) -> list[list[int]]:
         return await self._run(self._networks, encode_pictures, pictures, self._runtime.loaded("visual_tokenizer"))
-
-    async def _encode_motion(self, clips: Sequence[Clip]) -> list[list[int]]:
-        tokenizer = self._runtime.loaded("motion_tokenizer")
-
-        @torch.inference_mode()
-        def encode() -> list[list[int]]:
-            features = torch.from_numpy(np.stack([clip.features(tokenizer.config.grid) for clip in clips]))
-            codes: list[list[int]] = tokenizer.encode(features.to(self._runtime.device, self._runtime.dtype)).tolist()
-            return codes
-
-        return await self._run(self._networks, encode)
 
     async def _picture(self, upload: Upload) -> Picture:
         return await self._decode(self._image_readers, await upload.data, self._limits.input_pixels)
@@ -229,50 +209,35 @@ class LanguageModelDeployment:
         pending += stream.finish()
         yield Answer(pending, len(prompt), stream.count, "length" if ended_by_length else "stop")
 
-    async def generate_tokens(self, request: TokensRequest) -> AsyncGenerator[StepDone | ClipTokens]:
-        """Yields the number of tokens so far, and the codes of each clip when it is complete.
+    async def generate_tokens(
+        self, request: TokensRequest, settings: GenerateSettings
+    ) -> AsyncGenerator[StepDone | ClipCodes]:
+        """Yields the number of codes so far, and the codes of each clip when it is complete.
 
         Raises:
             PromptTooLong: prompt and clips do not fit into the context.
         """
-        model, settings, clips = self._model, request.settings, max(request.clips, 1)
-        limits = settings.visual_limits(model.num_patches)
-        spans = TokenGenerator(self._generation_model, model.vocabulary, model.motion_tokens, limits, settings)
-        images = [part for part in request.parts if not isinstance(part, str)]
-        placeholder = np.zeros((1, 1, 3), np.uint8)  # an image whose codes are given
-        parts = tuple(part if isinstance(part, str) else placeholder for part in request.parts)
-        prompt = Prompt(parts, request.seed)
-        ids = prompt_ids(prompt, images, self._generation_tokenizer, model.vocabulary, markers=request.clips > 0)
-        sequence = GeneratedTokens(ids, generator(request.seed, "tokens"))
-        spans.check_length([sequence], [clips - request.first_given], request.clips)
-        total = clips * limits[1] + request.clips * model.motion_tokens
-        done = 0
-        guidance = settings.mixed_guidance if images and not request.clips else settings.visual_guidance
-        for clip in range(clips):
-            keyframe_given = clip == 0 and request.first_given
-            clip_spans: list[tuple[str, TokenSpan]] = []
-            if not keyframe_given:
-                clip_spans.append(("visual", spans.picture_span(guidance)))
-            if request.clips:
-                clip_spans.append(("motion", spans.motion_span(keyframe_given)))
+        tokens = TokenGenerator(self._generation_model, self._model, self._generation_tokenizer, settings)
+        sequence = tokens.begin(request)
+        total, done = sum(span.policy.max_new for span in sequence.spans), 0
+        for _, spans in groupby(sequence.spans, lambda span: span.clip):
             generated: dict[str, list[int]] = {}
-            for kind, span in clip_spans:
-                codes: list[int] = []
+            for span in spans:
                 async with aclosing(self._generate_span(sequence, span)) as growing:
                     async for codes in growing:
-                        yield StepDone(min(done + len(codes), total), total, 1, 0.0)
-                generated[kind] = codes
-                done += len(codes)
-            yield ClipTokens(generated.get("visual"), generated.get("motion"))
+                        generated[span.kind] = codes
+                        yield StepDone(done + len(codes), total, 1, 0.0)
+                done += span.policy.max_new
+            yield ClipCodes(**generated)
 
-    async def _generate_span(self, sequence: GeneratedTokens, span: TokenSpan) -> AsyncGenerator[list[int]]:
+    async def _generate_span(self, sequence: TokenSequence, span: TokenSpan) -> AsyncGenerator[list[int]]:
         """Appends a span to a sequence; yields its codes so far."""
         sequence.ids.append(span.start)
         with torch.inference_mode():
             prompt = embed_prompts(self._generation_model, [sequence.ids]).embeds[0]
         tokens = _TokenQueue()
         engine_request = EngineRequest(
-            prompt, span.policy, span.sampling, sequence.generator, span.guidance, tokens.put, tokens.end
+            prompt, span.policy, span.sampling, sequence.random, span.guidance, tokens.put, tokens.end
         )
         generated: list[int] = []
         ended = False
@@ -346,26 +311,23 @@ class KeyframeDetokenizerDeployment:
     def __init__(self, settings: ServeSettings) -> None:
         self._runtime = Runtime(ModelFolder(settings.model), settings.runtime)
         self._runtime.loaded("keyframe_detokenizer")
-        self._batcher = StepBatcher[tuple[RemoteKeyframeRequest, Picture | None], Picture](
+        self._batcher = StepBatcher[tuple[KeyframeRequest, GenerateSettings], Picture](
             self._generate_batch,
-            lambda item: (item[0].size, item[0].settings, item[1] is None),
+            lambda item: (item[1], item[0].last is None),
             settings.keyframe_detokenizer.largest_batch,
             settings.batch_wait_seconds,
         )
 
-    async def generate(self, request: RemoteKeyframeRequest) -> AsyncGenerator[StepDone | Finished[Picture]]:
+    async def generate(self, request: PixelsRequest[KeyframeRequest]) -> AsyncGenerator[StepDone | Finished[Picture]]:
         """Yields the denoising steps, and then the keyframe."""
-        previous = None if request.previous is None else await request.previous
-        async with aclosing(self._batcher.run((request, previous))) as events:
+        async with aclosing(self._batcher.run((await request.step, request.settings))) as events:
             async for event in events:
                 yield event
 
     def _generate_batch(
-        self, batch: list[tuple[RemoteKeyframeRequest, Picture | None]], on_step: OnStep
+        self, batch: list[tuple[KeyframeRequest, GenerateSettings]], on_step: OnStep
     ) -> Sequence[Picture]:
-        size, settings = batch[0][0].size, batch[0][0].settings
-        requests = [KeyframeRequest(request.codes, request.seed, request.clip, last) for request, last in batch]
-        return list(generate_keyframes(self._runtime, requests, size, settings, on_step))
+        return list(generate_keyframes(self._runtime, [step for step, _ in batch], batch[0][1], on_step))
 
 
 class VideoDetokenizerDeployment:
@@ -375,20 +337,18 @@ class VideoDetokenizerDeployment:
         self._runtime = Runtime(ModelFolder(settings.model), settings.runtime)
         for component in ("video_detokenizer", "motion_tokenizer"):
             self._runtime.loaded(component)
-        self._batcher = StepBatcher[tuple[RemoteClipRequest, Picture], Picture](
+        self._batcher = StepBatcher[tuple[ClipRequest, GenerateSettings], Picture](
             self._generate_batch,
-            lambda item: (item[0].size, item[0].settings),
+            lambda item: item[1],
             settings.video_detokenizer.largest_batch,
             settings.batch_wait_seconds,
         )
 
-    async def generate(self, request: RemoteClipRequest) -> AsyncGenerator[StepDone | Finished[Picture]]:
+    async def generate(self, request: PixelsRequest[ClipRequest]) -> AsyncGenerator[StepDone | Finished[Picture]]:
         """Yields the denoising steps, and then the frames."""
-        async with aclosing(self._batcher.run((request, await request.keyframe))) as events:
+        async with aclosing(self._batcher.run((await request.step, request.settings))) as events:
             async for event in events:
                 yield event
 
-    def _generate_batch(self, batch: list[tuple[RemoteClipRequest, Picture]], on_step: OnStep) -> Sequence[Picture]:
-        size, settings = batch[0][0].size, batch[0][0].settings
-        requests = [ClipRequest(keyframe, request.motion, request.seed, request.clip) for request, keyframe in batch]
-        return list(generate_clips(self._runtime, requests, size, settings, on_step))
+    def _generate_batch(self, batch: list[tuple[ClipRequest, GenerateSettings]], on_step: OnStep) -> Sequence[Picture]:
+        return list(generate_clips(self._runtime, [step for step, _ in batch], batch[0][1], on_step))

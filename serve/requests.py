@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from videolavit.generation.describe import DescribeSettings
+from videolavit.generation.program import ClipCodes, ClipRequest, KeyframeRequest
 from videolavit.generation.prompts import Picture
 from videolavit.generation.settings import GenerateSettings
 
 if TYPE_CHECKING:
     from ray import ObjectRef
+
+StepRequest = TypeVar("StepRequest", KeyframeRequest, ClipRequest)
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,13 @@ class EncodedClip:
     """Codes and dimensions of a clip of an uploaded video.
 
     Args:
-        visual: Visual codes of the keyframe.
-        motion: Motion codes.
+        codes: Codes of the keyframe and of the motion.
         num_frames: Number of frames, without padding.
         height: Height of the uploaded video, in pixels.
         width: Width of the uploaded video, in pixels.
     """
 
-    visual: list[int]
-    motion: list[int]
+    codes: ClipCodes
     num_frames: int
     height: int
     width: int
@@ -104,74 +105,13 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class TokensRequest:
-    """Request to generate the codes of an image or of a video after a prompt.
+class PixelsRequest(Generic[StepRequest]):
+    """Request to a detokenizer for the result of a step.
 
     Args:
-        parts: Texts, and visual codes of images.
-        seed: Seed of the request.
-        clips: Number of clips; 0 for a single image.
-        first_given: The last image of the prompt is the keyframe of the first clip.
-        settings: Sampling settings.
+        step: Reference to the request of the step.
+        settings: Sampler settings, with the sizes.
     """
 
-    parts: Sequence[str | list[int]]
-    seed: int
-    clips: int
-    first_given: bool
-    settings: GenerateSettings
-
-
-@dataclass(frozen=True)
-class ClipTokens:
-    """Generated codes of a clip, or of a single image.
-
-    Args:
-        visual: Codes of the keyframe; None where the request gave the keyframe.
-        motion: Codes of the motion; None for a single image.
-    """
-
-    visual: list[int] | None
-    motion: list[int] | None
-
-
-@dataclass(frozen=True)
-class RemoteKeyframeRequest:
-    """Request to generate a keyframe from its codes.
-
-    Args:
-        codes: Visual codes.
-        seed: Seed of the request.
-        clip: Index of the clip.
-        previous: Reference to the last frame of the clip before, uint8 [height, width, 3]; None to start from noise.
-        size: Height and width, in pixels.
-        settings: Sampler settings.
-    """
-
-    codes: Sequence[int]
-    seed: int
-    clip: int
-    previous: ObjectRef[object] | None
-    size: tuple[int, int]
-    settings: GenerateSettings
-
-
-@dataclass(frozen=True)
-class RemoteClipRequest:
-    """Request to generate the frames of a clip from its keyframe and motion.
-
-    Args:
-        keyframe: Reference to uint8 [height, width, 3], of any size.
-        motion: Motion codes.
-        seed: Seed of the request.
-        clip: Index of the clip.
-        size: Height and width, in pixels.
-        settings: Sampler settings.
-    """
-
-    keyframe: ObjectRef[object]
-    motion: Sequence[int]
-    seed: int
-    clip: int
-    size: tuple[int, int]
+    step: ObjectRef[StepRequest]
     settings: GenerateSettings

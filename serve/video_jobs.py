@@ -15,13 +15,14 @@ import numpy as np
 
 from videolavit.evaluation.motion import decompose_frames
 from videolavit.generation.output import encode_png, provenance, save_video
+from videolavit.generation.program import GeneratedVideo
 from videolavit.generation.prompts import Picture
 from videolavit.generation.token_generator import PromptTooLong
 from videolavit.media import Cell, MediaError, contact_sheet, draw_motion
 from videolavit.records.storage import Folder, StorageError
 
 from .failures import REPLICA_DIED, root_cause
-from .graph import Graph, VideoResult
+from .graph import Graph
 from .heartbeat import Heartbeat
 from .settings import ServeSettings
 from .store import Job, JobStore
@@ -200,7 +201,7 @@ class JobWorker:
         await self._in(self._files, self._publish, job, name, video)
         return name, video.tokens
 
-    def _publish(self, job: Job, name: str, video: VideoResult) -> None:
+    def _publish(self, job: Job, name: str, video: GeneratedVideo) -> None:
         """Writes the result files, which nobody sees before the job is completed."""
         fps = self._settings.generation.fps
         with tempfile.TemporaryDirectory() as scratch:
@@ -248,7 +249,7 @@ class JobWorker:
         return await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
 
 
-def sprites(video: VideoResult, fps: int) -> Picture:
+def sprites(video: GeneratedVideo, fps: int) -> Picture:
     """Contact sheet of a video: the keyframe of each clip, with the motion of its first second as arrows."""
     cells = [
         Cell(draw_motion(clip.keyframe, clip.motion[:fps].sum(axis=0, dtype=np.int16)), f"{clip.seconds:.1f} s")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.generation.conftest import FAST, apart
-from videolavit.generation.generate import GeneratedVideo, generate_images, generate_videos
+from videolavit.generation.generate import generate_images, generate_videos
+from videolavit.generation.program import GeneratedVideo
 from videolavit.generation.prompts import Picture, Prompt
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import generator

@@ -6,66 +6,82 @@ import numpy as np
 import pytest
 
 from tests.generation.conftest import FAST
+from videolavit.generation.decoding import decode, embed_prompts
+from videolavit.generation.program import TokensRequest
 from videolavit.generation.prompts import Picture, Prompt, encode_pictures, prompt_ids
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings, generator
-from videolavit.generation.token_generator import GeneratedTokens, PromptTooLong, TokenGenerator
+from videolavit.generation.token_generator import PromptTooLong, TokenGenerator
 from videolavit.models.folder import ModelFolder
-
-TEXT = [10, 20, 30]
 
 
 def _token_generator(runtime: Runtime, settings: GenerateSettings = FAST) -> TokenGenerator:
     with runtime.use("language_model") as model:
-        limits = settings.visual_limits(runtime.model.num_patches)
-        return TokenGenerator(model, runtime.model.vocabulary, runtime.model.motion_tokens, limits, settings)
-
-
-def _sequence(seed: int = 0, length: int = 3) -> GeneratedTokens:
-    return GeneratedTokens((TEXT * length)[:length], generator(seed, "tokens"))
+        return TokenGenerator(model, runtime.model, runtime.model.text_tokenizer(), settings)
 
 
 def test_a_clip_is_a_picture_and_135_codes_of_motion(runtime: Runtime, model: ModelFolder) -> None:
-    sequence, ids = _sequence(), model.vocabulary
     tokens = _token_generator(runtime)
-    tokens.generate_pictures([sequence], guidance=4.0)
-    tokens.generate_motion([sequence], from_picture=[False])
-    (visual,), (motion,) = sequence.visual, sequence.motion
-    assert sequence.ids == [*TEXT, *ids.image(visual), *ids.motion(motion)]
+    sequence = tokens.begin(TokensRequest(["abc"], 0, clips=2))
+    assert [(span.clip, span.kind) for span in sequence.spans] == [
+        (0, "visual"),
+        (0, "motion"),
+        (1, "visual"),
+        (1, "motion"),
+    ]
+    (codes,) = tokens.generate([TokensRequest(["abc"], 0, clips=1)])
+    visual, motion = codes[0].visual, codes[0].motion
+    assert visual is not None
+    assert motion is not None
     assert len(motion) == 135
     assert max(visual) < 512
     assert max(motion) < 128
 
 
-def test_pictures_have_a_number_of_codes_within_the_limits(runtime: Runtime, model: ModelFolder) -> None:
+def test_a_clip_follows_the_clips_before(runtime: Runtime, model: ModelFolder) -> None:
+    """Codes of a second clip are those of a prompt that holds the first one."""
+    settings = replace(FAST, temperature=0.0)
+    tokens = _token_generator(runtime, settings)
+    (codes,) = tokens.generate([TokensRequest(["abc"], 0, clips=2)])
+    first, ids = codes[0], model.vocabulary
+    sequence = tokens.begin(TokensRequest(["abc"], 0, clips=1))
+    assert first.visual is not None
+    assert first.motion is not None
+    sequence.ids += [*ids.image(first.visual), *ids.motion(first.motion), ids.image_start]
+    span = sequence.spans[0]
+    prompts = embed_prompts(tokens.model, [sequence.ids])
+    (row,) = decode(tokens.model, prompts, span.policy, [span.sampling], [sequence.random], span.guidance)
+    assert span.codes(row) == codes[1].visual
+
+
+def test_pictures_have_a_number_of_codes_within_the_limits(runtime: Runtime) -> None:
+    def lengths(settings: GenerateSettings) -> list[int]:
+        requests = [TokensRequest(["abc"], seed) for seed in range(60)]
+        return [len(codes[0].visual or ()) for codes in _token_generator(runtime, settings).generate(requests)]
+
     # The temperature makes all 513 ids equally likely: some sequences reach [/IMG] by themselves, and some do not.
-    tokens = _token_generator(runtime, replace(FAST, min_visual=3, max_visual=36, temperature=1000.0, top_k=None))
-    sequences = [_sequence(seed) for seed in range(60)]
-    tokens.generate_pictures(sequences, guidance=1.0)
-    lengths = [len(sequence.visual[0]) for sequence in sequences]
-    assert 3 <= min(lengths) < 36
-    assert max(lengths) == 36
-    one = _token_generator(runtime, replace(FAST, min_visual=1, max_visual=1))
-    one.generate_pictures(sequences, guidance=4.0)
-    assert {len(sequence.visual[1]) for sequence in sequences} == {1}
+    free = lengths(replace(FAST, min_visual=3, max_visual=36, temperature=1000.0, top_k=None, visual_guidance=1.0))
+    assert 3 <= min(free) < 36
+    assert max(free) == 36
+    assert set(lengths(replace(FAST, min_visual=1, max_visual=1))) == {1}
 
 
 def test_motion_is_greedy_except_after_a_given_picture(runtime: Runtime) -> None:
-    generated = {}
-    for given in (False, True):
-        sequences = [_sequence(seed) for seed in (1, 1, 2)]
-        _token_generator(runtime).generate_motion(sequences, [given] * 3)
-        generated[given] = [sequence.motion[0] for sequence in sequences]
-    greedy, drawn = generated[False], generated[True]
-    assert greedy[0] == greedy[1] == greedy[2]
-    assert drawn[0] == drawn[1]
-    assert drawn[1] != drawn[2]
-    assert drawn[0] != greedy[0]
+    tokens = _token_generator(runtime)
+    requests = [TokensRequest(["a", [1, 2, 3]], seed, clips=1, first_given=True) for seed in (1, 1, 2)]
+    drawn = [codes[0] for codes in tokens.generate(requests)]
+    assert {codes.visual for codes in drawn} == {None}
+    assert drawn[0].motion == drawn[1].motion
+    assert drawn[1].motion != drawn[2].motion
+    fixed = replace(FAST, min_visual=1, max_visual=1, temperature=0.0)
+    requests = [TokensRequest(["a"], seed, clips=1) for seed in (1, 2)]
+    one, other = (codes[0] for codes in _token_generator(runtime, fixed).generate(requests))
+    assert one.motion == other.motion
 
 
 def test_motion_depends_on_the_prompt(runtime: Runtime) -> None:
-    one, other = _sequence(), GeneratedTokens([90, 91], generator(0, "tokens"))
-    _token_generator(runtime).generate_motion([one, other], [False, False])
+    requests = [TokensRequest([text, [5]], 0, clips=1, first_given=True) for text in ("abc", "zy")]
+    one, other = (codes[0] for codes in _token_generator(runtime).generate(requests))
     assert one.motion != other.motion
 
 
@@ -73,45 +89,50 @@ PICTURE, CLIP, CONTEXT = 36 + 2, 36 + 2 + 135 + 2, 4096
 
 
 @pytest.mark.parametrize(
-    ("length", "picture_count", "motions", "message"),
+    ("length", "clips", "given", "message"),
     [
-        (CONTEXT - PICTURE + 1, 1, 0, f"the prompt has {CONTEXT - PICTURE + 1} tokens, too many for a context of 4096"),
-        (CONTEXT - CLIP + 1, 1, 1, f"the prompt has {CONTEXT - CLIP + 1} tokens, too many .*; shorten it"),
-        (CONTEXT - CLIP + PICTURE + 1, 0, 1, "the prompt has .* too many"),
-        (3, 99, 99, "99 clips do not fit: after a prompt of 3 tokens the context of 4096 holds 23 of up to 175 tokens"),
-        (CONTEXT - 3 * CLIP + 1, 3, 3, "3 clips do not fit: .* holds 2 of"),
-        (CONTEXT - 3 * CLIP + PICTURE + 1, 2, 3, "3 clips do not fit: .* holds 2 of"),
+        (CONTEXT - PICTURE + 1, 0, False, f"prompt has {CONTEXT - PICTURE + 1} tokens, too many for a context of 4096"),
+        (CONTEXT - CLIP + 1, 1, False, f"the prompt has {CONTEXT - CLIP + 1} tokens, too many .*; shorten it"),
+        (CONTEXT - CLIP + PICTURE + 1, 1, True, "the prompt has .* too many"),
+        (3, 99, False, "99 clips do not fit: after a prompt of 3 tokens the context of 4096 holds 23 of up to 175"),
+        (CONTEXT - 3 * CLIP + 1, 3, False, "3 clips do not fit: .* holds 2 of"),
+        (CONTEXT - 3 * CLIP + PICTURE + 1, 3, True, "3 clips do not fit: .* holds 2 of"),
     ],
 )
-def test_one_token_too_many_is_refused(
-    length: int, picture_count: int, motions: int, message: str, runtime: Runtime
-) -> None:
+def test_one_token_too_many_is_refused(length: int, clips: int, given: bool, message: str, runtime: Runtime) -> None:
     tokens = _token_generator(runtime, GenerateSettings())
     with pytest.raises(PromptTooLong, match=message):
-        tokens.check_length([_sequence(), _sequence(length=length)], [picture_count] * 2, motions)
-    if motions < 99:
-        tokens.check_length([_sequence(), _sequence(length=length - 1)], [picture_count] * 2, motions)
+        tokens.begin(TokensRequest(["a" * length], 0, clips, given))
+    if clips < 99:
+        assert len(tokens.begin(TokensRequest(["a" * (length - 1)], 0, clips, given)).ids) == length - 1
 
 
 def test_twenty_clips_fit(runtime: Runtime) -> None:
-    _token_generator(runtime, GenerateSettings()).check_length([_sequence()], [20], 20)
+    sequence = _token_generator(runtime, GenerateSettings()).begin(TokensRequest(["abc"], 0, clips=20))
+    assert len(sequence.spans) == 40
 
 
-def test_prompt_ids_keep_the_order(runtime: Runtime, model: ModelFolder, pictures: list[Picture]) -> None:
-    ids, text = model.vocabulary, model.text_tokenizer()
+def test_prompt_ids_keep_the_order(model: ModelFolder) -> None:
+    ids, text, codes = model.vocabulary, model.text_tokenizer(), [[3, 4, 5], [6]]
+    a, *bc = (text.convert_tokens_to_ids(letter) for letter in "abc")
+    prompt = ["a", codes[0], "bc", codes[1]]
+    marked = prompt_ids(prompt, text, ids)
+    assert marked == [a, *ids.image(codes[0]), *bc, *ids.image(codes[1])]
+    assert prompt_ids(prompt, text, ids, markers=False) == [
+        token for token in marked if token not in (ids.image_start, ids.image_end)
+    ]
+    assert text.bos_token_id not in marked
+
+
+def test_pictures_of_any_size_have_codes(runtime: Runtime, pictures: list[Picture]) -> None:
     with runtime.use("visual_tokenizer") as tokenizer:
         codes = encode_pictures(pictures, tokenizer)
     assert len(codes) == 2
     assert all(0 < len(one) <= 36 for one in codes)
-    prompt = Prompt(("a", pictures[0], "bc", pictures[1]))
-    a, *bc = (text.convert_tokens_to_ids(letter) for letter in "abc")
-    marked = prompt_ids(prompt, codes, text, ids)
-    assert marked == [a, *ids.image(codes[0]), *bc, *ids.image(codes[1])]
-    assert prompt_ids(prompt, codes, text, ids, markers=False) == [
-        token for token in marked if token not in (ids.image_start, ids.image_end)
-    ]
-    assert text.bos_token_id not in marked
-    assert prompt.text == "a bc"
+
+
+def test_the_text_of_a_prompt_is_without_its_pictures(pictures: list[Picture]) -> None:
+    assert Prompt(("a", pictures[0], "bc", pictures[1])).text == "a bc"
 
 
 @pytest.mark.parametrize("parts", [(), ("",), (" \n", "")])

@@ -13,11 +13,11 @@ import numpy as np
 import psutil
 import pytest
 
-from serve.graph import VideoResult
 from serve.settings import read_settings
 from serve.store import JobStore, new_id
 from serve.video_jobs import JobWorker
 from tests.conftest import wait_for
+from videolavit.generation.program import GeneratedVideo
 from videolavit.records.storage import Folder, StorageSettings
 
 LEASE = 1.0
@@ -38,7 +38,7 @@ class _Graph:
         self._block, self._pause, self._rounds = block, pause, rounds
         self.steps, self.cancelled = 0, False
 
-    async def video(self, *arguments: Any) -> VideoResult:
+    async def video(self, *arguments: Any) -> GeneratedVideo:
         on_progress = arguments[-1]
         try:
             for number in range(self._rounds):
@@ -50,7 +50,7 @@ class _Graph:
             self.cancelled = True
             raise
         frames = np.zeros((24, 48, 72, 3), np.uint8)
-        return VideoResult(frames, [frames[0]], {"visual": 1})
+        return GeneratedVideo(frames, [frames[0]], [[0]], [])
 
 
 def _block() -> None:

@@ -1,60 +1,25 @@
 """Codes to pixels: keyframes and clips of a batch of requests (docs/model.md, section 4)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from videolavit.media.resize import resize_picture
+from videolavit.models.folder import ModelFolder
 from videolavit.models.sampling import OnStep, check_size, draw_noise
-from videolavit.models.video_detokenizer import VideoDetokenizer, VideoSettings
+from videolavit.models.video_detokenizer import VideoDetokenizer
 
+from .program import ClipRequest, KeyframeRequest
 from .prompts import Picture
 from .runtime import Runtime
-from .settings import GenerateSettings, generator
-
-
-@dataclass(frozen=True, eq=False)
-class KeyframeRequest:
-    """Request to generate a keyframe from its codes.
-
-    Args:
-        codes: Visual codes.
-        seed: Seed of the video.
-        clip: Index of the clip in the video.
-        last: Last frame of the clip before, uint8 [height, width, 3]; None for the first clip.
-    """
-
-    codes: Sequence[int]
-    seed: int
-    clip: int = 0
-    last: Picture | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class ClipRequest:
-    """Request to generate the frames of a clip from its keyframe and motion codes.
-
-    Args:
-        keyframe: uint8 [height, width, 3], of any size.
-        motion: Motion codes.
-        seed: Seed of the video.
-        clip: Index of the clip in the video.
-    """
-
-    keyframe: Picture
-    motion: Sequence[int]
-    seed: int
-    clip: int = 0
+from .settings import GenerateSettings
 
 
 def generate_keyframes(
-    runtime: Runtime,
-    requests: Sequence[KeyframeRequest],
-    size: tuple[int, int],
-    settings: GenerateSettings,
-    on_step: OnStep | None = None,
+    runtime: Runtime, requests: Sequence[KeyframeRequest], settings: GenerateSettings, on_step: OnStep | None = None
 ) -> Picture:
     """Generates keyframes [batch, height, width, 3]; fewer if `on_step` cancels some.
 
@@ -62,16 +27,15 @@ def generate_keyframes(
 
     Args:
         requests: Requests that all have a last frame, or that all have none.
-        size: Height and width in pixels.
     """
-    steps, rate = settings.keyframe_steps, settings.constraint_rate
-    noise_generators = [generator(request.seed, f"keyframe {request.clip}") for request in requests]
-    step_generators = [generator(request.seed, f"keyframe steps {request.clip}") for request in requests]
+    size, steps, rate = keyframe_size(runtime, settings), settings.keyframe_steps, settings.constraint_rate
+    noise_generators = [request.random() for request in requests]
+    step_generators = [request.step_random() for request in requests]
     last = [request.last for request in requests if request.last is not None]
     with runtime.use("keyframe_detokenizer") as detokenizer:
         codes = [torch.tensor(request.codes, dtype=torch.long) for request in requests]
         conditions = detokenizer.decode_codes(codes)
-        if not last or settings.constraint == "none":
+        if not last:
             start = detokenizer.noise(*size, steps, noise_generators)
         else:
             latents = detokenizer.encode(np.stack(last), *size)
@@ -85,23 +49,24 @@ def generate_keyframes(
 
 
 def generate_clips(
-    runtime: Runtime,
-    requests: Sequence[ClipRequest],
-    size: tuple[int, int],
-    settings: VideoSettings,
-    on_step: OnStep | None = None,
+    runtime: Runtime, requests: Sequence[ClipRequest], settings: GenerateSettings, on_step: OnStep | None = None
 ) -> Picture:
     """Generates the frames of clips, [batch, time, height, width, 3]; fewer clips if `on_step` cancels some.
 
     Args:
-        size: Height and width in pixels.
+        requests: Requests that all have motion codes, or that all have motion.
     """
-    latent_size = runtime.loaded("video_detokenizer").latent_size(*size)
-    with runtime.use("motion_tokenizer") as tokenizer, torch.inference_mode():
-        codes = torch.tensor([request.motion for request in requests], device=runtime.device)
-        motion = tokenizer.decode_to(codes, *latent_size)
+    size = video_size(runtime, settings)
+    given = [request.motion for request in requests if isinstance(request.motion, Tensor)]
+    if given:
+        motion = torch.stack(given)
+    else:
+        latent_size = runtime.loaded("video_detokenizer").latent_size(*size)
+        with runtime.use("motion_tokenizer") as tokenizer, torch.inference_mode():
+            codes = torch.tensor([request.motion for request in requests], device=runtime.device)
+            motion = tokenizer.decode_to(codes, *latent_size)
     keyframes = np.stack([resize_picture(request.keyframe, *size) for request in requests])
-    generators = [generator(request.seed, f"video {request.clip}") for request in requests]
+    generators = [request.random() for request in requests]
     detokenizer: VideoDetokenizer
     with runtime.use("video_detokenizer") as detokenizer:
         return detokenizer.generate(keyframes, motion, generators, settings, on_step)
@@ -121,3 +86,11 @@ def video_size(runtime: Runtime, settings: GenerateSettings) -> tuple[int, int]:
     size = settings.video_height or sizes.video_height, settings.video_width or sizes.video_width
     check_size(*size, runtime.loaded("video_detokenizer").pixel_multiple)
     return size
+
+
+def size_like(model: ModelFolder, height: int, width: int) -> tuple[int, int]:
+    """Height and width of about as many pixels as the model's own videos, in the aspect ratio of another video."""
+    multiple, sizes = model.pixel_multiple("video_detokenizer"), model.sizes
+    scale = sqrt(sizes.video_width * sizes.video_height / (width * height))
+    high, wide = (max(round(side * scale / multiple), 1) * multiple for side in (height, width))
+    return high, wide

@@ -1,25 +1,22 @@
 """Generation of pictures and videos from prompts: the language model generates codes, the detokenizers pixels."""
 
-import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from videolavit.files import write_beside
-from videolavit.progress import OnProgress, Progress, ignore_progress
+from videolavit.progress import OnProgress, ignore_progress
 
-from .detokenize import ClipRequest, KeyframeRequest, generate_clips, generate_keyframes, keyframe_size, video_size
+from .execute import execute
 from .inputs import check_output, load_runtime, read_picture
 from .output import model_hash, provenance, save_picture, save_video
-from .prompts import Picture, Prompt, encode_pictures, parse_prompt, prompt_ids
+from .program import GeneratedVideo, picture_program, video_program
+from .prompts import EncodedPart, Picture, Prompt, encode_pictures, parse_prompt
 from .runtime import MODEL_PARTS, Runtime, RuntimeSettings
-from .settings import GenerateSettings, generator
-from .token_generator import GeneratedTokens, TokenGenerator
+from .settings import GenerateSettings
 
 MEDIA_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".m4v", ".webm", ".mov", ".mkv", ".avi")
 """Suffixes by which an output path is recognised as a file; any other path is a folder."""
@@ -125,23 +122,6 @@ def _output_files(
     return files
 
 
-@dataclass(frozen=True, eq=False)
-class GeneratedVideo:
-    """Generated video.
-
-    Args:
-        frames: uint8 [time, height, width, 3].
-        keyframes: Keyframe of each clip: a generated one, or the picture of the prompt.
-        visual: Visual codes of each generated keyframe.
-        motion: Motion codes of each clip.
-    """
-
-    frames: Picture
-    keyframes: list[Picture]
-    visual: list[list[int]]
-    motion: list[list[int]]
-
-
 def generate_images(
     runtime: Runtime,
     prompts: Sequence[Prompt],
@@ -154,22 +134,10 @@ def generate_images(
         ValueError: a prompt or a size that the model cannot handle.
         ModelError: the model lacks a part.
     """
-    settings = settings or GenerateSettings()
-    size = keyframe_size(runtime, settings)
-    sequences = _tokenize_prompts(runtime, prompts, markers=False)
-    with _token_generator(runtime, settings) as tokens:
-        tokens.check_length(sequences, [1] * len(sequences), motions=0)
-        for mixed in (False, True):  # prompts with pictures have a guidance of their own
-            group = [one for one, prompt in zip(sequences, prompts, strict=True) if bool(prompt.pictures) == mixed]
-            if group:
-                guidance = settings.mixed_guidance if mixed else settings.visual_guidance
-                on_step = _decode_progress(on_progress, "picture tokens", tokens.visual_limits[1])
-                tokens.generate_pictures(group, guidance, on_step)
-    requests = [
-        KeyframeRequest(sequence.visual[0], prompt.seed) for sequence, prompt in zip(sequences, prompts, strict=True)
-    ]
-    on_denoised = _denoising_progress(on_progress, "clip 1 keyframe")
-    return list(generate_keyframes(runtime, requests, size, settings, on_denoised))
+    encoded = _encode_prompts(runtime, prompts)
+    programs = [picture_program(parts, prompt.seed) for parts, prompt in zip(encoded, prompts, strict=True)]
+    _, results = execute(runtime, programs, settings or GenerateSettings(), on_progress)
+    return [results[program.steps[-1]] for program in programs]
 
 
 def generate_videos(
@@ -194,101 +162,21 @@ def generate_videos(
     settings = settings or GenerateSettings()
     if clips < 1:
         raise ValueError(f"a video has at least one clip, not {clips}")
-    given = [bool(prompt.pictures) for prompt in prompts]
-    # before anything is generated, so that a size that is impossible costs no time
-    size_of_keyframes = keyframe_size(runtime, settings) if clips > 1 or not all(given) else (0, 0)
-    size_of_videos = video_size(runtime, settings)
-    sequences = _tokenize_prompts(runtime, prompts, markers=True)
-    _generate_tokens(runtime, sequences, given, clips, settings, on_progress)
-    parts: list[list[Picture]] = [[] for _ in prompts]
-    keyframes: list[list[Picture]] = [[] for _ in prompts]
-    for clip in range(clips):
-        rows = [row for row in range(len(prompts)) if clip or not given[row]]
-        pictures = {row: prompts[row].pictures[-1] for row in range(len(prompts)) if row not in rows}
-        if rows:
-            keyframe_requests = [
-                KeyframeRequest(
-                    codes=sequences[row].visual[clip - given[row]],
-                    seed=prompts[row].seed,
-                    clip=clip,
-                    last=parts[row][-1][-1] if clip else None,
-                )
-                for row in rows
-            ]
-            on_step = _denoising_progress(on_progress, f"clip {clip + 1} keyframe")
-            generated = generate_keyframes(runtime, keyframe_requests, size_of_keyframes, settings, on_step)
-            pictures |= dict(zip(rows, generated, strict=True))
-        clip_requests = [
-            ClipRequest(pictures[row], sequences[row].motion[clip], prompt.seed, clip)
-            for row, prompt in enumerate(prompts)
-        ]
-        on_step = _denoising_progress(on_progress, f"clip {clip + 1} frames")
-        for row, frames in enumerate(generate_clips(runtime, clip_requests, size_of_videos, settings, on_step)):
-            keyframes[row].append(pictures[row])
-            parts[row].append(frames if clip == 0 else frames[1:])
-    return [
-        GeneratedVideo(np.concatenate(parts[row]), keyframes[row], sequence.visual, sequence.motion)
-        for row, sequence in enumerate(sequences)
+    programs = [
+        video_program(parts, prompt.seed, clips, settings.constraint, prompt.pictures[-1] if prompt.pictures else None)
+        for parts, prompt in zip(_encode_prompts(runtime, prompts), prompts, strict=True)
     ]
+    codes, results = execute(runtime, programs, settings, on_progress)
+    return [program.video(own, results) for program, own in zip(programs, codes, strict=True)]
 
 
-def _tokenize_prompts(runtime: Runtime, prompts: Sequence[Prompt], markers: bool) -> list[GeneratedTokens]:
-    """Starts a token sequence for each prompt, with the codes of its pictures."""
+def _encode_prompts(runtime: Runtime, prompts: Sequence[Prompt]) -> list[list[EncodedPart]]:
+    """Parts of each prompt, with the codes of its pictures in their places."""
     if not prompts:
         raise ValueError("there is no prompt")
     pictures = [picture for prompt in prompts for picture in prompt.pictures]
-    codes: list[list[int]] = []
+    codes: Iterator[list[int]] = iter(())
     if pictures:
         with runtime.use("visual_tokenizer") as tokenizer:
-            codes = encode_pictures(pictures, tokenizer)
-    text = runtime.model.text_tokenizer()
-    sequences = []
-    for prompt in prompts:
-        own, codes = codes[: len(prompt.pictures)], codes[len(prompt.pictures) :]
-        ids = prompt_ids(prompt, own, text, runtime.model.vocabulary, markers)
-        sequences.append(GeneratedTokens(ids, generator(prompt.seed, "tokens")))
-    return sequences
-
-
-@contextlib.contextmanager
-def _token_generator(runtime: Runtime, settings: GenerateSettings) -> Iterator[TokenGenerator]:
-    model = runtime.model
-    limits = settings.visual_limits(model.num_patches)
-    with runtime.use("language_model") as language_model:
-        yield TokenGenerator(language_model, model.vocabulary, model.motion_tokens, limits, settings)
-
-
-def _generate_tokens(
-    runtime: Runtime,
-    sequences: Sequence[GeneratedTokens],
-    given: Sequence[bool],
-    clips: int,
-    settings: GenerateSettings,
-    on_progress: OnProgress,
-) -> None:
-    """Generates the picture and the motion of each clip after each prompt.
-
-    Args:
-        given: For each prompt, whether its last picture is the first keyframe.
-    """
-    with _token_generator(runtime, settings) as tokens:
-        tokens.check_length(sequences, [clips - one for one in given], motions=clips)
-        for clip in range(clips):
-            needs_picture = [sequence for sequence, one in zip(sequences, given, strict=True) if clip or not one]
-            if needs_picture:
-                stage = f"clip {clip + 1} picture tokens"
-                on_step = _decode_progress(on_progress, stage, tokens.visual_limits[1])
-                tokens.generate_pictures(needs_picture, settings.visual_guidance, on_step)
-            stage = f"clip {clip + 1} motion tokens"
-            on_step = _decode_progress(on_progress, stage, tokens.motion_tokens)
-            tokens.generate_motion(sequences, [clip == 0 and one for one in given], on_step)
-
-
-def _decode_progress(on_progress: OnProgress, stage: str, total: int) -> Callable[[int], None]:
-    """Callback that reports the decode steps of a stage."""
-    return lambda done: on_progress(Progress(stage, done, total))
-
-
-def _denoising_progress(on_progress: OnProgress, stage: str) -> Callable[[int, int], None]:
-    """Callback that reports the denoising steps of a stage."""
-    return lambda done, total: on_progress(Progress(stage, done, total))
+            codes = iter(encode_pictures(pictures, tokenizer))
+    return [[part if isinstance(part, str) else next(codes) for part in prompt.parts] for prompt in prompts]

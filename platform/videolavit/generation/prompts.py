@@ -9,11 +9,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from videolavit.media import Clip
+from videolavit.models.motion_tokenizer import MotionTokenizer
 from videolavit.models.visual_tokenizer import VisualTokenizer, normalize_images, resize_image
 from videolavit.vocabulary import Vocabulary
 
 Picture = NDArray[np.uint8]
 """RGB picture, uint8 [height, width, 3]."""
+
+EncodedPart = str | Sequence[int]
+"""Text of a prompt, or the visual codes of a picture."""
 
 PICTURE_MARKER = "<image>"
 """Place of a picture in the text of a prompt."""
@@ -70,8 +75,7 @@ def parse_prompt(text: str, pictures: Sequence[Picture] = (), seed: int = 0) -> 
 
 
 def prompt_ids(
-    prompt: Prompt,
-    pictures: Sequence[Sequence[int]],
+    prompt: Sequence[EncodedPart],
     tokenizer: PreTrainedTokenizerBase,
     vocabulary: Vocabulary,
     markers: bool = True,
@@ -79,16 +83,15 @@ def prompt_ids(
     """Token ids of a prompt, without a beginning-of-sequence id, as published (docs/model.md, section 5.2).
 
     Args:
-        pictures: Visual codes of the prompt's pictures.
+        prompt: Texts and visual codes, in order.
         markers: True if pictures are wrapped in [IMG] and [/IMG]. Prompts for a picture have none.
     """
-    codes = iter(pictures)
     ids: list[int] = []
-    for part in prompt.parts:
+    for part in prompt:
         if isinstance(part, str):
             ids += tokenizer(part, add_special_tokens=False).input_ids
         else:
-            wrapped = vocabulary.image(next(codes))
+            wrapped = vocabulary.image(part)
             ids += wrapped if markers else wrapped[1:-1]
     return ids
 
@@ -107,3 +110,12 @@ def encode_pictures(pictures: Sequence[Picture], tokenizer: VisualTokenizer) -> 
         return []
     with torch.inference_mode():
         return [codes.tolist() for codes in tokenizer.encode(preprocess_pictures(pictures, tokenizer))]
+
+
+def encode_motion(clips: Sequence[Clip], tokenizer: MotionTokenizer) -> list[list[int]]:
+    """Motion codes of clips."""
+    weight = next(tokenizer.parameters())
+    features = torch.from_numpy(np.stack([clip.features(tokenizer.config.grid) for clip in clips]))
+    with torch.inference_mode():
+        codes: list[list[int]] = tokenizer.encode(features.to(weight.device, weight.dtype)).tolist()
+    return codes

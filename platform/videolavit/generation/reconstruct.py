@@ -3,8 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import sqrt
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -18,13 +17,16 @@ from videolavit.media.quality import psnr, ssim
 from videolavit.media.resize import resize_picture
 from videolavit.models.network import STRICT
 from videolavit.models.video_detokenizer import VideoSettings
-from videolavit.progress import OnProgress, Progress, ignore_progress
+from videolavit.progress import OnProgress, ignore_progress
 
+from .detokenize import size_like
+from .execute import execute
 from .inputs import check_output, load_runtime, media_errors_of
 from .output import model_hash, provenance, side_by_side
-from .prompts import Picture, encode_pictures
+from .program import ClipCodes, Program, reconstruction_steps
+from .prompts import Picture, encode_motion, encode_pictures
 from .runtime import Runtime, RuntimeSettings
-from .settings import generator
+from .settings import GenerateSettings
 
 RECONSTRUCTION_PARTS = ("visual_tokenizer", "motion_tokenizer", "keyframe_detokenizer", "video_detokenizer")
 """Parts of the model whose weights a reconstruction depends on."""
@@ -62,6 +64,12 @@ class ReconstructSettings(VideoSettings):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+
+    def generation(self, video_height: int, video_width: int) -> GenerateSettings:
+        """Settings of the same names for generation, with a size in pixels."""
+        names = {field.name for field in fields(self)} & {field.name for field in fields(GenerateSettings)}
+        size = {"video_height": video_height, "video_width": video_width}
+        return GenerateSettings(**{name: getattr(self, name) for name in names} | size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,53 +216,33 @@ def reconstruct_clips(
     for number, clip in enumerate(decompose(source, DecomposeSettings())):
         if number == settings.clips:
             return
-        size = _output_size(runtime, clip, settings)
-        original = np.stack([resize_picture(next(pictures), *size) for _ in range(clip.num_frames)])
-        yield _reconstruct_clip(runtime, clip, number, original, settings, on_progress)
+        yield _reconstruct_clip(runtime, clip, number, pictures, settings, on_progress)
 
 
 def _reconstruct_clip(
-    runtime: Runtime, clip: Clip, number: int, original: Picture, settings: ReconstructSettings, on_progress: OnProgress
+    runtime: Runtime,
+    clip: Clip,
+    number: int,
+    pictures: Iterator[Picture],
+    settings: ReconstructSettings,
+    on_progress: OnProgress,
 ) -> ReconstructedClip:
-    size: tuple[int, int] = (original.shape[1], original.shape[2])
+    if settings.video_width is not None and settings.video_height is not None:
+        size = settings.video_height, settings.video_width
+    else:
+        size = size_like(runtime.model, clip.height, clip.width)
+    original = np.stack([resize_picture(next(pictures), *size) for _ in range(clip.num_frames)])
     with runtime.use("visual_tokenizer") as tokenizer:
         (visual,) = encode_pictures([clip.keyframe], tokenizer)
-    keyframe = clip.keyframe
-    if settings.keyframes == "tokens":
-        sizes = runtime.model.sizes
-        with runtime.use("keyframe_detokenizer") as detokenizer:
-            (keyframe,) = detokenizer.generate(
-                [torch.tensor(visual, dtype=torch.long)],
-                (sizes.keyframe_height, sizes.keyframe_width),
-                settings.keyframe_steps,
-                settings.keyframe_guidance,
-                [generator(settings.seed, f"keyframe {number}")],
-                lambda done, total: on_progress(Progress(f"clip {number + 1} keyframe", done, total)),
-            )
-    latent_size = runtime.loaded("video_detokenizer").latent_size(*size)
-    with runtime.use("motion_tokenizer") as tokenizer, torch.inference_mode():
-        features = torch.from_numpy(clip.features(tokenizer.config.grid))[None].to(runtime.device, runtime.dtype)
-        codes = tokenizer.encode(features)
-        motion = tokenizer.decode_to(codes, *latent_size)
+    with runtime.use("motion_tokenizer") as tokenizer:
+        (motion,) = encode_motion([clip], tokenizer)
+    keyframe, vectors = None, None
+    if settings.keyframes == "original":
+        keyframe = clip.keyframe
     if settings.motion == "original":
-        motion = torch.from_numpy(clip.features(latent_size, rescale=False))[None].to(runtime.device)
-    with runtime.use("video_detokenizer") as detokenizer:
-        (frames,) = detokenizer.generate(
-            resize_picture(keyframe, *size)[None],
-            motion,
-            [generator(settings.seed, f"video {number}")],
-            settings,
-            lambda done, total: on_progress(Progress(f"clip {number + 1} frames", done, total)),
-        )
-    return ReconstructedClip(original, frames[: clip.num_frames], visual, codes[0].tolist())
-
-
-def _output_size(runtime: Runtime, clip: Clip, settings: ReconstructSettings) -> tuple[int, int]:
-    """Height and width of the reconstruction, in pixels."""
-    if settings.video_width is not None and settings.video_height is not None:
-        return settings.video_height, settings.video_width
-    multiple = runtime.loaded("video_detokenizer").pixel_multiple
-    sizes = runtime.model.sizes
-    scale = sqrt(sizes.video_width * sizes.video_height / (clip.width * clip.height))
-    height, width = (max(round(side * scale / multiple), 1) * multiple for side in (clip.height, clip.width))
-    return height, width
+        latent_size = runtime.loaded("video_detokenizer").latent_size(*size)
+        vectors = torch.from_numpy(clip.features(latent_size, rescale=False))
+    steps = reconstruction_steps(settings.seed, number, clip.num_frames, keyframe, vectors)
+    program = Program({number: ClipCodes(visual, motion)}, steps)
+    (codes,), results = execute(runtime, [program], settings.generation(*size), on_progress)
+    return ReconstructedClip(original, program.video(codes, results).frames, visual, motion)

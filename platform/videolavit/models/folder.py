@@ -95,13 +95,13 @@ class ModelFolder:
             raise ModelError(f"{self.location} has no language model with both tokenizers")
         return self.facts.vocabulary
 
-    @property
+    @cached_property
     def motion_tokens(self) -> int:
         """Motion codes per clip: 135 as published."""
         config: MotionTokenizerConfig = self.config("motion_tokenizer")
         return config.num_tokens
 
-    @property
+    @cached_property
     def num_patches(self) -> int:
         """Patches per picture, the upper limit of its visual codes: 256 as published."""
         config: VisualTokenizerConfig = self.config("visual_tokenizer")
