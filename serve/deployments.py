@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -313,7 +314,8 @@ class KeyframeDetokenizerDeployment:
         self._runtime.loaded("keyframe_detokenizer")
         self._batcher = StepBatcher[tuple[KeyframeRequest, GenerateSettings], Picture](
             self._generate_batch,
-            lambda item: (item[1], item[0].last is None),
+            # keyframes of videos of different sizes share a batch
+            lambda item: (replace(item[1], video_height=None, video_width=None), item[0].last is None),
             settings.keyframe_detokenizer.largest_batch,
             settings.batch_wait_seconds,
         )

@@ -1,12 +1,21 @@
-"""Deployment of the language model: streamed and complete answers."""
+"""Deployment of the language model: streamed and complete answers, and codes."""
 
 import asyncio
 from dataclasses import replace
+
+import pytest
 
 from serve.deployments import LanguageModelDeployment
 from serve.requests import AnswerRequest
 from serve.settings import read_settings
 from videolavit.generation.describe import DescribeSettings
+from videolavit.generation.program import ClipCodes, TokensRequest
+from videolavit.generation.runtime import Runtime
+from videolavit.generation.settings import GenerateSettings
+from videolavit.generation.token_generator import TokenGenerator
+from videolavit.models.folder import ModelFolder
+
+from .running import QUICK
 
 
 def test_an_answer_is_the_same_streamed_and_complete() -> None:
@@ -37,3 +46,25 @@ def test_an_answer_that_nobody_reads_is_not_generated_on() -> None:
         raise AssertionError("it goes on")
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "request_for_codes",
+    [
+        TokensRequest(["a red circle"], seed=3),
+        TokensRequest(["a red circle"], seed=3, clips=2),
+        TokensRequest([[3, 1, 4, 1, 5], "it moves"], seed=3, clips=2, first_given=True),
+    ],
+    ids=["image", "text", "picture"],
+)
+def test_codes_are_those_of_the_library(request_for_codes: TokensRequest) -> None:
+    settings, folder = GenerateSettings(**QUICK), ModelFolder("tiny")  # type: ignore[arg-type]
+
+    async def run() -> list[ClipCodes]:
+        model = LanguageModelDeployment(read_settings({"model": "tiny"}))
+        events = [event async for event in model.generate_tokens(request_for_codes, settings)]
+        return [event for event in events if isinstance(event, ClipCodes)]
+
+    with Runtime(folder).use("language_model") as network:
+        library = TokenGenerator(network, folder, folder.text_tokenizer(), settings)
+        assert library.generate([request_for_codes]) == [dict(enumerate(asyncio.run(run())))]

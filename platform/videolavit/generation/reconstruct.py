@@ -79,12 +79,14 @@ class ReconstructedClip:
     Args:
         original: uint8 [time, height, width, 3], resized to the size of the reconstruction.
         frames: Reconstruction, of the same shape.
+        keyframe: Keyframe that the frames were generated from, uint8 [height, width, 3].
         visual: Visual codes of the keyframe.
         motion: Motion codes.
     """
 
     original: Picture
     frames: Picture
+    keyframe: Picture
     visual: list[int]
     motion: list[int]
 
@@ -245,4 +247,5 @@ def _reconstruct_clip(
     steps = reconstruction_steps(settings.seed, number, clip.num_frames, keyframe, vectors)
     program = Program({number: ClipCodes(visual, motion)}, steps)
     (codes,), results = execute(runtime, [program], settings.generation(*size), on_progress)
-    return ReconstructedClip(original, program.video(codes, results).frames, visual, motion)
+    made = program.video(codes, results)
+    return ReconstructedClip(original, made.frames, made.keyframes[0], visual, motion)
