@@ -150,7 +150,7 @@ class Graph:
     ) -> tuple[Codes, dict[Step, Picture]]:
         """Runs a program: a task for each step waits for the codes of its clip and for the steps that it needs.
 
-        A deployment works on one step of the program at a time, so that a long video leaves room for other requests.
+        A detokenizer works on one step of the program at a time, so that a long video leaves room for other requests.
         """
         loop = asyncio.get_running_loop()
         codes: dict[int, asyncio.Future[ClipCodes]] = {step.clip: loop.create_future() for step in program.steps}
@@ -160,12 +160,16 @@ class Graph:
 
         async def generate_codes(request: TokensRequest) -> None:
             clips = iter(codes.values())
-            async with aclosing(_stream(self._language_model.generate_tokens, request, settings)) as events:
-                async for event in events:
-                    if isinstance(event, ClipCodes):
-                        next(clips).set_result(event)
-                    else:
-                        progress.report("tokens", event.done / event.total)
+            try:
+                async with aclosing(_stream(self._language_model.generate_tokens, request, settings)) as events:
+                    async for event in events:
+                        if isinstance(event, ClipCodes):
+                            next(clips).set_result(event)
+                        else:
+                            progress.report("tokens", event.done / event.total)
+            finally:
+                for missing in clips:  # so that no step waits for codes that never come
+                    missing.cancel()
 
         async def generate(step: Step) -> Picture:
             results = {needed: await tasks[needed] for needed in step.needs}

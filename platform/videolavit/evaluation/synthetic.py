@@ -1,7 +1,7 @@
 """Evaluation of a model on held-out synthetic videos: generation, reconstruction and understanding."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from videolavit.generation.describe import Question, answer
+from videolavit.generation.detokenize import generate_keyframes
 from videolavit.generation.generate import generate_videos
+from videolavit.generation.program import KeyframeRequest
 from videolavit.generation.prompts import Picture, Prompt, encode_pictures
 from videolavit.generation.runtime import Runtime
-from videolavit.generation.settings import GenerateSettings, generator
+from videolavit.generation.settings import GenerateSettings
 from videolavit.media import CLIP_FRAMES, DecomposeSettings, decompose
 from videolavit.progress import OnProgress, Progress, ignore_progress
 
@@ -121,17 +123,15 @@ def decode_motion(runtime: Runtime, codes: Sequence[Sequence[int]]) -> NDArray[n
 
 def reconstruct_keyframes(runtime: Runtime, pictures: Sequence[Picture], settings: GenerateSettings) -> list[Picture]:
     """Encodes pictures to visual codes and reconstructs them, at their own size."""
-    size = pictures[0].shape[:2]
-    steps, guidance = settings.keyframe_steps, settings.keyframe_guidance
+    height, width = pictures[0].shape[:2]
+    settings = replace(settings, height=height, width=width)
     result: list[Picture] = []
     for start in range(0, len(pictures), BATCH_SIZE):
         batch = pictures[start : start + BATCH_SIZE]
         with runtime.use("visual_tokenizer") as tokenizer:
             codes = encode_pictures(batch, tokenizer)
-        generators = [generator(number, "keyframe 0") for number in range(start, start + len(batch))]
-        ids = [torch.tensor(one, dtype=torch.int64) for one in codes]
-        with runtime.use("keyframe_detokenizer") as detokenizer:
-            result += list(detokenizer.generate(ids, size, steps, guidance, generators))
+        requests = [KeyframeRequest(one, seed) for seed, one in enumerate(codes, start)]
+        result += generate_keyframes(runtime, requests, settings)
     return result
 
 
