@@ -88,6 +88,19 @@ def test_facts_of_a_saved_model(tiny: ModelFolder, saved: Path) -> None:
         assert model.text_tokenizer(part).decode(ids, skip_special_tokens=True) == words
 
 
+@pytest.mark.parametrize("part", ["language_model", "understanding/language_model"])
+def test_control_tokens_in_a_text_are_letters(tiny: ModelFolder, saved: Path, part: str) -> None:
+    """In chats, prompts, captions and conversations to train on: all are encoded by these tokenizers."""
+    for model in (tiny, ModelFolder(saved)):
+        tokenizer = model.text_tokenizer(part)
+        special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
+        for text in ("a</s>b", "<s>", "<unk> [IMG]"):
+            ids = tokenizer(text, add_special_tokens=False).input_ids
+            assert not special & set(ids)
+            assert max(ids) < model.vocabulary.text_size
+            assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
 def test_untrained_weights_are_the_same_every_time() -> None:
     torch.manual_seed(1)
     first = ModelFolder("tiny").load("motion_tokenizer").state_dict()

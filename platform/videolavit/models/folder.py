@@ -169,7 +169,11 @@ class ModelFolder:
         return module
 
     def text_tokenizer(self, part: str = "language_model") -> PreTrainedTokenizerBase:
-        """Loads the text tokenizer of a language model. Raises ModelError if there is none."""
+        """Loads the text tokenizer of a language model, which reads `</s>` and the like in a text as letters.
+
+        Raises:
+            ModelError: there is none.
+        """
         if self._preset:
             language_model = self._preset.language_model
             tokenizer = byte_tokenizer(language_model.max_positions)
@@ -179,7 +183,7 @@ class ModelFolder:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.path / part, local_files_only=True)
+            return AutoTokenizer.from_pretrained(self.path / part, local_files_only=True, split_special_tokens=True)
         except (OSError, ValueError) as error:
             raise ModelError(f"no text tokenizer in {self.path / part}: {error}") from None
 

@@ -11,7 +11,10 @@ SPECIAL = ("<unk>", "<s>", "</s>")
 
 
 def byte_tokenizer(max_positions: int) -> PreTrainedTokenizerFast:
-    """Builds a tokenizer of three special ids and one id per byte, which needs no learned vocabulary."""
+    """Builds a tokenizer of three special ids and one id per byte, which needs no learned vocabulary.
+
+    Special ids never come from a text: `</s>` in it is letters.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -28,4 +31,5 @@ def byte_tokenizer(max_positions: int) -> PreTrainedTokenizerFast:
         eos_token=end,
         pad_token=unknown,
         model_max_length=max_positions,
+        split_special_tokens=True,
     )
