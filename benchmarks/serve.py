@@ -166,9 +166,9 @@ class _Inside:
 
     def _submit(self, question: str, tokens: int, on_token: Callable[[int], None]) -> threading.Event:
         settings = DescribeSettings(min_tokens=tokens, max_tokens=tokens)
-        prompt = embed_chat_prompt(self._model, self._text, (), question, None, tokens)
+        prompt = embed_chat_prompt(self._model, self._text, (), [question]).embeds
         end = threading.Event()
-        policy, draws = answer_policy(self._model, settings), torch.Generator()
+        policy, draws = answer_policy(self._model, settings, tokens), torch.Generator()
         self._engine.submit(EngineRequest(prompt, policy, GREEDY, draws, None, on_token, lambda error: end.set()))
         return end
 

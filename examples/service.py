@@ -49,8 +49,8 @@ print("answer:", answer)
 image = client.images.generate(prompt="a red circle", extra_body={"seed": 1}).data[0].b64_json
 Path("picture.png").write_bytes(base64.b64decode(image))
 content = [
-    {"type": "text", "text": "What is this?"},
     {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
+    {"type": "text", "text": "What is this?"},
 ]
 reply = client.chat.completions.create(
     model=service.model, messages=[{"role": "user", "content": content}], max_tokens=8

@@ -7,6 +7,7 @@ import contextlib
 import html
 import logging
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
@@ -28,20 +29,11 @@ from .errors import ApiError, bad_request, unavailable
 from .failures import api_error, invalid_request
 from .keys import deadline_at
 from .middleware import AdmissionMiddleware, RequestMiddleware
-from .protocol import (
-    ChatRequest,
-    ChatResponse,
-    Deleted,
-    ErrorResponse,
-    Health,
-    ImageRequest,
-    ImageResponse,
-    Model,
-    ModelList,
-    VideoJob,
-    VideoList,
-    VideoRequest,
-)
+from .protocol.base import ErrorResponse
+from .protocol.chat import ChatRequest, ChatResponse
+from .protocol.images import ImageRequest, ImageResponse
+from .protocol.models import Health, Model, ModelList
+from .protocol.videos import Deleted, VideoJob, VideoList, VideoRequest
 from .service import Service
 from .store import STATUSES, Job, is_id
 from .video_jobs import SPRITES_FILE, THUMBNAIL_FILE, VIDEO_FILE
@@ -239,7 +231,15 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
             if not body.stream:
                 return await service.answer(body, answer_request)
         events = service.stream(body, answer_request, deadline)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        first = await anext(events)  # an error before it is answered with its HTTP status
+
+        async def all_events() -> AsyncIterator[str]:
+            async with aclosing(events):
+                yield first
+                async for event in events:
+                    yield event
+
+        return StreamingResponse(all_events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     @app.post("/v1/images/generations", response_model_exclude_none=True)
     async def images(body: ImageRequest, request: Request, owner: str = OWNER) -> ImageResponse:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -19,6 +19,7 @@ from videolavit.generation.decoding import embed_prompts
 from videolavit.generation.describe import (
     TextStream,
     VisualContext,
+    answer_length,
     answer_policy,
     embed_chat_prompt,
     encode_visual_context,
@@ -37,9 +38,18 @@ from videolavit.models.language_model import VisualPrompts
 from videolavit.models.sampling import OnStep
 
 from .batching import Finished, StepBatcher, StepDone
-from .requests import Answer, AnswerRequest, EncodedClip, EncodedPicture, PixelsRequest, Upload
+from .requests import (
+    Answer,
+    AnswerRequest,
+    EncodedClip,
+    EncodedContent,
+    EncodedPicture,
+    FrameFiles,
+    PixelsRequest,
+    Upload,
+)
 from .settings import ServeSettings
-from .uploads import read_image, read_upload_clips
+from .uploads import read_frames, read_image, read_upload_clips
 
 T = TypeVar("T")
 
@@ -71,14 +81,21 @@ class VisualTokenizerDeployment:
         # a cancelled request does not stop its thread, whose network or child process is free when the thread ends
         self._networks, self._decoding = ThreadPoolExecutor(1), ThreadPoolExecutor(DECODER_PROCESSES)
         self._image_readers, self._clip_readers = _isolated(read_image), _isolated(read_upload_clips)
+        self._frame_readers = _isolated(read_frames)
 
-    async def encode_context(self, upload: Upload) -> VisualContext:
+    async def encode_context(self, upload: Upload | FrameFiles, max_clips: int | None) -> VisualContext:
         """Features of an image or a video for a chat. Raises MediaError."""
         media: Picture | list[Clip]
-        media = await self._picture(upload) if upload.kind == "image" else await self._clips(upload, "eval", None)
+        if isinstance(upload, FrameFiles):
+            limits = self._limits
+            arguments = await upload.files, upload.fps, limits.input_seconds, limits.input_pixels
+            media = await self._decode(self._frame_readers, *arguments)
+        elif upload.kind == "image":
+            media = await self._picture(upload)
+        else:
+            media = await self._clips(upload, "eval", max_clips)
         visual, motion = self._context_encoders
         context = await self._run(self._networks, encode_visual_context, visual, motion, media)
-        assert context is not None
         return context.cpu()
 
     async def encode_image(self, upload: Upload) -> EncodedPicture:
@@ -159,6 +176,7 @@ class LanguageModelDeployment:
             self._chat_model = VisualPrompts(loaded, self._model.vocabulary)
             self._chat_tokenizer = self._model.text_tokenizer("understanding/language_model")
             self._chat_engine = Engine(loaded, batch_size, settings.language_model.prefix_tokens)
+        self._most_tokens = settings.limits.tokens
 
     async def answer(self, request: AnswerRequest) -> Answer:
         """Complete answer to a chat, sent in one message. Raises PromptTooLong."""
@@ -178,20 +196,21 @@ class LanguageModelDeployment:
             self._chat_engine,
             request.settings,
         )
-        context = None if request.context is None else await request.context
-        prompt = await asyncio.to_thread(
-            embed_chat_prompt, model, tokenizer, request.turns, request.question, context, settings.max_tokens
-        )
+        turns = [(await _contexts(content), answer) for content, answer in request.turns]
+        question = await _contexts(request.question)
+        prompt = await asyncio.to_thread(embed_chat_prompt, model, tokenizer, turns, question)
+        max_tokens = min(answer_length(model, prompt, settings), self._most_tokens)
         tokens = _TokenQueue()
         engine_request = EngineRequest(
-            prompt,
-            answer_policy(model, settings),
+            prompt.embeds,
+            answer_policy(model, settings, max_tokens),
             settings.sampling(),
             generator(settings.seed, "answer"),
             None,
             tokens.put,
             tokens.end,
             request.owner,
+            tokens.prefilled,
         )
         stream, pending, ended = TextStream(tokenizer, request.stops), "", False
         interval = PART_SECONDS if request.stream else STEP_SECONDS
@@ -201,14 +220,15 @@ class LanguageModelDeployment:
                 ids, ended = await tokens.read(interval)
                 pending += stream.push(ids)
                 if pending and request.stream and not stream.stopped and not ended:
-                    yield Answer(pending, len(prompt), stream.count)
+                    yield Answer(pending, len(prompt.embeds), tokens.cached, stream.count)
                     pending = ""
                     interval = min(PART_SECONDS * max(1, engine.load[0]), LONGEST_PART_SECONDS)
         finally:
             engine_request.cancelled.set()
-        ended_by_length = not stream.stopped and stream.count >= settings.max_tokens
+        ended_by_length = not stream.stopped and stream.count >= max_tokens
         pending += stream.finish()
-        yield Answer(pending, len(prompt), stream.count, "length" if ended_by_length else "stop")
+        reason: Literal["length", "stop"] = "length" if ended_by_length else "stop"
+        yield Answer(pending, len(prompt.embeds), tokens.cached, stream.count, reason)
 
     async def generate_tokens(
         self, request: TokensRequest, settings: GenerateSettings
@@ -253,10 +273,18 @@ class LanguageModelDeployment:
         sequence.ids += [*generated, span.policy.end]
 
 
+async def _contexts(content: EncodedContent) -> list[str | VisualContext]:
+    """Content of a message with the objects of its references."""
+    return [part if isinstance(part, str) else await part for part in content]
+
+
 class _TokenQueue:
     """Tokens on their way from the thread of an engine to the running event loop.
 
     The thread wakes the loop for the first of several tokens only, because each wake-up delays its next step.
+
+    Attributes:
+        cached: Number of tokens of the prompt that were in the prefix cache.
     """
 
     def __init__(self) -> None:
@@ -266,6 +294,11 @@ class _TokenQueue:
         self._arrived, self._ended = asyncio.Event(), asyncio.Event()
         self._waking = False
         self._error: BaseException | None = None
+        self.cached = 0
+
+    def prefilled(self, cached: int) -> None:
+        """Notes the number of cached tokens; called by the engine before the first token."""
+        self.cached = cached
 
     def put(self, token: int) -> None:
         """Adds a token; called by the engine."""

@@ -1,5 +1,6 @@
 """Exceptions to answers: known causes with their message, all others without details."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,12 +45,66 @@ def api_error(error: BaseException) -> ApiError:
     return ApiError(500, "internal error; try again", "server_error", kind="server_error")
 
 
+WORDS = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "dict_type": "must be an object",
+    "finite_number": "must be a finite number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
+    "int_type": "must be a whole number",
+    "less_than": "must be below {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "list_type": "must be a list",
+    "literal_error": "must be {expected}",
+    "missing": "is missing",
+    "model_attributes_type": "must be an object",
+    "model_type": "must be an object",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_too_short": "must not be empty",
+    "string_type": "must be a text",
+    "string_unicode": "must be a text without half characters (lone surrogates)",
+    "too_long": "must have at most {max_length} items, not {actual_length}",
+    "too_short": "must have at least {min_length} item",
+    "union_tag_not_found": "needs a type",
+}
+"""Words for a wrong field, by the type of pydantic's error."""
+
+
 def invalid_request(details: Sequence[Any]) -> ApiError:
     """Answer to a request that does not fit the protocol, from pydantic's list of errors."""
     first = details[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
-    field = ".".join(place) or None
-    if first["type"] == "extra_forbidden":
+    kind, context = first["type"], first.get("ctx", {})
+    if kind == "json_invalid":
+        return bad_request(f"the body is not valid JSON: {context['error']}", code="invalid_json")
+    field = _field(first["loc"])
+    if kind == "extra_forbidden":
         return bad_request(f"unknown field: {field}", field, "unknown_parameter")
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return bad_request(f"{field}: {message}" if field else message, field)
+    if kind == "not_supported":
+        field = f"{field}.{context['name']}" if field else context["name"]
+        values = " or ".join(json.dumps(value) for value in context["accepted"])
+        fix = f"leave it out, or send {values}" if values else "leave it out"
+        return bad_request(f"{field} is not supported: {fix}", field, "unsupported_value")
+    if kind == "union_tag_invalid":
+        message = f"{field}: the type '{context['tag']}' is not supported; send {context['expected_tags']}"
+        return bad_request(message, field, "unsupported_value")
+    words = str(context["error"]) if kind == "value_error" else WORDS.get(kind, "is not valid").format(**context)
+    return bad_request(f"{field or 'the body'} {words}", field)
+
+
+def _field(place: Sequence[str | int]) -> str | None:
+    """Name of a field as in OpenAI's errors, such as `messages[0].content`; None for the body."""
+    name = ""
+    for number, part in enumerate(place):
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif number >= 2 and place[number - 2] == "content":
+            continue  # the type of a part of a message, by which pydantic chose its model
+        elif number or part not in ("body", "query", "path", "header"):
+            name += f".{part}" if name else part
+    return name or None

@@ -36,7 +36,7 @@ from videolavit.models.folder import ModelFolder
 
 from .batching import Finished, StepDone
 from .failures import REPLICA_DIED
-from .requests import Answer, AnswerRequest, EncodedClip, EncodedPicture, PixelsRequest, Upload
+from .requests import Answer, AnswerRequest, EncodedClip, EncodedPicture, FrameFiles, PixelsRequest, Upload
 
 OnShare = Callable[[float], None]
 """Receives the share of the work that is done, from 0 to 1."""
@@ -79,9 +79,9 @@ class Graph:
         self.video_size = model.sizes.video_height, model.sizes.video_width
         self.on_step: OnEvent = lambda deployment, event: None
 
-    async def encode_context(self, data: bytes, kind: Literal["image", "video"]) -> ray.ObjectRef[object]:
+    async def encode_context(self, upload: Upload | FrameFiles, max_clips: int | None) -> ray.ObjectRef[object]:
         """Reference to the features of an image or a video for a chat. Raises MediaError."""
-        return ray.put(await _call(self._visual_tokenizer.encode_context, Upload(ray.put(data), kind)))
+        return ray.put(await _call(self._visual_tokenizer.encode_context, upload, max_clips))
 
     async def answer(self, request: AnswerRequest) -> AsyncGenerator[Answer]:
         """Yields the answer of the language model, in parts if the request is for a stream."""

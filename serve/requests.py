@@ -35,6 +35,19 @@ class Upload:
 
 
 @dataclass(frozen=True)
+class FrameFiles:
+    """Video from a client as one image file for each frame.
+
+    Args:
+        files: Reference to the bytes of the files.
+        fps: FrameFiles per second.
+    """
+
+    files: ObjectRef[list[bytes]]
+    fps: float
+
+
+@dataclass(frozen=True)
 class EncodedPicture:
     """Image with its codes.
 
@@ -64,23 +77,25 @@ class EncodedClip:
     width: int
 
 
+EncodedContent = Sequence["str | ObjectRef[object]"]
+
+
 @dataclass(frozen=True)
 class AnswerRequest:
     """Request to answer the last question of a chat.
 
     Args:
-        turns: Earlier questions and answers.
-        question: Question to answer.
-        context: Reference to the `generation.describe.VisualContext` that the chat is about; None for text alone.
+        turns: Earlier messages and their answers. Messages are texts, and references to a
+            `generation.describe.VisualContext` for each picture and video, in order.
+        question: Message to answer.
         settings: Sampling settings.
         stream: Yield text while the answer is generated.
         owner: Owner of the API key, within whose chats the prefix cache is shared.
         stops: Strings that end the answer, besides the model's own end token.
     """
 
-    turns: Sequence[tuple[str, str]]
-    question: str
-    context: ObjectRef[object] | None
+    turns: Sequence[tuple[EncodedContent, str]]
+    question: EncodedContent
     settings: DescribeSettings
     stream: bool
     owner: str = ""
@@ -94,12 +109,14 @@ class Answer:
     Args:
         text: Text since the part before.
         prompt_tokens: Number of tokens in the prompt.
+        cached_tokens: Number of tokens in the prompt that were in the prefix cache.
         tokens: Number of tokens generated so far.
         finished: Reason for the end, in the last part: `stop` or `length`.
     """
 
     text: str
     prompt_tokens: int
+    cached_tokens: int
     tokens: int
     finished: Literal["stop", "length"] | None = None
 

@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+import ray
+
 from videolavit.generation.describe import DescribeSettings
 from videolavit.generation.output import encode_png, provenance
 from videolavit.generation.prompts import Picture
@@ -19,32 +21,27 @@ from videolavit.models.folder import ModelFolder
 from videolavit.records.storage import Folder, StorageSettings
 
 from .batching import Finished, StepDone
+from .conversation import MessageContent, SentMedium, media_of, read_conversation, texts_of
 from .errors import ApiError, bad_request, too_many
 from .failures import api_error
-from .fetching import Fetcher, MediaType, media_kind
+from .fetching import Fetcher, media_kind
 from .graph import Graph
 from .keys import Admission, deadline_at, follow_keys, read_keys
 from .middleware import Metrics
-from .protocol import (
+from .protocol.base import now
+from .protocol.chat import (
     AnswerMessage,
+    ChatHead,
     ChatRequest,
     ChatResponse,
     Choice,
-    FilePart,
-    GeneratedImage,
-    ImagePart,
-    ImageRequest,
-    ImageResponse,
-    TextPart,
+    PromptTokens,
     Usage,
-    VideoError,
-    VideoJob,
-    VideoPart,
-    VideoRequest,
     chunk,
-    now,
 )
-from .requests import Answer, AnswerRequest
+from .protocol.images import GeneratedImage, ImageRequest, ImageResponse
+from .protocol.videos import VideoError, VideoJob, VideoRequest
+from .requests import Answer, AnswerRequest, FrameFiles, Upload
 from .settings import ServeSettings
 from .store import Job, JobStore, database_url, new_id
 from .video_jobs import JobWorker
@@ -122,44 +119,67 @@ class Service:
     # ---- chat -------------------------------------------------------------------------------------------------------
 
     async def answer_request(self, request: ChatRequest, owner: str) -> AnswerRequest:
-        """Request to the language model for a chat, with the image or video encoded. Raises ApiError."""
+        """Request to the language model for a chat, with the images and videos encoded. Raises ApiError."""
         self.check_model(request.model)
         if not self.model.has("understanding/language_model"):
             raise bad_request("this model generates images and videos; it cannot answer questions", "model", "not_able")
         limits = self.settings.limits
-        most = request.max_completion_tokens or request.max_tokens or min(512, limits.tokens)
-        if most > limits.tokens:
+        most = request.max_completion_tokens or request.max_tokens
+        if most is not None and most > limits.tokens:
             raise bad_request(f"at most {limits.tokens} tokens are generated, not {most}", "max_tokens")
-        if request.min_tokens is not None and request.min_tokens > most:
-            raise bad_request(f"min_tokens must not be above max_tokens, {most}", "min_tokens")
-        turns, question, media = _conversation(request)
-        if sum(len(text) for turn in (*turns, (question,)) for text in turn) > limits.prompt_characters:
+        fewest = MIN_TOKENS if request.min_tokens is None else request.min_tokens
+        if request.min_tokens is not None and request.min_tokens > (most or limits.tokens):
+            raise bad_request(f"min_tokens must not be above max_tokens, {most or limits.tokens}", "min_tokens")
+        turns, question = read_conversation(request, request.images_as_video_fps or self.settings.images_as_video_fps)
+        texts, media = texts_of(turns, question), media_of(turns, question)
+        if sum(map(len, texts)) > limits.prompt_characters:
             raise bad_request(f"the messages have more than {limits.prompt_characters} characters", "messages")
-        for turn in (*turns, (question,)):
-            for text in turn:
-                _check_text(text, "messages")
+        for text in texts:
+            _check_text(text, "messages")
+        files = sum(len(medium.urls) for medium in media)
+        if files > limits.media:
+            raise bad_request(
+                f"the chat has {files} images and videos; at most {limits.media} are accepted", "messages"
+            )
         settings = DescribeSettings(
-            temperature=request.temperature or 0.0,
+            temperature=1.0 if request.temperature is None else request.temperature,
             top_p=request.top_p or 1.0,
-            min_tokens=min(MIN_TOKENS, most) if request.min_tokens is None else request.min_tokens,
+            min_tokens=min(fewest, most or fewest),
             max_tokens=most,
-            seed=request.seed if request.seed is not None else 0,
+            seed=_seed(request.seed),
         )
-        context = None
-        if media is not None:
-            data, kind = await self._media(media)
-            context = await self.graph.encode_context(data, kind)
-        stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
-        return AnswerRequest(turns, question, context, settings, bool(request.stream), owner, stops)
+        async with asyncio.TaskGroup() as tasks:
+            encoding = {medium: tasks.create_task(self._encode(medium)) for medium in media}
 
-    async def _media(self, part: ImagePart | VideoPart | FilePart) -> tuple[bytes, MediaType]:
-        """Content of the image or video of a message, and its kind. Raises ApiError."""
-        if isinstance(part, FilePart):
-            data, media_type = await self._fetcher.read(part.file.file_data, "messages")
-            return data, media_kind(media_type, "messages")
-        if isinstance(part, ImagePart):
-            return (await self._fetcher.read(part.image_url.url, "messages"))[0], "image"
-        return (await self._fetcher.read(part.video_url.url, "messages"))[0], "video"
+        def encoded(content: MessageContent) -> list[Any]:
+            return [part if isinstance(part, str) else encoding[part].result() for part in content]
+
+        return AnswerRequest(
+            [(encoded(content), answer) for content, answer in turns],
+            encoded(question),
+            settings,
+            bool(request.stream),
+            owner,
+            request.stop or [],
+        )
+
+    async def _encode(self, medium: SentMedium) -> object:
+        """Reference to the features of an image or a video of a chat. Raises ApiError, which names its part."""
+        try:
+            read = [await self._fetcher.read(url, medium.place) for url in medium.urls]
+            upload: Upload | FrameFiles
+            if medium.kind == "frames":
+                upload = FrameFiles(ray.put([data for data, _ in read]), medium.fps)
+            else:
+                ((data, media_type),) = read
+                upload = Upload(ray.put(data), medium.kind or media_kind(media_type, medium.place))
+            return await self.graph.encode_context(upload, medium.max_clips)
+        except Exception as error:
+            answer = api_error(error)
+            if answer.status >= 429:
+                raise
+            message = f"{medium.place}: {answer.message}"
+            raise ApiError(answer.status, message, answer.code, param=medium.place) from None
 
     async def answer(self, request: ChatRequest, answer_request: AnswerRequest) -> ChatResponse:
         """Complete answer to a chat."""
@@ -169,13 +189,7 @@ class Service:
                 text, last = text + piece.text, piece
         assert last is not None
         choice = Choice(message=AnswerMessage(content=text.strip()), finish_reason=last.finished or "stop")
-        return ChatResponse(
-            id=f"chatcmpl-{random.getrandbits(96):024x}",
-            created=now(),
-            model=request.model,
-            choices=[choice],
-            usage=self._usage(last),
-        )
+        return ChatResponse(choices=[choice], usage=self._usage(last), **_head(request, answer_request).model_dump())
 
     async def stream(
         self, request: ChatRequest, answer_request: AnswerRequest, deadline: tuple[float, float]
@@ -184,11 +198,15 @@ class Service:
 
         Args:
             deadline: Time of the loop's clock at which the stream is ended, and the number of seconds to name then.
+
+        Raises:
+            Exception: an error before the first event.
         """
-        name, created, started = f"chatcmpl-{random.getrandbits(96):024x}", now(), time.monotonic()
+        head, started = _head(request, answer_request), time.monotonic()
+        with_usage = bool(request.stream_options and request.stream_options.include_usage)
 
         def event(**choice: Any) -> str:
-            return f"data: {json.dumps(chunk(name, request.model, created, **choice))}\n\n"
+            return f"data: {json.dumps(chunk(head, with_usage, **choice))}\n\n"
 
         begun, last = False, None
         try:
@@ -207,10 +225,12 @@ class Service:
                         yield event(delta={"content": text})
             yield event(delta={}, finish_reason=last.finished)
             usage = self._usage(last)
-            if request.stream_options is not None and request.stream_options.include_usage:
+            if with_usage:
                 yield event(usage=usage.model_dump())
             yield "data: [DONE]\n\n"
         except Exception as error:
+            if last is None:
+                raise
             answer = api_error(error)
             if answer.status == 500:
                 log.exception("a stream failed")
@@ -221,7 +241,13 @@ class Service:
         self.metrics.tokens.labels("read").inc(last.prompt_tokens)
         self.metrics.tokens.labels("written").inc(last.tokens)
         total = last.prompt_tokens + last.tokens
-        return Usage(prompt_tokens=last.prompt_tokens, completion_tokens=last.tokens, total_tokens=total)
+        details = PromptTokens(cached_tokens=last.cached_tokens)
+        return Usage(
+            prompt_tokens=last.prompt_tokens,
+            completion_tokens=last.tokens,
+            total_tokens=total,
+            prompt_tokens_details=details,
+        )
 
     # ---- images ----------------------------------------------------------------------------------------------------
 
@@ -243,10 +269,12 @@ class Service:
         for number, task in enumerate(running):
             about = provenance(request.prompt, seed + number, self.settings.model_name)
             encoded = base64.b64encode(await asyncio.to_thread(encode_png, task.result(), about)).decode()
-            as_url = request.response_format == "url"
-            images.append(
-                GeneratedImage(url=f"data:image/png;base64,{encoded}") if as_url else GeneratedImage(b64_json=encoded)
+            form = (
+                {"url": f"data:image/png;base64,{encoded}"}
+                if request.response_format == "url"
+                else {"b64_json": encoded}
             )
+            images.append(GeneratedImage(seed=seed + number, **form))
         return ImageResponse(created=now(), data=images)
 
     def _check_prompt(self, prompt: str, required: bool = True) -> None:
@@ -328,30 +356,10 @@ class Service:
         )
 
 
-def _conversation(
-    request: ChatRequest,
-) -> tuple[list[tuple[str, str]], str, ImagePart | VideoPart | FilePart | None]:
-    """Answered turns of a chat, the question, and the image or video. Raises ApiError."""
-    turns: list[tuple[str, str]] = []
-    texts: list[str] = []
-    media: list[ImagePart | VideoPart | FilePart] = []
-    for message in request.messages:
-        parts = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
-        part_texts = [part.text for part in parts if isinstance(part, TextPart)]
-        part_media = [part for part in parts if not isinstance(part, TextPart)]
-        if message.role == "assistant":
-            if not texts or part_media:
-                raise bad_request("an assistant's message must be a text, and follow a user's message", "messages")
-            turns.append(("\n".join(texts), "\n".join(part_texts)))
-            texts = []
-        else:
-            texts += part_texts
-            media += part_media
-    if len(media) > 1:
-        raise bad_request("this model takes one image or video per chat; send one", "messages")
-    if not "".join(texts).strip():
-        raise bad_request("the last message must be a user's question", "messages")
-    return turns, "\n".join(texts), media[0] if media else None
+def _head(request: ChatRequest, answer_request: AnswerRequest) -> ChatHead:
+    """First fields of an answer."""
+    settings, name = answer_request.settings, f"chatcmpl-{random.getrandbits(96):024x}"
+    return ChatHead(id=name, created=now(), model=request.model, temperature=settings.temperature, seed=settings.seed)
 
 
 def _check_text(text: str, param: str) -> None:

@@ -22,7 +22,8 @@ class Limits:
         decode_seconds: Time that decoding an upload may take, in seconds.
         pixels: Most pixels of a generated image or of a frame of a generated video.
         seconds: Longest generated video, in seconds.
-        images: Most images per request.
+        images: Most images per request for images.
+        media: Most images and videos of a chat.
         tokens: Most tokens of a chat completion.
         prompt_characters: Most characters of all texts of a request.
         in_flight: Most requests in flight per ingress replica; more are answered with 429.
@@ -40,7 +41,8 @@ class Limits:
     pixels: int = 1024 * 1024
     seconds: float = 20.0
     images: int = 4
-    tokens: int = 1024
+    media: int = 128
+    tokens: int = 4096
     prompt_characters: int = 20_000
     in_flight: int = 64
     open_jobs: int = 100
@@ -149,6 +151,8 @@ class ServeSettings:
             step of a job.
         batch_wait_seconds: Time that a detokenizer waits for a batch to fill, in seconds.
         fetch_hosts: Hosts from which image and video URLs are fetched over http(s); none by default.
+        images_as_video_fps: Frames per second of images that follow each other in a message, which chats then read as
+            a video; for clients that cannot ask for it, such as evaluation harnesses. None to read them as images.
         runtime: Device and precision.
         generation: Steps and guidance of the samplers.
         limits: Limits of requests, and of the work that the service accepts.
@@ -175,6 +179,7 @@ class ServeSettings:
     drain_seconds: float = 60.0
     batch_wait_seconds: float = 0.02
     fetch_hosts: list[str] = field(default_factory=list)
+    images_as_video_fps: float | None = None
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     generation: GenerateSettings = field(default_factory=GenerateSettings)
     limits: Limits = field(default_factory=Limits)
@@ -196,6 +201,8 @@ class ServeSettings:
         for name in ("result_hours", "lease_seconds", "concurrent_jobs", "drain_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.images_as_video_fps is not None and not 0 < self.images_as_video_fps <= 60:
+            raise ValueError(f"images_as_video_fps must be above 0 and at most 60, not {self.images_as_video_fps}")
         if self.batch_wait_seconds < 0:
             raise ValueError(f"batch_wait_seconds must be at least 0, not {self.batch_wait_seconds}")
         if self.keys is None and not is_loopback(self.host):

@@ -72,7 +72,7 @@ NETWORK_PATHS = (
 )
 """Beginnings of the paths of tests that run or train networks for long. They are marked `network`."""
 
-SERVICE_FILES = {f"tests/serve/test_{name}.py" for name in ("api", "limits", "operations", "schema")}
+SERVICE_FILES = {f"tests/serve/test_{name}.py" for name in ("api", "clients", "limits", "operations", "schema")}
 """Files of tests that share a service, which takes long to start."""
 
 SLOW_PATHS = (

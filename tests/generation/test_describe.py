@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from videolavit.generation.describe import DescribeSettings, Question, TextStream, answer, stream_answers
+from videolavit.generation.describe import (
+    DescribeSettings,
+    Question,
+    TextStream,
+    answer,
+    embed_chat_prompt,
+    encode_visual_context,
+    stream_answers,
+)
 from videolavit.generation.prompts import Picture
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.token_generator import PromptTooLong
@@ -18,7 +27,7 @@ from videolavit.models.folder import ModelFolder
 from videolavit.models.language_model import LanguageModelConfig
 from videolavit.models.model_file import finish_model_folder
 from videolavit.models.part_files import save_part
-from videolavit.vocabulary.conversation import STOP
+from videolavit.vocabulary.conversation import STOP, SYSTEM
 
 SHORT = DescribeSettings(max_tokens=24)
 PART = "understanding/language_model"
@@ -32,11 +41,11 @@ def clips(video_file: Path) -> list[Clip]:
 @pytest.fixture(scope="module")
 def questions(pictures: list[Picture], clips: list[Clip]) -> list[Question]:
     return [
-        Question("What is it?", pictures[0]),
-        Question("What moves, and where does it move to?", clips),
-        Question("Who are you?"),
-        Question("What is it?", pictures[1]),
-        Question("What is it?", clips * 2),
+        Question((pictures[0], "What is it?")),
+        Question((clips, "What moves, and where does it move to?")),
+        Question(("Who are you?",)),
+        Question((pictures[1], "What is it?")),
+        Question((clips * 2, "What is it?")),
     ]
 
 
@@ -51,7 +60,7 @@ def test_answers_of_a_batch_equal_single_ones(runtime: Runtime, questions: list[
 
 def test_sampled_answers_depend_on_the_seed(runtime: Runtime) -> None:
     one, again, other = (
-        answer(runtime, [Question("Who are you?")], DescribeSettings(max_tokens=24, temperature=1.0, seed=seed))
+        answer(runtime, [Question(("Who are you?",))], DescribeSettings(max_tokens=24, temperature=1.0, seed=seed))
         for seed in (1, 1, 2)
     )
     assert one == again
@@ -69,7 +78,7 @@ def test_answers_are_streamed_side_by_side(runtime: Runtime, questions: list[Que
 
 def test_answers_have_a_length_within_the_limits(runtime: Runtime) -> None:
     lengths = [
-        len("".join(piece for _, piece in stream_answers(runtime, [Question("?")], DescribeSettings(**counts))))
+        len("".join(piece for _, piece in stream_answers(runtime, [Question(("?",))], DescribeSettings(**counts))))
         for counts in ({"max_tokens": 8}, {"min_tokens": 40, "max_tokens": 40})
     ]
     assert 0 < lengths[0] <= 8
@@ -138,8 +147,8 @@ def test_text_is_streamed_as_soon_as_it_is_certain(
 ) -> None:
     settings = DescribeSettings(min_tokens=0, max_tokens=max_tokens)
     runtime = speaker(spoken)
-    assert [piece for _, piece in stream_answers(runtime, [Question("?")], settings)] == list(pieces)
-    assert answer(runtime, [Question("?"), Question("Why?")], settings) == ["".join(pieces).strip()] * 2
+    assert [piece for _, piece in stream_answers(runtime, [Question(("?",))], settings)] == list(pieces)
+    assert answer(runtime, [Question(("?",)), Question(("Why?",))], settings) == ["".join(pieces).strip()] * 2
 
 
 @pytest.mark.parametrize("stops", [(), ("nowhere", "never"), ("fair play", STOP, "d on")])
@@ -167,7 +176,7 @@ def test_the_first_complete_stop_string_ends_the_text(runtime: Runtime, at_once:
 
 
 def test_pictures_without_features_have_answers(blind: Runtime, pictures: list[Picture], clips: list[Clip]) -> None:
-    one, other, video = answer(blind, [Question("?", about) for about in (*pictures, clips)], SHORT)
+    one, other, video = answer(blind, [Question((about, "?")) for about in (*pictures, clips)], SHORT)
     assert one == other
     assert one != video  # the motion codes are part of its prompt
 
@@ -177,18 +186,56 @@ def test_no_questions_have_no_answers(runtime: Runtime) -> None:
 
 
 def test_too_many_clips_are_refused(runtime: Runtime, clips: list[Clip]) -> None:
-    with pytest.raises(PromptTooLong, match=r"with 16 clips has \d+ tokens; .* context of 4096; ask with fewer clips"):
-        answer(runtime, [Question("?", clips[:1] * 16)], DescribeSettings(max_tokens=3000))
+    with pytest.raises(PromptTooLong, match=r"\d+ of 16 clips, with 3000 .* context of 4096; send fewer"):
+        answer(runtime, [Question((clips[:1] * 16, "?"))], DescribeSettings(max_tokens=3000))
 
 
 def test_a_question_too_long_is_refused(runtime: Runtime, pictures: list[Picture]) -> None:
-    with pytest.raises(PromptTooLong, match=r"the question has \d+ tokens; with 512 .* shorten it"):
-        answer(runtime, [Question("a" * 4000, pictures[0])])
+    with pytest.raises(PromptTooLong, match=r"\d+ tokens of text and \d+ of 1 picture, with 512 "):
+        answer(runtime, [Question((pictures[0], "a" * 4000))])
+
+
+def test_an_answer_may_take_what_is_left_of_the_context(speaker: Speaker) -> None:
+    settings = DescribeSettings(max_tokens=None)
+    assert len(answer(speaker(b"ab"), [Question(("a" * 3800,))], settings)[0]) < 300
+    with pytest.raises(PromptTooLong, match="tokens of text: more than the context"):
+        answer(speaker(b"ab"), [Question(("a" * 4000,))], settings)
+
+
+def test_pictures_and_videos_stand_in_their_turns(runtime: Runtime, pictures: list[Picture], clips: list[Clip]) -> None:
+    model, tokenizer = runtime.model.understanding("cpu", torch.float32), runtime.model.text_tokenizer(PART)
+    encode = partial(encode_visual_context, model.visual_tokenizer, model.motion_tokenizer)
+    first, second, video = encode(pictures[0]), encode(pictures[1]), encode(clips)
+    turns = [((first, "Compare", second), "Done.")]
+    prompt = embed_chat_prompt(model, tokenizer, turns, ("And", video))
+    said = [f"{SYSTEM} USER: ", "\nCompare\n", "\n ASSISTANT: Done. \\n </s>USER: And\n", "\n ASSISTANT:"]
+    at = 1  # <s>
+    for text, shown in zip(said, (first, second, video, None), strict=True):
+        letters = text.replace("</s>", "")
+        ids = tokenizer(letters, add_special_tokens=False).input_ids
+        if letters != text:
+            ids.insert(len(text.split("</s>")[0]), tokenizer.eos_token_id)
+        assert torch.equal(prompt.embeds[at : at + len(ids)], model.embed_ids(torch.tensor(ids)))
+        at += len(ids)
+        if shown is not None:
+            visual = shown.embed(model)
+            assert torch.equal(prompt.embeds[at : at + len(visual)], visual)
+            at += len(visual)
+    assert at == len(prompt.embeds)
+    assert (
+        str(prompt) == f"{at - prompt.visual_tokens} tokens of text and {prompt.visual_tokens} of 2 pictures and 1 clip"
+    )
+
+
+def test_a_conversation_is_answered(runtime: Runtime, pictures: list[Picture], clips: list[Clip]) -> None:
+    turns = [((pictures[0], "What is it?"), "Noise.")]
+    asked = [Question((clips, "And this?"), turns), Question((clips, "And this?")), Question(("And this?",), turns)]
+    assert len(set(answer(runtime, asked, SHORT))) == 3
 
 
 def test_a_video_without_clips_is_refused(runtime: Runtime) -> None:
     with pytest.raises(ValueError, match="no clip"):
-        answer(runtime, [Question("?", [])])
+        answer(runtime, [Question(([], "?"))])
 
 
 @pytest.mark.parametrize("wrong", [{"max_tokens": 0, "min_tokens": 0}, {"max_tokens": 4}, {"min_tokens": -1}])

@@ -21,7 +21,7 @@ from .running import QUICK
 def test_an_answer_is_the_same_streamed_and_complete() -> None:
     async def run() -> None:
         model = LanguageModelDeployment(read_settings({"model": "tiny"}))
-        request = AnswerRequest((), "hello", None, DescribeSettings(min_tokens=400, max_tokens=400), stream=True)
+        request = AnswerRequest((), ["hello"], DescribeSettings(min_tokens=400, max_tokens=400), stream=True)
         parts = [part async for part in model.stream_answer(request)]
         whole = await model.answer(replace(request, stream=False))
         assert len(parts) > 2
@@ -35,7 +35,7 @@ def test_an_answer_that_nobody_reads_is_not_generated_on() -> None:
     async def run() -> None:
         model = LanguageModelDeployment(read_settings({"model": "tiny"}))
         settings = DescribeSettings(min_tokens=3000, max_tokens=3000)
-        answer = model.stream_answer(AnswerRequest((), "hello", None, settings, stream=True))
+        answer = model.stream_answer(AnswerRequest((), ["hello"], settings, stream=True))
         await anext(answer)
         assert model._chat_engine.load == (1, 0)
         await answer.aclose()

@@ -18,7 +18,7 @@ from serve.keys import Admission, Key
 from .running import Running, picture, serving, video
 
 PIXEL = "data:image/png;base64," + base64.b64encode(picture(0, 8, 8)).decode()
-ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "temperature": 0}
 
 
 def error_of(answer: requests.Response) -> dict[str, str]:
@@ -71,23 +71,23 @@ def test_keys_are_stored_as_hashes(service: Running) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "param", "says"),
     [
-        ("/v1/chat/completions", ASK | {"max_tokens": 5000}, "max_tokens", "at most 1024"),
+        ("/v1/chat/completions", ASK | {"max_tokens": 5000}, "max_tokens", "at most 4096"),
         ("/v1/chat/completions", ASK | {"temprature": 1}, "temprature", "unknown field"),
         ("/v1/chat/completions", ASK | {"messages": []}, "messages", "at least 1"),
         ("/v1/chat/completions", ASK | {"messages": [{"role": "user", "content": "x" * 30_000}]}, "messages", "20000"),
         ("/v1/chat/completions", ASK | {"messages": [{"role": "user", "content": "x" * 6000}]}, None, "context"),
         ("/v1/chat/completions", ASK | {"messages": [{"role": "assistant", "content": "x"}]}, "messages", "user"),
-        ("/v1/chat/completions", ASK | {"n": 2}, "n", "1"),
+        ("/v1/chat/completions", ASK | {"n": 2}, "n", "is not supported: leave it out, or send 1"),
         ("/v1/chat/completions", ASK | {"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "surrogate"),
         ("/v1/videos", {"prompt": "x\0"}, "prompt", "NUL"),
         ("/v1/videos", {"prompt": "x" * 30_000, "input_reference": {"image_url": PIXEL}}, "prompt", "20000"),
         ("/v1/images/generations", {"prompt": "x", "n": 3}, "n", "at most 2"),
         ("/v1/images/generations", {"prompt": " "}, "prompt", "empty"),
         ("/v1/images/generations", {"prompt": "x", "size": "8000x8000"}, "size", "pixels"),
-        ("/v1/images/generations", {"prompt": "x", "quality": "high"}, "quality", "unknown field"),
+        ("/v1/images/generations", {"prompt": "x", "quality": "high"}, "quality", "is not supported"),
         ("/v1/videos", {"prompt": "x", "seconds": 60}, "seconds", "at most 8"),
         ("/v1/videos", {"prompt": "x", "size": "70x48"}, "size", "multiples"),
-        ("/v1/videos", {"prompt": "x", "size": "huge"}, "size", "match"),
+        ("/v1/videos", {"prompt": "x", "size": "huge"}, "size", "such as 256x256"),
         ("/v1/videos", {"prompt": ""}, "prompt", "empty"),
         ("/v1/videos", {"prompt": "x", "steps": 3}, "steps", "unknown field"),
     ],

@@ -24,7 +24,7 @@ from videolavit.training.component import Component
 from videolavit.training.components.language_model import ChatSettings, LanguageModelTraining
 from videolavit.training.data import Item
 from videolavit.training.settings import TrainInputs
-from videolavit.vocabulary import VIDEO, understanding_prompt
+from videolavit.vocabulary import VIDEO, chat_prompt
 from videolavit.vocabulary.conversation import SYSTEM, conversation
 
 CHAT = LanguageModelTraining(stage="chat", chat=ChatSettings(max_clips=2))
@@ -69,8 +69,8 @@ def batch_of(component: Component, *rows: int) -> Batch:
 
 def test_a_conversation_reads_as_published() -> None:
     tokenizer = ModelFolder("tiny").text_tokenizer()
-    ids, written = conversation(tokenizer, [("What?", "This."), ("And?", "That.")], "video")
-    head = understanding_prompt(tokenizer, "What?", "video")
+    ids, written = conversation(tokenizer, [((VIDEO, "What?"), "This."), (("And?",), "That.")])
+    head = chat_prompt(tokenizer, (), (VIDEO, "What?"))
     assert ids[: len(head)] == head
     assert not any(written[: len(head)])
     at = ids.index(VIDEO)
@@ -98,10 +98,15 @@ def test_the_loss_is_that_of_the_finished_model(component: Component, records: P
     video = list(decompose(str(records.parent / "moves.mp4"), DecomposeSettings(policy="eval", max_clips=2)))
     picture = np.asarray(Image.open(records.parent / "still.png").convert("RGB"))
     expected = 0.0
-    asked = Question("What moves?", video), Question("What is it?", picture), Question("One and one?")
+    asked = Question((video, "What moves?")), Question((picture, "What is it?")), Question(("One and one?",))
     for question, answer in zip(asked, ("All.", "Noise.", "Two."), strict=True):
-        context = encode_visual_context(network.visual_tokenizer, network.motion_tokenizer, question.about)
-        prompt = embed_chat_prompt(network, tokenizer, (), question.text, context, 16)[None]
+        content = [
+            part
+            if isinstance(part, str)
+            else encode_visual_context(network.visual_tokenizer, network.motion_tokenizer, part)
+            for part in question.content
+        ]
+        prompt = embed_chat_prompt(network, tokenizer, (), content).embeds[None]
         reply = torch.tensor(
             [*tokenizer(rf" {answer} \n ", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         )

@@ -151,6 +151,6 @@ def ask_directions(runtime: Runtime, videos: Sequence[str]) -> list[str | None]:
     directions: list[str | None] = []
     for start in range(0, len(videos), BATCH_SIZE):
         clips = [list(decompose(file, DecomposeSettings(policy="eval"))) for file in videos[start : start + BATCH_SIZE]]
-        answers = answer(runtime, [Question(DIRECTION_QUESTION, about) for about in clips])
+        answers = answer(runtime, [Question((about, DIRECTION_QUESTION)) for about in clips])
         directions += [direction_in_answer(text) for text in answers]
     return directions

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from videolavit.models.motion_tokenizer import MotionTokenizer
 from videolavit.models.network import STRICT
 from videolavit.models.visual_tokenizer import VisualTokenizer
 from videolavit.progress import OnProgress, Progress, ignore_progress
-from videolavit.vocabulary.conversation import STOP, chat_prompt
+from videolavit.vocabulary import IMAGE, VIDEO, chat_prompt
+from videolavit.vocabulary.conversation import STOP
 
 from .decoding import Sampling, TokenPolicy, decode_steps, pad_prompts
 from .inputs import load_runtime, read_picture_or_clips
@@ -27,6 +28,13 @@ from .token_generator import PromptTooLong
 
 OnText = Callable[[int, str], None]
 """Called with the index of a question and the next piece of its answer. It may raise to stop."""
+
+
+Medium = Picture | Sequence[Clip]
+"""Picture, uint8 [height, width, 3]; or clips of a video, as `decompose` selects them with the policy `eval`."""
+
+Content = Sequence[str | Medium]
+"""Message of the user: texts, pictures and videos, in the order in which the model reads them."""
 
 
 def ignore_text(index: int, text: str) -> None:
@@ -42,7 +50,7 @@ class DescribeSettings:
         top_k: Number of most probable tokens to sample from; None for all.
         top_p: Share of the probability that the sampled tokens must cover (nucleus sampling); 1 for all.
         min_tokens: Smallest number of tokens of an answer.
-        max_tokens: Largest number of tokens of an answer.
+        max_tokens: Largest number of tokens of an answer; None for what is left of the context.
         seed: Seed of the sampling.
     """
 
@@ -50,11 +58,12 @@ class DescribeSettings:
     top_k: int | None = None
     top_p: float = 1.0
     min_tokens: int = 8
-    max_tokens: int = 512
+    max_tokens: int | None = 512
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_tokens <= self.max_tokens or self.max_tokens < 1:
+        most = self.max_tokens
+        if self.min_tokens < 0 or (most is not None and not 1 <= most >= self.min_tokens):
             raise ValueError("max_tokens must be at least 1 and not below min_tokens")
         self.sampling()
 
@@ -64,16 +73,17 @@ class DescribeSettings:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """Question about a picture, about a video, or about neither.
+    """Message to be answered, and the conversation before it.
+
+    The model was trained with pictures and videos in front of the text of the first message.
 
     Args:
-        text: The question.
-        about: Picture, uint8 [height, width, 3]; or clips of a video, as `decompose` selects them with the policy
-            `eval`.
+        content: Texts, pictures and videos.
+        turns: Earlier messages, and their answers.
     """
 
-    text: str
-    about: Picture | Sequence[Clip] | None = None
+    content: Content
+    turns: Sequence[tuple[Content, str]] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +105,11 @@ class VisualContext:
         if self.motion is None:
             return model.embed_features(features)[0]
         return model.embed_clips(features, self.motion.to(device))
+
+    @property
+    def kind(self) -> int:
+        """Placeholder in a prompt: `IMAGE` or `VIDEO`."""
+        return IMAGE if self.motion is None else VIDEO
 
     def cpu(self) -> "VisualContext":
         """Copy in main memory."""
@@ -144,7 +159,7 @@ def describe(
     """
     questions = []
     for number, path in enumerate(paths, 1):
-        questions.append(Question(question, read_picture_or_clips(path, max_clips)))
+        questions.append(Question((read_picture_or_clips(path, max_clips), question)))
         on_progress(Progress("read files", number, len(paths)))
     runtime = load_runtime(model, placement, on_progress)
     answers = [""] * len(questions)
@@ -169,7 +184,7 @@ def stream_answers(
 
     Raises:
         ValueError: a question about a video without clips.
-        PromptTooLong: a question, its clips and its answer exceed the context.
+        PromptTooLong: a question, its pictures and clips, and its answer exceed the context.
         ModelError: the model lacks a part for understanding.
     """
     if not questions:
@@ -178,14 +193,22 @@ def stream_answers(
     tokenizer = runtime.model.text_tokenizer("understanding/language_model")
     streams = [TextStream(tokenizer) for _ in questions]
     with runtime.use("understanding") as model:
-        prompts = []
+
+        def encoded(content: Content) -> list[str | VisualContext]:
+            encode = partial(encode_visual_context, model.visual_tokenizer, model.motion_tokenizer)
+            return [part if isinstance(part, str) else encode(part) for part in content]
+
+        prompts, most = [], []
         for question in questions:
-            context = encode_visual_context(model.visual_tokenizer, model.motion_tokenizer, question.about)
-            prompts.append(embed_chat_prompt(model, tokenizer, (), question.text, context, settings.max_tokens))
-        policy = answer_policy(model, settings)
+            turns = [(encoded(content), answer) for content, answer in question.turns]
+            prompts.append(embed_chat_prompt(model, tokenizer, turns, encoded(question.content)))
+            most.append(answer_length(model, prompts[-1], settings))
+        policy = answer_policy(model, settings, min(most))
         generators = [generator(settings.seed, "answer") for _ in questions]
         sampling = [settings.sampling()] * len(questions)
-        for step in decode_steps(model.language_model, pad_prompts(prompts), policy, sampling, generators):
+        for step in decode_steps(
+            model.language_model, pad_prompts([prompt.embeds for prompt in prompts]), policy, sampling, generators
+        ):
             for row, (stream, token) in enumerate(zip(streams, step.ids, strict=True)):
                 text = "" if token is None else stream.push([token])
                 if text:
@@ -200,11 +223,9 @@ def stream_answers(
 
 @torch.inference_mode()
 def encode_visual_context(
-    visual_tokenizer: VisualTokenizer, motion_tokenizer: MotionTokenizer, about: Picture | Sequence[Clip] | None
-) -> VisualContext | None:
-    """Runs the tokenizers on the picture or the clips of a question. Raises ValueError for a video without clips."""
-    if about is None:
-        return None
+    visual_tokenizer: VisualTokenizer, motion_tokenizer: MotionTokenizer, about: Medium
+) -> VisualContext:
+    """Runs the tokenizers on a picture or on clips. Raises ValueError for a video without clips."""
     if isinstance(about, np.ndarray):
         return VisualContext(visual_tokenizer.embed(preprocess_pictures([about], visual_tokenizer)), None)
     if not about:
@@ -214,48 +235,69 @@ def encode_visual_context(
     return VisualContext(visual_tokenizer.embed(frames), motion_tokenizer.encode(motion.to(frames)))
 
 
+@dataclass(frozen=True, eq=False)
+class ChatPrompt:
+    """Prompt of a chat.
+
+    Args:
+        embeds: Embeddings [length, hidden].
+        contexts: Pictures and videos in it.
+        visual_tokens: Length of the pictures and videos, in tokens.
+    """
+
+    embeds: torch.Tensor
+    contexts: list[VisualContext]
+    visual_tokens: int
+
+    def __str__(self) -> str:
+        pictures = sum(context.motion is None for context in self.contexts)
+        clips = sum(len(context.features) for context in self.contexts) - pictures
+        counts = [f"{len(self.embeds) - self.visual_tokens} tokens of text"]
+        if pictures or clips:
+            what = [f"{count} {name}{'s' * (count > 1)}" for count, name in ((pictures, "picture"), (clips, "clip"))]
+            shown = " and ".join(words for words in what if words[0] != "0")
+            counts.append(f"{self.visual_tokens} of {shown}")
+        return " and ".join(counts)
+
+
 @torch.inference_mode()
 def embed_chat_prompt(
     model: VisualPrompts,
     tokenizer: PreTrainedTokenizerBase,
-    turns: Sequence[tuple[str, str]],
-    question: str,
-    context: VisualContext | None,
-    max_tokens: int,
-) -> torch.Tensor:
-    """Embeddings [length, hidden] of the prompt of a question.
+    turns: Sequence[tuple[Sequence[str | VisualContext], str]],
+    question: Sequence[str | VisualContext],
+) -> ChatPrompt:
+    """Embeds a question and the turns of the conversation before it."""
 
-    Args:
-        turns: Earlier questions and answers of the conversation.
-        context: Picture or video that the first question is about.
-        max_tokens: Largest number of tokens of the answer.
+    def with_placeholders(content: Sequence[str | VisualContext]) -> list[str | int]:
+        return [part if isinstance(part, str) else part.kind for part in content]
 
-    Raises:
-        PromptTooLong: the prompt and the answer exceed the context.
-    """
-    kind: Literal["image", "video"] | None = None
-    if context is not None:
-        kind = "image" if context.motion is None else "video"
-    ids = chat_prompt(tokenizer, turns, question, kind)
-    prompt = model.assemble([ids], [None if context is None else context.embed(model)]).embeds[0]
-    limit = model.language_model.config.max_position_embeddings
-    if len(prompt) + max_tokens > limit:
-        clips = len(context.features) if context is not None and context.motion is not None else 0
-        fix = "ask with fewer clips" if clips > 1 else "shorten it"
-        about_clips = f" with {clips} clips" if clips else ""
-        raise PromptTooLong(
-            f"the question{about_clips} has {len(prompt)} tokens; with {max_tokens} for the answer it exceeds the "
-            f"context of {limit}; {fix}"
-        )
-    return prompt
+    ids = chat_prompt(
+        tokenizer, [(with_placeholders(content), answer) for content, answer in turns], with_placeholders(question)
+    )
+    contents = [*(content for content, _ in turns), question]
+    contexts = [part for content in contents for part in content if not isinstance(part, str)]
+    visuals = [context.embed(model) for context in contexts]
+    return ChatPrompt(model.assemble([ids], [visuals]).embeds[0], contexts, sum(map(len, visuals)))
 
 
-def answer_policy(model: VisualPrompts, settings: DescribeSettings) -> TokenPolicy:
-    """Constraint on the tokens of an answer: text of the settings' length."""
+def answer_length(model: VisualPrompts, prompt: ChatPrompt, settings: DescribeSettings) -> int:
+    """Largest number of tokens of an answer. Raises PromptTooLong if the context has no room for it."""
+    context = model.language_model.config.max_position_embeddings
+    left = context - len(prompt.embeds)
+    if left < (settings.max_tokens or 1):
+        answer = f", with {settings.max_tokens} for the answer" if settings.max_tokens else ""
+        fix = "send fewer or shorter videos and pictures" if prompt.contexts else "shorten the text"
+        raise PromptTooLong(f"the chat has {prompt}{answer}: more than the context of {context}; {fix}")
+    return settings.max_tokens or left
+
+
+def answer_policy(model: VisualPrompts, settings: DescribeSettings, max_tokens: int) -> TokenPolicy:
+    """Constraint on the tokens of an answer: text of the settings' length, and of at most `max_tokens`."""
     configured = model.language_model.config.eos_token_id
     # some language models have several end-of-sequence ids; the first is the one that fine-tuning uses
     end = configured[0] if isinstance(configured, list) else configured
-    return TokenPolicy((range(model.vocabulary.text_size),), end, settings.min_tokens, settings.max_tokens)
+    return TokenPolicy((range(model.vocabulary.text_size),), end, min(settings.min_tokens, max_tokens), max_tokens)
 
 
 class TextStream:

@@ -37,6 +37,7 @@ class EngineRequest:
         generator: Random generator for the sampling.
         guidance: Guidance scale, see `decoding.decode_steps`; None for none.
         on_token: Called in the engine's thread with each generated id, without the end id.
+        on_prefill: Called in the engine's thread with the number of tokens of the prompt that were in the prefix cache.
         on_end: Called once in the engine's thread, with the error that ended the request, or None.
         owner: Owner of the request, see `PrefixCache.find`.
         cancelled: Set by the caller to cancel the request.
@@ -50,6 +51,7 @@ class EngineRequest:
     on_token: Callable[[int], None]
     on_end: Callable[[BaseException | None], None]
     owner: str = ""
+    on_prefill: Callable[[int], None] = lambda cached: None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -163,6 +165,9 @@ class Engine:
         batch = DecodeBatch(self._model, pad_prompts(rest), [prefix.keys_values for prefix in prefixes])
         for row, prefix in enumerate(prefixes):
             self._prefixes.add(prefix, batch, row)
+        for (one, prompt), prefix in zip(prompts, prefixes, strict=True):
+            if prompt is one.prompt:
+                one.on_prefill(prefix.length)
         return batch
 
     def _step(self) -> None:

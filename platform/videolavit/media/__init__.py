@@ -1,6 +1,6 @@
 """Decomposition of videos into keyframes and motion vectors, and writing of mp4 files, without Ray and torch."""
 
-from .clips import Clip, corpus_groups, decompose, select_eval_clips
+from .clips import Clip, corpus_groups, decompose, decompose_frames, select_eval_clips
 from .draw import Cell, contact_sheet, draw_motion
 from .errors import MediaError
 from .motion import motion_features, motion_grid, motion_score, normalize_motion
@@ -25,6 +25,7 @@ __all__ = [
     "contact_sheet",
     "corpus_groups",
     "decompose",
+    "decompose_frames",
     "draw_motion",
     "iter_frames",
     "iter_pictures",

@@ -1,5 +1,6 @@
 """Clips: groups of up to 24 frames, each with one keyframe and the motion of all frames."""
 
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,6 +12,7 @@ from .motion import motion_features, motion_score
 from .reencode import DecomposedFrame, iter_frames
 from .settings import CLIP_FRAMES, GOP_FRAMES, DecomposeSettings
 from .source import VideoInput
+from .write import write_mp4
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +83,25 @@ def decompose(
         kept = list(frames)
         for start, count in select_eval_clips([frame.type for frame in kept], settings.max_clips):
             yield _clip(kept[start : start + count])
+
+
+def decompose_frames(
+    frames: Sequence[NDArray[np.uint8]], fps: float, settings: DecomposeSettings | None = None
+) -> Iterator[Clip]:
+    """Yields the clips of a video that is given as frames, as `decompose` does.
+
+    Args:
+        frames: Frames of one size at equal distances in time, uint8 [height, width, 3].
+        fps: Frames per second.
+        settings: Policy, frame rate after resampling, bit rate and limits.
+
+    Raises:
+        ValueError: no frames, or frames of several sizes.
+        MediaError: the frames are too few, or too large.
+    """
+    file = io.BytesIO()
+    write_mp4(frames, file, fps, crf=0)
+    return decompose(file.getvalue(), settings)
 
 
 def corpus_groups(frames: Iterable[DecomposedFrame]) -> Iterator[list[DecomposedFrame]]:

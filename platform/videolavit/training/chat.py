@@ -22,7 +22,7 @@ from videolavit.models.objective import Batch
 from videolavit.models.visual_tokenizer import normalize_images, resize_image
 from videolavit.records.pictures import decode_image
 from videolavit.records.storage import StorageSettings, open_source
-from videolavit.vocabulary.conversation import conversation
+from videolavit.vocabulary import IMAGE, VIDEO, conversation
 
 from .data import DataError, Item
 
@@ -113,7 +113,7 @@ class ChatSource:
     def load(self, shard: int, row: int) -> ChatSample:
         record = _record(self._lines[row], f"line {row + 1} of {self.name}")
         media = self._cache.get(record.media or "", lambda: self._load_media(record))
-        ids, answer_mask = conversation(self._tokenizer, record.turns, record.kind)
+        ids, answer_mask = conversation(self._tokenizer, record.turns)
         limits = self._limits
         longest = len(ids) + len(media.pictures) * limits.picture_tokens + len(media.motion) * limits.motion_tokens
         if longest > limits.context:
@@ -168,7 +168,7 @@ def collate_chat(items: Sequence[Item], samples: Sequence[ChatSample]) -> Batch:
 class _Record:
     kind: Literal["image", "video"] | None
     media: str | None
-    turns: list[tuple[str, str]]
+    turns: list[tuple[tuple[str | int, ...], str]]
 
 
 def _record(line: bytes, where: str) -> _Record:
@@ -183,7 +183,10 @@ def _record(line: bytes, where: str) -> _Record:
     if not turns or len(turns) % 2 or speakers != _SPEAKERS * (len(turns) // 2):
         raise BadRecord(f"{where}: human and gpt must speak in turns, human first and gpt last")
     texts = [str(text).replace(f"<{kind}>", "").strip() for _, text in turns]
-    return _Record(kind, values[kind] if kind else None, list(zip(texts[::2], texts[1::2], strict=True)))
+    questions: list[tuple[str | int, ...]] = [(text,) for text in texts[::2]]
+    if kind:  # the picture or video stands before the first question
+        questions[0] = (IMAGE if kind == "image" else VIDEO, *questions[0])
+    return _Record(kind, values[kind] if kind else None, list(zip(questions, texts[1::2], strict=True)))
 
 
 class _Cache:

@@ -114,19 +114,19 @@ class AnswerObjective(Objective):
         )
         return {"loss": losses.sum()}
 
-    def _visuals(self, inputs: dict[str, Tensor]) -> list[Tensor | None]:
-        """Embeds the pictures and clips of each sample, [n, hidden]; None for a sample without any."""
+    def _visuals(self, inputs: dict[str, Tensor]) -> list[list[Tensor]]:
+        """Embeds the picture or the video of each sample, [n, hidden]; nothing for a sample without one."""
         frames, motion = inputs["frames"], inputs["motion"]
         pictures = iter(self.model.embed_images(frames)) if len(frames) else iter(())
         clips = iter(self.model.embed_motion(motion)) if len(motion) else iter(())
-        visuals: list[Tensor | None] = []
+        visuals: list[list[Tensor]] = []
         for shown, moving in zip(inputs["pictures"].tolist(), inputs["clips"].tolist(), strict=True):
             parts: list[Tensor] = []
             for index in range(shown):
                 parts.append(next(pictures))
                 if index < moving:
                     parts.append(next(clips))
-            visuals.append(torch.cat(parts) if parts else None)
+            visuals.append([torch.cat(parts)] if parts else [])
         return visuals
 
     def _idle(self, inputs: dict[str, Tensor]) -> Tensor | float:

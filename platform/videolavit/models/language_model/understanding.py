@@ -80,17 +80,17 @@ class VisualPrompts(nn.Module):
         return torch.cat([part for clip in zip(images, moving, strict=True) for part in clip])
 
     def assemble(
-        self, prompts: list[list[int]], visuals: list[Tensor | None], labels: list[list[int]] | None = None
+        self, prompts: list[list[int]], visuals: list[list[Tensor]], labels: list[list[int]] | None = None
     ) -> PromptBatch:
-        """Replaces the placeholder `IMAGE` or `VIDEO` of each prompt by its visual part, and pads on the left.
+        """Replaces the placeholders `IMAGE` and `VIDEO` of prompts by their visual parts, and pads on the left.
 
         Args:
             prompts: Token ids.
-            visuals: Visual part of each prompt, [n, hidden]; None for a prompt without a placeholder.
-            labels: Target ids, as long as the prompts. The visual part gets -100 at each position.
+            visuals: Visual parts of each prompt, [n, hidden], one for each placeholder.
+            labels: Target ids, as long as the prompts. Visual parts get -100 at each position.
 
         Raises:
-            ValueError: a prompt has several placeholders, or a placeholder and no visual part, or the reverse.
+            ValueError: the numbers of placeholders and of visual parts differ.
         """
         embeds, targets = [], []
         for index, (prompt, visual) in enumerate(zip(prompts, visuals, strict=True)):
@@ -107,20 +107,18 @@ class VisualPrompts(nn.Module):
             labels=pad_sequence(targets, batch_first=True, padding_value=NO_LABEL, padding_side="left"),
         )
 
-    def _insert(self, prompt: list[int], visual: Tensor | None, labels: list[int]) -> tuple[Tensor, Tensor]:
+    def _insert(self, prompt: list[int], visuals: list[Tensor], labels: list[int]) -> tuple[Tensor, Tensor]:
         device = self.language_model.device
         places = [index for index, token in enumerate(prompt) if token in (IMAGE, VIDEO)]
-        if len(places) != (visual is not None):
-            raise ValueError(f"a prompt has {len(places)} placeholders and {int(visual is not None)} visual parts")
+        if len(places) != len(visuals):
+            raise ValueError(f"a prompt has {len(places)} placeholders and {len(visuals)} visual parts")
         ids, targets = torch.tensor(prompt, device=device), torch.tensor(labels, device=device)
-        if visual is None:
-            return self.embed_ids(ids), targets
-        (at,) = places
-        none = targets.new_full((len(visual),), NO_LABEL)
-        return (
-            torch.cat([self.embed_ids(ids[:at]), visual.to(device), self.embed_ids(ids[at + 1 :])]),
-            torch.cat([targets[:at], none, targets[at + 1 :]]),
-        )
+        embeds, kept, start = [], [], 0
+        for place, visual in zip(places, visuals, strict=True):
+            embeds += [self.embed_ids(ids[start:place]), visual.to(device)]
+            kept += [targets[start:place], targets.new_full((len(visual),), NO_LABEL)]
+            start = place + 1
+        return torch.cat([*embeds, self.embed_ids(ids[start:])]), torch.cat([*kept, targets[start:]])
 
 
 class UnderstandingModel(VisualPrompts):

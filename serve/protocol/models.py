@@ -1,0 +1,28 @@
+"""Answers about the service: its models and its state."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class Model(BaseModel):
+    """Served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "videolavit"
+
+
+class ModelList(BaseModel):
+    """Served models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    """State of the service and of its deployments."""
+
+    status: Literal["ok", "not ready"]
+    deployments: dict[str, str] = Field(default_factory=dict)
