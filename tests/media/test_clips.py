@@ -15,6 +15,7 @@ from videolavit.media import (
     contact_sheet,
     corpus_groups,
     decompose,
+    decompose_frames,
     draw_motion,
     motion_features,
     motion_score,
@@ -65,6 +66,17 @@ def test_short_clips_are_still_behind_their_end(tmp_path: Path) -> None:
     assert not clip.motion[5:].any()
     assert clip.features().shape == (2, 24, 20, 36)
     assert clip.motion_score > 0
+
+
+@pytest.mark.parametrize(("fps", "frames"), [(6, 30), (2, 90), (12, 15)])
+def test_frames_become_clips(fps: float, frames: int) -> None:
+    given = list(moving_texture(30, 64, 96, 1))
+    clips = list(decompose_frames(given, fps))
+    assert sum(clip.num_frames for clip in clips) == frames
+    assert np.abs(clips[0].keyframe.astype(int) - given[0]).mean() < 12
+    assert np.median(clips[0].motion[1 : clips[0].num_frames], axis=(0, 1, 2)).any() == (
+        fps >= 6
+    )  # else most stand still
 
 
 def test_motion_score_is_in_percent_of_the_diagonal() -> None:
