@@ -285,6 +285,8 @@ class Service:
         if len(prompt) > limit:
             raise bad_request(f"the prompt has more than {limit} characters", "prompt")
         _check_text(prompt, "prompt")
+        if "\0" in prompt:  # which databases and the metadata of files do not hold
+            raise bad_request("the prompt has a NUL character", "prompt")
 
     def _size(self, size: str | None, default: tuple[int, int], component: Any) -> tuple[int, int]:
         """Height and width in pixels. Raises ApiError for a size that is too large or not supported."""
@@ -363,13 +365,11 @@ def _head(request: ChatRequest, answer_request: AnswerRequest) -> ChatHead:
 
 
 def _check_text(text: str, param: str) -> None:
-    """Raises ApiError for strings that JSON can hold and that are not valid text: lone surrogates, and NUL."""
+    """Raises ApiError for strings that JSON can hold and that are not valid text, because of lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
         raise bad_request("the text has a lone surrogate, which is half a character", param) from None
-    if "\0" in text:
-        raise bad_request("the text has a NUL character", param)
 
 
 def _seed(seed: int | None) -> int:

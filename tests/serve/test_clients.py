@@ -47,6 +47,7 @@ def test_its_own_answer_is_appended(service: Running) -> None:
     answer = ask(service, *messages)
     messages += [answer.choices[0].message, user(text("More?"))]
     assert ask(service, *messages).usage.prompt_tokens > answer.usage.total_tokens
+    ask(service, {"role": "assistant", "content": "models write everything:\0"}, *messages)
 
 
 def test_answers_differ_unless_they_have_a_seed(service: Running) -> None:
