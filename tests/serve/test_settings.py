@@ -62,6 +62,7 @@ def test_the_cluster_config_is_one_of_rays_own_schema_and_builds() -> None:
         ({"host": "::"}, "give API keys"),
         ({"host": ""}, "host must name an address"),
         ({"port": 80999}, "between 1 and 65535"),
+        ({"images_as_video_fps": 0}, "above 0 and at most 60"),
         ({"port": 0}, "between 1 and 65535"),
         ({"lease_seconds": 0}, "lease_seconds must be above 0"),
         ({"storage": "s3://bucket/x"}, "give a database"),

@@ -252,12 +252,10 @@ class ChatPrompt:
     def __str__(self) -> str:
         pictures = sum(context.motion is None for context in self.contexts)
         clips = sum(len(context.features) for context in self.contexts) - pictures
-        counts = [f"{len(self.embeds) - self.visual_tokens} tokens of text"]
-        if pictures or clips:
-            what = [f"{count} {name}{'s' * (count > 1)}" for count, name in ((pictures, "picture"), (clips, "clip"))]
-            shown = " and ".join(words for words in what if words[0] != "0")
-            counts.append(f"{self.visual_tokens} of {shown}")
-        return " and ".join(counts)
+        counted = ((pictures, "picture"), (clips, "clip"))
+        shown = " and ".join(f"{count} {name}{'s' * (count > 1)}" for count, name in counted if count)
+        text = f"{len(self.embeds) - self.visual_tokens} tokens of text"
+        return f"{text} and {self.visual_tokens} of {shown}" if shown else text
 
 
 @torch.inference_mode()
