@@ -44,6 +44,10 @@ class JobParser(ArgumentParser):
         words = sys.argv[1:] if args is None else args
         return self.parse_args([re.sub(r"^--[\w.-]+", _underscored, word) for word in words])
 
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Ends the job with a mistake in its options, in one line."""
+        fail(f"{' '.join(_dashed(message).split())}; `{self.prog} --help` lists the options")
+
     def format_help(self, *args: Any, **named: Any) -> str:
         return _dashed(super().format_help(*args, **named))
 

@@ -7,6 +7,7 @@ Ctrl-C or SIGTERM: requests in flight are finished, and video jobs in progress r
 import signal
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -14,46 +15,58 @@ from videolavit.models.network import ModelError
 
 from .common import JobParser, console, foreign, pick, user_errors
 
+if TYPE_CHECKING:
+    from serve.settings import ServeSettings
+
 KEYS = "keys.json"
+
+out = Console(highlight=False)
+"""Standard output, for keys and the address of the service."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serves until a signal ends it; exits with 2 on a user's mistake."""
     from serve.keys import add_key
-    from serve.launch import StartFailed, serving
     from serve.settings import ServeSettings
 
     parser = JobParser("serve", __doc__)
     parser.add_class_arguments(ServeSettings)
     parser.add_argument("--new_key", type=str | None, help="name of an API key to create; prints the key and exits")
     options = parser.parse(argv)
-    out = Console(highlight=False)
-    with user_errors(ValueError, ModelError, OSError, StartFailed):
-        if options.new_key is not None:
-            file = options["keys"] or KEYS
-            secret = add_key(file, options.new_key)
-            console.print(foreign(f"added {options.new_key} to {file}; the key is shown only once:"))
-            out.print(foreign(secret), soft_wrap=True)
+    with user_errors(ValueError, ModelError, OSError):
+        if options.new_key is None:
+            _serve(pick(ServeSettings, options))
             return
-        with (
-            console.status("checking the settings") as status,
-            serving(
-                pick(ServeSettings, options),
-                lambda progress: status.update(foreign(progress.message)),
-                lambda line: console.print(foreign(line), soft_wrap=True),
-            ) as service,
-        ):
-            status.stop()
-            ended = threading.Event()
-            for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray sets handlers of its own when it starts
-                signal.signal(number, lambda *_: ended.set())
-            if not service.is_trained:
-                remark = f"the weights of {service.model} are untrained: it generates noise"
-                console.print(foreign(remark, "yellow"), soft_wrap=True)
-            line = f"{service.model} is served at {service.url} (documentation: {service.url}/docs)"
-            out.print(foreign(line), soft_wrap=True)
-            ended.wait()
-            status.start()
+        file = options["keys"] or KEYS
+        secret = add_key(file, options.new_key)
+        console.print(foreign(f"added {options.new_key} to {file}; the key is shown only once:"))
+        out.print(foreign(secret), soft_wrap=True)
+
+
+def _serve(settings: "ServeSettings") -> None:
+    """Serves until a signal comes."""
+    from serve.launch import StartFailed, serving  # not before the settings are checked: this loads all libraries
+
+    with (
+        user_errors(StartFailed),
+        console.status("checking the settings") as status,
+        serving(
+            settings,
+            lambda progress: status.update(foreign(progress.message)),
+            lambda line: console.print(foreign(line), soft_wrap=True),
+        ) as service,
+    ):
+        status.stop()
+        ended = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray sets handlers of its own when it starts
+            signal.signal(number, lambda *_: ended.set())
+        if not service.is_trained:
+            remark = f"the weights of {service.model} are untrained: it generates noise"
+            console.print(foreign(remark, "yellow"), soft_wrap=True)
+        line = f"{service.model} is served at {service.url} (documentation: {service.url}/docs)"
+        out.print(foreign(line), soft_wrap=True)
+        ended.wait()
+        status.start()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.schema import DeploymentStatus
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -196,6 +197,10 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
         counts = await asyncio.to_thread(service.store.counts)
         for status in STATUSES:
             service.metrics.jobs.labels(status).set(counts.get(status, 0))
+        with contextlib.suppress(RayError, RuntimeError, TimeoutError):  # it may be starting
+            running, waiting = await service.graph.language_model_load()
+            service.metrics.running.set(running)
+            service.metrics.waiting.set(waiting)
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,7 @@ from .requests import (
     EncodedPicture,
     FrameFiles,
     PixelsRequest,
+    TokenTimes,
     Upload,
 )
 from .settings import ServeSettings
@@ -228,7 +230,15 @@ class LanguageModelDeployment:
         ended_by_length = not stream.stopped and stream.count >= max_tokens
         pending += stream.finish()
         reason: Literal["length", "stop"] = "length" if ended_by_length else "stop"
-        yield Answer(pending, len(prompt.embeds), tokens.cached, stream.count, reason)
+        yield Answer(pending, len(prompt.embeds), tokens.cached, stream.count, reason, tokens.times)
+
+    def load(self) -> tuple[int, int]:
+        """Number of running requests, whose rows are in a batch, and of waiting ones."""
+        running, waiting = self._generation_engine.load
+        if self._chat_model is not None:
+            chats, waiting_chats = self._chat_engine.load
+            return running + chats, waiting + waiting_chats
+        return running, waiting
 
     async def generate_tokens(
         self, request: TokensRequest, settings: GenerateSettings
@@ -291,6 +301,9 @@ class _TokenQueue:
         self._loop = asyncio.get_running_loop()
         self._last_read = 0.0
         self._ids: deque[int] = deque()
+        self._began = time.monotonic()
+        self._first = self._last = self._began
+        self._count = 0
         self._arrived, self._ended = asyncio.Event(), asyncio.Event()
         self._waking = False
         self._error: BaseException | None = None
@@ -302,10 +315,21 @@ class _TokenQueue:
 
     def put(self, token: int) -> None:
         """Adds a token; called by the engine."""
+        self._last, self._count = time.monotonic(), self._count + 1
+        if self._count == 1:
+            self._first = self._last
         self._ids.append(token)
         if not self._waking:
             self._waking = True
             self._loop.call_soon_threadsafe(self._arrived.set)
+
+    @property
+    def times(self) -> TokenTimes | None:
+        """Times of the tokens so far; None without a token."""
+        if not self._count:
+            return None
+        between = (self._last - self._first) / (self._count - 1) if self._count > 1 else None
+        return TokenTimes(self._first - self._began, between)
 
     def end(self, error: BaseException | None) -> None:
         """Ends the tokens, with an error if the request failed; called by the engine."""

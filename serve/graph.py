@@ -47,6 +47,9 @@ OnEvent = Callable[[str, StepDone | Finished[Picture]], None]
 MAX_PIXEL_RATIO = 2.0
 """Most pixels of a reconstruction, in multiples of the pixels of the videos that the model generates."""
 
+LOAD_SECONDS = 2.0
+"""Time that the replicas of the language model may take to tell their load, in seconds."""
+
 RETRY_SECONDS = 0.5
 """Delay before a request of a replica that died is sent to another one, in seconds."""
 
@@ -91,6 +94,12 @@ class Graph:
         async with aclosing(_stream(self._language_model.stream_answer, request, repeatable=False)) as parts:
             async for part in parts:
                 yield part
+
+    async def language_model_load(self) -> tuple[int, int]:
+        """Number of requests that the replicas of the language model run, and of those that wait there."""
+        answers = self._language_model.broadcast("load")
+        loads = await asyncio.to_thread(answers.results, timeout_s=LOAD_SECONDS)
+        return sum(running for running, _ in loads), sum(waiting for _, waiting in loads)
 
     async def image(self, prompt: str, seed: int, size: tuple[int, int], settings: GenerateSettings) -> Picture:
         """Generates an image from a text."""

@@ -21,6 +21,8 @@ LONGEST_ID = 100
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
+_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
 
 class Metrics:
     """Metrics that Prometheus reads at `/metrics`."""
@@ -34,7 +36,21 @@ class Metrics:
         self.first_text = Histogram(
             "first_text_seconds", "time to the first text of an answer", buckets=_BUCKETS, **own
         )
+        self.first_token = Histogram(
+            "time_to_first_token_seconds",
+            "time until the first token, from the queue",
+            buckets=_BUCKETS,
+            **own,
+        )
+        self.each_token = Histogram(
+            "time_per_output_token_seconds", "mean time between two tokens of an answer", buckets=_TOKEN_BUCKETS, **own
+        )
+        self.running = Gauge("language_model_requests_running", "requests in the batches of the language model", **own)
+        self.waiting = Gauge("language_model_requests_waiting", "requests that wait for the language model", **own)
         self.tokens = Counter("tokens", "tokens of chats: prompts (read) and completions (written)", ["kind"], **own)
+        self.cached_tokens = Counter(
+            "prefix_cache_hit_tokens", "tokens of prompts of chats that were in the prefix cache", **own
+        )
         self.steps = Histogram("step_seconds", "duration of a denoising step", ["deployment"], buckets=_BUCKETS, **own)
         self.decoding = Histogram(
             "decode_seconds", "time to decode the latents of a batch to pixels", ["deployment"], buckets=_BUCKETS, **own

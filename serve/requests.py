@@ -103,6 +103,19 @@ class AnswerRequest:
 
 
 @dataclass(frozen=True)
+class TokenTimes:
+    """Times of the tokens of an answer.
+
+    Args:
+        first: Time from the arrival at the language model to the first token, in seconds.
+        each: Mean time between two tokens, in seconds; None for a single token.
+    """
+
+    first: float
+    each: float | None
+
+
+@dataclass(frozen=True)
 class Answer:
     """Answer, or the next part of a streamed one.
 
@@ -112,6 +125,7 @@ class Answer:
         cached_tokens: Number of tokens in the prompt that were in the prefix cache.
         tokens: Number of tokens generated so far.
         finished: Reason for the end, in the last part: `stop` or `length`.
+        times: Times of the tokens, in the last part; None without a token.
     """
 
     text: str
@@ -119,6 +133,7 @@ class Answer:
     cached_tokens: int
     tokens: int
     finished: Literal["stop", "length"] | None = None
+    times: TokenTimes | None = None
 
 
 @dataclass(frozen=True)

@@ -240,6 +240,11 @@ class Service:
         """Counts the tokens of an answer in the metrics, and for the client."""
         self.metrics.tokens.labels("read").inc(last.prompt_tokens)
         self.metrics.tokens.labels("written").inc(last.tokens)
+        self.metrics.cached_tokens.inc(last.cached_tokens)
+        if last.times is not None:
+            self.metrics.first_token.observe(last.times.first)
+            if last.times.each is not None:
+                self.metrics.each_token.observe(last.times.each)
         total = last.prompt_tokens + last.tokens
         details = PromptTokens(cached_tokens=last.cached_tokens)
         return Usage(

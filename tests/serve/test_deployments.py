@@ -1,6 +1,7 @@
 """Deployment of the language model: streamed and complete answers, and codes."""
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
@@ -22,11 +23,17 @@ def test_an_answer_is_the_same_streamed_and_complete() -> None:
     async def run() -> None:
         model = LanguageModelDeployment(read_settings({"model": "tiny"}))
         request = AnswerRequest((), ["hello"], DescribeSettings(min_tokens=400, max_tokens=400), stream=True)
+        began = time.monotonic()
         parts = [part async for part in model.stream_answer(request)]
         whole = await model.answer(replace(request, stream=False))
         assert len(parts) > 2
         assert "".join(part.text for part in parts) == whole.text
         assert (parts[-1].tokens, parts[-1].finished) == (whole.tokens, whole.finished) == (400, "length")
+        assert all(part.times is None for part in parts[:-1])
+        times = parts[-1].times
+        assert times is not None
+        assert times.each is not None
+        assert 0 < times.first < times.first + 399 * times.each < time.monotonic() - began
 
     asyncio.run(run())
 
@@ -37,10 +44,10 @@ def test_an_answer_that_nobody_reads_is_not_generated_on() -> None:
         settings = DescribeSettings(min_tokens=3000, max_tokens=3000)
         answer = model.stream_answer(AnswerRequest((), ["hello"], settings, stream=True))
         await anext(answer)
-        assert model._chat_engine.load == (1, 0)
+        assert model.load() == (1, 0)
         await answer.aclose()
         for _ in range(100):
-            if model._chat_engine.load == (0, 0):
+            if model.load() == (0, 0):
                 return
             await asyncio.sleep(0.01)
         raise AssertionError("it goes on")

@@ -1,6 +1,7 @@
 """The running service as its operator sees it."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import requests
 
@@ -37,3 +38,17 @@ def test_serves_proxy_fails_on_no_header(service: Running) -> None:
 def test_head_tells_that_the_service_is_ready(service: Running) -> None:
     answer = requests.head(f"{service.url}/readyz", timeout=30)
     assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_metrics_tell_the_speed_and_the_load_of_the_language_model(service: Running) -> None:
+    names = ["time_to_first_token_seconds", "time_per_output_token_seconds"]
+    before = [service.metric(f"videolavit_{name}_count") for name in names]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 400, "min_tokens": 400}
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(service.post, "/v1/chat/completions", json=body) for _ in range(3)]
+        wait_for(lambda: service.metric("videolavit_language_model_requests_running") > 0, "nothing runs", 30)
+        assert all(answer.result().status_code == 200 for answer in asked)
+    assert [service.metric(f"videolavit_{name}_count") for name in names] == [count + 3 for count in before]
+    assert 0 < service.metric("videolavit_time_per_output_token_seconds_sum") < 3
+    assert service.metric("videolavit_language_model_requests_running") == 0
+    assert requests.head(f"{service.url}/metrics", headers=service.headers(), timeout=30).status_code == 200
