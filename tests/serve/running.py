@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ import requests
 import yaml
 from PIL import Image
 
+from serve.graph import Graph
 from tests.conftest import ROOT, free_port, moving_texture, wait_for
 from videolavit.media import write_mp4
+from videolavit.models.folder import ModelFolder
 
 LOGS = (".err", ".out", ".log")
 
@@ -102,6 +105,12 @@ class Running:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait(30)
+
+
+def graph_without_deployments() -> Graph:
+    """Graph of a service that accepts requests and jobs; what needs a deployment fails."""
+    nothing: Any = SimpleNamespace(generate=None)
+    return Graph(nothing, nothing, nothing, nothing, ModelFolder("tiny"))
 
 
 def _title(process: psutil.Process) -> str:

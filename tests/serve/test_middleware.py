@@ -19,13 +19,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.api import add_middleware, make_app
 from serve.errors import ApiError
-from serve.graph import Graph
 from serve.keys import Admission, add_key
 from serve.proxy import ProxyMiddleware
 from serve.service import Service
 from serve.settings import read_settings
 from tests.conftest import free_port, wait_for
-from videolavit.models.folder import ModelFolder
+
+from .running import graph_without_deployments
 
 STALLED = "POST /v1/videos HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
 STALLED += "X-Deadline-Seconds: {seconds}\r\nContent-Length: 1000\r\n\r\n{{"
@@ -73,7 +73,7 @@ def running(folder: Path) -> Iterator[Stack]:
     ports = free_port(), free_port()
 
     async def serve() -> None:
-        service = Service(settings, Graph(*[None] * 4, ModelFolder("tiny")))  # type: ignore[arg-type]
+        service = Service(settings, graph_without_deployments())
         made.append(service)
         application = make_app(service)
         add_middleware(application, service)

@@ -5,13 +5,13 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from serve.graph import Graph
 from serve.settings import read_settings
 from serve.store import Job, JobStore, new_id
 from serve.video_jobs import JobWorker
 from tests.conftest import wait_for
-from videolavit.models.folder import ModelFolder
 from videolavit.records.storage import Folder, StorageSettings
+
+from .running import graph_without_deployments
 
 
 class SlowStore(JobStore):
@@ -36,7 +36,7 @@ def test_a_job_that_is_being_claimed_when_the_worker_stops_returns_to_the_queue(
         return found
 
     async def run() -> None:
-        worker = JobWorker(settings, store, folder, Graph(*[None] * 4, ModelFolder("tiny")))  # type: ignore[arg-type]
+        worker = JobWorker(settings, store, folder, graph_without_deployments())
         worker.start()
         await asyncio.to_thread(wait_for, lambda: stored().status == "in_progress", "the job is not claimed")
         await worker.stop()
