@@ -40,8 +40,10 @@ def _prompts(module: Module, model: UnderstandingModel) -> dict[str, PromptBatch
     video = model.embed_video(module.input("frames"), module.input("motion"), module.input("keep_frames").bool())
     marker = clip.index(VIDEO)
     return {
-        "image": model.assemble(texts, images, [row[: len(text)] for row, text in zip(labels, texts, strict=True)]),
-        "video": model.assemble([clip], [video], [[NO_LABEL] * (marker + 1) + clip[marker + 1 :]]),
+        "image": model.assemble(
+            texts, [[image] for image in images], [row[: len(text)] for row, text in zip(labels, texts, strict=True)]
+        ),
+        "video": model.assemble([clip], [[video]], [[NO_LABEL] * (marker + 1) + clip[marker + 1 :]]),
     }
 
 
