@@ -16,13 +16,13 @@ from videolavit.media import MediaError
 from videolavit.models.network import ModelError
 
 from .common import JobParser, foreign, pick, user_errors
-from .models import add_model_options
+from .models import add_model_options, parse_for_model
 from .progress import show_progress
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes a file for each prompt; exits with status 2 on a mistake of the user."""
-    options = _parser().parse(argv)
+    options = parse_for_model(make_parser(), argv, GenerateSettings)
     with user_errors(ValueError, MediaError, ModelError, OSError), show_progress() as on_progress:
         summary = generate(
             options.kind,
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         Console(highlight=False).print(foreign(file), soft_wrap=True)
 
 
-def _parser() -> JobParser:
+def make_parser() -> JobParser:
+    """Command line of the job."""
     parser = JobParser("generate", __doc__)
     parser.add_argument("kind", type=Literal["image", "video"], help="kind of files to generate")
     parser.add_argument("--prompt", type=str, nargs="+", default=[], help="one or more texts")

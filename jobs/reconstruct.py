@@ -15,13 +15,13 @@ from videolavit.media import MediaError
 from videolavit.models.network import ModelError
 
 from .common import JobParser, foreign, pick, user_errors
-from .models import add_model_options
+from .models import add_model_options, parse_for_model
 from .progress import show_progress
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes two videos; exits with status 2 on a mistake of the user."""
-    options = _parser().parse(argv)
+    options = parse_for_model(_parser(), argv, ReconstructSettings)
     with user_errors(ValueError, MediaError, ModelError, OSError), show_progress() as on_progress:
         summary = reconstruct(
             options.video,

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from videolavit.generation.settings import GenerateSettings
 from videolavit.models.network import ModelError
 
 from .common import JobParser, console, foreign, pick, user_errors
+from .models import parse_for_model
 
 if TYPE_CHECKING:
     from serve.settings import ServeSettings
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = JobParser("serve", __doc__)
     parser.add_class_arguments(ServeSettings)
     parser.add_argument("--new_key", type=str | None, help="name of an API key to create; prints the key and exits")
-    options = parser.parse(argv)
+    options = parse_for_model(parser, argv, GenerateSettings, "generation.")
     with user_errors(ValueError, ModelError, OSError):
         if options.new_key is None:
             _serve(pick(ServeSettings, options))

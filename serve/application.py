@@ -9,6 +9,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus, LoggingConfig
 
+from videolavit.generation.settings import GenerateSettings, generation_defaults
 from videolavit.models.folder import ModelFolder
 
 from .api import add_middleware, make_app
@@ -80,8 +81,9 @@ def application(settings: ServeSettings, console: str | None = None) -> Applicat
 
 
 def build(arguments: dict[str, Any]) -> Application:
-    """Builder for `serve/config.yaml`. Raises ValueError for invalid settings and for relative paths."""
-    settings = read_settings(arguments)
+    """Builder for `serve/config.yaml`. Raises ValueError or ModelError for what is invalid, and for relative paths."""
+    suited = generation_defaults(ModelFolder(arguments.get("model", ServeSettings.model)), GenerateSettings)
+    settings = read_settings(arguments | {"generation": suited | arguments.get("generation", {})})
     if "://" not in settings.storage and not Path(settings.storage).is_absolute():
         raise ValueError(f"storage: {settings.storage} is a different folder on each node; give an absolute path")
     return application(settings)

@@ -16,7 +16,7 @@ from .output import model_hash, provenance, save_picture, save_video
 from .program import GeneratedVideo, picture_program, video_program
 from .prompts import EncodedPart, Picture, Prompt, encode_pictures, parse_prompt
 from .runtime import MODEL_PARTS, Runtime, RuntimeSettings
-from .settings import GenerateSettings
+from .settings import GenerateSettings, settings_of_model
 
 MEDIA_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".m4v", ".webm", ".mov", ".mkv", ".avi")
 """Suffixes by which an output path is recognised as a file; any other path is a folder."""
@@ -66,7 +66,7 @@ def generate(
         clips: Clips of a video, of 24 frames each.
         seed: Seed of all random numbers.
         output: Folder for files named after their prompts; or a single .png or .mp4 file.
-        settings: Sampling, guidance, denoising steps and sizes.
+        settings: Sampling, guidance, denoising steps and sizes; None for those that suit the model.
         placement: Device and data type of the model.
         on_progress: Receives the steps of each stage, and a message if the weights are untrained.
 
@@ -76,12 +76,12 @@ def generate(
         ModelError: the model cannot be loaded, or lacks a part.
         OSError: a file cannot be written.
     """
-    settings = settings or GenerateSettings()
     texts = prompts or [""]
     pictures = [read_picture(path) for path in images]
     parsed = [parse_prompt(text, pictures, seed) for text in texts]
     files = _output_files(kind, texts, seed, output)
     runtime = load_runtime(model, placement, on_progress)
+    settings = settings or settings_of_model(runtime.model, GenerateSettings)
     if kind == "image":
         made = generate_images(runtime, parsed, settings, on_progress)
         more = {}
@@ -134,9 +134,10 @@ def generate_images(
         ValueError: a prompt or a size that the model cannot handle.
         ModelError: the model lacks a part.
     """
+    settings = settings or settings_of_model(runtime.model, GenerateSettings)
     encoded = _encode_prompts(runtime, prompts)
     programs = [picture_program(parts, prompt.seed) for parts, prompt in zip(encoded, prompts, strict=True)]
-    _, results = execute(runtime, programs, settings or GenerateSettings(), on_progress)
+    _, results = execute(runtime, programs, settings, on_progress)
     return [results[program.steps[-1]] for program in programs]
 
 
@@ -159,7 +160,7 @@ def generate_videos(
         ValueError: a prompt, a size or a number of clips that the model cannot handle.
         ModelError: the model lacks a part.
     """
-    settings = settings or GenerateSettings()
+    settings = settings or settings_of_model(runtime.model, GenerateSettings)
     if clips < 1:
         raise ValueError(f"a video has at least one clip, not {clips}")
     programs = [

@@ -26,7 +26,7 @@ from .output import model_hash, provenance, side_by_side
 from .program import ClipCodes, Program, reconstruction_steps
 from .prompts import Picture, encode_motion, encode_pictures
 from .runtime import Runtime, RuntimeSettings
-from .settings import GenerateSettings
+from .settings import GenerateSettings, settings_of_model
 
 RECONSTRUCTION_PARTS = ("visual_tokenizer", "motion_tokenizer", "keyframe_detokenizer", "video_detokenizer")
 """Parts of the model whose weights a reconstruction depends on."""
@@ -170,7 +170,8 @@ def reconstruct(
         model: Model folder, or name of a preset.
         output: File to write; None for `NAME-reconstructed.mp4` in the working folder. The other file has
             `-side-by-side` after its name.
-        settings: Choice of tokens or originals for keyframes and motion, denoising steps and sizes.
+        settings: Choice of tokens or originals for keyframes and motion, denoising steps and sizes; None for those that
+            suit the model.
         placement: Device and data type of the model.
         on_progress: Receives the denoising steps of each clip, and a message if the weights are untrained.
 
@@ -180,10 +181,10 @@ def reconstruct(
         ModelError: the model cannot be loaded, or lacks a part.
         OSError: a file cannot be written.
     """
-    settings = settings or ReconstructSettings()
     file = check_output(output or f"{Path(video).stem}-reconstructed.mp4", ".mp4")
     beside = file.with_name(f"{file.stem}-side-by-side.mp4")
     runtime = load_runtime(model, placement, on_progress)
+    settings = settings or settings_of_model(runtime.model, ReconstructSettings)
     weights = model_hash(runtime.model, RECONSTRUCTION_PARTS)
     metadata = provenance(f"reconstruction of {Path(video).name}", settings.seed, weights)
     clips = []
@@ -213,7 +214,7 @@ def reconstruct_clips(
         ValueError: a size that the model cannot generate.
         ModelError: the model lacks a part.
     """
-    settings = settings or ReconstructSettings()
+    settings = settings or settings_of_model(runtime.model, ReconstructSettings)
     pictures = iter_pictures(source, DecomposeSettings())
     for number, clip in enumerate(decompose(source, DecomposeSettings())):
         if number == settings.clips:

@@ -1,15 +1,19 @@
 """Settings of generation; the defaults are those of the published model."""
 
 import hashlib
-from typing import Literal
+from dataclasses import fields
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic.dataclasses import dataclass
 
-from videolavit.models.network import STRICT
+from videolavit.models.folder import ModelFolder
+from videolavit.models.network import STRICT, ModelError, parse_config
 from videolavit.models.video_detokenizer import VideoSettings
 
 from .decoding import GREEDY, Sampling
+
+S = TypeVar("S", bound=VideoSettings)
 
 MIN_VISUAL_SHARE = 20 / 256
 """Published smallest number of visual codes of a picture, as a share of its patches."""
@@ -94,6 +98,27 @@ class GenerateSettings(VideoSettings):
     def motion_sampling(self, from_picture: bool) -> Sampling:
         """Sampling of motion codes: greedy, except after a given picture, as published."""
         return self.sampling() if from_picture else GREEDY
+
+
+def settings_of_model(model: ModelFolder, kind: type[S]) -> S:
+    """Settings that suit a model, where none are given: those that its `model.json` names, else the published ones.
+
+    Args:
+        kind: `GenerateSettings`, or settings that share names with it.
+
+    Raises:
+        ModelError: `model.json` names a setting that does not exist, or with a wrong value.
+    """
+    return parse_config(kind, generation_defaults(model, kind), f"generation of {model.location}")
+
+
+def generation_defaults(model: ModelFolder, kind: type[VideoSettings]) -> dict[str, Any]:
+    """Values that a model's `model.json` names for these settings. Raises ModelError for unknown names."""
+    unknown = model.facts.generation.keys() - {field.name for field in fields(GenerateSettings)}
+    if unknown:
+        raise ModelError(f"{model.location} names unknown settings of generation: {', '.join(sorted(unknown))}")
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in model.facts.generation.items() if name in names}
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
