@@ -1,13 +1,11 @@
 """Videos of the service are those that the library makes in process from the same seeds."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-import torch
 
 from tests.conftest import wait_for
 from videolavit.generation.generate import generate_videos
@@ -24,18 +22,13 @@ from .running import QUICK, Running, picture, video
 
 SETTINGS = GenerateSettings(**QUICK)  # type: ignore[arg-type]
 
-
 LEVELS = 2
 """Largest difference of a pixel, in levels: other requests in a batch change rounding."""
 
 
 @pytest.fixture(scope="module")
-def runtime() -> Iterator[Runtime]:
-    """Runtime with one thread, as in a replica."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Runtime(ModelFolder("tiny"))
-    torch.set_num_threads(threads)
+def runtime() -> Runtime:
+    return Runtime(ModelFolder("tiny"))
 
 
 def _check(service: Running, job_id: str, ours: GeneratedVideo, folder: Path) -> None:
