@@ -14,10 +14,10 @@ from ray.serve.handle import DeploymentHandle
 
 from videolavit.generation.detokenize import size_like
 from videolavit.generation.program import (
-    STEPS,
+    STEP_KINDS,
     ClipCodes,
     ClipRequest,
-    Codes,
+    CodesByClip,
     FramesStep,
     GeneratedVideo,
     KeyframeRequest,
@@ -156,7 +156,7 @@ class Graph:
 
     async def _run(
         self, program: Program, settings: GenerateSettings, on_progress: OnShare
-    ) -> tuple[Codes, dict[Step, Picture]]:
+    ) -> tuple[CodesByClip, dict[Step, Picture]]:
         """Runs a program: a task for each step waits for the codes of its clip and for the steps that it needs.
 
         A detokenizer works on one step of the program at a time, so that a long video leaves room for other requests.
@@ -164,7 +164,7 @@ class Graph:
         loop = asyncio.get_running_loop()
         codes: dict[int, asyncio.Future[ClipCodes]] = {step.clip: loop.create_future() for step in program.steps}
         tasks: dict[Step, asyncio.Task[Picture]] = {}
-        turns = {kind: asyncio.Lock() for kind in STEPS}
+        turns = {kind: asyncio.Lock() for kind in STEP_KINDS}
         progress = _Progress(program, on_progress)
 
         async def generate_codes(request: TokensRequest) -> None:

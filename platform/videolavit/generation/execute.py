@@ -6,19 +6,19 @@ from itertools import groupby
 from videolavit.progress import OnProgress, Progress
 
 from .detokenize import generate_clips, generate_keyframes, keyframe_size, video_size
-from .program import STEPS, ClipCodes, Codes, FramesStep, KeyframeStep, Program, Step, TokensRequest
+from .program import STEP_KINDS, ClipCodes, CodesByClip, FramesStep, KeyframeStep, Program, Step, TokensRequest
 from .prompts import Picture
 from .runtime import Runtime
 from .settings import GenerateSettings
 from .token_generator import TokenGenerator
 
-SIZES = {KeyframeStep: keyframe_size, FramesStep: video_size}
+SIZE_OF = {KeyframeStep: keyframe_size, FramesStep: video_size}
 GENERATE: dict[type[Step], Callable[..., Picture]] = {KeyframeStep: generate_keyframes, FramesStep: generate_clips}
 
 
 def execute(
     runtime: Runtime, programs: Sequence[Program], settings: GenerateSettings, on_progress: OnProgress
-) -> tuple[list[Codes], dict[Step, Picture]]:
+) -> tuple[list[CodesByClip], dict[Step, Picture]]:
     """Returns the codes of each program, and the results of the steps of all of them.
 
     Raises:
@@ -26,7 +26,7 @@ def execute(
         ModelError: the model lacks a part.
     """
     for kind in {type(step) for program in programs for step in program.steps}:
-        SIZES[kind](runtime, settings)  # refuses an impossible size
+        SIZE_OF[kind](runtime, settings)  # refuses an impossible size
     codes = _codes(runtime, programs, settings, on_progress)
     results: dict[Step, Picture] = {}
     work = [(step, own[step.clip]) for program, own in zip(programs, codes, strict=True) for step in program.steps]
@@ -45,15 +45,15 @@ def execute(
 
 def _place(item: tuple[Step, ClipCodes]) -> tuple[int, int]:
     """Place of a step in the order of steps; those of several programs that have the same place are one batch."""
-    return item[0].clip, STEPS.index(type(item[0]))
+    return item[0].clip, STEP_KINDS.index(type(item[0]))
 
 
 def _codes(
     runtime: Runtime, programs: Sequence[Program], settings: GenerateSettings, on_progress: OnProgress
-) -> list[Codes]:
+) -> list[CodesByClip]:
     """Codes of each program, which the language model generates where they are not known."""
     requests = [program.codes for program in programs if isinstance(program.codes, TokensRequest)]
-    generated: list[Codes] = []
+    generated: list[CodesByClip] = []
     if requests:
         with runtime.use("language_model") as language_model:
             tokens = TokenGenerator(language_model, runtime.model, runtime.model.text_tokenizer(), settings)

@@ -52,7 +52,7 @@ class ClipCodes:
     motion: Sequence[int] | None = None
 
 
-Codes = Mapping[int, ClipCodes]
+CodesByClip = Mapping[int, ClipCodes]
 """Codes by the index of the clip."""
 
 
@@ -166,7 +166,7 @@ class FramesStep:
 
 Step = KeyframeStep | FramesStep
 
-STEPS: tuple[type[KeyframeStep], type[FramesStep]] = (KeyframeStep, FramesStep)
+STEP_KINDS: tuple[type[KeyframeStep], type[FramesStep]] = (KeyframeStep, FramesStep)
 """Kinds of steps, in the order in which a clip takes them."""
 
 Results = Mapping[Step, Picture]
@@ -200,14 +200,14 @@ class Program:
     """Work on a picture or a video: first the codes, then the steps from codes to pixels.
 
     Args:
-        codes: Codes of the clips, or the request for them.
+        codes: CodesByClip of the clips, or the request for them.
         steps: Steps, each behind those that it needs.
     """
 
-    codes: Codes | TokensRequest
+    codes: CodesByClip | TokensRequest
     steps: Sequence[Step]
 
-    def video(self, codes: Codes, results: Results) -> GeneratedVideo:
+    def video(self, codes: CodesByClip, results: Results) -> GeneratedVideo:
         """Joins the results of all steps to a video."""
         clips = [step for step in self.steps if isinstance(step, FramesStep)]
         return GeneratedVideo(

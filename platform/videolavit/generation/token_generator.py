@@ -12,7 +12,7 @@ from videolavit.models.folder import ModelFolder
 from videolavit.progress import OnProgress, Progress, ignore_progress
 
 from .decoding import Sampling, TokenPolicy, decode, embed_prompts
-from .program import ClipCodes, Codes, TokensRequest
+from .program import ClipCodes, CodesByClip, TokensRequest
 from .prompts import prompt_ids
 from .settings import GenerateSettings
 
@@ -97,7 +97,9 @@ class TokenGenerator:
         self._check_length(sequence, request)
         return sequence
 
-    def generate(self, requests: Sequence[TokensRequest], on_progress: OnProgress = ignore_progress) -> list[Codes]:
+    def generate(
+        self, requests: Sequence[TokensRequest], on_progress: OnProgress = ignore_progress
+    ) -> list[CodesByClip]:
         """Generates the codes of requests, in batches of equal spans.
 
         Raises:
@@ -157,7 +159,7 @@ class TokenGenerator:
         lengths = [span.policy.max_new + 2 for span in sequence.spans]
         if length + sum(lengths) <= context:
             return
-        one_clip = sum(lengths[-2:])  # of several, the last one has both a picture and motion
+        one_clip = sum(lengths[-2:])  # the last of several has both a picture and motion
         given = max(request.clips, 1) * one_clip - sum(lengths)
         fitting = max(context - length + given, 0) // one_clip
         if fitting:
