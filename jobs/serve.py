@@ -5,6 +5,7 @@ Ctrl-C or SIGTERM: requests in flight are finished, and video jobs in progress r
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,8 +14,9 @@ from rich.console import Console
 
 from videolavit.generation.settings import GenerateSettings
 from videolavit.models.network import ModelError
+from videolavit.progress import Progress
 
-from .common import JobParser, console, foreign, pick, user_errors
+from .common import INTERRUPTED, JobParser, console, foreign, pick, user_errors
 from .models import parse_for_model
 
 if TYPE_CHECKING:
@@ -49,19 +51,25 @@ def _serve(settings: "ServeSettings") -> None:
     """Serves until a signal comes."""
     from serve.launch import StartFailed, serving  # not before the settings are checked: this loads all libraries
 
+    ended = threading.Event()
+
+    def end(*_: object) -> None:
+        if ended.is_set():
+            sys.exit(INTERRUPTED)  # a second signal does not wait
+        ended.set()
+
+    def on_progress(progress: Progress) -> None:
+        status.update(foreign(progress.message))
+        if progress.stage == "start":  # Ray, which is up by now, has set handlers of its own
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, end)
+
     with (
         user_errors(StartFailed),
         console.status("checking the settings") as status,
-        serving(
-            settings,
-            lambda progress: status.update(foreign(progress.message)),
-            lambda line: console.print(foreign(line), soft_wrap=True),
-        ) as service,
+        serving(settings, on_progress, lambda line: console.print(foreign(line), soft_wrap=True)) as service,
     ):
         status.stop()
-        ended = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray sets handlers of its own when it starts
-            signal.signal(number, lambda *_: ended.set())
         if not service.is_trained:
             remark = f"the weights of {service.model} are untrained: it generates noise"
             console.print(foreign(remark, "yellow"), soft_wrap=True)
