@@ -120,7 +120,7 @@ def open_video(source: VideoInput, settings: DecomposeSettings) -> Iterator[tupl
             try:
                 _check_stream(stream, settings)
             except MediaError:
-                # What libavformat reads of a stream, it reads from encrypted data too, and then it is noise.
+                # Encrypted data read as a header is noise: libavformat looks for sizes and formats in it all the same.
                 if _begins_encrypted(container, stream):
                     raise EncryptedVideo("the video is encrypted") from None
                 raise
