@@ -213,7 +213,7 @@ def test_a_damaged_codebook_is_refused(copied: Path) -> None:
 
 
 def test_the_first_format_is_read(tiny: ModelFolder, copied: Path) -> None:
-    """It had neither a vocabulary nor digests."""
+    """Folders without a vocabulary and digests."""
     content = json.loads((copied / MODEL_FILE).read_text())
     first = {"format": "videolavit-1", "trained": True, "sizes": content["sizes"]}
     (copied / MODEL_FILE).write_text(json.dumps(first))

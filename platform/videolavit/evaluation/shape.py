@@ -24,7 +24,7 @@ EDGE = 0.4
 RENDERED, HELD_OUT = 1500, 300
 """Numbers of rendered pictures that a classifier is trained on, and that its accuracy is measured on."""
 
-STEPS, BATCH = 300, 64
+TRAINED_STEPS, BATCH = 300, 64
 BLUR = (0.0, 1.2)
 """Range of the blur of training pictures, in pixels: what a model draws is softer than what was rendered."""
 
@@ -77,7 +77,7 @@ def train_shape_classifier(settings: SynthSettings, size: tuple[int, int], seed:
             nn.Linear(48 * (SIDE // 8) ** 2, len(NAMES)),
         )
         optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
-        for _ in range(STEPS):
+        for _ in range(TRAINED_STEPS):
             chosen = generator.integers(RENDERED, size=BATCH)
             loss = F.cross_entropy(network(_disturbed(silhouettes[chosen], generator)), shapes[chosen])
             optimizer.zero_grad()
