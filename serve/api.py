@@ -197,7 +197,7 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
         counts = await asyncio.to_thread(service.store.counts)
         for status in STATUSES:
             service.metrics.jobs.labels(status).set(counts.get(status, 0))
-        with contextlib.suppress(RayError, RuntimeError, TimeoutError):  # it may be starting
+        with contextlib.suppress(RayError, RuntimeError, TimeoutError):  # deployments may be starting
             running, waiting = await service.graph.language_model_load()
             service.metrics.running.set(running)
             service.metrics.waiting.set(waiting)

@@ -113,7 +113,7 @@ PROCESS_NAMES = {"sys.argv", "sys.stdout", "sys.stderr", "SystemExit"}
 OWN_PROCESS = {
     "platform/videolavit/isolation.py": {"os._exit", "sys.argv"},  # entry point of the child process
     "pipelines/stages.py": {"os._exit"},  # entry point of a stage's process
-    "serve/application.py": {"sys.stderr"},  # log handler of a replica
+    "serve/logs.py": {"sys.stderr"},  # log handler of a replica
 }
 """Modules that run in a process of their own, and what they use there."""
 
