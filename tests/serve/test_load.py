@@ -97,7 +97,8 @@ def _count_requests(service: Running) -> Counter[str]:
     for line in service.get("/metrics").text.splitlines():
         if line.startswith("videolavit_requests_total{") and "POST" not in line:
             labels, value = line.removeprefix("videolavit_requests_total").rsplit(" ", 1)
-            refused = 'route="other",status="429"' in labels  # by admission, before routing
+            # by admission, before routing: too many, or too late
+            refused = any(f'route="other",status="{status}"' in labels for status in (429, 504))
             if refused or any(path in labels for path in ("completions", "generations", '"/v1/videos"')):
                 counted[labels] += round(float(value))
     return counted

@@ -131,7 +131,7 @@ def reconstruct_keyframes(runtime: Runtime, pictures: Sequence[Picture], setting
         with runtime.use("visual_tokenizer") as tokenizer:
             codes = encode_pictures(batch, tokenizer)
         requests = [KeyframeRequest(one, seed) for seed, one in enumerate(codes, start)]
-        result += generate_keyframes(runtime, requests, settings)
+        result.extend(generate_keyframes(runtime, requests, settings))
     return result
 
 
