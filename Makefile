@@ -25,7 +25,7 @@ test: lint types unit
 
 # The tests that are slow by nature: processes killed at many moments, browsers, load, fuzzing, whole products.
 test-slow: $(VENV)/dev $(VENV)/demo
-	$(BIN)/pytest -m slow --numprocesses 2 --no-loadscope-reorder
+	$(BIN)/pytest -m slow
 
 # Lint, types and the quick tests, in at most three minutes on two cores.
 check: lint types

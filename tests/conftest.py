@@ -167,7 +167,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     What Prometheus reads is at `TESTS_RAY_METRICS`.
     """
-    port, dashboard, metrics = free_port(), free_port(), free_port()
+    port, dashboard, metrics, agent = (free_port() for _ in range(4))
     # Clusters authenticate their drivers; the jobs inherit the token.
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     log = tmp_path_factory.mktemp("ray-log") / "log"
@@ -183,6 +183,8 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 "--include-dashboard=true",
                 f"--dashboard-port={dashboard}",
                 f"--metrics-export-port={metrics}",
+                # at its default, a head would hand jobs to the agent of another head on this machine
+                f"--dashboard-agent-listen-port={agent}",
                 "--object-store-memory=400000000",
                 "--disable-usage-stats",
             ],

@@ -125,9 +125,9 @@ def starting_ray(address: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if address != LOCAL:
-                raise _no_answer(address) from error
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            if address != LOCAL:
+                raise RayUnavailable(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {reason}") from error
             raise RayUnavailable(f"Ray cannot start on this machine: {reason}") from error
 
 
