@@ -127,7 +127,7 @@ def starting_ray(address: str) -> Iterator[None]:
         except Exception as error:
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             if address != LOCAL:
-                raise RayUnavailable(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {reason}") from error
+                raise _no_answer(address, f" ({reason})") from error
             raise RayUnavailable(f"Ray cannot start on this machine: {reason}") from error
 
 
@@ -165,8 +165,10 @@ def _check_reachable(address: str) -> None:
         raise _no_answer(address)
 
 
-def _no_answer(address: str) -> RayUnavailable:
-    return RayUnavailable(f"no Ray cluster answers at RAY_ADDRESS={address}; unset it to start Ray on this machine")
+def _no_answer(address: str, reason: str = "") -> RayUnavailable:
+    return RayUnavailable(
+        f"no Ray cluster answers at RAY_ADDRESS={address}{reason}; unset it to start Ray on this machine"
+    )
 
 
 def _check_open_files() -> None:

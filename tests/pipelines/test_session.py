@@ -161,12 +161,17 @@ def no_address() -> Iterator[str]:
     yield "nothing"
 
 
-@pytest.mark.parametrize("where", [nobody, web_server, no_address])
-def test_a_cluster_that_does_not_answer_is_named(where: Callable[[], contextlib.AbstractContextManager[str]]) -> None:
+@pytest.mark.parametrize(
+    ("where", "reason"), [(nobody, ""), (web_server, ""), (no_address, " (Invalid address format: nothing)")]
+)
+def test_a_cluster_that_does_not_answer_is_named(
+    where: Callable[[], contextlib.AbstractContextManager[str]], reason: str
+) -> None:
     with where() as address:
         done = run(REFUSED, RAY_ADDRESS=address)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"no Ray cluster answers at RAY_ADDRESS={address}; unset it to start Ray on this machine\n"
+    remedy = "unset it to start Ray on this machine"
+    assert done.stdout == f"no Ray cluster answers at RAY_ADDRESS={address}{reason}; {remedy}\n"
 
 
 @pytest.mark.parametrize("command", ["decompose", "tokenize", "train", "serve"])
