@@ -22,7 +22,7 @@ from .progress import show_progress
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes a file for each prompt; exits with status 2 on a mistake of the user."""
-    options = parse_for_model(make_parser(), argv, GenerateSettings)
+    options = parse_for_model(_parser(), argv, GenerateSettings)
     with user_errors(ValueError, MediaError, ModelError, OSError), show_progress() as on_progress:
         summary = generate(
             options.kind,
@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         Console(highlight=False).print(foreign(file), soft_wrap=True)
 
 
-def make_parser() -> JobParser:
-    """Command line of the job."""
+def _parser() -> JobParser:
     parser = JobParser("generate", __doc__)
     parser.add_argument("kind", type=Literal["image", "video"], help="kind of files to generate")
     parser.add_argument("--prompt", type=str, nargs="+", default=[], help="one or more texts")

@@ -1,6 +1,5 @@
 """Options and messages of the jobs that run a model."""
 
-import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -34,12 +33,13 @@ def parse_for_model(parser: JobParser, args: Sequence[str] | None, kind: type[Vi
     """
     words = sys.argv[1:] if args is None else list(args)
     first = [word for word in words if not word.startswith(("--print-config", "--print_config"))]
-    location = parser.parse(first).model
-    with contextlib.suppress(ModelError):  # a model that is not there is the job's own error, if it is needed
-        model = ModelFolder(location)
-        with user_errors(ModelError):
-            suited = generation_defaults(model, kind)
-        parser.set_defaults({prefix + name: value for name, value in suited.items()})
+    try:
+        model = ModelFolder(parser.parse(first).model)
+    except ModelError:
+        return parser.parse(words)  # the job itself names a model that is missing, if it needs one
+    with user_errors(ModelError):
+        suited = generation_defaults(model, kind)
+    parser.set_defaults({prefix + name: value for name, value in suited.items()})
     return parser.parse(words)
 
 

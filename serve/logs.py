@@ -19,7 +19,6 @@ LONGEST_LINE = 8192
 LONGEST_REASON = 200
 """Characters of the message of an error that are kept."""
 
-
 log = logging.getLogger("videolavit.serve")
 
 
@@ -82,7 +81,8 @@ class JsonFormatter(logging.Formatter):
 def log_lines(on_line: Callable[[str], None]) -> Iterator[str]:
     """Yields a folder for `ConsoleHandler`, and calls a function with each line, in a thread of its own."""
     with tempfile.TemporaryDirectory(prefix="videolavit-") as folder, _unix_socket() as receiver:
-        address = _address(os.open(folder, os.O_PATH))
+        opened = os.open(folder, os.O_PATH)
+        address = _address(opened)
         receiver.bind(address)
 
         def read() -> None:
@@ -97,6 +97,7 @@ def log_lines(on_line: Callable[[str], None]) -> Iterator[str]:
             with _unix_socket() as end:
                 end.sendto(b"", address)
             thread.join()
+            os.close(opened)
 
 
 class ConsoleHandler(logging.Handler):

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from videolavit.evaluation.motion import decompose_frames
+from videolavit.evaluation.motion import decompose_enlarged
 from videolavit.generation.output import encode_png, provenance, save_video
 from videolavit.generation.program import GeneratedVideo
 from videolavit.generation.prompts import Picture
@@ -253,7 +253,7 @@ def sprites(video: GeneratedVideo, fps: int) -> Picture:
     """Contact sheet of a video: the keyframe of each clip, with the motion of its first second as arrows."""
     cells = [
         Cell(draw_motion(clip.keyframe, clip.motion[:fps].sum(axis=0, dtype=np.int16)), f"{clip.seconds:.1f} s")
-        for clip in decompose_frames(video.frames, fps)
+        for clip in decompose_enlarged(video.frames, fps)
     ]
     return contact_sheet(cells)
 

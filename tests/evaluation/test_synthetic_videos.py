@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from videolavit.evaluation.colour import shape_colour
-from videolavit.evaluation.motion import decompose_frames, motion_agreement, shape_direction
+from videolavit.evaluation.motion import decompose_enlarged, motion_agreement, shape_direction
 from videolavit.evaluation.questions import direction_in_answer
 from videolavit.evaluation.shape import train_shape_classifier
 from videolavit.media import motion_features
@@ -72,7 +72,7 @@ def test_made_motion_is_compared_with_what_was_told() -> None:
     """Frames at half the size agree with the motion of the video that they come from; others do not."""
     for index in range(4):
         frames = np.stack(list(render(draw_scene(PLAIN, 5, index), PLAIN)))
-        (clip,) = decompose_frames(frames)
+        (clip,) = decompose_enlarged(frames)
         motion = motion_features(clip.motion, clip.width, clip.height, (8, 12))
         small = np.stack([resize_picture(frame, 64, 96) for frame in frames])
         assert motion_agreement(small, motion) > 0.8

@@ -4,10 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
-from jobs.common import pick
-from jobs.generate import make_parser
-from jobs.models import parse_for_model
+from jobs import generate
 from videolavit.generation.reconstruct import ReconstructSettings
 from videolavit.generation.settings import GenerateSettings, settings_of_model
 from videolavit.models.folder import ModelFolder
@@ -38,21 +37,17 @@ def test_a_copy_of_the_model_keeps_them(folder: Path, tmp_path: Path) -> None:
     assert settings_of_model(ModelFolder(tmp_path / "copy"), GenerateSettings).max_guidance == 1.5
 
 
-def test_options_and_config_files_come_before_the_models_own(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_option", [True, False])
+def test_options_and_config_files_come_before_the_models_own(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_option: bool
+) -> None:
     (tmp_path / "config.yaml").write_text(f"model: {folder}\ntemperature: 0.7\n")
-    for words in (
-        ["image", "--model", str(folder), "--temperature", "0.7"],
-        ["image", "--config", str(tmp_path / "config.yaml")],
-    ):
-        options = parse_for_model(make_parser(), words, GenerateSettings)
-        assert pick(GenerateSettings, options) == GenerateSettings(max_guidance=1.5, temperature=0.7)
-
-
-def test_a_printed_config_holds_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--model", folder, "--temperature", "0.7"] if is_option else ["--config", tmp_path / "config.yaml"]
     with pytest.raises(SystemExit) as end:
-        parse_for_model(make_parser(), ["image", "--model", str(folder), "--print-config"], GenerateSettings)
+        generate.main(["image", *map(str, given), "--print-config"])
     assert end.value.code == 0
-    assert "max_guidance: 1.5" in capsys.readouterr().out
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["temperature"], printed["max_guidance"]) == (0.7, 1.5)
 
 
 @pytest.mark.parametrize(

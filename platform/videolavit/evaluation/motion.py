@@ -1,13 +1,12 @@
 """Direction of the shape in a synthetic video, measured from motion vectors."""
 
-import io
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from videolavit.media import Clip, DecomposeSettings, decompose, motion_features, write_mp4
+from videolavit.media import Clip, DecomposeSettings, decompose_frames, motion_features
 from videolavit.media.motion import TOKENIZER_SCALE, VECTOR_STD
 
 from .foreground import background_difference
@@ -40,7 +39,7 @@ def shape_direction(frames: NDArray[np.uint8], fps: int = DecomposeSettings.fps)
         frames: uint8 [time, height, width, 3], at most one clip.
         fps: Frames per second.
     """
-    clip = next(decompose_frames(frames, fps))
+    clip = next(decompose_enlarged(frames, fps))
     displacement = clip.motion[: len(frames)].astype(np.float64) / 2 / min(clip.height, clip.width)
     weights = _block_coverage(frames, clip) * (np.abs(displacement).max(axis=-1) < MAX_DISPLACEMENT)
     x, y = np.average(displacement, axis=(0, 1, 2), weights=weights) if weights.any() else (0, 0)
@@ -59,7 +58,7 @@ def motion_agreement(frames: NDArray[np.uint8], motion: NDArray[np.float32], fps
         motion: Motion decoded from the clip's codes, float32 [2, 24, height, width] at the tokenizer's scale.
         fps: Frames per second.
     """
-    clip = next(decompose_frames(frames, fps))
+    clip = next(decompose_enlarged(frames, fps))
     seen = motion_features(clip.motion, clip.width, clip.height, (motion.shape[2], motion.shape[3]))
     sides = np.array([clip.width * VECTOR_STD[0], clip.height * VECTOR_STD[1]]) / TOKENIZER_SCALE
     scale = sides[:, None, None, None] / min(clip.width, clip.height)
@@ -71,15 +70,13 @@ def motion_agreement(frames: NDArray[np.uint8], motion: NDArray[np.float32], fps
     return float(same[moving].mean()) if moving.any() else 0.0
 
 
-def decompose_frames(frames: NDArray[np.uint8], fps: int = DecomposeSettings.fps) -> Iterator[Clip]:
+def decompose_enlarged(frames: NDArray[np.uint8], fps: int = DecomposeSettings.fps) -> Iterator[Clip]:
     """Yields the clips of a video uint8 [time, height, width, 3], enlarged if it is small."""
     height, width = frames.shape[1:3]
     scale = max(1, -(-MIN_SHORTER_SIDE // min(height, width)))
     size = (width * scale // 2 * 2, height * scale // 2 * 2)  # the encoder needs even sides
-    large = (np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames)
-    file = io.BytesIO()
-    write_mp4(large, file, fps)
-    yield from decompose(file.getvalue(), DecomposeSettings(fps=fps))
+    large = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames]
+    yield from decompose_frames(large, fps, DecomposeSettings(fps=fps))
 
 
 def _block_coverage(frames: NDArray[np.uint8], clip: Clip) -> NDArray[np.float32]:
