@@ -206,13 +206,13 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
     async def models(owner: str = OWNER) -> ModelList:
         """Lists the served models."""
-        return ModelList(data=[Model(id=service.settings.model_name, created=service.started)])
+        return ModelList(data=[service.describe_model()])
 
     @app.get("/v1/models/{model}")
     async def model(model: str, owner: str = OWNER) -> Model:
         """Describes a served model."""
         service.check_model(model)
-        return Model(id=model, created=service.started)
+        return service.describe_model()
 
 
 def _deployments() -> dict[str, str]:

@@ -40,6 +40,7 @@ from .protocol.chat import (
     chunk,
 )
 from .protocol.images import GeneratedImage, ImageRequest, ImageResponse
+from .protocol.models import Model
 from .protocol.videos import VideoError, VideoJob, VideoRequest
 from .requests import Answer, AnswerRequest, FrameFiles, Upload
 from .settings import ServeSettings
@@ -115,6 +116,15 @@ class Service:
         if name is not None and name != self.settings.model_name:
             message = f"there is no model {name!r}; this service has {self.settings.model_name!r}"
             raise ApiError(404, message, "model_not_found", param="model")
+
+    def describe_model(self) -> Model:
+        """Served model in the format of the API."""
+        return Model(
+            id=self.settings.model_name,
+            created=self.started,
+            max_seconds=self.settings.limits.seconds,
+            examples=self.model.facts.examples,
+        )
 
     # ---- chat -------------------------------------------------------------------------------------------------------
 

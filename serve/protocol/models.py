@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from videolavit.models.model_file import Examples
+
 
 class Model(BaseModel):
     """Served model."""
@@ -12,6 +14,10 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "videolavit"
+    max_seconds: float = Field(
+        description="Longest video that this service generates, in seconds; an extension of OpenAI's API"
+    )
+    examples: Examples = Field(description="Prompts that suit the model; an extension of OpenAI's API")
 
 
 class ModelList(BaseModel):

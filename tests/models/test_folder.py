@@ -14,9 +14,10 @@ from torch import nn
 
 from tests.models.test_network import Bomb
 from videolavit.models.folder import ModelFolder
-from videolavit.models.model_file import MODEL_FILE, finish_model_folder
+from videolavit.models.model_file import MODEL_FILE, Examples, finish_model_folder
 from videolavit.models.network import ModelError
 from videolavit.models.parts import PARTS
+from videolavit.training.run import merge_models
 
 WEIGHTS = {"model.safetensors", "diffusion_pytorch_model.safetensors"}
 NETWORKS = [part for part in PARTS if not part.endswith("scheduler")]
@@ -230,6 +231,32 @@ def test_a_model_without_a_language_model(copied: Path) -> None:
     with pytest.raises(ModelError, match="has no language model with both tokenizers"):
         _ = model.vocabulary
     assert model.motion_tokens == 18
+
+
+def test_examples_travel_with_the_model(copied: Path, tmp_path: Path) -> None:
+    assert ModelFolder(copied).facts.examples == Examples()
+    examples = Examples(video=("a red circle moves up",), question=("What colour is it?",))
+    finish_model_folder(copied, ModelFolder(copied).sizes, [], examples=examples)
+    ModelFolder(copied).save(tmp_path / "copy")
+    merge_models([ModelFolder(tmp_path / "copy")], tmp_path / "merged")
+    assert ModelFolder(tmp_path / "merged").facts.examples == examples
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ({"videos": ["up"]}, "videos: Unexpected keyword"),
+        ({"video": ["  "]}, "video.0: String should have at least 1"),
+        ({"video": ["a" * 201]}, "video.0: String should have at most 200"),
+        ({"question": ["Why?"] * 9}, "question: Tuple should have at most 8"),
+        (["up"], "dictionary"),
+    ],
+)
+def test_wrong_examples_are_named(copied: Path, examples: object, message: str) -> None:
+    content = json.loads((copied / MODEL_FILE).read_text())
+    (copied / MODEL_FILE).write_text(json.dumps(content | {"examples": examples}))
+    with pytest.raises(ModelError, match=rf"examples of .*{MODEL_FILE}: .*{message}"):
+        _ = ModelFolder(copied).facts
 
 
 def test_unknown_scheduler(copied: Path) -> None:

@@ -208,7 +208,7 @@ class ModelFolder:
                 save_part(self.load(part, dtype=None), target / part)
             if part.endswith("language_model"):
                 self.text_tokenizer(part).save_pretrained(target / part)
-        finish_model_folder(target, self.sizes, self.trained_parts, self.facts.generation)
+        finish_model_folder(target, self.sizes, self.trained_parts, self.facts.generation, examples=self.facts.examples)
 
     # ---- details ------------------------------------------------------------------------------------------------
 

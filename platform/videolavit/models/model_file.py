@@ -5,17 +5,43 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from videolavit.files import write_beside
 from videolavit.vocabulary import Vocabulary
 
 from .config import OutputSizes
-from .network import CONFIG, ModelError, parse_config, read_json
+from .network import CONFIG, STRICT, ModelError, parse_config, read_json
 
 MODEL_FILE, LANGUAGE_MODEL = "model.json", "language_model"
 FORMAT, FIRST_FORMAT = "videolavit-2", "videolavit-1"
 """Layout of model folders, and the one before it, which had no vocabulary, settings and digests, and is still read."""
+
+Prompts = Annotated[
+    tuple[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)], ...],
+    Field(max_length=8),
+]
+
+
+@checked_dataclass(frozen=True, kw_only=True, config=STRICT)
+class Examples:
+    """Prompts that suit a model, which a service offers to people who try it: up to 8 of a kind.
+
+    Args:
+        video: Prompts for videos.
+        picture: Prompts for pictures.
+        question: Questions about a picture or a video.
+    """
+
+    video: Prompts = ()
+    picture: Prompts = ()
+    question: Prompts = ()
+
+
+NO_EXAMPLES = Examples()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +53,7 @@ class ModelFacts:
         trained: Names of the parts that were trained; True for all that are there, which the first format allows.
         vocabulary: Layout of the language model's ids; None if the folder has no language model, or does not say.
         generation: Settings of generation that differ from the published ones, by their names in `GenerateSettings`.
+        examples: Prompts for people who try the model.
         files: SHA-256 of every other file, by its path in the folder; None in the first format.
     """
 
@@ -34,6 +61,7 @@ class ModelFacts:
     trained: bool | Sequence[str]
     vocabulary: Vocabulary | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
+    examples: Examples = NO_EXAMPLES
     files: Mapping[str, str] | None = None
 
 
@@ -50,6 +78,7 @@ def finish_model_folder(
     trained: Sequence[str],
     generation: Mapping[str, Any] | None = None,
     known: Mapping[str, str] | None = None,
+    examples: Examples = NO_EXAMPLES,
 ) -> None:
     """Writes `model.json` when all other files are there.
 
@@ -59,6 +88,7 @@ def finish_model_folder(
         trained: See `ModelFacts`.
         generation: See `ModelFacts`.
         known: Digests of files that were linked from another model, by path; they are not computed again.
+        examples: See `ModelFacts`.
 
     Raises:
         ModelError: a config is missing or wrong.
@@ -71,6 +101,7 @@ def finish_model_folder(
         "vocabulary": asdict(vocabulary) if vocabulary else None,
         "sizes": asdict(sizes),
         "generation": dict(generation or {}),
+        "examples": asdict(examples),
         "trained": list(trained),
         "files": {name: digests.get(name) or file_digest(folder / name) for name in names if name != MODEL_FILE},
     }
@@ -79,7 +110,7 @@ def finish_model_folder(
 
 
 def read_facts(folder: Path) -> ModelFacts:
-    """Reads `model.json`. Raises ModelError if it cannot be read or has another format."""
+    """Reads `model.json`. Raises ModelError if it cannot be read, or has another format or wrong examples."""
     file = folder / MODEL_FILE
     content = read_json(file)
     if content.get("format") not in (FORMAT, FIRST_FORMAT):
@@ -92,6 +123,7 @@ def read_facts(folder: Path) -> ModelFacts:
             trained=content["trained"],
             vocabulary=parse_config(Vocabulary, vocabulary, file) if vocabulary else find_vocabulary(folder),
             generation={} if is_first else content["generation"],
+            examples=parse_config(Examples, content.get("examples", {}), f"examples of {file}"),
             files=None if is_first else content["files"],
         )
     except KeyError as name:
