@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -55,6 +55,21 @@ RETRY_SECONDS = 0.5
 
 SHARES = {"tokens": 0.1, "keyframe": 0.3, "frames": 0.6}
 """Shares of the work on a clip, estimated from the cost of the denoising steps."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """Program that reconstructs a video.
+
+    Args:
+        program: Codes of the video, and the steps from them.
+        size: Height and width of the result, in pixels.
+        is_cut: True if the video goes on after the last clip.
+    """
+
+    program: Program
+    size: tuple[int, int]
+    is_cut: bool
 
 
 class Graph:
@@ -107,17 +122,10 @@ class Graph:
         _, results = await self._run(program, _sized(settings, size), lambda share: None)
         return results[program.steps[-1]]
 
-    async def video(
-        self,
-        prompt: str,
-        reference: bytes | None,
-        seed: int,
-        clips: int,
-        size: tuple[int, int],
-        settings: GenerateSettings,
-        on_progress: OnShare,
-    ) -> GeneratedVideo:
-        """Generates a video from a text, an image, or both. Raises MediaError for an invalid image."""
+    async def video_program(
+        self, prompt: str, reference: bytes | None, seed: int, clips: int, settings: GenerateSettings
+    ) -> Program:
+        """Program of a video from a text, an image, or both. Raises MediaError for an invalid image."""
         parts: list[EncodedPart] = [prompt] if prompt else []
         picture = None
         if reference is not None:
@@ -125,21 +133,28 @@ class Graph:
             encoded: EncodedPicture = await _call(self._visual_tokenizer.encode_image, upload)
             parts.insert(0, encoded.codes)
             picture = encoded.picture
-        program = video_program(parts, seed, clips, settings.constraint, picture)
-        codes, results = await self._run(program, _sized(settings, self.keyframe_size, size), on_progress)
-        return program.video(codes, results)
+        return video_program(parts, seed, clips, settings.constraint, picture)
 
-    async def reconstruct(
-        self, data: bytes, seed: int, max_clips: int, settings: GenerateSettings, on_progress: OnShare
-    ) -> GeneratedVideo:
-        """Tokenizes a video and reconstructs it from the tokens. Raises MediaError for an invalid video."""
+    async def reconstruction(self, data: bytes, seed: int, max_clips: int) -> Reconstruction:
+        """Tokenizes a video. Raises MediaError for an invalid one."""
         upload = Upload(ray.put(data), "video")
-        clips: list[EncodedClip] = await _call(self._visual_tokenizer.encode_video, upload, max_clips)
-        size = self._size_like(clips[0])
+        # one clip more tells whether the video goes on
+        clips: list[EncodedClip] = await _call(self._visual_tokenizer.encode_video, upload, max_clips + 1)
+        kept = clips[:max_clips]
         program = Program(
-            {number: clip.codes for number, clip in enumerate(clips)},
-            [step for number, clip in enumerate(clips) for step in reconstruction_steps(seed, number, clip.num_frames)],
+            {number: clip.codes for number, clip in enumerate(kept)},
+            [step for number, clip in enumerate(kept) for step in reconstruction_steps(seed, number, clip.num_frames)],
         )
+        return Reconstruction(program, self._size_like(kept[0]), len(clips) > max_clips)
+
+    async def video(
+        self, program: Program, size: tuple[int, int], settings: GenerateSettings, on_progress: OnShare
+    ) -> GeneratedVideo:
+        """Runs the program of a video.
+
+        Args:
+            size: Height and width, in pixels.
+        """
         codes, results = await self._run(program, _sized(settings, self.keyframe_size, size), on_progress)
         return program.video(codes, results)
 

@@ -13,7 +13,10 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import field
 from pathlib import Path
+from typing import Annotated
 
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from starlette.types import Message, Receive
@@ -264,3 +267,16 @@ async def deadline_at(moment: float, seconds: float) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise deadline_exceeded(seconds) from None
+
+
+KEY = HTTPBearer(auto_error=False, description="API key; not needed for a service without keys")
+"""Documents the key, which the admission middleware checks."""
+
+
+async def _owner(request: Request, key: Annotated[object, Depends(KEY)]) -> str:
+    owner: str = request.state.owner
+    return owner
+
+
+OWNER = Depends(_owner)
+"""Owner of the key of a request, as found by the admission middleware, for routes."""

@@ -22,12 +22,13 @@ from videolavit.records.storage import Folder, StorageSettings
 
 from .batching import Finished, StepDone
 from .conversation import MessageContent, SentMedium, media_of, read_conversation, texts_of
-from .errors import ApiError, bad_request, too_many
+from .errors import ApiError, bad_request
 from .failures import api_error
 from .fetching import Fetcher, media_kind
 from .graph import Graph
 from .keys import Admission, deadline_at, follow_keys, read_keys
 from .middleware import Metrics
+from .prompts import check_model, check_prompt, check_text, given_or_drawn
 from .protocol.base import now
 from .protocol.chat import (
     AnswerMessage,
@@ -41,11 +42,11 @@ from .protocol.chat import (
 )
 from .protocol.images import GeneratedImage, ImageRequest, ImageResponse
 from .protocol.models import Model
-from .protocol.videos import VideoError, VideoJob, VideoRequest
 from .requests import Answer, AnswerRequest, FrameFiles, Upload
 from .settings import ServeSettings
-from .store import Job, JobStore, database_url, new_id
+from .store import JobStore, database_url
 from .video_jobs import JobWorker
+from .videos import Videos
 
 log = logging.getLogger("videolavit.serve")
 
@@ -73,6 +74,7 @@ class Service:
         self.store = JobStore(database_url(settings.database, self.folder))
         self.worker = JobWorker(settings, self.store, self.folder, graph, self._job_ended)
         self._fetcher = Fetcher(settings.fetch_hosts, body_bytes)
+        self.videos = Videos(settings, self.model, self.store, self.folder, self.worker, self._fetcher, self.admission)
         self._following: asyncio.Task[None] | None = None
         self.started = now()
 
@@ -111,12 +113,6 @@ class Service:
     def _job_ended(self, status: str) -> None:
         self.metrics.ended.labels(status).inc()
 
-    def check_model(self, name: str | None) -> None:
-        """Raises ApiError for a model that is not served."""
-        if name is not None and name != self.settings.model_name:
-            message = f"there is no model {name!r}; this service has {self.settings.model_name!r}"
-            raise ApiError(404, message, "model_not_found", param="model")
-
     def describe_model(self) -> Model:
         """Served model in the format of the API."""
         return Model(
@@ -130,7 +126,7 @@ class Service:
 
     async def answer_request(self, request: ChatRequest, owner: str) -> AnswerRequest:
         """Request to the language model for a chat, with the images and videos encoded. Raises ApiError."""
-        self.check_model(request.model)
+        check_model(request.model, self.settings)
         if not self.model.has("understanding/language_model"):
             raise bad_request("this model generates images and videos; it cannot answer questions", "model", "not_able")
         limits = self.settings.limits
@@ -145,7 +141,7 @@ class Service:
         if sum(map(len, texts)) > limits.prompt_characters:
             raise bad_request(f"the messages have more than {limits.prompt_characters} characters", "messages")
         for text in texts:
-            _check_text(text, "messages")
+            check_text(text, "messages")
         files = sum(len(medium.urls) for medium in media)
         if files > limits.media:
             raise bad_request(
@@ -156,7 +152,7 @@ class Service:
             top_p=request.top_p or 1.0,
             min_tokens=min(fewest, most or fewest),
             max_tokens=most,
-            seed=_seed(request.seed),
+            seed=given_or_drawn(request.seed),
         )
         async with asyncio.TaskGroup() as tasks:
             encoding = {medium: tasks.create_task(self._encode(medium)) for medium in media}
@@ -268,13 +264,13 @@ class Service:
 
     async def images(self, request: ImageRequest) -> ImageResponse:
         """Generates images from a prompt; image i has the seed plus i. Raises ApiError."""
-        self.check_model(request.model)
+        check_model(request.model, self.settings)
         limits, count = self.settings.limits, request.n or 1
-        self._check_prompt(request.prompt)
+        check_prompt(request.prompt, self.settings)
         if count > limits.images:
             raise bad_request(f"at most {limits.images} images are generated per request, not {count}", "n")
         size = self._size(request.size, self.graph.keyframe_size, "keyframe_detokenizer")
-        seed = _seed(request.seed)
+        seed = given_or_drawn(request.seed)
         async with asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(self.graph.image(request.prompt, seed + number, size, self.settings.generation))
@@ -292,17 +288,6 @@ class Service:
             images.append(GeneratedImage(seed=seed + number, **form))
         return ImageResponse(created=now(), data=images)
 
-    def _check_prompt(self, prompt: str, required: bool = True) -> None:
-        """Raises ApiError for an empty, too long or invalid prompt."""
-        limit = self.settings.limits.prompt_characters
-        if required and not prompt.strip():
-            raise bad_request("the prompt is empty", "prompt")
-        if len(prompt) > limit:
-            raise bad_request(f"the prompt has more than {limit} characters", "prompt")
-        _check_text(prompt, "prompt")
-        if "\0" in prompt:  # which databases and the metadata of files do not hold
-            raise bad_request("the prompt has a NUL character", "prompt")
-
     def _size(self, size: str | None, default: tuple[int, int], component: Any) -> tuple[int, int]:
         """Height and width in pixels. Raises ApiError for a size that is too large or not supported."""
         if size is None or size == "auto":
@@ -315,77 +300,8 @@ class Service:
             raise bad_request(f"at most {limit} pixels are generated, not {size}", "size")
         return height, width
 
-    # ---- videos -----------------------------------------------------------------------------------------------------
-
-    async def create_video(self, owner: str, request: VideoRequest, reference: bytes | None) -> VideoJob:
-        """Queues a job that generates a video from a text, an image, or both. Raises ApiError."""
-        self.check_model(request.model)
-        if request.input_reference is not None:
-            if reference is not None:
-                raise bad_request("give one input_reference", "input_reference")
-            reference, _ = await self._fetcher.read(request.input_reference.image_url, "input_reference")
-        self._check_prompt(request.prompt, required=reference is None)
-        limit = self.settings.limits.seconds
-        if request.seconds > limit:
-            raise bad_request(f"at most {limit:g} seconds are generated, not {request.seconds:g}", "seconds")
-        height, width = self._size(request.size, self.graph.video_size, "video_detokenizer")
-        stored = {"prompt": request.prompt, "seconds": f"{request.seconds:g}", "size": f"{width}x{height}"}
-        return await self._queue(owner, "generate", stored | {"seed": _seed(request.seed)}, reference)
-
-    async def create_reconstruction(self, owner: str, video: bytes, seed: int | None) -> VideoJob:
-        """Queues a job that reconstructs a video from its tokens. Raises ApiError."""
-        stored = {"prompt": "", "seconds": f"{self.settings.limits.seconds:g}", "size": "auto", "seed": _seed(seed)}
-        return await self._queue(owner, "reconstruct", stored, video)
-
-    async def _queue(self, owner: str, kind: str, request: dict[str, Any], upload: bytes | None) -> VideoJob:
-        """Stores a job and its upload. Raises ApiError if too many jobs are open."""
-        job_id, limits = new_id(), self.settings.limits
-        if upload is not None:
-            request["upload"] = f"uploads/{job_id}.bin"
-            await asyncio.to_thread(self.folder.create_bytes, request["upload"], upload)
-        job = await asyncio.to_thread(
-            self.store.add, owner, kind, request, limits.open_jobs, limits.open_jobs_per_key, job_id
-        )
-        if job is None:
-            if upload is not None:
-                await asyncio.to_thread(self.folder.remove, request["upload"])
-            raise too_many("too many video jobs are open; try again when one has ended", 10, "queue_full")
-        self.worker.wake()
-        return self.to_video(job)
-
-    def to_video(self, job: Job) -> VideoJob:
-        """Job in the format of the API."""
-        failed = job.status == "failed"
-        return VideoJob(
-            id=job.id,
-            model=self.settings.model_name,
-            status=job.status,  # type: ignore[arg-type]
-            progress=job.progress,
-            created_at=job.created_at,
-            completed_at=job.completed_at,
-            expires_at=job.expires_at,
-            prompt=job.request["prompt"] or None,
-            seconds=job.request["seconds"],
-            size=job.request["size"],
-            seed=job.request["seed"],
-            error=VideoError(code=job.error_code or "", message=job.error_message or "") if failed else None,
-            tokens=job.tokens,
-        )
-
 
 def _head(request: ChatRequest, answer_request: AnswerRequest) -> ChatHead:
     """First fields of an answer."""
     settings, name = answer_request.settings, f"chatcmpl-{random.getrandbits(96):024x}"
     return ChatHead(id=name, created=now(), model=request.model, temperature=settings.temperature, seed=settings.seed)
-
-
-def _check_text(text: str, param: str) -> None:
-    """Raises ApiError for strings that JSON can hold and that are not valid text, because of lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise bad_request("the text has a lone surrogate, which is half a character", param) from None
-
-
-def _seed(seed: int | None) -> int:
-    return random.getrandbits(31) if seed is None else seed

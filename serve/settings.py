@@ -22,6 +22,7 @@ class Limits:
         decode_seconds: Time that decoding an upload may take, in seconds.
         pixels: Most pixels of a generated image or of a frame of a generated video.
         seconds: Longest generated video, in seconds.
+        inference_steps: Most denoising steps that a request for a video may ask for.
         images: Most images per request for images.
         media: Most images and videos of a chat.
         tokens: Most tokens of a chat completion.
@@ -40,6 +41,7 @@ class Limits:
     decode_seconds: float = 60.0
     pixels: int = 1024 * 1024
     seconds: float = 20.0
+    inference_steps: int = 100
     images: int = 4
     media: int = 128
     tokens: int = 4096

@@ -6,6 +6,9 @@ claims its jobs. Only the holder of the current lease can end a job, so that a r
 
 Attempts count the ends of processes, not late heartbeats: when a holder whose job was claimed by another sends a
 heartbeat again, it was alive all the time, and the attempt is given back.
+
+An idempotency key is a unique column beside the owner, so that two requests with the same key at the same moment make
+one job, also in two processes. It lasts as long as the row.
 """
 
 import secrets
@@ -21,6 +24,7 @@ from sqlalchemy import (
     Column,
     Connection,
     Float,
+    Index,
     Integer,
     MetaData,
     String,
@@ -40,6 +44,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import IntegrityError
 
 from videolavit.records.storage import Folder
 
@@ -75,7 +80,13 @@ JOBS = Table(
     Column("attempts", Integer, nullable=False, default=0),
     Column("result", String(200)),
     Column("holder", String(100)),
+    Column("idempotency_key", String(64)),
+    Column("request_digest", String(64)),
 )
+KEY_INDEX = Index("video_jobs_idempotency_keys", JOBS.c.owner, JOBS.c.idempotency_key, unique=True)
+ADDED_COLUMNS = ("holder", "idempotency_key", "request_digest")
+"""Columns that the table of version 0.1 lacks."""
+
 HOLDERS = Table(
     "video_job_holders",
     _METADATA,
@@ -98,10 +109,12 @@ class Job:
 
     Args:
         kind: `generate` or `reconstruct`.
-        request: Prompt, seconds, size, seed, model, and the name of an uploaded file.
+        request: Prompt, seed, options of the samplers, and name of an uploaded file; and length, size and rate of the
+            video, as soon as they are known.
         lease: Token of the current lease; None for a job that is not in progress.
         attempts: Number of times the job was started, without those that ended in an orderly way.
         result: Folder of the result files; None until the job is completed.
+        request_digest: Hash of the request, for a job with an idempotency key.
     """
 
     id: str
@@ -119,6 +132,20 @@ class Job:
     lease: str | None
     attempts: int
     result: str | None
+    request_digest: str | None
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """Hashes by which a repeated request finds the job of the first one.
+
+    Args:
+        key: Hash of the key that the client chose.
+        digest: Hash of the content of the request.
+    """
+
+    key: str
+    digest: str
 
 
 _FIELDS = [JOBS.c[name] for name in Job.__dataclass_fields__]
@@ -144,23 +171,48 @@ class JobStore:
         return self._engine
 
     def add(
-        self, owner: str, kind: str, request: dict[str, Any], max_open: int, max_open_of_owner: int, job_id: str
+        self,
+        owner: str,
+        kind: str,
+        request: dict[str, Any],
+        max_open: int,
+        max_open_of_owner: int,
+        job_id: str,
+        idempotency: Idempotency | None = None,
     ) -> Job | None:
-        """Queues a job; None if all owners, or this one, have as many open jobs as allowed."""
+        """Queues a job; None if all owners, or this one, have as many open jobs as allowed.
+
+        With an idempotency key that is taken, the job that has it is returned, and nothing is queued.
+        """
         row = {"id": job_id, "owner": owner, "kind": kind, "status": "queued", "progress": 0, "attempts": 0}
         row |= {"order": time.time_ns(), "created_at": int(time.time()), "request": request}
+        if idempotency is not None:
+            row |= {"idempotency_key": idempotency.key, "request_digest": idempotency.digest}
         is_open = JOBS.c.status.in_(OPEN)
-        with self._engine.connect() as connection:
-            if self._engine.dialect.name == "postgresql":
-                connection.execute(text(f"LOCK TABLE {JOBS.name} IN SHARE ROW EXCLUSIVE MODE"))
-            # counted after the insertion, which waits for other writers, so that no two requests take the last place
-            connection.execute(insert(JOBS).values(row))
-            total = connection.scalar(select(func.count()).where(is_open)) or 0
-            own = connection.scalar(select(func.count()).where(is_open, JOBS.c.owner == owner)) or 0
-            if total > max_open or own > max_open_of_owner:
-                return None
-            connection.commit()
+        try:
+            with self._engine.connect() as connection:
+                if self._engine.dialect.name == "postgresql":
+                    connection.execute(text(f"LOCK TABLE {JOBS.name} IN SHARE ROW EXCLUSIVE MODE"))
+                # counted after the insertion, which waits for other writers, so that no two take the last place
+                connection.execute(insert(JOBS).values(row))
+                total = connection.scalar(select(func.count()).where(is_open)) or 0
+                own = connection.scalar(select(func.count()).where(is_open, JOBS.c.owner == owner)) or 0
+                if total > max_open or own > max_open_of_owner:
+                    return None
+                connection.commit()
+        except IntegrityError:  # the key is taken, if only by a job that is deleted at this moment
+            if idempotency is None:
+                raise
+            again = (owner, kind, request, max_open, max_open_of_owner, job_id, idempotency)
+            return self.find(owner, idempotency) or self.add(*again)
         return self.get(owner, job_id)
+
+    def find(self, owner: str, idempotency: Idempotency) -> Job | None:
+        """Job of an owner with an idempotency key, whatever its request was; None if there is none."""
+        with self._engine.connect() as connection:
+            has_key = and_(JOBS.c.owner == owner, JOBS.c.idempotency_key == idempotency.key)
+            row = connection.execute(select(*_FIELDS).where(has_key)).first()
+        return None if row is None else Job(**row._mapping)
 
     def get(self, owner: str, job_id: str) -> Job | None:
         """Job with an id; None if there is none or it belongs to another owner."""
@@ -254,6 +306,10 @@ class JobStore:
         """Stores the progress of a job, in percent; False if the lease is lost."""
         return self._change(job, progress=progress)
 
+    def set_request(self, job: Job, request: dict[str, Any]) -> bool:
+        """Stores a request with what has become known of its result; False if the lease is lost."""
+        return self._change(job, request=request)
+
     def release(self, job: Job) -> bool:
         """Queues a started job again without counting the attempt; False if the lease is lost."""
         return self._change(job, status="queued", progress=0, lease=None, holder=None, attempts=JOBS.c.attempts - 1)
@@ -342,18 +398,22 @@ def _create_tables(engine: Engine) -> None:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         elif engine.dialect.name == "postgresql":
             connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+        missing = _missing(connection)
         _METADATA.create_all(connection)
-        if f"{JOBS.name}.holder" in _missing(connection):
-            connection.execute(text(f"ALTER TABLE {JOBS.name} ADD COLUMN holder VARCHAR(100)"))
+        for name in ADDED_COLUMNS:
+            if name in missing:
+                kind = JOBS.c[name].type.compile(engine.dialect)
+                connection.execute(text(f"ALTER TABLE {JOBS.name} ADD COLUMN {name} {kind}"))
+        KEY_INDEX.create(connection, checkfirst=True)
 
 
 def _missing(connection: Connection) -> set[str]:
-    """Tables that the database lacks, and the column that an earlier version's table lacks."""
+    """Tables that the database lacks, and columns that the table of jobs of an earlier version lacks."""
     found = inspect(connection)
-    missing = set(_METADATA.tables) - set(found.get_table_names())
-    if JOBS.name not in missing and "holder" not in [column["name"] for column in found.get_columns(JOBS.name)]:
-        missing.add(f"{JOBS.name}.holder")
-    return missing
+    tables = set(_METADATA.tables) - set(found.get_table_names())
+    if JOBS.name in tables:
+        return tables
+    return tables | (set(ADDED_COLUMNS) - {column["name"] for column in found.get_columns(JOBS.name)})
 
 
 def _prepare_sqlite(connection: Any, record: object) -> None:

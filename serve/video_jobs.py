@@ -15,10 +15,10 @@ import numpy as np
 
 from videolavit.evaluation.motion import decompose_enlarged
 from videolavit.generation.output import encode_png, provenance, save_video
-from videolavit.generation.program import GeneratedVideo
+from videolavit.generation.program import GeneratedVideo, nearest_clips
 from videolavit.generation.prompts import Picture
 from videolavit.generation.token_generator import PromptTooLong
-from videolavit.media import Cell, MediaError, contact_sheet, draw_motion
+from videolavit.media import CLIP_FRAMES, Cell, MediaError, contact_sheet, draw_motion
 from videolavit.records.storage import Folder, StorageError
 
 from .failures import REPLICA_DIED, root_cause
@@ -26,10 +26,9 @@ from .graph import Graph
 from .heartbeat import Heartbeat
 from .settings import ServeSettings
 from .store import Job, JobStore
+from .video_plan import SAMPLER_OPTIONS, describe_file, sampler_settings
 
 VIDEO_FILE, THUMBNAIL_FILE, SPRITES_FILE = "video.mp4", "thumbnail.png", "spritesheet.png"
-CLIP_SECONDS = 4.0
-"""Length of a clip: 24 frames at 6 frames per second, in seconds."""
 
 POLL, SWEEP = 0.5, 60.0
 """Intervals at which jobs of other processes are polled and expired results are removed, in seconds."""
@@ -182,21 +181,31 @@ class JobWorker:
         def on_progress(share: float) -> None:
             running.share = share
 
-        job, request, settings = running.job, running.job.request, self._settings.generation
+        job, request = running.job, running.job.request
+        settings = sampler_settings(self._settings.generation, request)
         upload = None
         if request.get("upload"):
             upload = await self._in(self._files, self._folder.read, request["upload"])
             if upload is None:
                 raise StorageError("the upload is gone")
+        most_frames = self._settings.limits.seconds * settings.fps
+        warnings = request.get("warnings", [])
         if job.kind == "reconstruct":
             assert upload is not None
-            clips = _clips(self._settings.limits.seconds)
-            video = await self._graph.reconstruct(upload, request["seed"], clips, settings, on_progress)
+            most_clips = max(1, int(most_frames // CLIP_FRAMES))
+            reconstruction = await self._graph.reconstruction(upload, request["seed"], most_clips)
+            program, size = reconstruction.program, reconstruction.size
+            if reconstruction.is_cut:
+                warnings = [f"the video goes on: its first {most_clips} clips are reconstructed, up to the limit"]
         else:
             width, height = map(int, request["size"].split("x"))
-            clips = _clips(float(request["seconds"]))
-            prompt, seed, size = request["prompt"], request["seed"], (height, width)
-            video = await self._graph.video(prompt, upload, seed, clips, size, settings, on_progress)
+            size = height, width
+            clips = nearest_clips(request.get("num_frames") or float(request["seconds"]) * settings.fps, most_frames)
+            program = await self._graph.video_program(request["prompt"], upload, request["seed"], clips, settings)
+        known = request | describe_file(program.num_frames, size, settings.fps) | {"warnings": warnings}
+        if known != request:
+            await self._in(self._database, self._store.set_request, job, known)
+        video = await self._graph.video(program, size, settings, on_progress)
         name = f"results/{job.id}/{job.lease}"
         await self._in(self._files, self._publish, job, name, video)
         return name, video.tokens
@@ -206,7 +215,9 @@ class JobWorker:
         fps = self._settings.generation.fps
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / VIDEO_FILE
-            about = provenance(job.request.get("prompt", ""), job.request["seed"], self._settings.model_name)
+            options = {name: job.request[name] for name in SAMPLER_OPTIONS if name in job.request}
+            prompt, seed = job.request.get("prompt", ""), job.request["seed"]
+            about = provenance(prompt, seed, self._settings.model_name, **options)
             save_video(video.frames, file, fps, about)
             self._folder.create(f"{name}/{VIDEO_FILE}", file)
         self._folder.create_bytes(f"{name}/{THUMBNAIL_FILE}", encode_png(video.keyframes[0], {}))
@@ -256,11 +267,6 @@ def sprites(video: GeneratedVideo, fps: int) -> Picture:
         for clip in decompose_enlarged(video.frames, fps)
     ]
     return contact_sheet(cells)
-
-
-def _clips(seconds: float) -> int:
-    """Number of clips in a video of some length."""
-    return max(1, round(seconds / CLIP_SECONDS))
 
 
 def _reason(error: Exception) -> tuple[str, str]:

@@ -14,6 +14,8 @@ from videolavit.generation.program import (
     Program,
     Step,
     TokensRequest,
+    frames_of_clips,
+    nearest_clips,
     picture_program,
     reconstruction_steps,
     video_program,
@@ -78,6 +80,19 @@ def test_a_video_is_joined_from_what_its_steps_keep() -> None:
     assert video.frames[:, 0, 0, 0].tolist() == [10, 10, 99, 20, 20]
     assert [keyframe[0, 0, 0] for keyframe in video.keyframes] == [7, 20]
     assert (video.visual, video.motion, video.tokens) == ([[5, 6]], [[4], [7]], {"visual": 2, "motion": 2})
+
+
+def test_the_length_of_a_video_is_known_before_it_is_made() -> None:
+    for clips in range(1, 9):
+        frames = video_program(["a ball"], 1, clips, "noise").num_frames
+        assert frames == frames_of_clips(clips)
+        assert nearest_clips(frames, frames) == clips
+        assert nearest_clips(frames + 11, 1000) == clips
+        assert nearest_clips(frames + 12, 1000) == clips + 1
+        assert nearest_clips(frames + 12, frames + 22) == clips
+    assert (nearest_clips(1, 1000), nearest_clips(100, 1)) == (1, 1)
+    steps = [*reconstruction_steps(1, 0, 24), *reconstruction_steps(1, 1, 6)]
+    assert Program({}, steps).num_frames == 30
 
 
 def test_a_reconstruction_keeps_the_length_of_its_clip() -> None:

@@ -18,7 +18,7 @@ from serve.failures import invalid_request
 from serve.protocol.base import Request
 from serve.protocol.chat import ChatRequest, Message, StreamOptions
 from serve.protocol.images import ImageRequest
-from serve.protocol.videos import VideoRequest
+from serve.protocol.videos import ReconstructRequest, VideoRequest
 
 PIXEL = {"url": "data:image/png;base64,AAAA"}
 
@@ -51,7 +51,10 @@ def test_every_field_of_openai_s_client_is_known(model: type[Request], openai_ty
     assert fields <= {*model.model_fields, *model.ignored, *model.neutral}
 
 
-@pytest.mark.parametrize(("model", "body"), [(ChatRequest, chat()), (ImageRequest, {"prompt": "x"})])
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [(ChatRequest, chat()), (ImageRequest, {"prompt": "x"}), (VideoRequest, {"prompt": "x"}), (ReconstructRequest, {})],
+)
 def test_neutral_values_are_accepted_and_others_are_not_supported(model: type[Request], body: dict[str, Any]) -> None:
     for name, values in model.neutral.items():
         for value in (None, *values):

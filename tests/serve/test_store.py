@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from serve.settings import read_settings
-from serve.store import HOLDERS, JOBS, TAKEOVERS, JobStore, new_id
+from serve.store import HOLDERS, JOBS, TAKEOVERS, Idempotency, Job, JobStore, new_id
 from serve.video_jobs import JobWorker
 from videolavit.records.storage import Folder, StorageSettings
 
@@ -202,6 +202,42 @@ def test_jobs_are_limited_and_expire(store: JobStore) -> None:
     assert store.counts() == {"queued": 2}
 
 
+def test_an_idempotency_key_has_one_job_as_long_as_that_is_stored(store: JobStore) -> None:
+    same, other = Idempotency("key", "content"), Idempotency("key", "other content")
+
+    def add(idempotency: Idempotency, owner: str = "a", max_open: int = 1) -> Job | None:
+        return store.add(owner, "generate", {"prompt": "x"}, max_open, 9, new_id(), idempotency)
+
+    first = add(same)
+    assert first is not None
+    assert first.request_digest == "content"
+    for again in (add(same), add(other)):  # a full queue refuses neither
+        assert again is not None
+        assert (again.id, again.request_digest) == (first.id, "content")
+    assert add(Idempotency("another", "content")) is None
+    assert store.find("b", same) is None
+    assert add(same, owner="b", max_open=2) is not None
+    store.remove("a", first.id)
+    assert store.find("a", same) is None
+    second = add(other, max_open=2)
+    assert second is not None
+    assert (second.id == first.id, second.request_digest) == (False, "other content")
+
+
+def test_an_idempotency_key_has_one_job_at_the_same_moment_in_two_processes(store: JobStore) -> None:
+    stores = [store, JobStore(store.url)]
+
+    def add(number: int) -> str:
+        found = stores[number % 2].add("a", "generate", {"prompt": "x"}, 9, 9, new_id(), Idempotency("key", "content"))
+        assert found is not None
+        return found.id
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(add, range(24)))) == 1
+    assert store.counts() == {"queued": 1}
+    stores[1].engine.dispose()
+
+
 EARLIER_TABLE = """CREATE TABLE video_jobs (
     id VARCHAR(64) NOT NULL PRIMARY KEY, owner VARCHAR(200) NOT NULL, kind VARCHAR(20) NOT NULL,
     status VARCHAR(20) NOT NULL, progress INTEGER NOT NULL, "order" BIGINT NOT NULL, created_at INTEGER NOT NULL,
@@ -234,6 +270,8 @@ def test_a_database_of_an_earlier_version_goes_on(store: JobStore) -> None:
     with store.engine.begin() as connection:  # jobs that the earlier version takes for free
         free = "SELECT count(*) FROM video_jobs WHERE status = 'queued' OR lease_until < 9e9"
         assert connection.scalar(text(free + " AND id != 'held'")) == 0
+    keyed = [one.add("a", "generate", {}, 9, 9, new_id(), Idempotency("key", "x")) for one in stores]
+    assert len({job.id for job in keyed if job is not None}) == 1
     for each in stores:
         each.engine.dispose()
 

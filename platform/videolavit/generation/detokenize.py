@@ -88,9 +88,14 @@ def video_size(runtime: Runtime, settings: GenerateSettings) -> tuple[int, int]:
     return size
 
 
+def nearest_size(model: ModelFolder, height: float, width: float) -> tuple[int, int]:
+    """Height and width, in pixels, of the video that the model can make nearest to another size."""
+    multiple = model.pixel_multiple("video_detokenizer")
+    high, wide = (max(round(side / multiple), 1) * multiple for side in (height, width))
+    return high, wide
+
+
 def size_like(model: ModelFolder, height: int, width: int) -> tuple[int, int]:
     """Height and width of about as many pixels as the model's own videos, in the aspect ratio of another video."""
-    multiple, sizes = model.pixel_multiple("video_detokenizer"), model.sizes
-    scale = sqrt(sizes.video_width * sizes.video_height / (width * height))
-    high, wide = (max(round(side * scale / multiple), 1) * multiple for side in (height, width))
-    return high, wide
+    scale = sqrt(model.sizes.video_width * model.sizes.video_height / (width * height))
+    return nearest_size(model, height * scale, width * scale)

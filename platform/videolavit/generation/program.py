@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videolavit.media.settings import CLIP_FRAMES
+
 from .prompts import EncodedPart, Picture
 from .settings import generator
 
@@ -207,6 +209,11 @@ class Program:
     codes: CodesByClip | TokensRequest
     steps: Sequence[Step]
 
+    @property
+    def num_frames(self) -> int:
+        """Number of frames of the video."""
+        return sum(len(range(CLIP_FRAMES)[step.kept]) for step in self.steps if isinstance(step, FramesStep))
+
     def video(self, codes: CodesByClip, results: Results) -> GeneratedVideo:
         """Joins the results of all steps to a video."""
         clips = [step for step in self.steps if isinstance(step, FramesStep)]
@@ -251,6 +258,22 @@ def video_program(
         before = FramesStep(seed, clip, keyframe, slice(1 if clip else 0, None))
         steps.append(before)
     return Program(TokensRequest(prompt, seed, clips, picture is not None), steps)
+
+
+def frames_of_clips(clips: int) -> int:
+    """Number of frames of a generated video, whose later clips each leave out a frame."""
+    return 1 + clips * (CLIP_FRAMES - 1)
+
+
+def nearest_clips(num_frames: float, most_frames: float) -> int:
+    """Number of clips of the generated video whose length is nearest to a number of frames.
+
+    Args:
+        num_frames: Wanted number of frames.
+        most_frames: Limit of frames, which one clip may exceed.
+    """
+    later = CLIP_FRAMES - 1
+    return max(1, min(round((num_frames - 1) / later), int((most_frames - 1) // later)))
 
 
 def reconstruction_steps(
