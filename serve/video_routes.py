@@ -55,7 +55,6 @@ _REUSED: dict[int | str, dict[str, Any]] = {
 
 def add_video_routes(app: FastAPI, service: Service) -> None:
     """Adds the routes under `/v1/videos`."""
-    videos = service.videos
 
     @app.post("/v1/videos", openapi_extra=video_body(), responses=_REUSED)
     async def create(
@@ -67,9 +66,9 @@ def add_video_routes(app: FastAPI, service: Service) -> None:
         that it can, and `warnings` says so.
         """
         async with deadline_at(*request.state.deadline):
-            job, _ = await videos.create(owner, *await video_request(request), idempotency_key)
+            job, _ = await service.videos.create(owner, *await video_request(request), idempotency_key)
             response.headers["openai-poll-after-ms"] = POLL_MS
-            return videos.to_video(job)
+            return service.videos.to_video(job)
 
     @app.post(
         "/v1/videos/sync",
@@ -84,9 +83,9 @@ def add_video_routes(app: FastAPI, service: Service) -> None:
         passes.
         """
         async with deadline_at(*request.state.deadline):
-            job = await videos.make(owner, *await video_request(request), idempotency_key)
+            job = await service.videos.make(owner, *await video_request(request), idempotency_key)
             response = await file_response(service.folder, f"{job.result}/{VIDEO_FILE}", "video/mp4", request)
-        told = videos.to_video(job)
+        told = service.videos.to_video(job)
         facts = told.model_dump() | {"warnings": "; ".join(told.warnings) or None}
         response.headers.update(
             {name: str(facts[one]) for name, one in VIDEO_HEADERS.items() if facts[one] is not None}
@@ -102,9 +101,11 @@ def add_video_routes(app: FastAPI, service: Service) -> None:
         The job tells the length and size of its file as soon as the video has been decoded.
         """
         async with deadline_at(*request.state.deadline):
-            job, _ = await videos.create_reconstruction(owner, *await reconstruct_request(request), idempotency_key)
+            job, _ = await service.videos.create_reconstruction(
+                owner, *await reconstruct_request(request), idempotency_key
+            )
             response.headers["openai-poll-after-ms"] = POLL_MS
-            return videos.to_video(job)
+            return service.videos.to_video(job)
 
     @app.get("/v1/videos")
     async def page(
@@ -118,7 +119,7 @@ def add_video_routes(app: FastAPI, service: Service) -> None:
         jobs = await asyncio.to_thread(service.store.page, owner, after, limit, order == "asc") if valid else None
         if jobs is None:
             raise ApiError(404, f"there is no video {after!r}", "not_found", param="after")
-        listed = [videos.to_video(job) for job in jobs[0]]
+        listed = [service.videos.to_video(job) for job in jobs[0]]
         first, last = (listed[0].id, listed[-1].id) if listed else (None, None)
         return VideoList(data=listed, first_id=first, last_id=last, has_more=jobs[1])
 
@@ -126,7 +127,7 @@ def add_video_routes(app: FastAPI, service: Service) -> None:
     async def status(video_id: str, response: Response, owner: str = OWNER) -> VideoJob:
         """Returns the state of a video job."""
         response.headers["openai-poll-after-ms"] = POLL_MS
-        return videos.to_video(await videos.find(owner, video_id))
+        return service.videos.to_video(await service.videos.find(owner, video_id))
 
     @app.get(
         "/v1/videos/{video_id}/content",
@@ -144,7 +145,7 @@ def add_video_routes(app: FastAPI, service: Service) -> None:
         owner: str = OWNER,
     ) -> Response:
         """Returns the video as mp4, its first keyframe, or its keyframes with motion arrows; supports ranges."""
-        job = await videos.find(owner, video_id)
+        job = await service.videos.find(owner, video_id)
         if job.result is None:
             reason = job.error_message if job.status == "failed" else f"it is {job.status}"
             raise ApiError(404, f"this video has no content: {reason}", "not_ready", param="video_id")
@@ -154,6 +155,6 @@ def add_video_routes(app: FastAPI, service: Service) -> None:
     @app.delete("/v1/videos/{video_id}")
     async def delete(video_id: str, owner: str = OWNER) -> Deleted:
         """Deletes a video job and its files; stops the job if it is in progress."""
-        await videos.find(owner, video_id)
-        await asyncio.to_thread(videos.remove, owner, video_id)
+        await service.videos.find(owner, video_id)
+        await asyncio.to_thread(service.videos.remove, owner, video_id)
         return Deleted(id=video_id)

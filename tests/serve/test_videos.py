@@ -67,7 +67,7 @@ def ids(service: Running, owner: str) -> set[str]:
 )
 def test_a_job_says_at_once_what_its_file_will_hold(service: Running, asked: Any, warnings: list[str]) -> None:
     client = service.client()
-    with pytest.warns(DeprecationWarning, match="permanently shut down"):  # of OpenAI's own service
+    with pytest.warns(DeprecationWarning, match="permanently shut down"):  # says the client of OpenAI's service
         first = client.videos.create(prompt="a circle", **asked).model_dump()
     last = ended(service, first["id"])
     assert last["status"] == "completed"
