@@ -15,8 +15,9 @@ import numpy as np
 
 from videolavit.evaluation.motion import decompose_enlarged
 from videolavit.generation.output import encode_png, provenance, save_video
-from videolavit.generation.program import GeneratedVideo, nearest_clips
+from videolavit.generation.program import GeneratedVideo, Program, nearest_clips
 from videolavit.generation.prompts import Picture
+from videolavit.generation.settings import GenerateSettings
 from videolavit.generation.token_generator import PromptTooLong
 from videolavit.media import CLIP_FRAMES, Cell, MediaError, contact_sheet, draw_motion
 from videolavit.records.storage import Folder, StorageError
@@ -181,34 +182,36 @@ class JobWorker:
         def on_progress(share: float) -> None:
             running.share = share
 
-        job, request = running.job, running.job.request
-        settings = sampler_settings(self._settings.generation, request)
-        upload = None
-        if request.get("upload"):
-            upload = await self._in(self._files, self._folder.read, request["upload"])
-            if upload is None:
-                raise StorageError("the upload is gone")
-        most_frames = self._settings.limits.seconds * settings.fps
-        warnings = request.get("warnings", [])
-        if job.kind == "reconstruct":
-            assert upload is not None
-            most_clips = max(1, int(most_frames // CLIP_FRAMES))
-            reconstruction = await self._graph.reconstruction(upload, request["seed"], most_clips)
-            program, size = reconstruction.program, reconstruction.size
-            if reconstruction.is_cut:
-                warnings = [f"the video goes on: its first {most_clips} clips are reconstructed, up to the limit"]
-        else:
-            width, height = map(int, request["size"].split("x"))
-            size = height, width
-            clips = nearest_clips(request.get("num_frames") or float(request["seconds"]) * settings.fps, most_frames)
-            program = await self._graph.video_program(request["prompt"], upload, request["seed"], clips, settings)
-        known = request | describe_file(program.num_frames, size, settings.fps) | {"warnings": warnings}
-        if known != request:
+        job = running.job
+        settings = sampler_settings(self._settings.generation, job.request)
+        program, size, warnings = await self._program(job, settings)
+        known = job.request | describe_file(program.num_frames, size, settings.fps) | {"warnings": warnings}
+        if known != job.request:
             await self._in(self._database, self._store.set_request, job, known)
         video = await self._graph.video(program, size, settings, on_progress)
         name = f"results/{job.id}/{job.lease}"
         await self._in(self._files, self._publish, job, name, video)
         return name, video.tokens
+
+    async def _program(self, job: Job, settings: GenerateSettings) -> tuple[Program, tuple[int, int], list[str]]:
+        """Program of a job, height and width of its video, and warnings for the client."""
+        request, most_frames = job.request, self._settings.limits.seconds * settings.fps
+        upload = None
+        if "upload" in request:
+            upload = await self._in(self._files, self._folder.read, request["upload"])
+            if upload is None:
+                raise StorageError("the upload is gone")
+        if job.kind == "reconstruct":
+            assert upload is not None
+            most_clips = max(1, int(most_frames // CLIP_FRAMES))
+            made = await self._graph.reconstruction(upload, request["seed"], most_clips)
+            cut = f"the video goes on: its first {most_clips} clips are reconstructed, up to the limit"
+            return made.program, made.size, [cut] if made.is_cut else []
+        width, height = map(int, request["size"].split("x"))
+        # jobs of version 0.1 have seconds alone
+        clips = nearest_clips(request.get("num_frames") or float(request["seconds"]) * settings.fps, most_frames)
+        program = await self._graph.video_program(request["prompt"], upload, request["seed"], clips, settings)
+        return program, (height, width), request.get("warnings", [])
 
     def _publish(self, job: Job, name: str, video: GeneratedVideo) -> None:
         """Writes the result files, which nobody sees before the job is completed."""
