@@ -31,7 +31,7 @@ from videolavit.generation.program import ClipCodes, ClipRequest, KeyframeReques
 from videolavit.generation.prompts import Picture, encode_motion, encode_pictures
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings, generator
-from videolavit.generation.token_generator import TokenGenerator, TokenSequence, TokenSpan
+from videolavit.generation.token_generator import TokenGrammar, TokenSequence, TokenSpan
 from videolavit.isolation import Arguments, IsolatedFunction, ProcessDied, Result, TimeLimitExceeded
 from videolavit.media import Clip, MediaError
 from videolavit.models.folder import ModelFolder
@@ -248,8 +248,7 @@ class LanguageModelDeployment:
         Raises:
             PromptTooLong: prompt and clips do not fit into the context.
         """
-        tokens = TokenGenerator(self._generation_model, self._model, self._generation_tokenizer, settings)
-        sequence = tokens.begin(request)
+        sequence = TokenGrammar(self._model, self._generation_tokenizer, settings).begin(request)
         total, done = sum(span.policy.max_new for span in sequence.spans), 0
         for _, spans in groupby(sequence.spans, lambda span: span.clip):
             generated: dict[str, list[int]] = {}

@@ -7,6 +7,9 @@ import hashlib
 import json
 from typing import Any
 
+from videolavit.generation.program import TokensRequest, nearest_clips
+from videolavit.generation.prompts import EncodedPart
+from videolavit.generation.token_generator import TokenGrammar
 from videolavit.models.folder import ModelFolder
 from videolavit.records.storage import Folder
 
@@ -43,6 +46,7 @@ class Videos:
     ) -> None:
         self.settings, self.store, self.folder = settings, store, folder
         self._model, self._worker, self._fetcher, self._admission = model, worker, fetcher, admission
+        self._grammar = TokenGrammar(model, model.text_tokenizer(), settings.generation)
 
     async def create(
         self, owner: str, request: VideoRequest, reference: bytes | None, key: str | None
@@ -54,6 +58,7 @@ class Videos:
 
         Raises:
             ApiError: the request is not valid, its key belongs to another one, or too many jobs are open.
+            PromptTooLong: the prompt and the clips exceed the context of the language model.
         """
         check_model(request.model, self.settings)
         if reference is not None and request.input_reference is not None:
@@ -64,6 +69,7 @@ class Videos:
         idempotency = _idempotency(key, "generate", request, reference)
         if (known := await self._known(owner, idempotency)) is not None:
             return known, False
+        self._check_length(request.prompt, has_picture, plan["num_frames"])
         if request.input_reference is not None:
             reference, _ = await self._fetcher.read(request.input_reference.image_url, "input_reference")
         stored = {"prompt": request.prompt, "seed": given_or_drawn(request.seed)} | plan
@@ -139,6 +145,11 @@ class Videos:
             error=VideoError(code=job.error_code or "", message=job.error_message or "") if failed else None,
             tokens=job.tokens,
         )
+
+    def _check_length(self, prompt: str, has_picture: bool, num_frames: int) -> None:
+        """Raises PromptTooLong if a prompt and the clips of its video exceed the context of the language model."""
+        parts: list[EncodedPart] = [[], prompt] if has_picture else [prompt]  # the picture has no codes yet
+        self._grammar.begin(TokensRequest(parts, 0, nearest_clips(num_frames, num_frames), has_picture))
 
     async def _known(self, owner: str, idempotency: Idempotency | None) -> Job | None:
         """Job of an idempotency key. Raises ApiError if the key came with another request."""

@@ -11,18 +11,18 @@ from videolavit.generation.program import TokensRequest
 from videolavit.generation.prompts import Picture, Prompt, encode_pictures, prompt_ids
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings, generator
-from videolavit.generation.token_generator import PromptTooLong, TokenGenerator
+from videolavit.generation.token_generator import PromptTooLong, TokenGenerator, TokenGrammar
 from videolavit.models.folder import ModelFolder
 
 
 def _token_generator(runtime: Runtime, settings: GenerateSettings = FAST) -> TokenGenerator:
     with runtime.use("language_model") as model:
-        return TokenGenerator(model, runtime.model, runtime.model.text_tokenizer(), settings)
+        return TokenGenerator(model, TokenGrammar(runtime.model, runtime.model.text_tokenizer(), settings))
 
 
 def test_a_clip_is_a_picture_and_135_codes_of_motion(runtime: Runtime, model: ModelFolder) -> None:
     tokens = _token_generator(runtime)
-    sequence = tokens.begin(TokensRequest(["abc"], 0, clips=2))
+    sequence = tokens.grammar.begin(TokensRequest(["abc"], 0, clips=2))
     assert [(span.clip, span.kind) for span in sequence.spans] == [
         (0, "visual"),
         (0, "motion"),
@@ -44,7 +44,7 @@ def test_a_clip_follows_the_clips_before(runtime: Runtime, model: ModelFolder) -
     tokens = _token_generator(runtime, settings)
     (codes,) = tokens.generate([TokensRequest(["abc"], 0, clips=2)])
     first, ids = codes[0], model.vocabulary
-    sequence = tokens.begin(TokensRequest(["abc"], 0, clips=1))
+    sequence = tokens.grammar.begin(TokensRequest(["abc"], 0, clips=1))
     assert first.visual is not None
     assert first.motion is not None
     sequence.ids += [*ids.image(first.visual), *ids.motion(first.motion), ids.image_start]
@@ -69,7 +69,11 @@ def test_pictures_have_a_number_of_codes_within_the_limits(runtime: Runtime) -> 
 def test_motion_is_greedy_except_after_a_given_picture(runtime: Runtime) -> None:
     tokens = _token_generator(runtime)
     requests = [TokensRequest(["a", [1, 2, 3]], seed, clips=2, first_given=True) for seed in (1, 1, 2)]
-    assert [span.sampling for span in tokens.begin(requests[0]).spans] == [FAST.sampling(), FAST.sampling(), GREEDY]
+    assert [span.sampling for span in tokens.grammar.begin(requests[0]).spans] == [
+        FAST.sampling(),
+        FAST.sampling(),
+        GREEDY,
+    ]
     drawn = [codes[0] for codes in tokens.generate(requests)]
     assert {codes.visual for codes in drawn} == {None}
     assert drawn[0].motion == drawn[1].motion
@@ -99,13 +103,13 @@ PICTURE, CLIP, CONTEXT = 36 + 2, 36 + 2 + 135 + 2, 4096
 def test_one_token_too_many_is_refused(length: int, clips: int, given: bool, message: str, runtime: Runtime) -> None:
     tokens = _token_generator(runtime, GenerateSettings())
     with pytest.raises(PromptTooLong, match=message):
-        tokens.begin(TokensRequest(["a" * length], 0, clips, given))
+        tokens.grammar.begin(TokensRequest(["a" * length], 0, clips, given))
     if clips < 99:
-        assert len(tokens.begin(TokensRequest(["a" * (length - 1)], 0, clips, given)).ids) == length - 1
+        assert len(tokens.grammar.begin(TokensRequest(["a" * (length - 1)], 0, clips, given)).ids) == length - 1
 
 
 def test_twenty_clips_fit(runtime: Runtime) -> None:
-    sequence = _token_generator(runtime, GenerateSettings()).begin(TokensRequest(["abc"], 0, clips=20))
+    sequence = _token_generator(runtime, GenerateSettings()).grammar.begin(TokensRequest(["abc"], 0, clips=20))
     assert len(sequence.spans) == 40
 
 

@@ -13,7 +13,7 @@ from videolavit.generation.describe import DescribeSettings
 from videolavit.generation.program import ClipCodes, TokensRequest
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings
-from videolavit.generation.token_generator import TokenGenerator
+from videolavit.generation.token_generator import TokenGenerator, TokenGrammar
 from videolavit.models.folder import ModelFolder
 
 from .running import QUICK
@@ -73,5 +73,5 @@ def test_codes_are_those_of_the_library(request_for_codes: TokensRequest) -> Non
         return [event for event in events if isinstance(event, ClipCodes)]
 
     with Runtime(folder).use("language_model") as network:
-        library = TokenGenerator(network, folder, folder.text_tokenizer(), settings)
+        library = TokenGenerator(network, TokenGrammar(folder, folder.text_tokenizer(), settings))
         assert library.generate([request_for_codes]) == [dict(enumerate(asyncio.run(run())))]

@@ -86,6 +86,7 @@ def test_keys_are_stored_as_hashes(service: Running) -> None:
         ("/v1/images/generations", {"prompt": "x", "size": "8000x8000"}, "size", "pixels"),
         ("/v1/images/generations", {"prompt": "x", "quality": "high"}, "quality", "is not supported"),
         ("/v1/videos", {"prompt": "x", "seconds": 60}, "seconds", "at most 8"),
+        ("/v1/videos", {"prompt": "x" * 5000}, None, "context"),
         ("/v1/videos", {"prompt": "x", "num_frames": 90}, "num_frames", "at most 8"),
         ("/v1/videos", {"prompt": "x", "size": "8000x8000"}, "size", "pixels"),
         ("/v1/videos", {"prompt": "x", "num_inference_steps": 101}, "num_inference_steps", "at most 100"),

@@ -10,7 +10,7 @@ from .program import STEP_KINDS, ClipCodes, CodesByClip, FramesStep, KeyframeSte
 from .prompts import Picture
 from .runtime import Runtime
 from .settings import GenerateSettings
-from .token_generator import TokenGenerator
+from .token_generator import TokenGenerator, TokenGrammar
 
 SIZE_OF = {KeyframeStep: keyframe_size, FramesStep: video_size}
 GENERATE: dict[type[Step], Callable[..., Picture]] = {KeyframeStep: generate_keyframes, FramesStep: generate_clips}
@@ -56,6 +56,6 @@ def _codes(
     generated: list[CodesByClip] = []
     if requests:
         with runtime.use("language_model") as language_model:
-            tokens = TokenGenerator(language_model, runtime.model, runtime.model.text_tokenizer(), settings)
-            generated = tokens.generate(requests, on_progress)
+            grammar = TokenGrammar(runtime.model, runtime.model.text_tokenizer(), settings)
+            generated = TokenGenerator(language_model, grammar).generate(requests, on_progress)
     return [generated.pop(0) if isinstance(one.codes, TokensRequest) else one.codes for one in programs]

@@ -67,20 +67,18 @@ class TokenSequence:
 
 
 @dataclass(frozen=True)
-class TokenGenerator:
-    """Language model constrained to the grammar of pictures and motion.
+class TokenGrammar:
+    """Grammar of pictures and motion, in which the language model answers a request.
 
     A picture has a number of visual codes within the limits of the settings; the motion of a clip has exactly
     `folder.motion_tokens` motion codes.
 
     Args:
-        model: Language model.
-        folder: Model that it belongs to.
-        tokenizer: Text tokenizer of the language model.
+        folder: Model; only its configuration is read.
+        tokenizer: Text tokenizer of its language model.
         settings: Sampling and guidance.
     """
 
-    model: PreTrainedModel
     folder: ModelFolder
     tokenizer: PreTrainedTokenizerBase
     settings: GenerateSettings
@@ -97,15 +95,63 @@ class TokenGenerator:
         self._check_length(sequence, request)
         return sequence
 
+    def _spans(self, request: TokensRequest) -> list[TokenSpan]:
+        """Spans of a request: of each clip the picture, unless it is given, and the motion; or one picture."""
+        ids, settings, motion_tokens = self.folder.vocabulary, self.settings, self.folder.motion_tokens
+        visual_limits = settings.visual_limits(self.folder.num_patches)
+        visual_policy = TokenPolicy((ids.visual_range,), ids.image_end, *visual_limits)
+        motion_policy = TokenPolicy((ids.motion_range,), ids.motion_end, motion_tokens, motion_tokens)
+        mixed = not request.clips and not all(isinstance(part, str) for part in request.prompt)
+        visual_guidance = settings.mixed_guidance if mixed else settings.visual_guidance
+        spans: list[TokenSpan] = []
+        for clip in range(max(request.clips, 1)):
+            given = clip == 0 and request.first_given
+            if not given:
+                sampling = settings.sampling()
+                spans.append(TokenSpan(clip, "visual", ids.image_start, visual_policy, sampling, visual_guidance))
+            if request.clips:
+                sampling, guidance = settings.motion_sampling(from_picture=given), settings.motion_guidance
+                spans.append(TokenSpan(clip, "motion", ids.motion_start, motion_policy, sampling, guidance))
+        return spans
+
+    def _check_length(self, sequence: TokenSequence, request: TokensRequest) -> None:
+        """Raises PromptTooLong if the sequence may exceed the context."""
+        context, length = self.folder.context_length, len(sequence.ids)
+        lengths = [span.policy.max_new + 2 for span in sequence.spans]
+        if length + sum(lengths) <= context:
+            return
+        one_clip = sum(lengths[-2:])  # the last of several has both a picture and motion
+        given = max(request.clips, 1) * one_clip - sum(lengths)
+        fitting = max(context - length + given, 0) // one_clip
+        if fitting:
+            raise PromptTooLong(
+                f"{request.clips} clips do not fit: after a prompt of {length} tokens the context of {context} holds "
+                f"{fitting} of up to {one_clip} tokens each"
+            )
+        raise PromptTooLong(f"the prompt has {length} tokens, too many for a context of {context}; shorten it")
+
+
+@dataclass(frozen=True)
+class TokenGenerator:
+    """Language model constrained to the grammar of pictures and motion.
+
+    Args:
+        model: Language model.
+        grammar: Grammar of its sequences.
+    """
+
+    model: PreTrainedModel
+    grammar: TokenGrammar
+
     def generate(
         self, requests: Sequence[TokensRequest], on_progress: OnProgress = ignore_progress
     ) -> list[CodesByClip]:
         """Generates the codes of requests, in batches of equal spans.
 
         Raises:
-            PromptTooLong: as `begin`; then nothing was generated.
+            PromptTooLong: as `TokenGrammar.begin`; then nothing was generated.
         """
-        sequences = [self.begin(request) for request in requests]
+        sequences = [self.grammar.begin(request) for request in requests]
         generated: list[dict[int, ClipCodes]] = [{} for _ in sequences]
         work = [(row, span) for row, sequence in enumerate(sequences) for span in sequence.spans]
         for _, equal in groupby(sorted(work, key=_place), _place):
@@ -133,41 +179,6 @@ class TokenGenerator:
         for sequence, row in zip(sequences, rows, strict=True):
             sequence.ids += [*row, policy.end]
         return [spans[0].codes(row) for row in rows]
-
-    def _spans(self, request: TokensRequest) -> list[TokenSpan]:
-        """Spans of a request: of each clip the picture, unless it is given, and the motion; or one picture."""
-        ids, settings, motion_tokens = self.folder.vocabulary, self.settings, self.folder.motion_tokens
-        visual_limits = settings.visual_limits(self.folder.num_patches)
-        visual_policy = TokenPolicy((ids.visual_range,), ids.image_end, *visual_limits)
-        motion_policy = TokenPolicy((ids.motion_range,), ids.motion_end, motion_tokens, motion_tokens)
-        mixed = not request.clips and not all(isinstance(part, str) for part in request.prompt)
-        visual_guidance = settings.mixed_guidance if mixed else settings.visual_guidance
-        spans: list[TokenSpan] = []
-        for clip in range(max(request.clips, 1)):
-            given = clip == 0 and request.first_given
-            if not given:
-                sampling = settings.sampling()
-                spans.append(TokenSpan(clip, "visual", ids.image_start, visual_policy, sampling, visual_guidance))
-            if request.clips:
-                sampling, guidance = settings.motion_sampling(from_picture=given), settings.motion_guidance
-                spans.append(TokenSpan(clip, "motion", ids.motion_start, motion_policy, sampling, guidance))
-        return spans
-
-    def _check_length(self, sequence: TokenSequence, request: TokensRequest) -> None:
-        """Raises PromptTooLong if the sequence may exceed the context."""
-        context, length = self.model.config.max_position_embeddings, len(sequence.ids)
-        lengths = [span.policy.max_new + 2 for span in sequence.spans]
-        if length + sum(lengths) <= context:
-            return
-        one_clip = sum(lengths[-2:])  # the last of several has both a picture and motion
-        given = max(request.clips, 1) * one_clip - sum(lengths)
-        fitting = max(context - length + given, 0) // one_clip
-        if fitting:
-            raise PromptTooLong(
-                f"{request.clips} clips do not fit: after a prompt of {length} tokens the context of {context} holds "
-                f"{fitting} of up to {one_clip} tokens each"
-            )
-        raise PromptTooLong(f"the prompt has {length} tokens, too many for a context of {context}; shorten it")
 
 
 def _place(item: tuple[int, TokenSpan]) -> tuple[int, bool, float]:

@@ -107,6 +107,17 @@ class ModelFolder:
         config: VisualTokenizerConfig = self.config("visual_tokenizer")
         return config.num_patches
 
+    @cached_property
+    def context_length(self) -> int:
+        """Largest number of tokens of the language model's context."""
+        if self._preset:
+            return self._preset.language_model.max_positions
+        from transformers import AutoConfig
+
+        return int(
+            AutoConfig.from_pretrained(self.path / "language_model", local_files_only=True).max_position_embeddings
+        )
+
     def config(self, part: str) -> Any:
         """Returns the config of a part that is one of this project's networks. Raises ModelError."""
         if part not in NETWORKS:
