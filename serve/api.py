@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,7 +23,6 @@ from ray.serve.schema import DeploymentStatus
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from .content import page_policy
 from .errors import ApiError, unavailable
 from .failures import api_error, invalid_request
 from .keys import OWNER, deadline_at
@@ -47,6 +47,18 @@ EXPOSED_HEADERS = [
     *(f"x-ratelimit-{name}-requests" for name in ("limit", "remaining", "reset")),
 ]
 """Headers of answers that pages of other origins may read."""
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; base-uri 'self'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Cache-Control": "no-cache",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+"""Headers of the web page and its assets: it loads nothing from elsewhere, and changes with the service."""
+
+PAGE_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": why}
@@ -141,13 +153,20 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _add_service_routes(app: FastAPI, service: Service) -> None:
-    page = files("serve").joinpath("playground.html").read_text()
-    policy = page_policy(page)
+    page = files("serve").joinpath("page")
+    assets = {file.name: file.read_bytes() for file in page.iterdir()}
 
     @app.get("/", include_in_schema=False)
-    async def playground(request: Request) -> HTMLResponse:
+    async def index(request: Request) -> HTMLResponse:
         base = f'<base href="{html.escape(request.scope.get("root_path", ""))}/">'
-        return HTMLResponse(page.replace("<head>", f"<head>{base}", 1), headers={"Content-Security-Policy": policy})
+        text = assets["index.html"].decode().replace("<head>", f"<head>{base}", 1)
+        return HTMLResponse(text, headers=PAGE_HEADERS)
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def asset(name: str) -> Response:
+        if name not in assets:
+            raise HTTPException(404)
+        return Response(assets[name], media_type=PAGE_TYPES[PurePath(name).suffix], headers=PAGE_HEADERS)
 
     @app.get("/health", include_in_schema=False)
     @app.get("/healthz")

@@ -1,8 +1,6 @@
-"""Answers with files from the storage, with range requests, and the content security policy of the web page."""
+"""Answers with files from the storage, with range requests."""
 
 import asyncio
-import base64
-import hashlib
 import re
 from collections.abc import AsyncIterator
 
@@ -62,17 +60,3 @@ def _bounds(first: str, last: str, size: int) -> tuple[int, int]:
     if not first:
         return max(0, size - int(last)), size if int(last) else 0
     return int(first), min(size, int(last) + 1) if last else size
-
-
-def page_policy(page: str) -> str:
-    """Content security policy under which a page runs its own script and style, and no others."""
-
-    def hashed(tag: str) -> str:
-        inside = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-        return base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
-
-    return (
-        f"default-src 'none'; script-src 'sha256-{hashed('script')}'; style-src 'sha256-{hashed('style')}'; "
-        "connect-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
-        "base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
-    )

@@ -129,6 +129,7 @@ class Videos:
         request, failed = job.request, job.status == "failed"
         return VideoJob(
             id=job.id,
+            kind=job.kind,  # type: ignore[arg-type]
             model=self.settings.model_name,
             status=job.status,  # type: ignore[arg-type]
             progress=job.progress,

@@ -85,7 +85,7 @@ SLOW_PATHS = (
     "tests/pipelines/test_tokenize_kill.py",
     "tests/serve/test_leases.py",
     "tests/serve/test_load.py",
-    "tests/serve/test_playground.py",  # a browser
+    "tests/serve/test_page.py",  # a browser
     "tests/serve/test_stop.py",
     "tests/test_cluster.py",
 )

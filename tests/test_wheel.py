@@ -17,6 +17,7 @@ import pytest
 from tests.conftest import ROOT
 
 Python = Callable[..., str]
+DATA_FILES = (".yaml", ".html", ".css", ".js", ".svg", ".j2")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_the_library_decomposes(python: Python, small_corpus: Path) -> None:
 
 
 def test_data_files_are_found(python: Python) -> None:
-    """Presets, recipes, the report's template, the playground's page and the service's configuration."""
+    """Presets, recipes, the report's template, the service's page and the service's configuration."""
     code = """
 from videolavit.models.presets import load_preset
 from videolavit.records.report import render_page
@@ -88,14 +89,14 @@ assert "<html" in render_page(title="title", facts=[], cells=[])
 import sys
 from pathlib import Path
 root = Path(sys.argv[1])
-print(*sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.suffix in (".yaml", ".html", ".j2")))
+print(*sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.suffix in sys.argv[2:])))
 """
     shipped = {
         path.relative_to(folder).as_posix()
         for folder in (ROOT / "platform", ROOT)
         for package in ("videolavit", "pipelines", "jobs", "serve")
         for path in (folder / package).rglob("*")
-        if path.suffix in (".yaml", ".html", ".j2")
+        if path.suffix in DATA_FILES
     }
-    assert {"serve/config.yaml", "serve/playground.html"} <= shipped
-    assert set(python("-c", found, "{}").split()) == shipped
+    assert {"serve/config.yaml", "serve/page/index.html", "serve/page/page.js"} <= shipped
+    assert set(python("-c", found, "{}", *DATA_FILES).split()) == shipped

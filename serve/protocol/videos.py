@@ -77,6 +77,7 @@ class VideoJob(BaseModel):
 
     id: str
     object: Literal["video"] = "video"
+    kind: Literal["generate", "reconstruct"] = Field(description="Work of the job; an extension of OpenAI's API")
     model: str
     status: Literal["queued", "in_progress", "completed", "failed"]
     progress: int = Field(ge=0, le=100, description="Share of the work that is done, in percent")

@@ -1,10 +1,19 @@
-"""Service that most tests share: with four keys, small limits, and samplers that take few steps."""
+"""Service that most tests share: with example prompts, four keys, small limits, and samplers that take few steps."""
 
 from collections.abc import Iterator
 
 import pytest
 
+from videolavit.models.folder import ModelFolder
+from videolavit.models.model_file import Examples, finish_model_folder
+
 from .running import Running, serving
+
+EXAMPLES = Examples(
+    video=("a red circle moves to the left", "a blue star moves up"),
+    picture=("a large green square",),
+    question=("Which direction does it move?",),
+)
 
 
 @pytest.fixture(scope="session")
@@ -18,5 +27,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         "images": 2,
     }
     folder = tmp_path_factory.mktemp("service")
-    with serving(folder, keys=("alice", "bob", "carol", "dave"), limits=limits, lease_seconds=3) as running:
+    model = folder / "tiny"
+    ModelFolder("tiny").save(model)
+    finish_model_folder(model, ModelFolder("tiny").sizes, trained=[], examples=EXAMPLES)
+    with serving(
+        folder, model=str(model), keys=("alice", "bob", "carol", "dave"), limits=limits, lease_seconds=3
+    ) as running:
         yield running

@@ -183,9 +183,15 @@ def test_documentation_and_page_load_from_the_service_alone(stack: Stack, prefix
         assert address in page
         assert requests.get(url + address.removeprefix(prefix), timeout=30).status_code == 200
     assert requests.get(f"{url}/openapi.json", timeout=30).json().get("servers", [{"url": ""}])[0]["url"] == prefix
-    playground = requests.get(f"{url}/", timeout=30)
-    assert f'<base href="{prefix}/">' in playground.text
-    assert not re.search(r'["\'`(]/(v1|docs|metrics)\b', playground.text)
+    page = requests.get(f"{url}/", timeout=30).text
+    assert f'<base href="{prefix}/">' in page
+    assets = set(re.findall(r'(?:src|href)="(page/[^"]+)"', page))
+    assert len(assets) == 3
+    for asset in assets:
+        answer = requests.get(f"{url}/{asset}", timeout=30)
+        assert (answer.status_code, answer.headers["x-content-type-options"]) == (200, "nosniff")
+        assert not re.search(r'["\'`(]/(v1|docs|metrics|page)\b', page + answer.text)
+    assert requests.get(f"{url}/page/none.js", timeout=30).status_code == 404
 
 
 def test_keys_are_checked_behind_a_prefix_too(stack: Stack) -> None:
