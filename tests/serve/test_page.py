@@ -21,6 +21,8 @@ OWNER = "alice"
 
 Open = Callable[..., Page]
 
+expect.set_options(timeout=LIMIT)
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -300,9 +302,10 @@ def test_files_that_are_refused(page: Page) -> None:
 
 
 def test_too_many_jobs_are_refused_with_the_time_to_wait(open_page: Open, service: Running) -> None:
-    page, client = open_page("dave"), service.client("dave")
-    jobs = [client.videos.create(prompt="open", seconds="8", size="480x320") for _ in range(6)]  # type: ignore[arg-type]
+    client = service.client("dave")
+    jobs = [client.videos.create(prompt="open", seconds="8", size="240x160") for _ in range(6)]  # type: ignore[arg-type]
     try:
+        page = open_page("dave")
         _make(page, prompt="one more")
         state = page.locator("#video-form .state.error")
         expect(state).to_have_text("Too many video jobs are open; try again when one has ended. Wait 10 seconds first.")
