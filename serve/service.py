@@ -46,6 +46,7 @@ from .requests import Answer, AnswerRequest, FrameFiles, Upload
 from .settings import ServeSettings
 from .store import JobStore, database_url
 from .video_jobs import JobWorker
+from .video_plan import offered_seconds
 from .videos import Videos
 
 log = logging.getLogger("videolavit.serve")
@@ -118,7 +119,7 @@ class Service:
         return Model(
             id=self.settings.model_name,
             created=self.started,
-            max_seconds=self.settings.limits.seconds,
+            video_seconds=offered_seconds(self.settings),
             examples=self.model.facts.examples,
         )
 

@@ -43,6 +43,13 @@ def plan_video(request: VideoRequest, model: ModelFolder, settings: ServeSetting
     return file | options | {"warnings": warnings}
 
 
+def offered_seconds(settings: ServeSettings) -> list[str]:
+    """Lengths of the videos that can be made, in seconds: at most the shortest 32."""
+    fps, most_frames = settings.generation.fps, settings.limits.seconds * settings.generation.fps
+    clips = min(32, nearest_clips(most_frames, most_frames))
+    return [_seconds(frames_of_clips(count), fps) for count in range(1, clips + 1)]
+
+
 def describe_file(num_frames: int, size: tuple[int, int], fps: int) -> dict[str, Any]:
     """Content of a file, as its job tells it.
 
@@ -50,8 +57,12 @@ def describe_file(num_frames: int, size: tuple[int, int], fps: int) -> dict[str,
         size: Height and width, in pixels.
         fps: Frames per second.
     """
-    seconds = str(round(num_frames / fps, 3)).removesuffix(".0")
-    return {"seconds": seconds, "size": f"{size[1]}x{size[0]}", "num_frames": num_frames, "fps": fps}
+    size_in_words = f"{size[1]}x{size[0]}"
+    return {"seconds": _seconds(num_frames, fps), "size": size_in_words, "num_frames": num_frames, "fps": fps}
+
+
+def _seconds(num_frames: int, fps: int) -> str:
+    return str(round(num_frames / fps, 3)).removesuffix(".0")
 
 
 def sampler_settings(settings: GenerateSettings, request: dict[str, Any]) -> GenerateSettings:

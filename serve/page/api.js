@@ -25,6 +25,19 @@ export async function request(path, options = {}) {
   throw problem;
 }
 
+// Job of a request for a video, which is sent again where its answer is lost: its key keeps it from being made twice.
+export async function send(path, body, signal) {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  const headers = { "Idempotency-Key": Array.from(bytes, byte => byte.toString(16).padStart(2, "0")).join("") };
+  for (let left = 2; ; left--) {
+    try { return await (await request(path, { method: "POST", headers, body, signal })).json(); }
+    catch (error) {
+      if (error.status || signal.aborted || !left) throw error;
+      await new Promise(done => setTimeout(done, 1000));
+    }
+  }
+}
+
 async function words(answer, key) {
   if (answer.status === 401) {
     if (box.hidden || !box.open) { box.hidden = false; box.open = true; field.focus(); }

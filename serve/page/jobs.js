@@ -76,6 +76,12 @@ function newCard(job) {
   };
   part("h3").textContent = nameOf(job);
   part("progress").setAttribute("aria-label", `Progress of ${nameOf(job)}`);
+  part(".notes").hidden = !job.warnings.length;
+  part(".notes").replaceChildren(...job.warnings.map(warning => {
+    const item = document.createElement("li");
+    item.textContent = sentence(warning);
+    return item;
+  }));
   part(".stop-job").onclick = remove("Stopped");
   part(".delete").onclick = remove("Deleted");
   part(".again").onclick = () => actions.again(job);
@@ -87,12 +93,12 @@ function update(entry, job, ahead) {
   part("progress").value = job.progress;
   part(".progress span").textContent = job.status === "in_progress" ? `${job.progress} %`
     : ahead ? `Waiting, ${ahead} of yours ${ahead === 1 ? "is" : "are"} ahead` : "Waiting";
+  part(".facts").firstElementChild.textContent = facts(job); // those of a reconstruction are known later
   if (job.status === before) return;
   entry.status = job.status;
   part(".progress").hidden = part(".stop-job").hidden = !isOpen;
   part(".delete").hidden = isOpen;
   part(".again").hidden = isOpen || !job.prompt;
-  part(".facts").firstElementChild.textContent = facts(job);
   part(".facts").lastElementChild.textContent = origin(job);
   if (job.status === "failed") {
     part(".error").hidden = false;
@@ -105,8 +111,9 @@ function update(entry, job, ahead) {
 function facts(job) {
   return [
     job.num_frames && `${job.num_frames} frames`,
-    job.kind === "generate" && `${job.seconds} s`,
-    job.size !== "auto" && job.size.replace("x", " × "),
+    job.seconds && `${job.seconds} s`,
+    job.fps && `${job.fps} frames/s`,
+    job.size?.replace("x", " × "),
     `seed ${job.seed}`,
   ].filter(Boolean).join(" · ");
 }

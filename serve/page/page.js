@@ -1,11 +1,10 @@
 // The page: tabs, the forms for videos and pictures, and what the service tells about its model.
 
-import { onKeyChange, request } from "./api.js";
+import { onKeyChange, request, send } from "./api.js";
 import { attach, startChat } from "./chat.js";
 import { $, onSubmit, picker } from "./forms.js";
 import { addJob, refresh, startJobs } from "./jobs.js";
 
-const CLIP_SECONDS = 4;
 let model = "";
 
 // ---- tabs, of which the address names the open one ----
@@ -44,10 +43,10 @@ onSubmit($("video-form"), async signal => {
     throw new Error("Describe the video, or choose a picture that it starts with.");
   }
   body.set("prompt", prompt);
-  body.set("seconds", $("video-seconds").value);
+  if ($("video-seconds").selectedIndex > 0) body.set("seconds", $("video-seconds").value); // the first is the default
   if ($("video-seed").value) body.set("seed", $("video-seed").value);
   if (firstFrame.file) body.set("input_reference", firstFrame.file);
-  await addJob(await (await request("v1/videos", { method: "POST", body, signal })).json());
+  await addJob(await send("v1/videos", body, signal));
   return "In the queue. It is made even if you leave this page.";
 });
 
@@ -55,7 +54,7 @@ onSubmit($("reconstruct-form"), async signal => {
   const file = source.file, body = new FormData();
   if (!file) { $("reconstruct-video").focus(); throw new Error("Choose a video first."); }
   body.set("video", file);
-  await addJob(await (await request("v1/videos/reconstruct", { method: "POST", body, signal })).json(), file);
+  await addJob(await send("v1/videos/reconstruct", body, signal), file);
   return "In the queue. It is made even if you leave this page.";
 });
 
@@ -89,18 +88,15 @@ async function showModel() {
     const found = (await (await request("v1/models")).json()).data[0];
     model = $("model").textContent = found.id;
     $("key-box").open = $("key-box").contains(document.activeElement);
-    showLengths(found.max_seconds);
+    showLengths(found.video_seconds);
     document.querySelectorAll(".examples").forEach(place => showExamples(place, found.examples[place.dataset.kind]));
   } catch { $("model").textContent = "not known"; } // the list of jobs tells why
 }
 
-function showLengths(longest) {
-  const select = $("video-seconds"), before = select.value;
-  select.replaceChildren();
-  for (let seconds = CLIP_SECONDS; seconds <= Math.max(longest, CLIP_SECONDS); seconds += CLIP_SECONDS) {
-    select.append(new Option(`${seconds} seconds`, seconds));
-  }
-  if (before) select.value = before;
+function showLengths(lengths) {
+  const select = $("video-seconds"), before = select.selectedIndex;
+  select.replaceChildren(...lengths.map(seconds => new Option(`${Number(Number(seconds).toFixed(1))} seconds`, seconds)));
+  if (before > 0) select.selectedIndex = before;
 }
 
 function showExamples(place, prompts) {

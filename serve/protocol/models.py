@@ -14,8 +14,8 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "videolavit"
-    max_seconds: float = Field(
-        description="Longest video that this service generates, in seconds; an extension of OpenAI's API"
+    video_seconds: list[str] = Field(
+        description="Lengths of the videos that can be asked for, in seconds; an extension of OpenAI's API"
     )
     examples: Examples = Field(description="Prompts that suit the model; an extension of OpenAI's API")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Dialog, Locator, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Locator, Page, Request, Route, expect, sync_playwright
 
 from tests.conftest import wait_for
 
@@ -128,7 +128,7 @@ def test_a_video_is_made_with_the_keyboard_alone(page: Page) -> None:
     prompt = f"{EXAMPLES.video[0]} slowly"
     expect(page.locator("#jobs-state")).to_have_text(f"“{prompt}” is ready.")
     expect(_newest(page).locator("h3")).to_have_text(f"“{prompt}”")
-    expect(_newest(page).locator(".facts")).to_contain_text(re.compile(r"4 s · .+ · seed \d+"))
+    expect(_newest(page).locator(".facts")).to_contain_text(re.compile(r"24 frames · 4 s · 6 frames/s · .+ · seed \d+"))
     expect(_newest(page).locator(".facts")).to_contain_text("18 motion tokens")
     _wait_until_it_plays(page, ".job .made video")
     _newest(page).locator("summary").click()
@@ -140,7 +140,7 @@ def test_a_video_is_made_with_the_keyboard_alone(page: Page) -> None:
 
 
 def test_jobs_survive_a_reload_and_are_stopped(page: Page, service: Running) -> None:
-    _make(page, prompt="to be stopped", seconds="8", seed="7")
+    _make(page, prompt="to be stopped", seconds="7.833", seed="7")
     expect(_newest(page).locator("h3")).to_have_text("“to be stopped”")
     page.reload()
     expect(_newest(page).locator("h3")).to_have_text("“to be stopped”")
@@ -326,6 +326,25 @@ def test_a_service_that_is_gone_and_comes_back(page: Page) -> None:
     page.context.set_offline(False)
     page.keyboard.press("Enter")
     expect(page.locator("#log .assistant")).to_have_count(1)
+
+
+def test_a_lost_answer_makes_no_second_video(page: Page, service: Running) -> None:
+    requests = 0
+
+    def lose_first_answer(route: Route) -> None:
+        nonlocal requests
+        requests += 1
+        if requests == 1:
+            route.fetch()
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route(f"{service.url}/v1/videos", lose_first_answer)  # the list has a query
+    _make(page, prompt="sent twice")
+    expect(page.locator("#jobs-state")).to_have_text("“sent twice” is ready.")
+    assert requests == 2
+    assert [job.prompt for job in service.client(OWNER).videos.list().data].count("sent twice") == 1
 
 
 def test_a_wrong_key_asks_for_another(open_page: Open, service: Running) -> None:

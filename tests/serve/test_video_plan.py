@@ -8,7 +8,7 @@ import pytest
 from serve.errors import ApiError
 from serve.protocol.videos import VideoRequest
 from serve.settings import Limits, ServeSettings
-from serve.video_plan import plan_video, sampler_settings
+from serve.video_plan import offered_seconds, plan_video, sampler_settings
 from videolavit.generation.settings import GenerateSettings
 from videolavit.models.folder import ModelFolder
 
@@ -52,6 +52,15 @@ def test_rounding_does_not_exceed_the_limit() -> None:
     assert plan(limit=7, seconds=7)["num_frames"] == 24
     assert plan(limit=7.9, seconds=7)["num_frames"] == 47
     assert plan(limit=2, seconds=2)["num_frames"] == 24  # the shortest there is
+
+
+@pytest.mark.parametrize(("limit", "lengths"), [(2, ["4"]), (8, ["4", "7.833"]), (12, ["4", "7.833", "11.667"])])
+def test_offered_lengths_are_made_as_they_are(limit: float, lengths: list[str]) -> None:
+    offered = offered_seconds(ServeSettings(limits=Limits(seconds=limit)))
+    assert offered == lengths
+    for seconds in offered[1:]:
+        planned = plan(limit=limit, seconds=seconds)
+        assert (planned["seconds"], planned["warnings"]) == (seconds, [])
 
 
 @pytest.mark.parametrize(
