@@ -47,7 +47,7 @@ def post(
     service: Running, path: str, owner: str = "alice", key: str | None = None, **options: Any
 ) -> requests.Response:
     headers = service.headers(owner) | ({} if key is None else {"Idempotency-Key": key})
-    return requests.post(service.url + path, headers=headers | options.pop("headers", {}), timeout=90, **options)
+    return requests.post(service.url + path, headers=headers | options.pop("headers", {}), timeout=240, **options)
 
 
 def ids(service: Running, owner: str) -> set[str]:
