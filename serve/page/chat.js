@@ -9,7 +9,7 @@ const form = $("chat-form"), text = $("chat-text"), log = $("log"), state = form
 const attached = picker($("chat-file"));
 let turns = []; // {role, text, file: {name, type, url}, stopped}; a file that was too large to be kept has no url
 
-// Begins the chat; `model` gives the name of the model.
+// Begins the chat; `model` finds the name of the model.
 export function startChat(model) {
   turns = JSON.parse(sessionStorage.getItem(CONVERSATION) || "[]");
   turns.forEach(show);
@@ -19,7 +19,7 @@ export function startChat(model) {
   $("chat-new").onclick = () => {
     turns = []; log.replaceChildren(); showLog(); tell(state, ""); sessionStorage.removeItem(CONVERSATION); text.focus();
   };
-  onSubmit(form, (signal, say) => ask(model(), signal, say));
+  onSubmit(form, async (signal, say) => ask(await model(), signal, say));
 }
 
 export function attach(file) {
@@ -43,6 +43,7 @@ async function ask(model, signal, say) {
     const stream = await request("v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
     say("Answering …");
     for await (const event of events(stream)) {
+      signal.throwIfAborted(); // what has come in the meantime is not shown
       answer.text += event.choices[0]?.delta.content || "";
       line.textContent = answer.text || "…";
       log.scrollTop = log.scrollHeight;

@@ -108,6 +108,8 @@ function update(entry, job, ahead) {
   if (OPEN.includes(before)) tell($("jobs-state"), `${nameOf(job)} ${isOpen ? "is being made" : job.status === "failed" ? "failed" : "is ready"}.`);
 }
 
+const unbroken = text => text.replace(/\s/g, "\u00a0");
+
 function facts(job) {
   return [
     job.num_frames && `${job.num_frames} frames`,
@@ -115,13 +117,13 @@ function facts(job) {
     job.fps && `${job.fps} frames/s`,
     job.size?.replace("x", " × "),
     `seed ${job.seed}`,
-  ].filter(Boolean).join(" · ");
+  ].filter(Boolean).map(unbroken).join(" · ");
 }
 
 function origin(job) {
   const time = new Date(job.created_at * 1000).toLocaleString([], { day: "numeric", month: "short", hour: "numeric", minute: "2-digit" });
-  if (!job.tokens) return time;
-  return `${Object.entries(job.tokens).map(([kind, count]) => `${count} ${kind}`).join(" + ")} tokens · ${time}`;
+  const tokens = job.tokens && `${Object.entries(job.tokens).map(([kind, count]) => `${count} ${kind}`).join(" + ")} tokens`;
+  return [tokens, time].filter(Boolean).map(unbroken).join(" · ");
 }
 
 function showVideo(entry, job, isNew) {

@@ -7,16 +7,16 @@ import { addJob, refresh, startJobs } from "./jobs.js";
 
 let model = "";
 
-// ---- tabs, of which the address names the open one ----
+// ---- tabs; the address names the open one, by a name that no element has, since the browser would jump to it ----
 const tabs = [...document.querySelectorAll("[role=tab]")];
-const nameOf = tab => tab.getAttribute("aria-controls");
+const nameOf = tab => tab.id.slice("tab-".length);
 
 function open(name, focus = false) {
   const chosen = tabs.find(tab => nameOf(tab) === name) || tabs[0];
   for (const tab of tabs) {
     tab.setAttribute("aria-selected", tab === chosen);
     tab.tabIndex = tab === chosen ? 0 : -1;
-    $(nameOf(tab)).hidden = tab !== chosen;
+    $(tab.getAttribute("aria-controls")).hidden = tab !== chosen;
   }
   if (focus) chosen.focus();
   history.replaceState(null, "", `${location.pathname}${location.search}#${nameOf(chosen)}`);
@@ -59,7 +59,7 @@ onSubmit($("reconstruct-form"), async signal => {
 });
 
 onSubmit($("picture-form"), async (signal, say) => {
-  const prompt = $("picture-prompt").value.trim(), body = { model, prompt };
+  const prompt = $("picture-prompt").value.trim(), body = { prompt };
   if (!prompt) { $("picture-prompt").focus(); throw new Error("Describe the picture first."); }
   if ($("picture-seed").value) body.seed = Number($("picture-seed").value);
   say("Making the picture …");
@@ -110,7 +110,7 @@ function showExamples(place, prompts) {
 }
 
 open(location.hash.slice(1));
-startChat(() => model);
+startChat(async () => { if (!model) await showModel(); return model; });
 startJobs({
   ask: (job, video) => { open("chat"); attach(new File([video], `${job.id}.mp4`, { type: "video/mp4" })); },
   again: job => {

@@ -107,7 +107,7 @@ def _ask(page: Page, question: str) -> None:
 
 def test_a_video_is_made_with_the_keyboard_alone(page: Page) -> None:
     def tab_to(wanted: str) -> None:
-        for _ in range(20):
+        for _ in range(10):
             page.keyboard.press("Tab")
             if page.evaluate(f"document.activeElement.matches('{wanted}')"):
                 break
@@ -115,9 +115,9 @@ def test_a_video_is_made_with_the_keyboard_alone(page: Page) -> None:
 
     tab_to("#tab-video")
     page.keyboard.press("ArrowLeft")
-    expect(page.locator("#chat")).to_be_visible()
+    expect(page.locator("#panel-chat")).to_be_visible()
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#chat")).to_be_hidden()
+    expect(page.locator("#panel-chat")).to_be_hidden()
     tab_to(".examples button")
     page.keyboard.press("Enter")
     expect(page.locator("#video-prompt")).to_be_focused()
@@ -128,7 +128,9 @@ def test_a_video_is_made_with_the_keyboard_alone(page: Page) -> None:
     prompt = f"{EXAMPLES.video[0]} slowly"
     expect(page.locator("#jobs-state")).to_have_text(f"“{prompt}” is ready.")
     expect(_newest(page).locator("h3")).to_have_text(f"“{prompt}”")
-    expect(_newest(page).locator(".facts")).to_contain_text(re.compile(r"24 frames · 4 s · 6 frames/s · .+ · seed \d+"))
+    expect(_newest(page).locator(".facts")).to_contain_text(
+        re.compile(r"24\sframes · 4\ss · 6\sframes/s · .+ · seed\s\d+")
+    )
     expect(_newest(page).locator(".facts")).to_contain_text("18 motion tokens")
     _wait_until_it_plays(page, ".job .made video")
     _newest(page).locator("summary").click()
@@ -182,11 +184,11 @@ def test_a_finished_video_is_used_again_and_deleted(page: Page, service: Running
 
 def test_a_picture_is_made_and_a_video_from_it_alone(page: Page) -> None:
     page.locator("#tab-picture").click()
-    page.locator("#picture .examples button").click()
+    page.locator("#panel-picture .examples button").click()
     page.locator("#picture-form [type=submit]").click()
     expect(page.locator("#pictures figcaption")).to_contain_text(EXAMPLES.picture[0])
     page.locator("#pictures .start").click()
-    expect(page.locator("#video .chosen img")).to_be_visible()
+    expect(page.locator("#panel-video .chosen img")).to_be_visible()
     _make(page, prompt="")
     expect(_newest(page).locator("h3")).to_have_text("From a picture")
     _wait_until_it_plays(page, ".job .made video")
@@ -200,7 +202,7 @@ def test_a_video_is_reconstructed_beside_the_original(page: Page, clip: Path) ->
     for name in ("original", "made"):
         _wait_until_it_plays(page, f".job .{name} video")
     page.reload()  # the page alone had the original
-    expect(page.locator("#reconstruct")).to_be_visible()
+    expect(page.locator("#panel-reconstruct")).to_be_visible()
     expect(_newest(page).locator("h3")).to_have_text("Reconstruction")
     expect(_newest(page).locator(".original")).to_be_hidden()
 
@@ -264,8 +266,8 @@ def test_a_made_video_is_asked_about(page: Page, service: Running) -> None:
     service.client(OWNER).videos.create_and_poll(prompt="a question", seconds="4")
     page.reload()
     _newest(page).locator(".ask").click()
-    expect(page.locator("#chat .chosen video")).to_be_visible()
-    page.locator("#chat .examples button").click()
+    expect(page.locator("#panel-chat .chosen video")).to_be_visible()
+    page.locator("#panel-chat .examples button").click()
     assert page.locator("#chat-text").input_value() == EXAMPLES.question[0]
     page.keyboard.press("Enter")
     expect(page.locator("#log .user video")).to_be_visible()
