@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from videolavit.isolation import IsolatedFunction
 from videolavit.media import probe
+from videolavit.sandbox.call import IsolatedFunction
 
 from .reference import SIDES, ClipResult, clips, measure
 from .shared import TIME_LIMIT, console, result_table, verdict

@@ -11,10 +11,10 @@ import av
 import psutil
 
 from videolavit.files import write_beside
-from videolavit.isolation import Arguments, IsolatedFunction
 from videolavit.records.rows import plan_rows_from
 from videolavit.records.samples import SampleSettings
 from videolavit.records.storage import StorageSettings
+from videolavit.sandbox.call import Arguments, IsolatedFunction
 from videolavit.synth import SynthSettings
 
 from .reference import peak_megabytes, stream_peak, unit_peak

@@ -230,12 +230,12 @@ def stream_peak(path: str) -> dict[str, float]:
 
 def unit_peak(rows: "list[PlanRow]", output: str) -> dict[str, float]:
     """Peak memory of a pipeline's worker without Ray: segments decomposed by a child, written to a shard here."""
-    from videolavit.isolation import IsolatedFunction
     from videolavit.records.kinds import read_clips
     from videolavit.records.rows import video_sample_to
     from videolavit.records.samples import SampleSettings
     from videolavit.records.shards import ShardWriter
     from videolavit.records.storage import Folder, StorageSettings
+    from videolavit.sandbox.call import IsolatedFunction
 
     clips = IsolatedFunction(read_clips)
     settings, storage = SampleSettings(), StorageSettings()

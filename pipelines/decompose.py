@@ -16,7 +16,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from videolavit.isolation import IsolatedFunction
 from videolavit.progress import OnProgress, ignore_progress
 from videolavit.records import schema
 from videolavit.records.identity import made_by, run_identity
@@ -27,6 +26,7 @@ from videolavit.records.report import write_clip_report
 from videolavit.records.rows import PlanRow, Reject, extra_fields, plan_rows_from, video_sample_to
 from videolavit.records.samples import SampleSettings
 from videolavit.records.shards import CLIP_SHARDS, ShardWriter
+from videolavit.records.source_files import isolated
 from videolavit.records.storage import Folder, StorageSettings
 
 from .common import (
@@ -153,7 +153,7 @@ class _ClipShardMaker:
         pa.set_memory_pool(pa.system_memory_pool())  # gives back what writing a row took; others keep it
         self._folder = Folder(output, storage)
         self._storage, self._settings, self._workers = storage, settings, workers
-        self._clips = IsolatedFunction(read_clips)
+        self._clips = isolated(read_clips, storage)
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
         name = plan["shard"][0].as_py()

@@ -12,7 +12,6 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from videolavit.isolation import IsolatedFunction
 from videolavit.progress import OnProgress, Progress
 from videolavit.records import schema
 from videolavit.records.files import InputError
@@ -30,6 +29,7 @@ from videolavit.records.rows import (
 )
 from videolavit.records.schema import EXTRA_PREFIX, TEXTS
 from videolavit.records.shards import Ledger
+from videolavit.records.source_files import isolated
 from videolavit.records.storage import StorageSettings
 
 from .common import Failed, WorkerSettings, actor_pool, call_with_limits, from_blocks
@@ -244,7 +244,8 @@ class _HeaderReader:
         self, settings: PlanSettings, storage: StorageSettings, workers: WorkerSettings, extra: list[pa.Field]
     ) -> None:
         self._settings, self._storage, self._workers, self._extra = settings, storage, workers, extra
-        self._expand, self._plan = IsolatedFunction(expand_source), IsolatedFunction(plan_source)
+        self._expand = isolated(expand_source, storage)
+        self._plan = isolated(plan_source, storage)
 
     def __call__(self, sources: pa.Table) -> pa.Table:
         tables = [table for source in sources_from(sources) for table in self._planned(source)]

@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from videolavit.isolation import IsolatedFunction
 from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.records.identity import made_by, run_identity
 from videolavit.records.inputs import InputSettings
@@ -35,6 +34,7 @@ from videolavit.records.rows import Reject, extra_fields, plan_rows_from
 from videolavit.records.samples import SampleSettings
 from videolavit.records.schema import PLAN, RESERVED
 from videolavit.records.shards import TOKEN_SHARDS, ShardWriter
+from videolavit.records.source_files import isolated
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.records.token_report import write_token_report
 from videolavit.records.tokenizer_info import EncodeSettings, TokenizerInfo
@@ -277,7 +277,7 @@ class _Preparer:
 
     def __init__(self, settings: PrepareSettings, storage: StorageSettings, workers: WorkerSettings) -> None:
         self._settings, self._storage, self._workers = settings, storage, workers
-        self._prepare = IsolatedFunction(prepare_sample)
+        self._prepare = isolated(prepare_sample, storage)
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
         reported = time.monotonic()

@@ -32,11 +32,18 @@ from videolavit.generation.prompts import Picture, encode_motion, encode_picture
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings, generator
 from videolavit.generation.token_generator import TokenGrammar, TokenSequence, TokenSpan
-from videolavit.isolation import Arguments, IsolatedFunction, ProcessDied, Result, TimeLimitExceeded
 from videolavit.media import Clip, MediaError
 from videolavit.models.folder import ModelFolder
 from videolavit.models.language_model import VisualPrompts
 from videolavit.models.sampling import OnStep
+from videolavit.sandbox.call import (
+    Arguments,
+    IsolatedFunction,
+    NeedsTooMuchMemory,
+    ProcessDied,
+    Result,
+    TimeLimitExceeded,
+)
 
 from .batching import Finished, StepBatcher, StepDone
 from .requests import (
@@ -146,7 +153,7 @@ class VisualTokenizerDeployment:
             return await self._run(self._decoding, call)
         except TimeLimitExceeded:
             raise MediaError(f"the upload was not decoded within {limit:g} s") from None
-        except ProcessDied as error:
+        except (ProcessDied, NeedsTooMuchMemory) as error:
             raise MediaError(f"the upload cannot be decoded: {error}") from None
 
     async def _run(self, threads: ThreadPoolExecutor, call: Callable[..., T], *arguments: Any) -> T:
@@ -159,7 +166,7 @@ def _isolated(
     """Queue of idle child processes that call a function."""
     processes: queue.SimpleQueue[IsolatedFunction[*Arguments, Result]] = queue.SimpleQueue()
     for _ in range(DECODER_PROCESSES):
-        processes.put(IsolatedFunction(function))
+        processes.put(IsolatedFunction(function, errors=(MediaError,)))
     return processes
 
 

@@ -1,14 +1,19 @@
 """Decoding of uploads, in child processes as in the data pipeline: one that hangs is ended, and none opens a URL."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from videolavit.generation.prompts import Picture
 from videolavit.media import Clip, DecomposeSettings, MediaError, decompose, decompose_frames, probe
 from videolavit.records.pictures import decode_image
+
+if TYPE_CHECKING:
+    from videolavit.generation.prompts import Picture  # loads torch, which child processes do not need
 
 
 class TooLarge(MediaError):

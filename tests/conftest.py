@@ -18,8 +18,8 @@ import pytest
 import requests
 from botocore.exceptions import BotoCoreError
 
-from videolavit.isolation import IsolatedFunction
-from videolavit.media import write_mp4
+from videolavit.media import MediaError, write_mp4
+from videolavit.sandbox.call import IsolatedFunction
 
 # Set before PyTorch is loaded, for this process and all that it starts: they share the cores, and threads of PyTorch
 # wait for each other by spinning.
@@ -326,7 +326,7 @@ def isolate() -> Iterator[Isolate]:
     made: list[IsolatedFunction[*tuple[Any, ...], Any]] = []
 
     def isolate(function: Callable[..., Any]) -> IsolatedFunction[*tuple[Any, ...], Any]:
-        made.append(IsolatedFunction(function))
+        made.append(IsolatedFunction(function, errors=(MediaError,)))
         return made[-1]
 
     yield isolate

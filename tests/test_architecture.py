@@ -18,7 +18,7 @@ TOP_FOLDERS = {
 }
 """Imports that each top-level folder is allowed, of these packages."""
 
-SHARED_MODULES = {"config", "files", "isolation", "perplexity", "progress", "recent"}
+SHARED_MODULES = {"config", "files", "perplexity", "progress", "recent", "sandbox"}
 """Modules of `platform/videolavit` that import none of the others, and that all others may import."""
 
 PACKAGES = {
@@ -111,7 +111,9 @@ PROCESS_NAMES = {"sys.argv", "sys.stdout", "sys.stderr", "SystemExit"}
 """Names that belong to whoever owns the process."""
 
 OWN_PROCESS = {
-    "platform/videolavit/isolation.py": {"os._exit", "sys.argv"},  # entry point of the child process
+    "platform/videolavit/sandbox/child.py": {"sys.argv"},  # entry point of the child process
+    "platform/videolavit/sandbox/layers.py": {"os._exit"},
+    "platform/videolavit/sandbox/serving.py": {"os._exit"},
     "pipelines/stages.py": {"os._exit"},  # entry point of a stage's process
     "serve/logs.py": {"sys.stderr"},  # log handler of a replica
 }

@@ -14,9 +14,9 @@ from av.video.frame import VideoFrame
 from PIL import Image
 
 from tests.media.videos import make, moving, outline, outline_on_one_cpu, reference, without_default_duration
-from videolavit.isolation import IsolatedFunction
 from videolavit.media import iter_frames, packets, probe, reencode
 from videolavit.media.errors import TooFewFrames
+from videolavit.sandbox.call import IsolatedFunction
 
 X264 = ("-c:v", "libx264", "-preset", "veryfast")
 B_PYRAMID = (*moving("162x122"), *X264, "-x264-params", "b-pyramid=normal:bframes=3:b-adapt=0")
@@ -259,7 +259,7 @@ def test_every_way_to_hand_a_file_over_gives_the_same(video: Videos, name: str) 
 def test_processes_and_processors_do_not_matter(video: Videos, name: str) -> None:
     path = video(name)
     expected = outline(path)
-    for function, source in ((outline, path.read_bytes()), (outline, path), (outline_on_one_cpu, str(path))):
+    for function, source in ((outline, path.read_bytes()), (outline_on_one_cpu, path.read_bytes())):
         isolated = IsolatedFunction(function)
         assert isolated(source, time_limit=60) == expected
         isolated.close()

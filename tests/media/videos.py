@@ -18,6 +18,7 @@ import imageio_ffmpeg
 from av.video.frame import PictureType
 
 from videolavit.media import DecomposedFrame, DecomposeSettings, MediaError, VideoInput, iter_frames, motion_grid, probe
+from videolavit.sandbox.sendable import sendable
 
 NOBODY = 65534
 
@@ -62,6 +63,7 @@ def without_default_duration(matroska: bytes) -> bytes:
 # ---- the reference command and what is compared ------------------------------------------------------------------
 
 
+@sendable
 @dataclass(frozen=True)
 class Outline:
     """All that must be equal of two decompositions: picture types, every vector, every keyframe pixel."""
@@ -133,14 +135,6 @@ def spin_in_native_code() -> None:
         bytes(pattern).count(b"y")
 
 
-def announce_and_sleep(announcement: str) -> None:
-    """Writes its process id to a file, then hangs."""
-    partial = Path(announcement + ".partial")
-    partial.write_text(str(os.getpid()))
-    partial.rename(announcement)
-    time.sleep(600)
-
-
 def die(number: int) -> None:
     """Sends itself a signal, as a crash in a decoder does."""
     os.kill(os.getpid(), number)
@@ -166,10 +160,9 @@ def fail(message: str) -> None:
 
 
 def shout(text: str) -> str:
-    """Prints from Python, from below Python, and from a grandchild."""
+    """Prints from Python and from below Python."""
     print(text, flush=True)
     os.write(1, text.encode())
-    subprocess.run([sys.executable, "-c", f"print({text!r})"], check=True)
     return text.upper()
 
 
@@ -177,11 +170,11 @@ def many_bytes(count: int) -> bytes:
     return bytes(range(256)) * (count // 256)
 
 
-def outline_on_one_cpu(path: str) -> Outline:
+def outline_on_one_cpu(source: VideoInput) -> Outline:
     """The decomposition in a process that sees a single processor."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    return outline(path)
+    return outline(source)
 
 
 def outcome(source: VideoInput, start_seconds: float = 0.0, end_seconds: float | None = None) -> str:
@@ -194,20 +187,11 @@ def outcome(source: VideoInput, start_seconds: float = 0.0, end_seconds: float |
     return "ok"
 
 
-def outcome_as_nobody(path: str) -> str:
-    """`outcome` without the rights of the superuser, whom no permission bit stops."""
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
-    return outcome(path)
-
-
-def outcome_and_memory(path: str, settings: DecomposeSettings) -> tuple[str, int]:
+def outcome_and_memory(source: VideoInput, settings: DecomposeSettings) -> tuple[str, int]:
     """The error of a decomposition, and by how many bytes the process grew at its largest."""
     before = _peak_memory()
     try:
-        consume(iter_frames(path, settings))
+        consume(iter_frames(source, settings))
     except MediaError as error:
         return type(error).__name__, _peak_memory() - before
     return "ok", _peak_memory() - before

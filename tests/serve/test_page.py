@@ -151,7 +151,7 @@ def test_jobs_survive_a_reload_and_are_stopped(page: Page, service: Running) -> 
     stop = _newest(page).locator(".stop-job")
     if job.status in ("queued", "in_progress"):
         expect(_newest(page).locator("progress")).to_be_visible()
-    else:  # it was made during the reload
+    else:  # made during the reload
         page.once("dialog", lambda dialog: dialog.accept())
         stop = _newest(page).locator(".delete")
     stop.click()

@@ -8,6 +8,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from videolavit.sandbox.sendable import sendable
+
 from .motion import motion_features, motion_score
 from .reencode import DecomposedFrame, iter_frames
 from .settings import CLIP_FRAMES, GOP_FRAMES, DecomposeSettings
@@ -15,6 +17,7 @@ from .source import VideoInput
 from .write import write_mp4
 
 
+@sendable
 @dataclass(frozen=True, eq=False)
 class Clip:
     """A keyframe and the motion that follows it.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from videolavit.media import CLIP_FRAMES, MediaError, motion_features
 from videolavit.media.resize import resize_picture
+from videolavit.sandbox.sendable import sendable
 
 from .inputs import InputSettings
 from .rows import VideoSample
@@ -39,6 +40,7 @@ class PrepareSettings:
     motion_size: tuple[int, int]
 
 
+@sendable
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """A sample, ready for the tokenizers.

@@ -11,11 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from videolavit.sandbox.sendable import sendable
+
 from . import schema
 from .files import names_tar, readable
 from .schema import EXTRA_PREFIX
 
 
+@sendable
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A row of a listing.
@@ -97,6 +100,7 @@ class Reject:
     seconds: float
 
 
+@sendable
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VideoSample:
     """A decomposed video segment: a row of a clip shard.

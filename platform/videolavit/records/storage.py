@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from videolavit.files import publish, publish_new, unused_path
 from videolavit.media.errors import MediaError, NotAFile, SourceForbidden, SourceMissing, SourceUnreadable
+from videolavit.sandbox import serving
 
 from .addresses import is_web, joined, normalised, protocol_of, shown
 from .web import WebFileSystem
@@ -137,7 +138,12 @@ def reading(url: str) -> Iterator[None]:
 
 
 def open_file(url: str, settings: StorageSettings) -> Any:
-    """Opens a source. Raises NotAFile; a storage raises OSErrors, then and while the file is read."""
+    """Opens a source. Raises NotAFile; a storage raises OSErrors, then and while the file is read.
+
+    A child process has its parent open it.
+    """
+    if serving.parent is not None:
+        return serving.parent.open(url)
     if protocol_of(url) == "file":
         file = Path(absolute_url(url))
         if file.exists() and not file.is_file():  # opening a pipe would wait for a writer

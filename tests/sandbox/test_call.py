@@ -27,8 +27,8 @@ from tests.media.videos import (
     sleep,
     spin_in_native_code,
 )
-from videolavit.isolation import IsolatedFunction, ProcessDied, TimeLimitExceeded
 from videolavit.media import MediaError
+from videolavit.sandbox.call import IsolatedFunction, ProcessDied, TimeLimitExceeded
 
 
 class Holder:
@@ -98,40 +98,19 @@ def test_printing_does_not_disturb_the_answers(isolate: Isolate, capfd: pytest.C
     function = isolate(shout)
     for _ in range(3):
         assert function("noise", time_limit=30) == "NOISE"
-    captured = capfd.readouterr()
-    assert captured.err.count("noise") == 9
-    assert "noise" not in captured.out
+    printed, deadline = "", time.monotonic() + 10
+    while printed.count("noise") < 6 and time.monotonic() < deadline:
+        captured = capfd.readouterr()
+        printed += captured.err
+        assert "noise" not in captured.out
+        time.sleep(0.02)
+    assert printed.count("noise") == 6
 
 
 def test_large_answers_and_arguments(isolate: Isolate) -> None:
     answer = isolate(many_bytes)(50 << 20, time_limit=60)
     assert hashlib.sha256(answer).digest() == hashlib.sha256(bytes(range(256)) * (50 << 12)).digest()
     assert isolate(outcome)(bytes(50 << 20), time_limit=60) in ("UnknownFormat", "ForbiddenFormat")
-
-
-@pytest.mark.parametrize("busy", [True, False])
-def test_the_child_ends_with_its_parent(tmp_path: Path, busy: bool) -> None:
-    """However the parent ends, and whether or not it waited for an answer."""
-    announcement = tmp_path / "child"
-    call = (
-        f"IsolatedFunction(announce_and_sleep)({str(announcement)!r}, time_limit=600)"
-        if busy
-        else "function = IsolatedFunction(process_id)\n"
-        f"Path({str(announcement)!r}).write_text(str(function(time_limit=60)))\n"
-        "time.sleep(600)"
-    )
-    imports = (
-        "import time\nfrom pathlib import Path\nfrom tests.media.videos import announce_and_sleep, process_id\n"
-        "from videolavit.isolation import IsolatedFunction\n"
-    )
-    script = imports + call
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    with subprocess.Popen([sys.executable, "-c", script], env=environment) as parent:
-        child = _announced(announcement)
-        assert alive(child)
-        parent.kill()
-        parent.wait()
-    assert _gone(child)
 
 
 def test_the_child_imports_the_module_of_the_function_and_no_more(isolate: Isolate) -> None:
@@ -155,7 +134,7 @@ def test_neither_closures_nor_functions_of_the_main_program_are_taken() -> None:
     with pytest.raises(TypeError, match="is no module-level function"):
         IsolatedFunction(closure)
     script = """
-from videolavit.isolation import IsolatedFunction
+from videolavit.sandbox.call import IsolatedFunction
 def work(): pass
 try:
     IsolatedFunction(work)
@@ -169,7 +148,7 @@ except TypeError as error:
 def test_a_type_checker_knows_the_parameters_and_the_result(tmp_path: Path) -> None:
     script = tmp_path / "calls.py"
     script.write_text("""
-from videolavit.isolation import IsolatedFunction
+from videolavit.sandbox.call import IsolatedFunction
 def side(pixels: int, name: str) -> float: return 1.0
 isolated = IsolatedFunction(side)
 good: float = isolated(1, "a", time_limit=2.0)
@@ -186,15 +165,6 @@ bad: str = isolated(1, "a", time_limit=2.0)
     )
     lines = [line.split(":")[1] for line in checked.stdout.splitlines() if "error" in line]
     assert lines == ["6", "7", "8", "9"], checked.stdout
-
-
-def _announced(path: Path) -> int:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if path.exists() and (text := path.read_text()):
-            return int(text)
-        time.sleep(0.02)
-    raise AssertionError("the child did not start")
 
 
 def _gone(pid: int, within: float = 5) -> bool:

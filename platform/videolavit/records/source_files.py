@@ -1,0 +1,47 @@
+"""Sources that a parent opens for its child process."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from videolavit.media.errors import MediaError
+from videolavit.sandbox.call import Arguments, IsolatedFunction, Result
+
+from .files import TABLE_SUFFIXES, suffix_of
+from .storage import StorageSettings, open_file
+
+
+def isolated(
+    function: Callable[[*Arguments], Result], settings: StorageSettings
+) -> IsolatedFunction[*Arguments, Result]:
+    """A function that opens sources, called in a child process."""
+    return IsolatedFunction(function, SourceFiles(settings), errors=(MediaError,))
+
+
+class SourceFiles:
+    """Sources that are opened for child processes: those that a call is about.
+
+    Args:
+        settings: Location of S3.
+    """
+
+    def __init__(self, settings: StorageSettings) -> None:
+        self._settings = settings
+
+    def may_open(self, address: str, about: Sequence[str]) -> bool:
+        """True for an address in the arguments of the call; for the file of one that is `TAR/MEMBER` or `TABLE#rowN`;
+        and for what lies beside or below a table, whose rows may name it."""
+        return any(
+            text == address
+            or text.startswith((f"{address}/", f"{address}#"))
+            or (suffix_of(text) in TABLE_SUFFIXES and _is_below(address, text.rpartition("/")[0]))
+            for text in about
+        )
+
+    def open(self, address: str) -> Any:
+        """Opens a source, as `open_file` does."""
+        return open_file(address, self._settings)
+
+
+def _is_below(address: str, folder: str) -> bool:
+    """True if an address lies in a folder or below it."""
+    return bool(folder) and address.startswith(f"{folder}/") and ".." not in address.split("/")

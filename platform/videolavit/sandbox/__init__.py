@@ -1,0 +1,1 @@
+"""Work on foreign bytes in child processes that can neither harm nor tell."""

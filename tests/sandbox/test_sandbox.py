@@ -1,0 +1,239 @@
+"""The sandbox against what it is for: a child that was broken into, and a parent that believes nothing it says."""
+
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from tests.conftest import ROOT, Isolate
+from tests.sandbox import hostile
+from videolavit.media.errors import MediaError, NotAFile, SourceForbidden, SourceMissing
+from videolavit.records.source_files import isolated
+from videolavit.records.storage import StorageSettings
+from videolavit.sandbox.call import IsolatedFunction, NeedsTooMuchMemory, ProcessDied
+from videolavit.sandbox.channel import Channel
+from videolavit.sandbox.memory import large_limit, only_large_one, usual_limit
+
+LAYERS = {"limits", "namespaces", "no capabilities", "Landlock", "seccomp"}
+
+
+def test_a_broken_decoder_can_do_nothing(isolate: Isolate, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    function = isolate(hostile.crimes)
+    ends = function(str(tmp_path), time_limit=60)
+    active = {name.partition(" 1")[0].rstrip(" 0123456789") for name in function.layers()}
+    if missing := LAYERS - active:
+        pytest.skip(f"this kernel lacks {', '.join(sorted(missing))}")
+    assert {name for name, end in ends.items() if end == "done"} == set()
+    assert (tmp_path / "secret").read_text() == "secret"
+    assert function(str(tmp_path), time_limit=60) == ends
+
+
+def test_the_child_has_nothing_to_steal(isolate: Isolate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither secrets nor code of the folder that the parent is in, or of those that it has on its path."""
+    trap = "import os; os.write(2, b'a stranger runs')\n"
+    for name in ("queue.py", "socket.py", "pickle.py", "sitecustomize.py", "usercustomize.py"):
+        (tmp_path / name).write_text(trap)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "queue.py"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do-not-tell")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = isolate(hostile.surroundings)(time_limit=60)
+    assert "do-not-tell" not in str(found)
+    assert not any(name.startswith(("AWS", "PYTHON", "HOME", "USER")) for name in found["environment"])
+    assert str(tmp_path) not in found["path"]
+    assert "" not in found["path"]
+    assert found["in folder"] != "done"
+
+
+def test_strangers_code_is_not_run(tmp_path: Path) -> None:
+    """A `queue.py` in a dataset, beside which a command was started."""
+    (tmp_path / "queue.py").write_text("print('a stranger runs')")
+    code = (
+        "import sys; sys.path.remove('')\n"
+        f"sys.path[:0] = [{str(ROOT / 'platform')!r}, {str(ROOT)!r}]\n"
+        "from tests.media.videos import process_id\nfrom videolavit.sandbox.call import IsolatedFunction\n"
+        "assert IsolatedFunction(process_id)(time_limit=60)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_decoders_may_have_threads(isolate: Isolate) -> None:
+    assert isolate(hostile.start_threads)(32, time_limit=60) == 32
+
+
+# ---- a parent that believes nothing ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        hostile.message(1, hostile.bomb()),
+        hostile.message(1, b""),
+        hostile.message(1, b"\xff" * 100),
+        hostile.message(1, b"\2\0\0\0[]", kind=3),
+        hostile.message(1, b"\2\0\0\0{}", kind=2),
+        hostile.message(1, b"\2\0\0\0[]", kind=200),
+        hostile.message(1, b"\2\0\0\0[]", kind=4),
+        hostile.message(7, b"\2\0\0\0[]"),
+        hostile.message(1, b"", length=3 << 30),
+        hostile.message(1, b"", length=1 << 62),
+        hostile.message(1, b'\x2a\0\0\0{"is": "object", "class": "X", "fields": {}}'),
+    ],
+    ids=["pickle", "empty", "noise", "request", "error", "kind", "call", "number", "3GiB", "2^62", "class"],
+)
+def test_a_lie_ends_the_child_and_nothing_else(
+    isolate: Isolate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    function = isolate(hostile.raw)
+    with pytest.raises(ProcessDied, match="does not keep to the protocol"):
+        function([body], time_limit=60)
+    assert function.pid is None
+    assert function([], "answer", time_limit=60) == "honest"
+    assert not (tmp_path / "exploded").exists()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
+
+
+def test_an_announced_length_takes_no_memory(isolate: Isolate) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Exception, match="not finished after 3 s"):
+        isolate(hostile.raw)([hostile.message(1, b"x", length=2 << 30)], time_limit=3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
+
+
+def test_left_over_answers_are_nobodys(isolate: Isolate) -> None:
+    """A second answer behind the first is not taken for that of the next call."""
+    function = isolate(hostile.raw)
+    forged = hostile.message(1, b"\x08\0\0\0" + b'"forged"')
+    assert function([forged], "answer", time_limit=60) == "forged"
+    with pytest.raises(ProcessDied, match="a message for call 1 in call 2"):
+        function([], "answer", time_limit=60)
+    assert function([], "answer", time_limit=60) == "honest"
+
+
+def test_a_fault_while_receiving_ends_the_child(isolate: Isolate, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = isolate(hostile.raw)
+    assert function([], "answer", time_limit=60) == "honest"
+    first = function.pid
+
+    def short_of_memory(*arguments: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Channel, "receive", short_of_memory)
+        with pytest.raises(MemoryError):
+            function([], "answer", time_limit=60)
+    assert function.pid is None
+    assert function([], "answer", time_limit=60) == "honest"
+    assert function.pid != first
+
+
+# ---- life and death -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["announce_and_hold", "announce_and_sleep"])
+def test_the_child_ends_with_its_parent(name: str) -> None:
+    """Also while native code holds the interpreter's lock."""
+    code = (
+        f"from tests.sandbox.hostile import {name}\nfrom videolavit.sandbox.call import IsolatedFunction\n"
+        f"IsolatedFunction({name})('child:', time_limit=600)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True) as parent:
+        assert parent.stderr is not None
+        child = int(next(line for line in parent.stderr if line.startswith("child:")).removeprefix("child:"))
+        assert Path(f"/proc/{child}").exists()
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_the_child_outlives_the_thread_that_called_first(isolate: Isolate) -> None:
+    function = isolate(hostile.start_threads)
+    thread = threading.Thread(target=lambda: function(1, time_limit=60))
+    thread.start()
+    thread.join()
+    first = function.pid
+    assert first is not None
+    time.sleep(0.2)
+    assert function(1, time_limit=60) == 1
+    assert function.pid == first
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_large_work_waits_for_its_turn(isolate: Isolate) -> None:
+    count = usual_limit()
+    if large_limit() < count + (1 << 30):
+        pytest.skip("too little memory is free")
+    function = isolate(hostile.allocate)
+    assert function(1, time_limit=60) == 1
+    held, free = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with only_large_one(time.monotonic() + 60):
+            held.set()
+            free.wait(60)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(60)
+    with pytest.raises(Exception, match="not finished after 2 s"):
+        function(count, time_limit=2)
+    free.set()
+    other.join()
+    assert function(count, time_limit=60) == count
+
+
+def test_what_does_not_fit_is_named(isolate: Isolate) -> None:
+    with pytest.raises(NeedsTooMuchMemory, match="more memory than there is"):
+        isolate(hostile.allocate)(1 << 46, time_limit=60)
+    with pytest.raises(NeedsTooMuchMemory, match="kept"):  # a decoder may say anything where memory is short
+        isolate(hostile.allocate_and_fail)(int(large_limit() * 0.7), time_limit=60)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def _reader(function: Any) -> IsolatedFunction[*tuple[Any, ...], Any]:
+    return isolated(function, StorageSettings())
+
+
+def test_files_come_from_the_parent(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 4
+    local = tmp_path / "file.bin"
+    local.write_bytes(data)
+    with fsspec.open("memory://file.bin", "wb") as file:
+        file.write(data)
+    for address in (str(local), "memory://file.bin"):
+        assert _reader(hostile.read)(address, time_limit=60) == data
+        assert _reader(hostile.read_parts)(address, time_limit=60) == [data[100:140], data[:40], data[-50:-10]]
+
+
+def test_only_files_that_the_call_is_about(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    reader = _reader(hostile.read)
+    with pytest.raises(SourceForbidden):
+        reader(str(secret)[::-1], "another", time_limit=60)  # the function turns the address around
+    assert reader(str(secret), time_limit=60) == b"secret"
+    with pytest.raises(SourceMissing, match="nothing"):
+        reader(str(tmp_path / "nothing"), time_limit=60)
+    with pytest.raises(NotAFile):
+        reader(str(tmp_path), time_limit=60)
+    with pytest.raises(SourceForbidden):
+        IsolatedFunction(hostile.read, errors=(MediaError,))(str(secret), time_limit=60)
