@@ -27,7 +27,9 @@ from videolavit.models.network import STRICT
 from .errors import ApiError, deadline_exceeded, too_many, unavailable
 from .settings import is_loopback
 
-PREFIX = "vl-"
+PREFIX = "sk-vl-"
+"""Beginning of a secret: `sk-`, without which some clients take no key, and that of this service."""
+
 KEYS_SECONDS = 1.0
 """Interval at which the file of keys is looked at, in seconds."""
 

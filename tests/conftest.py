@@ -86,6 +86,7 @@ SLOW_PATHS = (
     "tests/serve/test_leases.py",
     "tests/serve/test_load.py",
     "tests/serve/test_page.py",  # a browser
+    "tests/serve/test_stock_clients.py",  # packages installed from registries
     "tests/serve/test_stop.py",
     "tests/test_cluster.py",
 )

@@ -175,10 +175,12 @@ class ChatRequest(Request):
         "prompt_cache_options",
         "prompt_cache_retention",
         "safety_identifier",
+        "tools",  # an offer: a model may always answer in words, unless `tool_choice` asks for a call
         "user",
     )
     neutral: ClassVar[NeutralValues] = {
         "audio": (),
+        "chat_template_kwargs": ({}, {"enable_thinking": False}),
         "frequency_penalty": (0,),
         "function_call": ("none", "auto"),
         "functions": ([],),
@@ -195,7 +197,6 @@ class ChatRequest(Request):
         "service_tier": ("auto", "default"),
         "store": (False,),
         "tool_choice": ("none", "auto"),
-        "tools": ([],),
         "top_logprobs": (0,),
         "verbosity": ("medium",),
         "web_search_options": (),
