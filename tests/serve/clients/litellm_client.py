@@ -39,7 +39,7 @@ print(
         {
             "chat": answer.choices[0].message.content,
             "chat_tokens": answer.usage.prompt_tokens,
-            "stream": "".join(event.choices[0].delta.content or "" for event in events),
+            "stream": "".join(event.choices[0].delta.content or "" for event in events if event.choices),
             "stream_tokens": events[-1].usage.prompt_tokens,
             "picture": seen.choices[0].message.content,
             "picture_tokens": seen.usage.prompt_tokens,
