@@ -2,10 +2,12 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
 from tests.conftest import moving_texture
 from videolavit.media import (
@@ -145,3 +147,17 @@ def test_writing_refuses_what_is_no_video(tmp_path: Path) -> None:
         write_mp4([frame, frame[:16]], tmp_path / "a.mp4", 6)
     with pytest.raises(ValueError, match="must be uint8"):
         write_mp4([frame.astype(np.float32)], tmp_path / "a.mp4", 6)
+
+
+def test_a_long_caption_is_cut_before_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    measure = ImageDraw.ImageDraw.textlength
+
+    def textlength(pen: ImageDraw.ImageDraw, text: str, *arguments: Any) -> float:
+        measured.append(len(text))
+        return measure(pen, text, *arguments)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "textlength", textlength)
+    contact_sheet([Cell(np.zeros((30, 40, 3), np.uint8), "caption " * 10_000)], cell_width=90)
+    assert len(measured) < 20
+    assert max(measured) < 2000

@@ -301,3 +301,27 @@ def test_default_sizes_fit_the_networks(tiny: ModelFolder) -> None:
     latent_size = tiny.video_detokenizer(*settings).latent_size(sizes.video_height, sizes.video_width)
     assert latent_size == (sizes.video_height // scale, sizes.video_width // scale)
     assert tiny.understanding(*settings).vocabulary == tiny.vocabulary
+
+
+def test_a_language_model_brings_no_code(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its own, nor a prompt that asks for it, nor another attention or architecture."""
+    part = copied / "language_model"
+    (part / "strange.py").write_text("raise SystemExit('a stranger runs')")
+    config = json.loads((part / "config.json").read_text())
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
+    strange = {"auto_map": {"AutoConfig": "strange.C", "AutoModelForCausalLM": "strange.M"}}
+    strange |= {"attn_implementation": "kernels-community/strange", "_attn_implementation": "strange"}
+    (part / "config.json").write_text(json.dumps(config | strange))
+    list_again(copied)
+    loaded = ModelFolder(copied).load("language_model")
+    assert loaded.config._attn_implementation == "sdpa"
+    tokenizer = json.loads((part / "tokenizer_config.json").read_text())
+    strange = {"auto_map": {"AutoTokenizer": ["strange.T", None]}, "tokenizer_class": "StrangeTokenizer"}
+    (part / "tokenizer_config.json").write_text(json.dumps(tokenizer | strange))
+    list_again(copied)
+    with pytest.raises(ModelError, match="no text tokenizer"):
+        ModelFolder(copied).text_tokenizer()
+    (part / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    list_again(copied)
+    with pytest.raises(ModelError, match="holds a 'gpt2'; language models are 'llama'"):
+        ModelFolder(copied).load("language_model")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from videolavit.records.storage import StorageSettings, open_source
 from videolavit.sandbox import serving
 
 HEADER = struct.Struct("<BQQ")
-ANSWER = 1
+ANSWER = 2
 
 
 def attempt(what: Callable[[], object]) -> str:
@@ -131,6 +131,13 @@ def read_parts(address: str) -> list[bytes]:
             file.seek(place, os.SEEK_END if place < 0 else os.SEEK_SET)
             parts.append(file.read(40))
         return parts
+
+
+def count(items: int, size: int, pause: float) -> Iterator[bytes]:
+    """Numbers, of some bytes each."""
+    for number in range(items):
+        time.sleep(pause)
+        yield number.to_bytes(size)
 
 
 def announce_and_hold(text: str) -> None:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from tests.sandbox import hostile
 from videolavit.media.errors import MediaError, NotAFile, SourceForbidden, SourceMissing
 from videolavit.records.source_files import isolated
 from videolavit.records.storage import StorageSettings
-from videolavit.sandbox.call import IsolatedFunction, NeedsTooMuchMemory, ProcessDied
-from videolavit.sandbox.channel import Channel
+from videolavit.sandbox.call import IsolatedFunction, IsolatedIterator, NeedsTooMuchMemory, ProcessDied
+from videolavit.sandbox.channel import Channel, MessageKind
 from videolavit.sandbox.memory import large_limit, only_large_one, usual_limit
+from videolavit.sandbox.pool import ChildPool
 
 LAYERS = {"limits", "namespaces", "no capabilities", "Landlock", "seccomp"}
 
@@ -80,16 +83,17 @@ def test_decoders_may_have_threads(isolate: Isolate) -> None:
         hostile.message(1, hostile.bomb()),
         hostile.message(1, b""),
         hostile.message(1, b"\xff" * 100),
-        hostile.message(1, b"\2\0\0\0[]", kind=3),
-        hostile.message(1, b"\2\0\0\0{}", kind=2),
+        hostile.message(1, b"\2\0\0\0[]", kind=MessageKind.ITEM),
+        hostile.message(1, b"\2\0\0\0[]", kind=MessageKind.REQUEST),
+        hostile.message(1, b"\2\0\0\0{}", kind=MessageKind.ERROR),
+        hostile.message(1, b"\2\0\0\0[]", kind=MessageKind.CALL),
         hostile.message(1, b"\2\0\0\0[]", kind=200),
-        hostile.message(1, b"\2\0\0\0[]", kind=4),
         hostile.message(7, b"\2\0\0\0[]"),
         hostile.message(1, b"", length=3 << 30),
         hostile.message(1, b"", length=1 << 62),
         hostile.message(1, b'\x2a\0\0\0{"is": "object", "class": "X", "fields": {}}'),
     ],
-    ids=["pickle", "empty", "noise", "request", "error", "kind", "call", "number", "3GiB", "2^62", "class"],
+    ids=["pickle", "empty", "noise", "item", "request", "error", "call", "kind", "number", "3GiB", "2^62", "class"],
 )
 def test_a_lie_ends_the_child_and_nothing_else(
     isolate: Isolate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: bytes
@@ -137,6 +141,36 @@ def test_a_fault_while_receiving_ends_the_child(isolate: Isolate, monkeypatch: p
     assert function.pid is None
     assert function([], "answer", time_limit=60) == "honest"
     assert function.pid != first
+
+
+# ---- streams --------------------------------------------------------------------------------------------------------
+
+
+def test_items_come_one_by_one() -> None:
+    function = IsolatedIterator(hostile.count)
+    with closing(function):
+        assert list(function.items(5, 1000, 0.0, time_limit=60)) == [number.to_bytes(1000) for number in range(5)]
+        first = function.pid
+        assert len(list(function.items(3, 1, 0.0, time_limit=60))) == 3
+        assert function.pid == first
+        for item in function.items(10**9, 1000, 0.0, time_limit=60):  # never ends by itself
+            assert item == bytes(1000)
+            break
+        with pytest.raises(Exception, match="nothing for 1 s"):
+            list(function.items(3, 1, 5.0, time_limit=1))
+        assert function.pid is None
+
+
+def test_a_stream_may_take_longer_than_each_item() -> None:
+    with closing(IsolatedIterator(hostile.count)) as function:
+        assert len(list(function.items(6, 1, 0.5, time_limit=2))) == 6
+
+
+def test_threads_share_children() -> None:
+    pool = ChildPool(lambda: IsolatedFunction(hostile.start_threads))
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(lambda count: pool(count, time_limit=60), range(6))) == list(range(6))
+    assert 1 <= len(pool._idle) <= 3
 
 
 # ---- life and death -------------------------------------------------------------------------------------------------

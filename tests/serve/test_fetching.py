@@ -24,6 +24,15 @@ from tests.conftest import free_port
         "::ffff:10.0.0.1",
         "64:ff9b::a9fe:a9fe",
         "2002:7f00:1::",
+        "::10.0.0.1",
+        "::8.8.8.8",
+        "::ffff:0:10.0.0.1",
+        "64:ff9b:1::a",
+        "192.0.0.9",
+        "192.88.99.1",
+        "fec0::1",
+        "2001::1",
+        "3fff::1",
     ],
 )
 def test_private_addresses_are_not_public(address: str) -> None:

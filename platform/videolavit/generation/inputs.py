@@ -5,11 +5,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from videolavit.media import Clip, DecomposeSettings, MediaError, decompose
+from videolavit.media import Clip, DecomposeSettings, MediaError
 from videolavit.models.folder import ModelFolder
 from videolavit.progress import OnProgress, Progress
-from videolavit.records.pictures import NotAnImage, decode_image
-from videolavit.records.storage import StorageSettings, open_source
+from videolavit.records import foreign
+from videolavit.records.pictures import NotAnImage
+from videolavit.records.storage import StorageSettings
 
 from .prompts import Picture
 from .runtime import Runtime, RuntimeSettings
@@ -31,8 +32,8 @@ def load_runtime(model: str | os.PathLike[str], settings: RuntimeSettings | None
 
 def read_picture(path: str | os.PathLike[str]) -> Picture:
     """Reads a picture from a file or URL. Raises MediaError."""
-    with media_errors_of(path), open_source(os.fspath(path), StorageSettings()) as file:
-        return decode_image(file.read())
+    with media_errors_of(path):
+        return foreign.read_picture(os.fspath(path), StorageSettings())
 
 
 def read_picture_or_clips(path: str | os.PathLike[str], max_clips: int) -> Picture | list[Clip]:
@@ -47,8 +48,9 @@ def read_picture_or_clips(path: str | os.PathLike[str], max_clips: int) -> Pictu
     try:
         return read_picture(path)
     except NotAnImage:
-        with media_errors_of(path), open_source(os.fspath(path), StorageSettings()) as file:
-            return list(decompose(file, DecomposeSettings(policy="eval", max_clips=max_clips)))
+        with media_errors_of(path):
+            settings = DecomposeSettings(policy="eval", max_clips=max_clips)
+            return foreign.read_clips(os.fspath(path), StorageSettings(), settings)
 
 
 @contextlib.contextmanager

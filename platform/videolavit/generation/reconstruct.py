@@ -1,6 +1,7 @@
 """Reconstruction of a video from its tokens, as in the paper's demonstration."""
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -12,12 +13,14 @@ import torch
 from pydantic.dataclasses import dataclass as settings_dataclass
 
 from videolavit.files import write_beside
-from videolavit.media import Clip, DecomposeSettings, Mp4Writer, VideoInput, decompose, iter_pictures
+from videolavit.media import Clip, DecomposeSettings, Mp4Writer
 from videolavit.media.quality import psnr, ssim
 from videolavit.media.resize import resize_picture
 from videolavit.models.network import STRICT
 from videolavit.models.video_detokenizer import VideoSettings
 from videolavit.progress import OnProgress, ignore_progress
+from videolavit.records.foreign import iterate_clips, iterate_pictures
+from videolavit.records.storage import StorageSettings
 
 from .detokenize import size_like
 from .execute import execute
@@ -200,7 +203,7 @@ def reconstruct(
 
 def reconstruct_clips(
     runtime: Runtime,
-    source: VideoInput,
+    source: str | os.PathLike[str] | bytes,
     settings: ReconstructSettings | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Iterator[ReconstructedClip]:
@@ -215,11 +218,14 @@ def reconstruct_clips(
         ModelError: the model lacks a part.
     """
     settings = settings or settings_of_model(runtime.model, ReconstructSettings)
-    pictures = iter_pictures(source, DecomposeSettings())
-    for number, clip in enumerate(decompose(source, DecomposeSettings())):
-        if number == settings.clips:
-            return
-        yield _reconstruct_clip(runtime, clip, number, pictures, settings, on_progress)
+    named = source if isinstance(source, bytes) else os.fspath(source)
+    arguments = named, StorageSettings(), DecomposeSettings()
+    with (
+        contextlib.closing(iterate_pictures(*arguments)) as pictures,
+        contextlib.closing(iterate_clips(*arguments)) as clips,
+    ):
+        for number, clip in enumerate(itertools.islice(clips, settings.clips)):
+            yield _reconstruct_clip(runtime, clip, number, pictures, settings, on_progress)
 
 
 def _reconstruct_clip(

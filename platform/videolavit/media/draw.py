@@ -1,5 +1,6 @@
 """Drawings of motion vectors over images, and contact sheets."""
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from .settings import BLOCK
 
 ARROW = (255, 214, 10)
 OUTLINE = (20, 20, 20)
+MAX_CAPTION = 1000
+"""Characters of a caption that are looked at, more than fit below any picture."""
 
 
 def draw_motion(
@@ -102,8 +105,12 @@ def contact_sheet(cells: Sequence[Cell], *, columns: int = 4, cell_width: int = 
 def _fitting(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
     """Cuts a text to a width in pixels."""
     text = " ".join(text.split()).encode("latin-1", "replace").decode("latin-1")  # the built-in font has no more
-    if pen.textlength(text) <= width:
+    text, is_whole = text[:MAX_CAPTION], len(text) <= MAX_CAPTION
+    if is_whole and pen.textlength(text) <= width:
         return text
-    while text and pen.textlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+
+    def width_of(end: int) -> int:
+        return math.ceil(pen.textlength(f"{text[: end + 1]}..."))
+
+    longest = bisect.bisect_right(range(len(text)), width, key=width_of)
+    return text[:longest] + "..."

@@ -6,11 +6,14 @@ import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from videolavit.sandbox.sendable import sendable
+
 from .packets import is_discontinuous, packet_clock, repaired
 from .settings import DecomposeSettings
 from .source import VideoInput, open_video
 
 
+@sendable
 @dataclass(frozen=True)
 class VideoInfo:
     """Properties of a video, from the header of its container.

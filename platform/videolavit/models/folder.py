@@ -194,7 +194,9 @@ class ModelFolder:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.path / part, local_files_only=True, split_special_tokens=True)
+            return AutoTokenizer.from_pretrained(
+                self.path / part, local_files_only=True, split_special_tokens=True, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise ModelError(f"no text tokenizer in {self.path / part}: {error}") from None
 

@@ -9,8 +9,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .layers import set_norm_groups, speed_up_temporal_convolutions
-from .network import ModelError, Network, read_json
+from .network import CONFIG, ModelError, Network, read_json
 from .parts import DIFFUSERS, NETWORKS, SCHEDULERS
+
+LANGUAGE_MODEL_TYPE = "llama"
+"""Architecture of all language models here, as `transformers` calls it."""
+
+STRANGERS_CHOICES = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config", "use_kernels")
+"""Entries of a config by which `transformers` would load other code than the network's own."""
 
 SCHEDULER_CONFIG = "scheduler_config.json"
 
@@ -78,11 +84,21 @@ def _read_diffusers(folder: Path, class_name: str) -> Any:
 
 
 def _read_language_model(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import LlamaForCausalLM
 
+    config = read_json(folder / CONFIG)
+    if config.get("model_type") != LANGUAGE_MODEL_TYPE:
+        raise ModelError(f"{folder} holds a {config.get('model_type')!r}; language models are {LANGUAGE_MODEL_TYPE!r}")
+    # code, attention and kernels that a config names are those of a stranger
+    plain = {name: value for name, value in config.items() if name not in STRANGERS_CHOICES}
     with _naming(folder):
-        return AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype="auto", trust_remote_code=False
+        return LlamaForCausalLM.from_pretrained(
+            folder,
+            config=LlamaForCausalLM.config_class.from_dict(plain),
+            local_files_only=True,
+            use_safetensors=True,
+            dtype="auto",
+            attn_implementation="sdpa",
         )
 
 

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from videolavit.media import Cell, Clip, DecomposeSettings, VideoInfo, decompose, probe
+from videolavit.media import Cell, Clip, DecomposeSettings, VideoInfo
 from videolavit.progress import OnProgress, Progress, ignore_progress
 
 from .addresses import is_web
 from .files import suffix_of
+from .foreign import iterate_clips, read_header
 from .report import SHEET_CELLS, clip_cell, shard_cells, stored_cells
 from .rows import Reject
 from .schema import kind_of
@@ -213,16 +214,14 @@ def _video(path: str, storage: StorageSettings, on_progress: OnProgress) -> Vide
     clips: list[ClipFacts] = []
     cells: list[Cell] = []
     step = 1
-    with open_source(path, storage) as file:
-        info = probe(file)
-        file.seek(0)
-        for index, clip in enumerate(decompose(file, DecomposeSettings())):
-            clips.append(_clip(clip))
-            if index % step == 0:
-                cells.append(clip_cell(clip.keyframe, clip.motion[: clip.num_frames], f"{clip.seconds:.2f} s"))
-            if len(cells) == 2 * SHEET_CELLS:  # however long the video, few pictures are kept, evenly spread
-                cells, step = cells[::2], 2 * step
-            on_progress(Progress("clips", len(clips)))
+    info = read_header(path, storage)
+    for index, clip in enumerate(iterate_clips(path, storage, DecomposeSettings())):
+        clips.append(_clip(clip))
+        if index % step == 0:
+            cells.append(clip_cell(clip.keyframe, clip.motion[: clip.num_frames], f"{clip.seconds:.2f} s"))
+        if len(cells) == 2 * SHEET_CELLS:  # however long the video, few pictures are kept, evenly spread
+            cells, step = cells[::2], 2 * step
+        on_progress(Progress("clips", len(clips)))
     return VideoFacts(path=path, info=info, clips=tuple(clips), cells=tuple(cells))
 
 

@@ -11,11 +11,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from videolavit.media import Clip, DecomposeSettings, decompose
+from videolavit.media import Clip, DecomposeSettings, MediaError, decompose
 from videolavit.media.errors import DurationMismatch
 
 from . import schema
+from .pictures import MAX_PIXELS, CorruptImage, ImageTooLarge
 from .rows import PlanRow, VideoSample
+
+_KEYFRAME_FORMATS = ("JPEG", "PNG")
+"""All that shards are written with. Others that Pillow knows run programs, or are rarely looked after."""
 
 SEGMENT_VALUES = 3_000_000
 """Motion values of a segment: writing them to Parquet takes some 30 bytes each. Pictures above half a megapixel are
@@ -136,9 +140,20 @@ def encode_picture(image: NDArray[np.uint8], kind: str) -> bytes:
 
 
 def decode_picture(data: bytes) -> NDArray[np.uint8]:
-    """The uint8 [height, width, 3] of a stored keyframe."""
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
+    """The uint8 [height, width, 3] of a stored keyframe.
+
+    Raises:
+        MediaError: it is no JPEG or PNG, is damaged, or declares more pixels than a video may have.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_KEYFRAME_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageTooLarge(f"a keyframe declares more than {MAX_PIXELS:,} pixels")
+            return np.asarray(image.convert("RGB"))
+    except MediaError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly every type
+        raise CorruptImage(f"a keyframe cannot be decoded: {error or type(error).__name__}") from None
 
 
 def stored_clips(clips: pa.ListArray) -> Iterator[tuple[bytes, NDArray[np.int16]]]:

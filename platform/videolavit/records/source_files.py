@@ -1,10 +1,18 @@
 """Sources that a parent opens for its child process."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from videolavit.media.errors import MediaError
-from videolavit.sandbox.call import Arguments, IsolatedFunction, Result
+from videolavit.sandbox.call import (
+    Arguments,
+    IsolatedFunction,
+    NeedsTooMuchMemory,
+    ProcessDied,
+    Result,
+    TimeLimitExceeded,
+)
 
 from .files import TABLE_SUFFIXES, suffix_of
 from .storage import StorageSettings, open_file
@@ -15,6 +23,19 @@ def isolated(
 ) -> IsolatedFunction[*Arguments, Result]:
     """A function that opens sources, called in a child process."""
     return IsolatedFunction(function, SourceFiles(settings), errors=(MediaError,))
+
+
+@contextlib.contextmanager
+def naming_faults() -> Iterator[None]:
+    """Turns faults of a child process, such as its limits, into UndecodableMedia."""
+    try:
+        yield
+    except (TimeLimitExceeded, ProcessDied, NeedsTooMuchMemory) as error:
+        raise UndecodableMedia(f"cannot be decoded: {error}") from None
+
+
+class UndecodableMedia(MediaError):
+    """The process that decoded it crashed, hung, or took too much memory."""
 
 
 class SourceFiles:

@@ -170,6 +170,25 @@ class IsolatedFunction(Generic[*Arguments, Result]):
         return _Child(self._target, self._folder, memory, self._sources, self._errors)
 
 
+class IsolatedIterator(IsolatedFunction[*Arguments, Iterator[Result]]):
+    """A module-level function that returns an iterator, called in a child process that makes its items one by one."""
+
+    def items(self, *args: *Arguments, time_limit: float) -> Iterator[Result]:
+        """Calls the function and yields the items of its iterator.
+
+        Args:
+            time_limit: Longest time until the next item, in seconds.
+
+        Raises:
+            TimeLimitExceeded: an item took longer.
+            Exception: the other errors of a call, and what the function raised.
+        """
+        try:
+            yield from self._running().items(args, time_limit)
+        except TimeoutError:
+            raise TimeLimitExceeded(f"nothing for {time_limit:g} s") from None
+
+
 class _Child(Generic[Result]):
     """A child process, and the files that are open for it.
 
@@ -227,10 +246,43 @@ class _Child(Generic[Result]):
             NeedsTooMuchMemory: the function failed where little memory was left.
             Exception: what the function raised.
         """
-        self._number += 1
+        with self._ending_at_faults():
+            about = self._send(arguments, deadline)
+            kind, value = self._next(about, deadline)
+            if kind == MessageKind.ITEM:
+                raise ProtocolError("an item in place of an answer")
+            error = self._error(value) if kind == MessageKind.ERROR else None
+        if error is not None:
+            raise error
+        result: Result = value
+        return result
+
+    def items(self, arguments: Sequence[Any], seconds: float) -> Iterator[Any]:
+        """Calls the function, which returns an iterator, and yields its items as they come. The process makes the next
+        ones meanwhile, as far as the buffer of the channel goes; it ends if not all are taken.
+
+        Args:
+            seconds: Longest time until the next item.
+
+        Raises:
+            Exception: as `call`.
+        """
+        error = None
+        with self._ending_at_faults():
+            about = self._send(arguments, time.monotonic() + seconds, seconds)
+            kind = MessageKind.ITEM
+            while kind == MessageKind.ITEM:
+                kind, value = self._next(about, time.monotonic() + seconds)
+                if kind == MessageKind.ITEM:
+                    yield value
+            error = self._error(value) if kind == MessageKind.ERROR else None
+        if error is not None:
+            raise error
+
+    @contextlib.contextmanager
+    def _ending_at_faults(self) -> Iterator[None]:
         try:
-            kind, answer = self._answer(arguments, deadline)
-            error = None if kind == MessageKind.ANSWER else self._error(answer)
+            yield
         except (EOFError, ConnectionError):
             self._process.kill()  # perhaps only its end of the channel is closed
             cause = _cause(self._process.wait())
@@ -242,21 +294,24 @@ class _Child(Generic[Result]):
         except BaseException:
             self.close()
             raise
-        if error is not None:
-            raise error
-        result: Result = answer
-        return result
 
-    def _answer(self, arguments: Sequence[Any], deadline: float) -> tuple[MessageKind, Any]:
-        """Sends a call, and serves the child's requests until its answer."""
+    def _send(self, arguments: Sequence[Any], deadline: float, limit: float | None = None) -> Sequence[str]:
+        """Sends a call. Returns the texts that it is about.
+
+        Args:
+            limit: Processor time of the call, or of each of its items, in seconds; None for what is left.
+        """
+        self._number += 1
         buffers: list[pickle.PickleBuffer] = []
-        left = deadline - time.monotonic()
-        head = pickle.dumps((tuple(arguments), left), protocol=5, buffer_callback=buffers.append)
-        sizes = [len(head), *(buffer.raw().nbytes for buffer in buffers)]
-        self._channel.send(
-            MessageKind.CALL, self._number, [pack(sizes), head, *(one.raw() for one in buffers)], deadline
-        )
-        about = list(_texts(arguments))
+        limit = deadline - time.monotonic() if limit is None else limit
+        head = pickle.dumps((tuple(arguments), limit), protocol=5, buffer_callback=buffers.append)
+        parts = [memoryview(head), *(buffer.raw() for buffer in buffers)]
+        sizes = pack([part.nbytes for part in parts])
+        self._channel.send(MessageKind.CALL, self._number, [sizes, *parts], deadline)
+        return list(_texts(arguments))
+
+    def _next(self, about: Sequence[str], deadline: float) -> tuple[MessageKind, Any]:
+        """Serves the child's requests until its next item, answer or error."""
         while True:
             kind, number, data, descriptors = self._channel.receive(deadline)
             for descriptor in descriptors:  # a child has none to give
@@ -268,7 +323,7 @@ class _Child(Generic[Result]):
                 raise ProtocolError(f"a message for call {number} in call {self._number}")
             elif kind == MessageKind.REQUEST:
                 self._serve(value, about, deadline)
-            elif kind in (MessageKind.ANSWER, MessageKind.ERROR):
+            elif kind in (MessageKind.ITEM, MessageKind.ANSWER, MessageKind.ERROR):
                 return kind, value
             else:
                 raise ProtocolError(f"a message of kind {kind}")

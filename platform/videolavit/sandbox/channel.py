@@ -37,14 +37,15 @@ def unpack(data: memoryview) -> list[memoryview]:
 
 
 class MessageKind(IntEnum):
-    """Kinds of messages: the first three are from the child, the others from the parent."""
+    """Kinds of messages: the first four are from the child, the others from the parent."""
 
-    ANSWER = 1
-    ERROR = 2
-    REQUEST = 3
-    CALL = 4
-    REPLY = 5
-    REFUSAL = 6
+    ITEM = 1
+    ANSWER = 2
+    ERROR = 3
+    REQUEST = 4
+    CALL = 5
+    REPLY = 6
+    REFUSAL = 7
 
 
 class ProtocolError(Exception):

@@ -7,6 +7,7 @@ import os
 import pickle
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from . import wire
@@ -119,25 +120,32 @@ def serve(descriptor: int, memory: int, target: str, status: int | None, layers:
         except (EOFError, OSError):
             os._exit(0)
         parent.number = number
-        kind, answer = _answer(function, data, status, memory)
-        del data
-        channel.send(kind, number, answer)
-        del answer
+        for kind, answer in _answers(function, data, status, memory):
+            channel.send(kind, number, answer)
+        del data, answer
         gc.collect()  # closed decoders and their large frames stay in reference cycles
 
 
-def _answer(function: Any, data: memoryview, status: int | None, memory: int) -> tuple[MessageKind, list[memoryview]]:
-    """Result of a call, or its error."""
+def _answers(
+    function: Any, data: memoryview, status: int | None, memory: int
+) -> Iterator[tuple[MessageKind, list[memoryview]]]:
+    """Result of a call, or the items of an iterator and nothing; or an error."""
     try:
         head, *buffers = unpack(data)
         arguments, time_limit = pickle.loads(head, buffers=buffers)  # noqa: S301, from the parent
         limit_processor_time(time_limit)
-        return MessageKind.ANSWER, wire.encode(function(*arguments))
+        result = function(*arguments)
+        if isinstance(result, Iterator):
+            for item in result:
+                yield MessageKind.ITEM, wire.encode(item)
+                limit_processor_time(time_limit)
+            result = None
+        yield MessageKind.ANSWER, wire.encode(result)
     except Exception as error:
         short = isinstance(error, MemoryError) or _largest(status) > memory // 2
         names = [one.__name__ for one in type(error).__mro__]
         message = str(error) if len(error.args) < 2 else repr(error.args)
-        return MessageKind.ERROR, wire.encode({"names": names, "message": message, "is_short_of_memory": short})
+        yield MessageKind.ERROR, wire.encode({"names": names, "message": message, "is_short_of_memory": short})
 
 
 def _largest(status: int | None) -> int:

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
-from videolavit.media import DecomposeSettings, MediaError, decompose
+from videolavit.media import DecomposeSettings, MediaError
 from videolavit.models.language_model import NO_LABEL
 from videolavit.models.objective import Batch
 from videolavit.models.visual_tokenizer import normalize_images, resize_image
-from videolavit.records.pictures import decode_image
+from videolavit.records import foreign
 from videolavit.records.storage import StorageSettings, open_source
 from videolavit.vocabulary import IMAGE, VIDEO, conversation
 
@@ -128,10 +128,11 @@ class ChatSource:
         no_motion = np.zeros((0, 2, 24, *limits.motion_size), np.float32)
         if record.media is None:
             return ChatMedia(np.zeros((0, size, size, 3), np.uint8), no_motion)
-        with open_source(self._address(record.media), self._storage) as file:
-            if record.kind == "image":
-                return ChatMedia(decode_image(file.read(), size)[None], no_motion)
-            clips = list(decompose(file, DecomposeSettings(policy="eval", max_clips=limits.max_clips)))
+        address = self._address(record.media)
+        if record.kind == "image":
+            return ChatMedia(foreign.read_picture(address, self._storage, size)[None], no_motion)
+        settings = DecomposeSettings(policy="eval", max_clips=limits.max_clips)
+        clips = foreign.read_clips(address, self._storage, settings)
         pictures = np.stack([resize_image(clip.keyframe, size) for clip in clips])
         return ChatMedia(pictures, np.stack([clip.features(limits.motion_size) for clip in clips]))
 

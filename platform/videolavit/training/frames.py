@@ -1,24 +1,16 @@
 """Clips with their frames. Clip shards hold no frames, so they are decoded from the videos again."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from videolavit.media import DecomposeSettings, iter_pictures
-from videolavit.media.resize import resize_picture
-from videolavit.records.kinds import open_named_video
-from videolavit.records.pictures import decode_image
+from videolavit.records.foreign import FramesPlace, read_frames
 from videolavit.records.storage import StorageSettings
-from videolavit.records.table_reader import SourceChanged
 
 from .data import SampleSource
 from .sources import ClipSample, MappedSource, clip_sources
-
-SAME_PICTURE = 32.0
-"""Mean difference of 8-bit values between a keyframe and the frame it was encoded from; two scenes differ more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,19 +44,6 @@ def decode_clip_frames(clip: ClipSample, size: tuple[int, int], storage: Storage
     Raises:
         MediaError: the video cannot be read any more, or has changed.
     """
-    with open_named_video(clip.source, storage) as file:
-        settings = DecomposeSettings(fps=round(clip.fps))
-        pictures = iter_pictures(file, settings, start_seconds=clip.sample_seconds)
-        frames = list(itertools.islice(pictures, clip.start_frame, clip.start_frame + clip.num_frames))
-    keyframe = decode_image(clip.keyframe)
-    if len(frames) < clip.num_frames or not _same(frames[0], keyframe):
-        raise SourceChanged(f"{clip.source} is not the video that it was when it was decomposed")
-    return ClipWithFrames(
-        clip, resize_picture(keyframe, *size), np.stack([resize_picture(one, *size) for one in frames])
-    )
-
-
-def _same(frame: NDArray[np.uint8], keyframe: NDArray[np.uint8]) -> bool:
-    if frame.shape != keyframe.shape:
-        return False
-    return float(np.abs(frame.astype(np.int16) - keyframe).mean()) < SAME_PICTURE
+    place = FramesPlace(clip.source, clip.sample_seconds, round(clip.fps), clip.start_frame, clip.num_frames)
+    keyframe, frames = read_frames(place, clip.keyframe, size, storage)
+    return ClipWithFrames(clip, keyframe, frames)

@@ -1,0 +1,29 @@
+"""Child processes that several threads share."""
+
+from collections.abc import Callable
+from typing import Generic
+
+from .call import Arguments, IsolatedFunction, Result
+
+
+class ChildPool(Generic[*Arguments, Result]):
+    """Children that call one function: as many as there were calls at once.
+
+    Args:
+        make: Makes the function of one more child.
+    """
+
+    def __init__(self, make: Callable[[], IsolatedFunction[*Arguments, Result]]) -> None:
+        self._make = make
+        self._idle: list[IsolatedFunction[*Arguments, Result]] = []
+
+    def __call__(self, *args: *Arguments, time_limit: float) -> Result:
+        """Calls the function in an idle child. Raises what `IsolatedFunction` does."""
+        try:
+            child = self._idle.pop()
+        except IndexError:
+            child = self._make()
+        try:
+            return child(*args, time_limit=time_limit)
+        finally:
+            self._idle.append(child)
