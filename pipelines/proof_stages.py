@@ -21,8 +21,6 @@ from .tokenize import TokenizeRequest, tokenize
 from .train import train
 
 TRAIN_CLIPS, HELD_OUT_CLIPS = "train-clips", "held-out-clips"
-PRESET = "tiny"
-"""Model that the trainings start from."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class ProofSizes:
         train_videos: Number of videos in the training corpus.
         held_out_videos: Number of videos with combinations that the training corpus does not have.
         prompts: Number of held-out captions that videos are generated from.
-        recipe: Recipe of the trainings, in `config/training/`.
+        recipe: Recipe of the trainings, in `config/training/`, and preset that they start from.
         max_steps: Largest number of steps of each training; None for the recipe's own.
         shape_scale: Size of the shapes, relative to those of `SynthSettings`.
         speed: Speed of the fastest shapes, in shorter frame sides per second.
@@ -129,7 +127,7 @@ def training_stages(folder: Path, recipe: str, max_steps: int | None, clips: str
         clips: Stage that makes the last clips.
         with_chat: Tunes the language model on the questions of the corpus.
     """
-    start, tokenizers, parts, cache = Path(PRESET), folder / "tokenizers", folder / "video-parts", folder / "cache"
+    start, tokenizers, parts, cache = Path(recipe), folder / "tokenizers", folder / "video-parts", folder / "cache"
     task = partial(_Training, folder, recipe=recipe, max_steps=max_steps)
     motion = task("motion-tokenizer", "motion-tokenizer", start)
     vae = task("keyframe-vae", "vae", start)

@@ -114,7 +114,7 @@ def test_pickled_weights_are_not_read(saved: Path, tmp_path: Path) -> None:
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(ModelError, match="unknown preset 'large'; there are tiny, small, video-lavit-7b"):
+    with pytest.raises(ModelError, match="unknown preset 'large'; there are tiny, mini, small, video-lavit-7b"):
         load_preset("large")
 
 

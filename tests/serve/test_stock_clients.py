@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(900)
 
 SCRIPTS = Path(__file__).with_name("clients")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "OPENAI", "RAY"))}
-ENVIRONMENT["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # its list of prices is not looked up on the web
+ENVIRONMENT["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # no list of prices is looked up on the web
 NO_REGISTRY = "after connection broken by|ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ENETUNREACH|ETIMEDOUT"
 
 Ask = Callable[..., dict[str, Any]]

@@ -1,4 +1,4 @@
-"""The presets `tiny`, `small` and `video-lavit-7b`: shapes of whole models, a YAML file each."""
+"""The presets `tiny`, `mini`, `small` and `video-lavit-7b`: shapes of whole models, a YAML file each."""
 
 from importlib import resources
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 from ..config import ModelConfig
 from ..network import ModelError, parse_config
 
-PRESETS = ("tiny", "small", "video-lavit-7b")
+PRESETS = ("tiny", "mini", "small", "video-lavit-7b")
 
 
 def load_preset(name: str) -> ModelConfig:

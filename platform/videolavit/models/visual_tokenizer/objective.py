@@ -107,6 +107,10 @@ class VisualTokenizerObjective(CodebookObjective):
         return [self.tokenizer.encoder]
 
 
+LEAST_LENGTH, EPSILON = 0.2, 1e-8
+"""Smallest length of a rebuilt difference to the mean, relative to the original's, and of the product of both."""
+
+
 def feature_distance(rebuilt: Tensor, features: Tensor, centre: Tensor | None = None) -> Tensor:
     """Computes the cosine distance [batch] of features [batch, patches, width].
 
@@ -120,4 +124,8 @@ def feature_distance(rebuilt: Tensor, features: Tensor, centre: Tensor | None = 
     rebuilt, features = rebuilt.float(), features.float()
     if centre is None:
         return 1 - F.cosine_similarity(rebuilt, features, dim=-1).mean(1)
-    return 1 - F.cosine_similarity((rebuilt - centre).flatten(1), (features - centre).flatten(1), dim=-1)
+    ours, theirs = (rebuilt - centre).flatten(1), (features - centre).flatten(1)
+    length = theirs.norm(dim=1)
+    # near the mean the gradient of a cosine has no bound, and pictures of which nothing is kept are rebuilt as the mean
+    divisor = torch.maximum(ours.norm(dim=1), LEAST_LENGTH * length) * length
+    return 1 - (ours * theirs).sum(1) / divisor.clamp(min=EPSILON)
