@@ -44,7 +44,7 @@ class ModelFolder:
     """A model by the path of its folder. A preset's name stands for untrained weights, made from a fixed seed.
 
     Args:
-        location: Folder in this project's format, or `tiny`, `small` or `video-lavit-7b`.
+        location: Folder in this project's format, or `tiny`, `mini`, `small` or `video-lavit-7b`.
 
     Raises:
         ModelError: there is no model at the location.
