@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from videolavit.media import probe
-from videolavit.sandbox.call import IsolatedFunction
 
 from .reference import SIDES, ClipResult, clips, measure
-from .shared import TIME_LIMIT, console, result_table, verdict
+from .shared import TIME_LIMIT, console, in_own_process, result_table, verdict
 
 CPU_GOAL = 6.0
 """Times less than the reference."""
@@ -51,9 +50,7 @@ def _ratios(seconds: dict[str, float]) -> dict[str, float]:
 def _cpu_of(side: str, video: Path) -> dict[str, float]:
     """CPU seconds of a fresh process: to start it, to do the work, and as the parent sees all of it."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = IsolatedFunction(measure)
-    start, work = process(side, str(video), time_limit=TIME_LIMIT)
-    process.close()
+    start, work = in_own_process(measure, side, str(video), limit=TIME_LIMIT)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     total = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"start": start, "work": work, "process": total}
@@ -63,9 +60,7 @@ def _agreement(video: Path) -> dict[str, Any]:
     """Largest differences of features and of keyframe levels between the clips of the sides."""
     made: dict[str, list[ClipResult]] = {}
     for side in SIDES:
-        isolated = IsolatedFunction(clips)
-        made[side] = isolated(side, str(video), time_limit=TIME_LIMIT)
-        isolated.close()
+        made[side] = in_own_process(clips, side, str(video), limit=TIME_LIMIT)
     ours = {(clip.start_frame, clip.num_frames): clip for clip in made["ours"]}
     both = {
         side: [(clip, ours[key]) for clip in made[side] if (key := (clip.start_frame, clip.num_frames)) in ours]

@@ -14,7 +14,7 @@ from videolavit.files import write_beside
 from videolavit.records.rows import plan_rows_from
 from videolavit.records.samples import SampleSettings
 from videolavit.records.storage import StorageSettings
-from videolavit.sandbox.call import Arguments, IsolatedFunction
+from videolavit.sandbox.call import Arguments
 from videolavit.synth import SynthSettings
 
 from .reference import peak_megabytes, stream_peak, unit_peak
@@ -22,6 +22,7 @@ from .shared import (
     TIME_LIMIT,
     console,
     fresh_folder,
+    in_own_process,
     local_ray,
     planned,
     process_tree,
@@ -45,10 +46,8 @@ def measure_memory(output: Path, seconds: int) -> dict[str, Any]:
     plan = planned([video], SampleSettings(), StorageSettings())
 
     def alone(function: Callable[[*Arguments], dict[str, float]], *args: *Arguments) -> dict[str, float]:
-        process = IsolatedFunction(function)
         with _watched(function.__name__) as seen:
-            peaks = process(*args, time_limit=4 * TIME_LIMIT)
-        process.close()
+            peaks = in_own_process(function, *args, limit=4 * TIME_LIMIT)
         return peaks | {"proportional": seen["proportional"]}
 
     def under_ray(folder: str) -> dict[str, float]:

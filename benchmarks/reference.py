@@ -234,11 +234,11 @@ def unit_peak(rows: "list[PlanRow]", output: str) -> dict[str, float]:
     from videolavit.records.rows import video_sample_to
     from videolavit.records.samples import SampleSettings
     from videolavit.records.shards import ShardWriter
+    from videolavit.records.source_files import isolated
     from videolavit.records.storage import Folder, StorageSettings
-    from videolavit.sandbox.call import IsolatedFunction
 
-    clips = IsolatedFunction(read_clips)
     settings, storage = SampleSettings(), StorageSettings()
+    clips = isolated(read_clips, storage)
     with ShardWriter(Folder(output, storage), rows[0].shard or "", []) as writer:
         for row in rows:
             writer.add(video_sample_to(clips(row, settings, storage, time_limit=1500.0)), row.extra)
