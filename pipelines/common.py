@@ -14,14 +14,7 @@ from videolavit.media import MediaError
 from videolavit.media.errors import SourceUnreadable
 from videolavit.records.files import readable
 from videolavit.records.rows import PlanRow, Reject
-from videolavit.sandbox.call import (
-    Arguments,
-    IsolatedFunction,
-    NeedsTooMuchMemory,
-    ProcessDied,
-    Result,
-    TimeLimitExceeded,
-)
+from videolavit.sandbox.call import Arguments, CallFailed, IsolatedFunction, ProcessDied, Result
 
 RETRY_PAUSE = 2.0
 """Seconds before a failing storage is tried again, times the attempt."""
@@ -114,7 +107,7 @@ def work_on_sample(
         return call_with_limits(function, row, *arguments, time_limit=workers.time_limit, attempts=workers.attempts)
     except Failed as failure:
         error = failure.reason
-        is_typed = isinstance(error, MediaError | TimeLimitExceeded | ProcessDied | NeedsTooMuchMemory)
+        is_typed = isinstance(error, MediaError | CallFailed)
         reject = Reject(
             sample_id=row.sample_id,
             source=row.source,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal, TypeVar
 
@@ -36,14 +36,8 @@ from videolavit.media import Clip, MediaError
 from videolavit.models.folder import ModelFolder
 from videolavit.models.language_model import VisualPrompts
 from videolavit.models.sampling import OnStep
-from videolavit.sandbox.call import (
-    Arguments,
-    IsolatedFunction,
-    NeedsTooMuchMemory,
-    ProcessDied,
-    Result,
-    TimeLimitExceeded,
-)
+from videolavit.sandbox.call import Arguments, CallFailed, IsolatedFunction, Result, TimeLimitExceeded
+from videolavit.sandbox.pool import ChildPool
 
 from .batching import Finished, StepBatcher, StepDone
 from .requests import (
@@ -89,8 +83,8 @@ class VisualTokenizerDeployment:
         ]
         # a cancelled request does not stop its thread, whose network or child process is free when the thread ends
         self._networks, self._decoding = ThreadPoolExecutor(1), ThreadPoolExecutor(DECODER_PROCESSES)
-        self._image_readers, self._clip_readers = _isolated(read_image), _isolated(read_upload_clips)
-        self._frame_readers = _isolated(read_frames)
+        self._read_image, self._read_clips = _in_children(read_image), _in_children(read_upload_clips)
+        self._read_frames = _in_children(read_frames)
 
     async def encode_context(self, upload: Upload | FrameFiles, max_clips: int | None) -> VisualContext:
         """Features of an image or a video for a chat. Raises MediaError."""
@@ -98,7 +92,7 @@ class VisualTokenizerDeployment:
         if isinstance(upload, FrameFiles):
             limits = self._limits
             arguments = await upload.files, upload.fps, limits.input_seconds, limits.input_pixels
-            media = await self._decode(self._frame_readers, *arguments)
+            media = await self._decode(self._read_frames, *arguments)
         elif upload.kind == "image":
             media = await self._picture(upload)
         else:
@@ -127,47 +121,32 @@ class VisualTokenizerDeployment:
         return await self._run(self._networks, encode_pictures, pictures, self._runtime.loaded("visual_tokenizer"))
 
     async def _picture(self, upload: Upload) -> Picture:
-        return await self._decode(self._image_readers, await upload.data, self._limits.input_pixels)
+        return await self._decode(self._read_image, await upload.data, self._limits.input_pixels)
 
     async def _clips(self, upload: Upload, policy: str, max_clips: int | None) -> list[Clip]:
         limits = self._limits
         arguments = await upload.data, policy, max_clips, limits.input_seconds, limits.input_pixels
-        clips = await self._decode(self._clip_readers, *arguments)
+        clips = await self._decode(self._read_clips, *arguments)
         if not clips:
             raise MediaError("the video has no clip")
         return clips
 
-    async def _decode(
-        self, readers: queue.SimpleQueue[IsolatedFunction[*Arguments, Result]], *arguments: *Arguments
-    ) -> Result:
+    async def _decode(self, reader: ChildPool[*Arguments, Result], *arguments: *Arguments) -> Result:
         limit = self._limits.decode_seconds
-
-        def call() -> Result:
-            reader = readers.get()
-            try:
-                return reader(*arguments, time_limit=limit)
-            finally:
-                readers.put(reader)
-
         try:
-            return await self._run(self._decoding, call)
+            return await self._run(self._decoding, partial(reader, *arguments, time_limit=limit))
         except TimeLimitExceeded:
             raise MediaError(f"the upload was not decoded within {limit:g} s") from None
-        except (ProcessDied, NeedsTooMuchMemory) as error:
+        except CallFailed as error:
             raise MediaError(f"the upload cannot be decoded: {error}") from None
 
     async def _run(self, threads: ThreadPoolExecutor, call: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
 
 
-def _isolated(
-    function: Callable[[*Arguments], Result],
-) -> queue.SimpleQueue[IsolatedFunction[*Arguments, Result]]:
-    """Queue of idle child processes that call a function."""
-    processes: queue.SimpleQueue[IsolatedFunction[*Arguments, Result]] = queue.SimpleQueue()
-    for _ in range(DECODER_PROCESSES):
-        processes.put(IsolatedFunction(function, errors=(MediaError,)))
-    return processes
+def _in_children(function: Callable[[*Arguments], Result]) -> ChildPool[*Arguments, Result]:
+    """A function that decodes uploads, in child processes."""
+    return ChildPool(lambda: IsolatedFunction(function, errors=(MediaError,)))
 
 
 class LanguageModelDeployment:

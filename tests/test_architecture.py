@@ -90,6 +90,40 @@ def test_the_media_layer_loads_neither_ray_nor_torch() -> None:
     assert done.stdout.strip() == "set()"
 
 
+DECODERS = {
+    f"videolavit.{name}"
+    for name in (
+        "media.decompose",
+        "media.iter_frames",
+        "media.iter_pictures",
+        "media.probe",
+        "records.pictures.decode_image",
+    )
+}
+IN_CHILDREN = {
+    "platform/videolavit/records/foreign.py",
+    "platform/videolavit/records/kinds/image.py",
+    "platform/videolavit/records/kinds/ranges.py",
+    "platform/videolavit/records/kinds/video.py",
+    "platform/videolavit/records/samples.py",
+    "serve/uploads.py",
+}
+"""Modules whose functions decode foreign bytes, in child processes."""
+
+OF_OWN_VIDEOS = {"platform/videolavit/evaluation/synthetic.py", "pipelines/proof_results.py"}
+"""Modules that decode what this project rendered."""
+
+
+def test_foreign_bytes_are_decoded_in_child_processes() -> None:
+    found = {
+        file.relative_to(ROOT).as_posix()
+        for folder in TOP_FOLDERS
+        for file in (ROOT / folder).rglob("*.py")
+        if "media" not in file.parts and DECODERS & _imported(file)
+    }
+    assert found == IN_CHILDREN | OF_OWN_VIDEOS
+
+
 def test_only_media_imports_pyav() -> None:
     """PyAV's next major version changes its API; its calls are in media/ (and its version in the run identity)."""
     elsewhere = {

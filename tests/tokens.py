@@ -38,7 +38,7 @@ def write_model(folder: Path, seed: int = 0) -> Path:
     motion = MotionTokenizerConfig(dim=8, num_heads=1, mlp_ratio=1.0, num_codes=MOTION_CODES, code_dim=4)
     save_part(VisualTokenizer(visual), folder / "visual_tokenizer")
     save_part(MotionTokenizer(motion), folder / "motion_tokenizer")
-    finish_model_folder(folder, ModelFolder("tiny").sizes, trained=[])
+    finish_model_folder(folder, ModelFolder("tiny").facts)
     return folder
 
 

@@ -16,7 +16,7 @@ from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings
 from videolavit.media import write_mp4
 from videolavit.models.folder import ModelFolder
-from videolavit.models.model_file import finish_model_folder
+from videolavit.models.model_file import ModelFacts, finish_model_folder
 from videolavit.models.motion_tokenizer import MotionTokenizerConfig
 from videolavit.models.part_files import save_part
 from videolavit.models.parts import PARTS
@@ -63,7 +63,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_part(network, folder / part)
         if part.endswith("language_model"):
             ModelFolder("tiny").text_tokenizer().save_pretrained(folder / part)
-    finish_model_folder(folder, sizes, trained=[])
+    finish_model_folder(folder, ModelFacts(sizes=sizes, trained=[]))
     return folder
 
 

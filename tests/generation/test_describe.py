@@ -117,7 +117,7 @@ def speaker(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Speak
         shutil.rmtree(folder / PART)
         save_part(speaking, folder / PART)
         text.save_pretrained(folder / PART)
-        finish_model_folder(folder, model.sizes, trained=[])
+        finish_model_folder(folder, model.facts)
         return Runtime(ModelFolder(folder))
 
     return make

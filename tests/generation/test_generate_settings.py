@@ -1,6 +1,7 @@
 """Settings of generation that suit a model, where none are given."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def folder(model_path: Path, tmp_path: Path) -> Path:
 
 
 def name_settings(folder: Path, **settings: object) -> None:
-    finish_model_folder(folder, ModelFolder(folder).sizes, trained=[], generation=settings)
+    finish_model_folder(folder, replace(ModelFolder(folder).facts, generation=settings))
 
 
 def test_a_model_names_its_own(folder: Path) -> None:

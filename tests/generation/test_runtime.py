@@ -130,7 +130,7 @@ def changed(model_path: Path, tmp_path: Path) -> Callable[[Callable[[Path], obje
     def make(change: Callable[[Path], object]) -> Runtime:
         shutil.copytree(model_path, tmp_path / "changed")
         change(tmp_path / "changed")
-        finish_model_folder(tmp_path / "changed", ModelFolder(model_path).sizes, trained=[])
+        finish_model_folder(tmp_path / "changed", ModelFolder(model_path).facts)
         return Runtime(ModelFolder(tmp_path / "changed"))
 
     return make

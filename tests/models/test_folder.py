@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def copied(saved: Path, tmp_path: Path) -> Path:
 
 def list_again(folder: Path) -> None:
     """Lists the files of a model as they are now, as somebody could who changes them on purpose."""
-    finish_model_folder(folder, ModelFolder(folder).sizes, ModelFolder(folder).trained_parts)
+    finish_model_folder(folder, ModelFolder(folder).facts)
 
 
 def weights_of(folder: Path) -> Path:
@@ -236,7 +237,7 @@ def test_a_model_without_a_language_model(copied: Path) -> None:
 def test_examples_travel_with_the_model(copied: Path, tmp_path: Path) -> None:
     assert ModelFolder(copied).facts.examples == Examples()
     examples = Examples(video=("a red circle moves up",), question=("What colour is it?",))
-    finish_model_folder(copied, ModelFolder(copied).sizes, [], examples=examples)
+    finish_model_folder(copied, replace(ModelFolder(copied).facts, examples=examples))
     ModelFolder(copied).save(tmp_path / "copy")
     merge_models([ModelFolder(tmp_path / "copy")], tmp_path / "merged")
     assert ModelFolder(tmp_path / "merged").facts.examples == examples

@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests.tokens import picture
 from videolavit.media.errors import MediaError
-from videolavit.records.pictures import MAX_PIXELS, HeicUnsupported, decode_image
+from videolavit.records.pictures import MAX_PIXELS, CorruptImage, HeicUnsupported, ImageTooLarge, decode_image
+from videolavit.records.samples import decode_picture
 
 
 def _file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -89,3 +90,18 @@ def test_faults_have_their_types(data: bytes, reason: str) -> None:
     with pytest.raises(MediaError) as caught:
         decode_image(data, 8)
     assert type(caught.value).__name__ == reason
+
+
+def test_keyframes_of_shards_are_jpeg_or_png(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other formats of Pillow start programs, as EPS does, and a small file may declare a huge picture."""
+    red = Image.new("RGB", (8, 6), (255, 0, 0))
+    assert decode_picture(_file(red)).shape == (6, 8, 3)
+    assert decode_picture(_file(red, "JPEG")).shape == (6, 8, 3)
+    for kind in ("EPS", "GIF", "BMP", "TIFF"):
+        with pytest.raises(CorruptImage, match="a keyframe cannot be decoded"):
+            decode_picture(_file(red, kind))
+    with pytest.raises(CorruptImage):
+        decode_picture(_file(red, "JPEG")[:200])
+    monkeypatch.setattr("videolavit.records.samples.MAX_PIXELS", 40)
+    with pytest.raises(ImageTooLarge, match="declares more than 40 pixels"):
+        decode_picture(_file(red))

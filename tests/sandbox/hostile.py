@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from videolavit.records.rows import Source
 from videolavit.records.storage import StorageSettings, open_source
 from videolavit.sandbox import serving
 
@@ -121,6 +122,11 @@ def read(address: str, about: str = "") -> bytes:
     """Opens an address by the parent, which is to be asked about another one only."""
     with open_source(address[::-1] if about else address, StorageSettings()) as file:
         return file.read()
+
+
+def read_of_row(turned: str, row: Source) -> bytes:
+    """Opens an address that the call is not about, though a text of its row is that address."""
+    return read(turned, about=row.source)
 
 
 def read_parts(address: str) -> list[bytes]:

@@ -1,6 +1,8 @@
 """The sandbox against what it is for: a child that was broken into, and a parent that believes nothing it says."""
 
+import ctypes
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -15,25 +17,42 @@ import fsspec
 import pytest
 
 from tests.conftest import ROOT, Isolate
+from tests.media.videos import fail
 from tests.sandbox import hostile
 from videolavit.media.errors import MediaError, NotAFile, SourceForbidden, SourceMissing
+from videolavit.records.rows import Source
 from videolavit.records.source_files import isolated
 from videolavit.records.storage import StorageSettings
 from videolavit.sandbox.call import IsolatedFunction, IsolatedIterator, NeedsTooMuchMemory, ProcessDied
 from videolavit.sandbox.channel import Channel, MessageKind
-from videolavit.sandbox.memory import large_limit, only_large_one, usual_limit
+from videolavit.sandbox.memory import CODE, SMALLEST, large_limit, only_large_one, usual_limit
 from videolavit.sandbox.pool import ChildPool
 
-LAYERS = {"limits", "namespaces", "no capabilities", "Landlock", "seccomp"}
+
+def layers_of_kernel() -> set[str]:
+    """Layers that this kernel lets a process have, found without the code that is tested."""
+    libc = ctypes.CDLL(None)
+    found = {"limits", "no capabilities"}
+    if libc.syscall(444, None, 0, 1) > 0:
+        found.add("Landlock")
+    if Path("/proc/sys/kernel/seccomp/actions_avail").exists() and platform.machine() in ("x86_64", "aarch64"):
+        found.add("seccomp")
+    if subprocess.run(["unshare", "--user", "--net", "--ipc", "--uts", "true"], capture_output=True).returncode == 0:
+        found.add("namespaces")
+    return found
+
+
+def test_every_layer_that_the_kernel_has_is_active(isolate: Isolate) -> None:
+    active = isolate(hostile.surroundings).layers(time_limit=60)
+    assert {name.rstrip(" 0123456789") for name in active} == layers_of_kernel()
 
 
 def test_a_broken_decoder_can_do_nothing(isolate: Isolate, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     function = isolate(hostile.crimes)
     ends = function(str(tmp_path), time_limit=60)
-    active = {name.partition(" 1")[0].rstrip(" 0123456789") for name in function.layers()}
-    if missing := LAYERS - active:
-        pytest.skip(f"this kernel lacks {', '.join(sorted(missing))}")
+    if not {"Landlock", "seccomp"} <= layers_of_kernel():
+        pytest.skip("this kernel lacks Landlock or seccomp")
     assert {name for name, end in ends.items() if end == "done"} == set()
     assert (tmp_path / "secret").read_text() == "secret"
     assert function(str(tmp_path), time_limit=60) == ends
@@ -149,21 +168,21 @@ def test_a_fault_while_receiving_ends_the_child(isolate: Isolate, monkeypatch: p
 def test_items_come_one_by_one() -> None:
     function = IsolatedIterator(hostile.count)
     with closing(function):
-        assert list(function.items(5, 1000, 0.0, time_limit=60)) == [number.to_bytes(1000) for number in range(5)]
+        assert list(function(5, 1000, 0.0, time_limit=60)) == [number.to_bytes(1000) for number in range(5)]
         first = function.pid
-        assert len(list(function.items(3, 1, 0.0, time_limit=60))) == 3
+        assert len(list(function(3, 1, 0.0, time_limit=60))) == 3
         assert function.pid == first
-        for item in function.items(10**9, 1000, 0.0, time_limit=60):  # never ends by itself
+        for item in function(10**9, 1000, 0.0, time_limit=60):  # never ends by itself
             assert item == bytes(1000)
             break
         with pytest.raises(Exception, match="nothing for 1 s"):
-            list(function.items(3, 1, 5.0, time_limit=1))
+            list(function(3, 1, 5.0, time_limit=1))
         assert function.pid is None
 
 
 def test_a_stream_may_take_longer_than_each_item() -> None:
     with closing(IsolatedIterator(hostile.count)) as function:
-        assert len(list(function.items(6, 1, 0.5, time_limit=2))) == 6
+        assert len(list(function(6, 1, 0.5, time_limit=2))) == 6
 
 
 def test_threads_share_children() -> None:
@@ -233,6 +252,13 @@ def test_large_work_waits_for_its_turn(isolate: Isolate) -> None:
     assert function(count, time_limit=60) == count
 
 
+def test_little_memory_is_no_excuse(isolate: Isolate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a small machine, libraries alone take most of a child's address space: errors stay what they are."""
+    monkeypatch.setattr("videolavit.sandbox.call.usual_limit", lambda: CODE + SMALLEST)
+    with pytest.raises(MediaError, match="no such luck"):
+        isolate(fail)("no such luck", time_limit=60)
+
+
 def test_what_does_not_fit_is_named(isolate: Isolate) -> None:
     with pytest.raises(NeedsTooMuchMemory, match="more memory than there is"):
         isolate(hostile.allocate)(1 << 46, time_limit=60)
@@ -265,6 +291,9 @@ def test_only_files_that_the_call_is_about(tmp_path: Path) -> None:
     with pytest.raises(SourceForbidden):
         reader(str(secret)[::-1], "another", time_limit=60)  # the function turns the address around
     assert reader(str(secret), time_limit=60) == b"secret"
+    row = Source(source="a.mp4", url="a.mp4", kind="video", text=str(secret), extra={"note": f"{tmp_path}/x.parquet"})
+    with pytest.raises(SourceForbidden):  # a caption is no address
+        _reader(hostile.read_of_row)(str(secret)[::-1], row, time_limit=60)
     with pytest.raises(SourceMissing, match="nothing"):
         reader(str(tmp_path / "nothing"), time_limit=60)
     with pytest.raises(NotAFile):

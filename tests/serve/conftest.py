@@ -1,6 +1,7 @@
 """Service that most tests share: with example prompts, four keys, small limits, and samplers that take few steps."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -29,7 +30,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("service")
     model = folder / "tiny"
     ModelFolder("tiny").save(model)
-    finish_model_folder(model, ModelFolder("tiny").sizes, trained=[], examples=EXAMPLES)
+    finish_model_folder(model, replace(ModelFolder("tiny").facts, examples=EXAMPLES))
     with serving(
         folder, model=str(model), keys=("alice", "bob", "carol", "dave"), limits=limits, lease_seconds=3
     ) as running:

@@ -158,6 +158,19 @@ def test_without_their_centre_features_are_compared_by_what_sets_pictures_apart(
     torch.testing.assert_close(feature_distance(centre + 3 * own, centre + own, centre), torch.zeros(2))
 
 
+def test_pictures_that_are_rebuilt_as_the_mean_have_bounded_gradients() -> None:
+    """The gradient of a cosine grows without bound as a vector gets short, and would drown those of all others."""
+    centre, own, other = torch.randn(3, 1, 6, 8, generator=torch.Generator().manual_seed(0))
+    steepest = []
+    for share in (0.5, 0.1, 1e-6):
+        rebuilt = (centre + share * other).requires_grad_(True)
+        feature_distance(rebuilt, centre + own, centre[0]).sum().backward()
+        assert rebuilt.grad is not None
+        steepest.append(float(rebuilt.grad.norm() * own.norm()))
+    assert max(steepest) < 10
+    assert steepest[2] > 0
+
+
 def test_reconstruction_alone_teaches_the_selector_which_patches_matter() -> None:
     """The gradient reaches the choice of kept and of dropped patches; the last of these would be seen by no other."""
     objective, inputs = visual_objective(), visual_inputs()

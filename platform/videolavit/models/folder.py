@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -221,7 +222,7 @@ class ModelFolder:
                 save_part(self.load(part, dtype=None), target / part)
             if part.endswith("language_model"):
                 self.text_tokenizer(part).save_pretrained(target / part)
-        finish_model_folder(target, self.sizes, self.trained_parts, self.facts.generation, examples=self.facts.examples)
+        finish_model_folder(target, replace(self.facts, trained=self.trained_parts))
 
     # ---- details ------------------------------------------------------------------------------------------------
 

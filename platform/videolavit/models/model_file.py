@@ -72,23 +72,13 @@ def new_model_folder(target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
 
 
-def finish_model_folder(
-    folder: Path,
-    sizes: OutputSizes,
-    trained: Sequence[str],
-    generation: Mapping[str, Any] | None = None,
-    known: Mapping[str, str] | None = None,
-    examples: Examples = NO_EXAMPLES,
-) -> None:
+def finish_model_folder(folder: Path, facts: ModelFacts, known: Mapping[str, str] | None = None) -> None:
     """Writes `model.json` when all other files are there.
 
     Args:
         folder: Folder of the model.
-        sizes: See `ModelFacts`.
-        trained: See `ModelFacts`.
-        generation: See `ModelFacts`.
+        facts: Facts of the model. Vocabulary and digests are found in the folder.
         known: Digests of files that were linked from another model, by path; they are not computed again.
-        examples: See `ModelFacts`.
 
     Raises:
         ModelError: a config is missing or wrong.
@@ -99,10 +89,10 @@ def finish_model_folder(
     content = {
         "format": FORMAT,
         "vocabulary": asdict(vocabulary) if vocabulary else None,
-        "sizes": asdict(sizes),
-        "generation": dict(generation or {}),
-        "examples": asdict(examples),
-        "trained": list(trained),
+        "sizes": asdict(facts.sizes),
+        "generation": dict(facts.generation),
+        "examples": asdict(facts.examples),
+        "trained": facts.trained if isinstance(facts.trained, bool) else list(facts.trained),
         "files": {name: digests.get(name) or file_digest(folder / name) for name in names if name != MODEL_FILE},
     }
     with write_beside(folder / MODEL_FILE) as (unfinished,):

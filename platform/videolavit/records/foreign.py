@@ -32,10 +32,9 @@ SAME_PICTURE = 32.0
 
 @dataclass(frozen=True)
 class FramesPlace:
-    """Place of some frames in a video.
+    """Place of frames in a video.
 
     Args:
-        source: Name of the video, as the column `source` of a clip shard has it.
         seconds: Start of the segment that frames are counted from, in seconds: a seek to the frames themselves may be
             off by one.
         fps: Frames per second.
@@ -43,7 +42,6 @@ class FramesPlace:
         count: Number of frames.
     """
 
-    source: str
     seconds: float
     fps: int
     first: int
@@ -88,11 +86,12 @@ def iterate_pictures(
 
 
 def read_frames(
-    place: FramesPlace, keyframe: bytes, size: tuple[int, int], storage: StorageSettings
+    source: str, place: FramesPlace, keyframe: bytes, size: tuple[int, int], storage: StorageSettings
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Decodes the frames of a stored clip again.
 
     Args:
+        source: Name of the video, as the column `source` of a clip shard has it.
         keyframe: Stored keyframe, which must be alike the first frame.
         size: Height and width of the result, in pixels.
 
@@ -102,7 +101,7 @@ def read_frames(
     Raises:
         MediaError: the video cannot be read any more, or has changed.
     """
-    return _in_child(_frames, storage, place, keyframe, size, storage)
+    return _in_child(_frames, storage, source, place, keyframe, size, storage)
 
 
 # ---- in this process ------------------------------------------------------------------------------------------------
@@ -124,7 +123,7 @@ def _from_child(
 ) -> Generator[Result, None, None]:
     child = IsolatedIterator(function, SourceFiles(storage), errors=(MediaError,))
     with contextlib.closing(child), naming_faults():
-        yield from child.items(*arguments, time_limit=DECODE_SECONDS)
+        yield from child(*arguments, time_limit=DECODE_SECONDS)
 
 
 # ---- in a child -----------------------------------------------------------------------------------------------------
@@ -166,14 +165,14 @@ def _each_picture(
 
 
 def _frames(
-    place: FramesPlace, keyframe: bytes, size: tuple[int, int], storage: StorageSettings
+    source: str, place: FramesPlace, keyframe: bytes, size: tuple[int, int], storage: StorageSettings
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    with open_named_video(place.source, storage) as file:
+    with open_named_video(source, storage) as file:
         pictures = iter_pictures(file, DecomposeSettings(fps=place.fps), start_seconds=place.seconds)
         frames = list(itertools.islice(pictures, place.first, place.first + place.count))
     stored = decode_picture(keyframe)
     if len(frames) < place.count or not _alike(frames[0], stored):
-        raise SourceChanged(f"{place.source} is not the video that it was when it was decomposed")
+        raise SourceChanged(f"{source} is not the video that it was when it was decomposed")
     return resize_picture(stored, *size), np.stack([resize_picture(one, *size) for one in frames])
 
 

@@ -5,16 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from videolavit.media.errors import MediaError
-from videolavit.sandbox.call import (
-    Arguments,
-    IsolatedFunction,
-    NeedsTooMuchMemory,
-    ProcessDied,
-    Result,
-    TimeLimitExceeded,
-)
+from videolavit.sandbox.call import Arguments, CallFailed, IsolatedFunction, Result
 
 from .files import TABLE_SUFFIXES, suffix_of
+from .rows import Source
 from .storage import StorageSettings, open_file
 
 
@@ -30,7 +24,7 @@ def naming_faults() -> Iterator[None]:
     """Turns faults of a child process, such as its limits, into UndecodableMedia."""
     try:
         yield
-    except (TimeLimitExceeded, ProcessDied, NeedsTooMuchMemory) as error:
+    except CallFailed as error:
         raise UndecodableMedia(f"cannot be decoded: {error}") from None
 
 
@@ -48,19 +42,32 @@ class SourceFiles:
     def __init__(self, settings: StorageSettings) -> None:
         self._settings = settings
 
-    def may_open(self, address: str, about: Sequence[str]) -> bool:
-        """True for an address in the arguments of the call; for the file of one that is `TAR/MEMBER` or `TABLE#rowN`;
-        and for what lies beside or below a table, whose rows may name it."""
+    def may_open(self, address: str, arguments: Sequence[Any]) -> bool:
+        """True for the addresses of sources among the arguments, and for arguments that are addresses; for the file of
+        one that is `TAR/MEMBER` or `TABLE#rowN`; and for what lies beside or below a table, whose rows may name it.
+
+        Other texts of a source, such as its caption, are those of strangers.
+        """
         return any(
-            text == address
-            or text.startswith((f"{address}/", f"{address}#"))
-            or (suffix_of(text) in TABLE_SUFFIXES and _is_below(address, text.rpartition("/")[0]))
-            for text in about
+            named == address
+            or named.startswith((f"{address}/", f"{address}#"))
+            or (suffix_of(named) in TABLE_SUFFIXES and _is_below(address, named.rpartition("/")[0]))
+            for named in _addresses(arguments)
         )
 
     def open(self, address: str) -> Any:
         """Opens a source, as `open_file` does."""
         return open_file(address, self._settings)
+
+
+def _addresses(arguments: Sequence[Any]) -> Iterator[str]:
+    for one in arguments:
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Source):
+            yield one.url
+            if one.text_url is not None:
+                yield one.text_url
 
 
 def _is_below(address: str, folder: str) -> bool:

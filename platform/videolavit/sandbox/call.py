@@ -15,10 +15,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Generic, Protocol, TypeVar, TypeVarTuple
 
@@ -65,27 +64,26 @@ _HANDED_ON = ("LD_LIBRARY_PATH", "TZ")
 class Files(Protocol):
     """Files that a parent opens for its child."""
 
-    def may_open(self, address: str, about: Sequence[str]) -> bool:
-        """Decides whether a call needs a file.
-
-        Args:
-            address: Address that the child asks for.
-            about: All texts in the arguments of the call.
-        """
+    def may_open(self, address: str, arguments: Sequence[Any]) -> bool:
+        """Decides whether a call with these arguments needs the file that its child asks for."""
 
     def open(self, address: str) -> BinaryIO:
         """Opens a file, seekable. Raises OSErrors and MediaErrors, which the child gets."""
 
 
-class TimeLimitExceeded(Exception):
+class CallFailed(Exception):
+    """The process of a call did not finish it."""
+
+
+class TimeLimitExceeded(CallFailed):
     """The call took longer than its limit, and its process was killed."""
 
 
-class ProcessDied(Exception):
+class ProcessDied(CallFailed):
     """The process of the call ended: native code crashed, or another process killed it."""
 
 
-class NeedsTooMuchMemory(Exception):
+class NeedsTooMuchMemory(CallFailed):
     """The call takes more memory than this machine can give to one."""
 
 
@@ -157,9 +155,17 @@ class IsolatedFunction(Generic[*Arguments, Result]):
         """Process id of the child; None before the first call."""
         return self._child.pid if self._child is not None and self._child.is_alive else None
 
-    def layers(self) -> Sequence[str]:
-        """Names of the layers of the sandbox that are active here. Starts the child."""
-        return self._running().layers
+    def layers(self, time_limit: float) -> Sequence[str]:
+        """Names of the layers of the sandbox that are active here. Starts the child.
+
+        Args:
+            time_limit: Longest time of its start, in seconds.
+
+        Raises:
+            TimeoutError: it did not start in time.
+            ProcessDied: it ended.
+        """
+        return self._running().layers(time.monotonic() + time_limit)
 
     def _running(self) -> "_Child[Result]":
         if self._child is None or not self._child.is_alive:
@@ -173,8 +179,8 @@ class IsolatedFunction(Generic[*Arguments, Result]):
 class IsolatedIterator(IsolatedFunction[*Arguments, Iterator[Result]]):
     """A module-level function that returns an iterator, called in a child process that makes its items one by one."""
 
-    def items(self, *args: *Arguments, time_limit: float) -> Iterator[Result]:
-        """Calls the function and yields the items of its iterator.
+    def __call__(self, *args: *Arguments, time_limit: float) -> Iterator[Result]:
+        """Calls the function and yields the items of its iterator. A want of memory is final: items may be out already.
 
         Args:
             time_limit: Longest time until the next item, in seconds.
@@ -216,7 +222,7 @@ class _Child(Generic[Result]):
             )
         threading.Thread(target=_show, args=(self._process.stderr,), daemon=True).start()
         self._channel = Channel(ours, MAX_ANSWER)
-        self.layers: Sequence[str] = ()
+        self._layers: Sequence[str] | None = None
 
     @property
     def pid(self) -> int:
@@ -237,6 +243,16 @@ class _Child(Generic[Result]):
         if self._storage is not None:
             self._storage.shutdown(wait=False)
 
+    def layers(self, deadline: float) -> Sequence[str]:
+        """Names of the active layers of the sandbox, which the process tells when it has started."""
+        with self._ending_at_faults():
+            if self._layers is None:
+                kind, number, data, _ = self._channel.receive(deadline)
+                if (kind, number) != (MessageKind.ANSWER, 0):
+                    raise ProtocolError("no greeting")
+                self._layers = [str(name) for name in wire.decode(data)]
+        return self._layers
+
     def call(self, arguments: Sequence[Any], deadline: float) -> Result:
         """Calls the function. Any fault but an error of the function itself ends the process.
 
@@ -247,8 +263,8 @@ class _Child(Generic[Result]):
             Exception: what the function raised.
         """
         with self._ending_at_faults():
-            about = self._send(arguments, deadline)
-            kind, value = self._next(about, deadline)
+            self._send(arguments, deadline)
+            kind, value = self._next(arguments, deadline)
             if kind == MessageKind.ITEM:
                 raise ProtocolError("an item in place of an answer")
             error = self._error(value) if kind == MessageKind.ERROR else None
@@ -267,14 +283,13 @@ class _Child(Generic[Result]):
         Raises:
             Exception: as `call`.
         """
-        error = None
         with self._ending_at_faults():
-            about = self._send(arguments, time.monotonic() + seconds, seconds)
-            kind = MessageKind.ITEM
-            while kind == MessageKind.ITEM:
-                kind, value = self._next(about, time.monotonic() + seconds)
-                if kind == MessageKind.ITEM:
-                    yield value
+            self._send(arguments, time.monotonic() + seconds, seconds)
+            while True:
+                kind, value = self._next(arguments, time.monotonic() + seconds)
+                if kind != MessageKind.ITEM:
+                    break
+                yield value
             error = self._error(value) if kind == MessageKind.ERROR else None
         if error is not None:
             raise error
@@ -295,12 +310,13 @@ class _Child(Generic[Result]):
             self.close()
             raise
 
-    def _send(self, arguments: Sequence[Any], deadline: float, limit: float | None = None) -> Sequence[str]:
-        """Sends a call. Returns the texts that it is about.
+    def _send(self, arguments: Sequence[Any], deadline: float, limit: float | None = None) -> None:
+        """Sends a call, after the greeting of a new process.
 
         Args:
             limit: Processor time of the call, or of each of its items, in seconds; None for what is left.
         """
+        self.layers(deadline)
         self._number += 1
         buffers: list[pickle.PickleBuffer] = []
         limit = deadline - time.monotonic() if limit is None else limit
@@ -308,21 +324,18 @@ class _Child(Generic[Result]):
         parts = [memoryview(head), *(buffer.raw() for buffer in buffers)]
         sizes = pack([part.nbytes for part in parts])
         self._channel.send(MessageKind.CALL, self._number, [sizes, *parts], deadline)
-        return list(_texts(arguments))
 
-    def _next(self, about: Sequence[str], deadline: float) -> tuple[MessageKind, Any]:
+    def _next(self, arguments: Sequence[Any], deadline: float) -> tuple[MessageKind, Any]:
         """Serves the child's requests until its next item, answer or error."""
         while True:
             kind, number, data, descriptors = self._channel.receive(deadline)
             for descriptor in descriptors:  # a child has none to give
                 os.close(descriptor)
-            value = wire.decode(data)
-            if number == 0 and kind == MessageKind.ANSWER and not self.layers:
-                self.layers = [str(name) for name in value]
-            elif number != self._number:
+            if number != self._number:
                 raise ProtocolError(f"a message for call {number} in call {self._number}")
-            elif kind == MessageKind.REQUEST:
-                self._serve(value, about, deadline)
+            value = wire.decode(data)
+            if kind == MessageKind.REQUEST:
+                self._serve(value, arguments, deadline)
             elif kind in (MessageKind.ITEM, MessageKind.ANSWER, MessageKind.ERROR):
                 return kind, value
             else:
@@ -330,7 +343,7 @@ class _Child(Generic[Result]):
 
     # ---- files for the child --------------------------------------------------------------------------------------
 
-    def _serve(self, request: Any, about: Sequence[str], deadline: float) -> None:
+    def _serve(self, request: Any, arguments: Sequence[Any], deadline: float) -> None:
         """Replies to a request. Storage may be slow, so that it works in a thread that can be left behind."""
         try:
             left, what, *details = request
@@ -342,7 +355,7 @@ class _Child(Generic[Result]):
             raise ProtocolError(f"a request that does not exist: {problem}") from None
         if self._storage is None:
             self._storage = ThreadPoolExecutor(1, thread_name_prefix="videolavit-storage")
-        future = self._storage.submit(work, *details, *([about] if what == "open" else []))
+        future = self._storage.submit(work, *details, *([arguments] if what == "open" else []))
         try:
             reply, descriptor = future.result(max(0.0, deadline - time.monotonic()))
         except FutureTimeout:
@@ -358,9 +371,9 @@ class _Child(Generic[Result]):
             if descriptor is not None:
                 os.close(descriptor)
 
-    def _open(self, address: Any, about: Sequence[str]) -> tuple[bytes, int | None]:
+    def _open(self, address: Any, arguments: Sequence[Any]) -> tuple[bytes, int | None]:
         """Opens a file; a local one is handed over by its descriptor."""
-        if self._sources is None or not isinstance(address, str) or not self._sources.may_open(address, about):
+        if self._sources is None or not isinstance(address, str) or not self._sources.may_open(address, arguments):
             raise PermissionError("the call is not about this file")
         if len(self._files) >= MAX_HANDLES:
             raise ProtocolError("too many open files")
@@ -406,20 +419,6 @@ def _with_all_below(kinds: Sequence[type[Exception]]) -> Iterator[type[Exception
     for kind in kinds:
         yield kind
         yield from _with_all_below(kind.__subclasses__())
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in the arguments of a call."""
-    if isinstance(value, str | os.PathLike):
-        yield os.fspath(value)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _texts(getattr(value, field.name))
-    elif isinstance(value, Mapping):
-        yield from _texts(list(value.values()))
-    elif isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
-        for item in value:
-            yield from _texts(item)
 
 
 def _picklable(error: Exception) -> bytes:

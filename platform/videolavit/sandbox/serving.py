@@ -112,6 +112,7 @@ def serve(descriptor: int, memory: int, target: str, status: int | None, layers:
     module, _, name = target.partition(":")
     function = getattr(importlib.import_module(module), name)
     parent = Parent(channel)
+    much = _largest(status) + (memory - _largest(status)) // 2
     channel.send(MessageKind.ANSWER, 0, wire.encode(layers))
     gc.freeze()  # later collections skip the objects of the imports, which makes them cheap
     while True:
@@ -120,16 +121,20 @@ def serve(descriptor: int, memory: int, target: str, status: int | None, layers:
         except (EOFError, OSError):
             os._exit(0)
         parent.number = number
-        for kind, answer in _answers(function, data, status, memory):
+        for kind, answer in _answers(function, data, status, much):
             channel.send(kind, number, answer)
         del data, answer
         gc.collect()  # closed decoders and their large frames stay in reference cycles
 
 
 def _answers(
-    function: Any, data: memoryview, status: int | None, memory: int
+    function: Any, data: memoryview, status: int | None, much: int
 ) -> Iterator[tuple[MessageKind, list[memoryview]]]:
-    """Result of a call, or the items of an iterator and nothing; or an error."""
+    """Result of a call, or the items of an iterator and nothing; or an error.
+
+    Args:
+        much: Address space, in bytes, from which on an error may come from a want of memory, whatever it says.
+    """
     try:
         head, *buffers = unpack(data)
         arguments, time_limit = pickle.loads(head, buffers=buffers)  # noqa: S301, from the parent
@@ -142,7 +147,7 @@ def _answers(
             result = None
         yield MessageKind.ANSWER, wire.encode(result)
     except Exception as error:
-        short = isinstance(error, MemoryError) or _largest(status) > memory // 2
+        short = isinstance(error, MemoryError) or _largest(status) > much
         names = [one.__name__ for one in type(error).__mro__]
         message = str(error) if len(error.args) < 2 else repr(error.args)
         yield MessageKind.ERROR, wire.encode({"names": names, "message": message, "is_short_of_memory": short})

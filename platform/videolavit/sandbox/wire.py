@@ -48,7 +48,7 @@ class _Writer:
 
     def tree(self, value: Any) -> Any:
         """JSON of a value: what JSON has as it is, the rest as an object with the key `is`."""
-        if value is None or (isinstance(value, bool | int | float | str) and type(value) in (bool, int, float, str)):
+        if value is None or type(value) in (bool, int, float, str):
             return value
         if isinstance(value, list):
             return [self.tree(item) for item in value]

@@ -44,6 +44,6 @@ def decode_clip_frames(clip: ClipSample, size: tuple[int, int], storage: Storage
     Raises:
         MediaError: the video cannot be read any more, or has changed.
     """
-    place = FramesPlace(clip.source, clip.sample_seconds, round(clip.fps), clip.start_frame, clip.num_frames)
-    keyframe, frames = read_frames(place, clip.keyframe, size, storage)
+    place = FramesPlace(clip.sample_seconds, round(clip.fps), clip.start_frame, clip.num_frames)
+    keyframe, frames = read_frames(clip.source, place, clip.keyframe, size, storage)
     return ClipWithFrames(clip, keyframe, frames)

@@ -144,8 +144,7 @@ def save_model(
                     if part.endswith("language_model"):
                         base.text_tokenizer(part).save_pretrained(unfinished / part)
             trained_parts = sorted({*base.trained_parts, *states})
-            facts = base.facts
-            finish_model_folder(unfinished, facts.sizes, trained_parts, facts.generation, linked, facts.examples)
+            finish_model_folder(unfinished, replace(base.facts, trained=trained_parts), linked)
     finally:
         for left in target.parent.glob(f".{target.name}.*"):  # files of killed runs
             shutil.rmtree(left, ignore_errors=True)
@@ -166,8 +165,7 @@ def merge_models(models: list[ModelFolder], target: Path) -> None:
             owner = next((model for model in reversed(models) if part in model.trained_parts), models[0])
             shutil.copytree(owner.path / part, unfinished / part, copy_function=_link)
             linked |= owner.file_digests(part)
-        facts = models[0].facts
-        finish_model_folder(unfinished, facts.sizes, trained, facts.generation, linked, facts.examples)
+        finish_model_folder(unfinished, replace(models[0].facts, trained=trained), linked)
 
 
 def _link(source: str, target: str) -> None:

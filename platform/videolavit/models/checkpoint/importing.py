@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 from videolavit.progress import OnProgress, Progress, ignore_progress
 
 from ..config import ModelConfig
-from ..model_file import finish_model_folder
+from ..model_file import ModelFacts, finish_model_folder
 from ..network import STRICT, weight_files
 from ..presets import load_config
 from .expected import ExpectedPart, expected_part
@@ -127,7 +127,8 @@ class ImportPlan:
                 write_weights(folder / part.name, part.weights, weights, shard_bytes, on_write)
         for source, place in self.copies:
             copy_file(source, folder / place)
-        finish_model_folder(folder, self.config.sizes, [part.name for part in self.parts])
+        facts = ModelFacts(sizes=self.config.sizes, trained=[part.name for part in self.parts])
+        finish_model_folder(folder, facts)
 
 
 def plan_import(
