@@ -35,7 +35,7 @@ class ProofSizes:
         max_steps: Largest number of steps of each training; None for the recipe's own.
         shape_scale: Size of the shapes, relative to those of `SynthSettings`.
         speed: Speed of the fastest shapes, in shorter frame sides per second.
-        background_contrast: Contrast of the background's texture, from 0 to 1.
+        background_contrast: Contrast of the background's texture, from 0, which is plain, to 1.
         seed: Seed of the corpus.
     """
 
@@ -46,7 +46,7 @@ class ProofSizes:
     max_steps: int | None = None
     shape_scale: float = 1.75
     speed: float = 0.09
-    background_contrast: float = 0.1
+    background_contrast: float = 0.0
     seed: int = 7
 
     def __post_init__(self) -> None:
@@ -139,7 +139,7 @@ def training_stages(folder: Path, recipe: str, max_steps: int | None, clips: str
     questions = (f"train/{QUESTIONS}", f"held-out/{QUESTIONS}")
     chat = task("chat", "language-model", language.made, recipe=f"{recipe}-chat", data=questions)
     tokenizing = {
-        split: partial(_tokenize, folder, split, tokenizers, [motion.made, keyframes.made])
+        split: partial(_tokenize, folder, split, tokenizers, [motion.made, pictures.made])
         for split in ("train", "held-out")
     }
 
@@ -153,7 +153,7 @@ def training_stages(folder: Path, recipe: str, max_steps: int | None, clips: str
         trained(videos, video_vae.name, motion.name),
         trained(pictures, vae.name),
         trained(keyframes, pictures.name),
-        Stage("tokenize-train", tokenizing["train"], (motion.name, keyframes.name)),
+        Stage("tokenize-train", tokenizing["train"], (motion.name, pictures.name)),
         Stage("tokenize-held-out", tokenizing["held-out"], ("tokenize-train",)),
         trained(language, "tokenize-held-out"),
     ]
@@ -195,13 +195,19 @@ def _tokenize(folder: Path, split: str, model: Path, joined: Sequence[Path], on_
 
 
 def measure_model(folder: Path, sizes: ProofSizes, on_progress: OnProgress) -> None:
-    _join([folder / name / MODEL_FOLDER for name in ("video-detokenizer", "chat")], folder / MODEL_FOLDER)
+    _join_all(folder, "chat")
     measure(folder, sizes.prompts, sizes.videos("held-out"), on_progress)
 
 
 def compare_model(folder: Path, on_progress: OnProgress) -> None:
-    _join([folder / name / MODEL_FOLDER for name in ("video-detokenizer", "language-model")], folder / MODEL_FOLDER)
+    _join_all(folder, "language-model")
     compare(folder, on_progress)
+
+
+def _join_all(folder: Path, language: str) -> None:
+    """Joins what was trained side by side; `language` is the stage whose language model is taken."""
+    made = ("video-detokenizer", "keyframe-detokenizer", language)
+    _join([folder / name / MODEL_FOLDER for name in made], folder / MODEL_FOLDER)
 
 
 def _join(models: Sequence[Path], target: Path) -> None:

@@ -135,6 +135,15 @@ def test_only_media_imports_pyav() -> None:
     assert elsewhere <= {"platform/videolavit/records/identity.py"}
 
 
+def test_parquet_is_read_on_the_calling_thread() -> None:
+    """A process that ends while Arrow's threads hold a Python file is aborted."""
+    readers = {"pq.ParquetFile", "pq.read_table", "pyarrow.parquet.ParquetFile", "pyarrow.parquet.read_table"}
+    for folder in TOP_FOLDERS:
+        for file in (ROOT / folder).rglob("*.py"):
+            called = {ast.unparse(n.func) for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call)}
+            assert not called & readers, f"{file.relative_to(ROOT)} reads without `ParquetReader`"
+
+
 LIBRARY = ("platform/videolavit", "pipelines", "serve")
 """Folders that are used as libraries: they never write to the terminal, end the process or read the command line."""
 

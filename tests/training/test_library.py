@@ -105,5 +105,5 @@ def test_recipes_are_settings() -> None:
         load_recipe(name, "vae" if name.endswith("video") else "language-model")
     with pytest.raises(UnknownRecipe, match="the recipe tiny-chat has no vae"):
         load_recipe("tiny-chat", "vae")
-    with pytest.raises(UnknownRecipe, match="there is no recipe 'medium'; choose one of tiny"):
+    with pytest.raises(UnknownRecipe, match="there is no recipe 'medium'; choose one of mini"):
         load_recipe("medium", "vae")

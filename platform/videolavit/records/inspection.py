@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from videolavit.media import Cell, Clip, DecomposeSettings, VideoInfo
 from videolavit.progress import OnProgress, Progress, ignore_progress
@@ -15,6 +14,7 @@ from videolavit.progress import OnProgress, Progress, ignore_progress
 from .addresses import is_web
 from .files import suffix_of
 from .foreign import iterate_clips, read_header
+from .parquet import ParquetReader
 from .report import SHEET_CELLS, clip_cell, shard_cells, stored_cells
 from .rows import Reject
 from .schema import kind_of
@@ -237,7 +237,7 @@ def _clip(clip: Clip) -> ClipFacts:
 
 def _shard(path: str, storage: StorageSettings) -> ShardFacts:
     with open_source(path, storage) as file:
-        shard = pq.ParquetFile(file)
+        shard = ParquetReader(file)
         kind = kind_of(shard.schema_arrow)
         rows = _first_rows(shard, _COLUMNS.get(kind or ""))
         if kind == "tokens":
@@ -257,13 +257,13 @@ def _shard(path: str, storage: StorageSettings) -> ShardFacts:
         )
 
 
-def _first_rows(shard: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
+def _first_rows(shard: ParquetReader, columns: Sequence[str] | None) -> pa.Table:
     """Reads the first rows of a table, and no more row groups than they need."""
     groups, rows = 0, 0
     while groups < shard.num_row_groups and rows < MAX_ROWS:
         rows += shard.metadata.row_group(groups).num_rows
         groups += 1
-    return shard.read_row_groups(list(range(groups)), columns=columns).slice(0, MAX_ROWS)
+    return shard.read_row_groups(range(groups), columns=columns).slice(0, MAX_ROWS)
 
 
 def _run(path: str, folder: Folder, of_tokens: bool) -> RunFacts:

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import jinja2
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
 from videolavit.media import Cell, contact_sheet, draw_motion
 
+from .parquet import ParquetReader
 from .rows import Reject
 from .samples import decode_picture, stored_clip
 from .shards import CLIP_SHARDS, Ledger
@@ -145,11 +145,11 @@ def stored_cells(folder: Folder, names: Sequence[str], limit: int = SHEET_CELLS)
     for position, name in enumerate(chosen):
         share = -(-(limit - len(cells)) // (len(chosen) - position))
         with folder.open(f"{CLIP_SHARDS.folder}/{name}") as file:
-            cells += shard_cells(pq.ParquetFile(file), share)
+            cells += shard_cells(ParquetReader(file), share)
     return cells
 
 
-def shard_cells(shard: pq.ParquetFile, limit: int) -> list[Cell]:
+def shard_cells(shard: ParquetReader, limit: int) -> list[Cell]:
     """One cell each of up to `limit` samples of a shard: the middle clip."""
     cells = []
     for index in spread(range(shard.num_row_groups), limit):
@@ -173,7 +173,7 @@ def _read_numbers(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
     nested = {field: f"clips.list.element.{field}" for field in ("motion_score", "num_frames")}
     flat = ["start_seconds", "end_seconds", "num_clips", "width"]
     with folder.open(f"{CLIP_SHARDS.folder}/{name}") as file:
-        table = pq.ParquetFile(file).read(columns=[*flat, *nested.values()])
+        table = ParquetReader(file).read(columns=[*flat, *nested.values()])
     clips = table["clips"].combine_chunks().flatten()
     numbers = {column: table[column].to_numpy() for column in flat}
     numbers["end_seconds"] = numbers["end_seconds"] - numbers["start_seconds"]

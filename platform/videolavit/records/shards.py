@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from . import schema
+from .parquet import ParquetReader
 from .rows import Reject, keys, reject_from, reject_to
 from .schema import WORK_SECONDS
 from .storage import Folder
@@ -169,7 +170,7 @@ def _leaves(of: pa.Schema) -> list[str]:
     """Parquet's own column paths."""
     sink = pa.BufferOutputStream()
     pq.write_table(of.empty_table(), sink)
-    parquet = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    parquet = ParquetReader(pa.BufferReader(sink.getvalue())).schema
     return [parquet.column(index).path for index in range(len(parquet))]
 
 
@@ -186,7 +187,7 @@ class Ledger:
         """Every plan, the oldest first."""
         for name in self.plans():
             with self.folder.open(f"{PLAN_FOLDER}/{name}") as file:
-                yield pq.read_table(file, columns=columns)
+                yield ParquetReader(file).read(columns=columns)
 
     def add_plan(self, generation: int, plan: pa.Table) -> bool:
         """Publishes a plan. Returns False if another run has just published one of this generation."""

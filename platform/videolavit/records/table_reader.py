@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from videolavit.media import MediaError
 from videolavit.recent import Recent
 
+from .parquet import ParquetReader
 from .storage import StorageSettings, open_source
 
 
@@ -57,4 +58,4 @@ class TableReader:
 
     def _read_group(self, url: str, group: int, columns: tuple[str, ...]) -> pa.Table:
         with open_source(url, self._storage) as file:
-            return pq.ParquetFile(file, metadata=self._footer(url)[0]).read_row_group(group, columns=list(columns))
+            return ParquetReader(file, metadata=self._footer(url)[0]).read_row_group(group, columns=columns)

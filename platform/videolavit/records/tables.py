@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from videolavit.media.errors import MediaError
 
 from . import schema
 from .addresses import folder_of, shown
 from .files import InputError, suffix_of
+from .parquet import ParquetReader
 from .plain import NotPlain, plain_column, plain_type
 from .storage import StorageSettings, open_source
 from .text_tables import as_text, csv_typed, read_csv, read_json
@@ -80,7 +80,7 @@ class Table:
                     yield self._plain(rows.slice(start, BATCH_ROWS)), start, 0
                 return
             with open_source(self.url, self.storage) as file:
-                parquet, first = pq.ParquetFile(file), 0
+                parquet, first = ParquetReader(file), 0
                 for group in range(parquet.num_row_groups):
                     end = first + parquet.metadata.row_group(group).num_rows
                     if not chosen:  # the only column holds bytes
@@ -128,7 +128,7 @@ def open_table(url: str, storage: StorageSettings) -> Table:
     """
     with naming_table(url), open_source(url, storage) as file:
         if suffix_of(url) == ".parquet":
-            parquet, rows = pq.ParquetFile(file), None
+            parquet, rows = ParquetReader(file), None
             written, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
         else:
             rows = (read_csv if suffix_of(url) == ".csv" else read_json)(file.read())

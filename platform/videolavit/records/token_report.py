@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from .parquet import ParquetReader
 from .report import REPORT, SAMPLED_SHARDS, histogram, render_page, spread
 from .rows import Reject
 from .shards import TOKEN_SHARDS, Ledger
@@ -46,7 +46,7 @@ def sampled_statistics(folder: Folder, names: Sequence[str]) -> tuple[TokenStati
     statistics = TokenStatistics()
     for name in chosen:
         with folder.open(f"{TOKEN_SHARDS.folder}/{name}") as file:
-            statistics.add(pq.ParquetFile(file))
+            statistics.add(ParquetReader(file))
     return statistics, chosen
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from videolavit.perplexity import perplexity
+
+from .parquet import ParquetReader
 
 CODEBOOKS = ("visual", "motion")
 Facts = list[tuple[str, str]]
@@ -56,7 +57,7 @@ class TokenStatistics:
     modalities: Counter[str] = field(default_factory=Counter)
     lengths: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
 
-    def add(self, shard: pq.ParquetFile) -> None:
+    def add(self, shard: ParquetReader) -> None:
         """Adds an open token shard."""
         table = shard.read(columns=["modality", "text", "clips", "num_tokens"])
         metadata = shard.schema_arrow.metadata or {}

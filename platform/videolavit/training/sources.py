@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
@@ -22,6 +21,7 @@ from videolavit.records.kinds import KINDS, PlanSettings
 from videolavit.records.kinds.clips import ClipShard
 from videolavit.records.kinds.image import image_bytes
 from videolavit.records.listing import Listing
+from videolavit.records.parquet import ParquetReader
 from videolavit.records.rows import Source, sources_from
 from videolavit.records.samples import SampleSettings, decode_picture, stored_clip
 from videolavit.records.schema import RESERVED
@@ -257,7 +257,7 @@ def _clips_of_rows(url: str, storage: StorageSettings) -> NDArray[np.int64]:
     """Number of clips of each row of a shard; only that column is read."""
     try:
         with open_source(url, storage) as file:
-            column = pq.read_table(file, columns=["num_clips"])["num_clips"]
+            column = ParquetReader(file).read(columns=["num_clips"])["num_clips"]
     except (MediaError, pa.ArrowException) as error:
         raise DataError(f"cannot read the clip shard {url}: {error}; remove it or decompose again") from None
     return np.asarray(column.to_numpy(), np.int64)

@@ -15,6 +15,7 @@ from videolavit.models.folder import ModelFolder
 from videolavit.models.objective import generator_of
 from videolavit.recent import Recent
 from videolavit.records import schema
+from videolavit.records.parquet import ParquetReader
 from videolavit.records.shards import TOKEN_SHARDS, Ledger
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.records.tokenizer_info import TOKENIZER_PARTS
@@ -127,7 +128,7 @@ class TokenSource:
     def _read(self, shard: int) -> _Shard:
         try:
             with self._folder.open(self._names[shard]) as file:
-                table = pq.read_table(file, columns=list(_COLUMNS))
+                table = ParquetReader(file).read(columns=list(_COLUMNS))
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"cannot read {self.name}/{self._names[shard]}: {error}") from None
         texts = self._encode([text or "" for text in table["text"].to_pylist()])

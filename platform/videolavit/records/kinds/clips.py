@@ -13,6 +13,7 @@ from videolavit.media.errors import SourceUnreadable
 from .. import schema
 from ..files import InputError
 from ..inputs import InputSettings
+from ..parquet import ParquetReader
 from ..prepare import NothingInside
 from ..rows import PlanRow, Source, VideoSample, plan_rows_to
 from ..samples import SampleSettings
@@ -66,7 +67,7 @@ class ClipShard(Kind):
         self, source: Source, settings: PlanSettings, storage: StorageSettings, extra: Sequence[pa.Field]
     ) -> pa.Table:
         with open_source(source.url, storage) as file:
-            shard = pq.ParquetFile(file)
+            shard = ParquetReader(file)
             further = [name for name in shard.schema_arrow.names if name not in schema.CLIPS.names]
             rows = shard.read(columns=[*_READ, *further])
         if not rows.num_rows:  # stands for the source: nothing in it is a sample

@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from videolavit.media import MediaError
 
 from ..inputs import InputSettings
+from ..parquet import ParquetReader
 from ..pictures import MAX_FILE_BYTES
 from ..rows import Source
 from ..storage import StorageSettings, open_file, reading
@@ -103,7 +103,7 @@ class ForwardReader:
         self._close()
         try:
             file = self._stack.enter_context(open_file(url, self._storage))
-            parquet = pq.ParquetFile(file, buffer_size=COLUMN_READ_AHEAD, pre_buffer=False)
+            parquet = ParquetReader(file, buffer_size=COLUMN_READ_AHEAD)
         except pa.ArrowException as error:
             raise CorruptTable(f"cannot read {url}: {error}") from None
         first = 0
@@ -122,9 +122,9 @@ class ForwardReader:
         self._open, self._last, self._values = None, (-1, None), iter(())
 
 
-def _values(parquet: pq.ParquetFile, group: int, column: str, url: str) -> Iterator[Any]:
+def _values(parquet: ParquetReader, group: int, column: str, url: str) -> Iterator[Any]:
     try:
-        for batch in parquet.iter_batches(batch_size=1, row_groups=[group], columns=[column], use_threads=False):
+        for batch in parquet.iter_batches(batch_size=1, row_groups=[group], columns=[column]):
             yield batch.column(0)[0].as_py()
     except pa.ArrowException as error:
         raise CorruptTable(f"cannot read row group {group} of {url}: {error}") from None
