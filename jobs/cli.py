@@ -12,6 +12,7 @@ COMMANDS = {
     "generate": "generate an image or a video from a text or an image",
     "describe": "answer a question about an image or a video",
     "reconstruct": "encode a video into tokens, decode it again, and measure the difference",
+    "animate": "animate a picture with the motion of a video",
     "import-checkpoint": "convert the published weights of Video-LaVIT to a model folder",
     "export-checkpoint": "convert a model folder to the published checkpoint layout",
     "inspect": "show the contents of a video, a shard of clips or tokens, or a run",

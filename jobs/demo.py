@@ -1,5 +1,5 @@
-"""The demo: real footage and a synthetic captioned corpus, decomposed into clip shards; two parts of a model trained
-on them for a minute; the clips tokenized, and one sent through its tokens and back; with a report to look at.
+"""The demo: real and rendered videos to clips and tokens, and what a small trained model does with tokens: it rebuilds
+videos, makes them from words, answers questions about them, and mixes them. It ends with a page to look at.
 
 Files go to `demo-output/`. The same command continues where the last one stopped.
 """
@@ -9,14 +9,12 @@ import sys
 from pipelines.demo import demonstrate
 from pipelines.planning import PlanningIncomplete
 from pipelines.run import RunIncomplete
-from pipelines.train import TRAIN_ERRORS
 from videolavit.media import MediaError
+from videolavit.models.network import ModelError
 
 from .common import INTERRUPTED, console, foreign, user_errors
-from .inspect import print_contents
 from .progress import show_progress
-from .reconstruct import print_reconstruction
-from .runs import USER_ERRORS, print_run
+from .runs import USER_ERRORS
 
 OUTPUT = "demo-output"
 
@@ -24,7 +22,7 @@ OUTPUT = "demo-output"
 def main() -> None:
     """Runs the demo; exits with 1 when work is left, with 2 on a user's mistake."""
     try:
-        with user_errors(*USER_ERRORS, *TRAIN_ERRORS, MediaError, OSError), show_progress() as on_progress:
+        with user_errors(*USER_ERRORS, ModelError, MediaError, OSError), show_progress() as on_progress:
             summary = demonstrate(OUTPUT, on_progress=on_progress)
     except (PlanningIncomplete, RunIncomplete) as error:
         console.print(foreign(error), soft_wrap=True)
@@ -33,16 +31,15 @@ def main() -> None:
         console.print("interrupted; the same command continues where it stopped")
         sys.exit(INTERRUPTED)
     clips, tokens = summary.clips, summary.tokens
-    print_run(clips)
-    print_contents(summary.token_facts)
-    print_reconstruction(summary.reconstruction, "a clip through its tokens and back")
-    speed = clips.video_hours / clips.core_hours if clips.core_hours else 0.0
-    print(f"clips   {clips.counts['clips']} of {clips.samples} videos in {clips.shards} shards: {clips.folder}/clips")
-    print(f"tokens  {tokens.counts['clips']} clips in {tokens.shards} shards: {tokens.folder}/tokens")
-    print(f"model   {summary.trainings[-1].model}")
-    print(f"speed   {speed:.0f} video hours a core hour to clips; the demo took {summary.seconds:.0f} s")
-    print(f"sheet   {summary.sheet}")
-    print(f"report  {summary.report.resolve()}")
+    print(f"clips   {clips.counts['clips']} of {clips.samples} videos, {clips.rejects} rejects: {clips.folder}")
+    print(f"tokens  {tokens.counts['tokens']} of {tokens.counts['clips']} clips: {tokens.folder}")
+    print(f"videos  {summary.report.parent / 'videos'}")
+    for one in summary.exhibits.asked:
+        question, answer = one.answers[0]
+        print(f"asked   {one.caption}: {question} {answer}")
+    print(f"\nThe page, after {summary.seconds:.0f} s: {summary.report.resolve().as_uri()}\n\nTry next:")
+    for command in summary.commands:
+        print(f"  {command.words}\n      {command.purpose}")
 
 
 if __name__ == "__main__":

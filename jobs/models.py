@@ -13,7 +13,7 @@ from videolavit.progress import Progress
 
 from .common import JobParser, console, foreign, user_errors
 
-MODEL_HELP = "model folder, or a preset with untrained weights: tiny, mini, small, video-lavit-7b"
+MODEL_HELP = "model folder; shapes, a small trained model; or, untrained, a preset: tiny, mini, small, video-lavit-7b"
 
 
 def add_model_options(parser: JobParser) -> None:

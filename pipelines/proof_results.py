@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from videolavit.evaluation.questions import DIRECTION_QUESTION
 from videolavit.evaluation.shape import ShapeClassifier, train_shape_classifier
 from videolavit.evaluation.synthetic import (
     EvaluatedVideo,
@@ -26,6 +27,7 @@ from videolavit.media import Cell, contact_sheet, motion_features
 from videolavit.media.quality import explained_variance, psnr
 from videolavit.media.resize import resize_picture
 from videolavit.models.folder import ModelFolder
+from videolavit.models.model_file import Examples
 from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.records.pictures import decode_image
 from videolavit.records.report import REPORT, render_page
@@ -60,6 +62,18 @@ a first look at two hundred of them on the second hundred; the first hundred are
 
 RECONSTRUCTION = replace(GENERATION, keyframe_guidance=1.0)
 """Settings of reconstructions that are compared with their originals: guidance makes them clearer, and less alike."""
+
+EXAMPLES = Examples(
+    video=(
+        "a large red circle moves right fast",
+        "a small blue star moves up slowly",
+        "a large yellow triangle moves left at medium speed",
+        "a small green square moves down fast",
+    ),
+    picture=("a large purple square moves up slowly", "a small orange circle moves left fast"),
+    question=(DIRECTION_QUESTION, "What colour is it?", "What shape is it?"),
+)
+"""Prompts that the page of a service offers: such as the model was trained on."""
 
 RUNS = (
     "keyframe-vae",

@@ -5,6 +5,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
+from videolavit.files import write_beside
+from videolavit.generation.settings import differing_settings
 from videolavit.models.folder import ModelFolder
 from videolavit.progress import OnProgress
 from videolavit.records.tokenizer_info import EncodeSettings
@@ -15,12 +19,12 @@ from videolavit.training.settings import TrainInputs
 
 from .decompose import DecomposeRequest, decompose
 from .proof_corpus import compare
-from .proof_results import measure
+from .proof_results import EXAMPLES, GENERATION, measure
 from .stages import Stage
 from .tokenize import TokenizeRequest, tokenize
 from .train import train
 
-TRAIN_CLIPS, HELD_OUT_CLIPS = "train-clips", "held-out-clips"
+TRAIN_CLIPS, HELD_OUT_CLIPS, JOINED = "train-clips", "held-out-clips", "joined"
 
 
 @dataclass(frozen=True)
@@ -195,19 +199,23 @@ def _tokenize(folder: Path, split: str, model: Path, joined: Sequence[Path], on_
 
 
 def measure_model(folder: Path, sizes: ProofSizes, on_progress: OnProgress) -> None:
-    _join_all(folder, "chat")
+    _join_all(folder, "chat", folder / JOINED)
+    if not (folder / MODEL_FOLDER).exists():  # as it ships: half precision costs nothing, and halves the files
+        with write_beside(folder / MODEL_FOLDER) as (unfinished,):
+            ModelFolder(folder / JOINED).save(
+                unfinished, torch.float16, generation=differing_settings(GENERATION), examples=EXAMPLES
+            )
     measure(folder, sizes.prompts, sizes.videos("held-out"), on_progress)
 
 
 def compare_model(folder: Path, on_progress: OnProgress) -> None:
-    _join_all(folder, "language-model")
+    _join_all(folder, "language-model", folder / MODEL_FOLDER)
     compare(folder, on_progress)
 
 
-def _join_all(folder: Path, language: str) -> None:
+def _join_all(folder: Path, language: str, target: Path) -> None:
     """Joins what was trained side by side; `language` is the stage whose language model is taken."""
-    made = ("video-detokenizer", "keyframe-detokenizer", language)
-    _join([folder / name / MODEL_FOLDER for name in made], folder / MODEL_FOLDER)
+    _join([folder / name / MODEL_FOLDER for name in ("video-detokenizer", "keyframe-detokenizer", language)], target)
 
 
 def _join(models: Sequence[Path], target: Path) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +29,7 @@ from .output import model_hash, provenance, side_by_side
 from .program import ClipCodes, Program, reconstruction_steps
 from .prompts import Picture, encode_motion, encode_pictures
 from .runtime import Runtime, RuntimeSettings
-from .settings import GenerateSettings, settings_of_model
+from .settings import generation_of, settings_of_model
 
 RECONSTRUCTION_PARTS = ("visual_tokenizer", "motion_tokenizer", "keyframe_detokenizer", "video_detokenizer")
 """Parts of the model whose weights a reconstruction depends on."""
@@ -67,12 +67,6 @@ class ReconstructSettings(VideoSettings):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-
-    def generation(self, video_height: int, video_width: int) -> GenerateSettings:
-        """Settings of the same names for generation, with a size in pixels."""
-        names = {field.name for field in fields(self)} & {field.name for field in fields(GenerateSettings)}
-        size = {"video_height": video_height, "video_width": video_width}
-        return GenerateSettings(**{name: getattr(self, name) for name in names} | size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,6 +247,6 @@ def _reconstruct_clip(
         vectors = torch.from_numpy(clip.features(latent_size, rescale=False))
     steps = reconstruction_steps(settings.seed, number, clip.num_frames, keyframe, vectors)
     program = Program({number: ClipCodes(visual, motion)}, steps)
-    (codes,), results = execute(runtime, [program], settings.generation(*size), on_progress)
+    (codes,), results = execute(runtime, [program], generation_of(settings, size), on_progress)
     made = program.video(codes, results)
     return ReconstructedClip(original, made.frames, made.keyframes[0], visual, motion)

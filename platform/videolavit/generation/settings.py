@@ -1,7 +1,7 @@
 """Settings of generation; the defaults are those of the published model."""
 
 import hashlib
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -112,6 +112,17 @@ def settings_of_model(model: ModelFolder, kind: type[S]) -> S:
     return parse_config(kind, generation_defaults(model, kind), f"generation of {model.location}")
 
 
+def generation_of(settings: VideoSettings, size: tuple[int, int]) -> GenerateSettings:
+    """Settings of generation with the values that other settings have under the same names, and a size of videos.
+
+    Args:
+        size: Height and width of videos, in pixels.
+    """
+    names = {field.name for field in fields(settings)} & {field.name for field in fields(GenerateSettings)}
+    sizes = {"video_height": size[0], "video_width": size[1]}
+    return GenerateSettings(**{name: getattr(settings, name) for name in names} | sizes)
+
+
 def generation_defaults(model: ModelFolder, kind: type[VideoSettings]) -> dict[str, Any]:
     """Values that a model's `model.json` names for these settings. Raises ModelError for unknown names."""
     unknown = model.facts.generation.keys() - {field.name for field in fields(GenerateSettings)}
@@ -119,6 +130,12 @@ def generation_defaults(model: ModelFolder, kind: type[VideoSettings]) -> dict[s
         raise ModelError(f"{model.location} names unknown settings of generation: {', '.join(sorted(unknown))}")
     names = {field.name for field in fields(kind)}
     return {name: value for name, value in model.facts.generation.items() if name in names}
+
+
+def differing_settings(settings: GenerateSettings) -> dict[str, Any]:
+    """Settings that differ from the published ones, as `model.json` has them."""
+    published = asdict(GenerateSettings())
+    return {name: value for name, value in asdict(settings).items() if value != published[name]}
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:

@@ -1,7 +1,7 @@
 """Decomposition of videos into keyframes and motion vectors, and writing of mp4 files, without Ray and torch."""
 
 from .clips import Clip, corpus_groups, decompose, decompose_frames, select_eval_clips
-from .draw import Cell, contact_sheet, draw_motion
+from .draw import Cell, arrow_style, contact_sheet, draw_motion
 from .errors import MediaError
 from .motion import motion_features, motion_grid, motion_score, normalize_motion
 from .probe import VideoInfo, probe
@@ -22,6 +22,7 @@ __all__ = [
     "Mp4Writer",
     "VideoInfo",
     "VideoInput",
+    "arrow_style",
     "contact_sheet",
     "corpus_groups",
     "decompose",

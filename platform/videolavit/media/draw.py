@@ -4,6 +4,7 @@ import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,18 @@ def draw_motion(
             x, y = (left + spacing / 2) * BLOCK, (top + spacing / 2) * BLOCK
             _arrow(pen, x - dx / 2, y - dy / 2, dx, dy)
     return np.asarray(canvas)
+
+
+def arrow_style(motion: NDArray[Any], width: int) -> dict[str, Any]:
+    """Spacing and scale for `draw_motion`: some twenty arrows in a row, the longest a sixteenth of the picture.
+
+    Args:
+        motion: Motion in half pixels, [..., blocks_high, blocks_wide, 2].
+        width: Width of the picture, in pixels.
+    """
+    longest = float(np.percentile(np.hypot(motion[..., 0], motion[..., 1]), 98)) / 2
+    scale = max(1.0, width / BLOCK / longest) if longest else 1.0
+    return {"spacing": max(1, round(width / BLOCK / 20)), "scale": min(scale, 8.0)}
 
 
 def _arrow(pen: ImageDraw.ImageDraw, x: float, y: float, dx: float, dy: float) -> None:

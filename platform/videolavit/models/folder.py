@@ -34,6 +34,7 @@ from .parts import NETWORKS, PARTS, build_part, check_part
 from .presets import PRESETS, load_preset
 from .quantizer import CODEBOOK
 from .quiet import quiet_libraries
+from .shipped import SHIPPED, shipped_folder
 from .video_detokenizer import VideoDetokenizer
 from .visual_tokenizer import VisualTokenizerConfig
 
@@ -42,10 +43,13 @@ if TYPE_CHECKING:
 
 
 class ModelFolder:
-    """A model by the path of its folder. A preset's name stands for untrained weights, made from a fixed seed.
+    """A model by the path of its folder, or by the name of one that ships with the package.
+
+    A preset's name stands for untrained weights, made from a fixed seed.
 
     Args:
-        location: Folder in this project's format, or `tiny`, `mini`, `small` or `video-lavit-7b`.
+        location: Folder in this project's format; or `shapes`, the shipped model; or a preset: `tiny`, `mini`, `small`
+            or `video-lavit-7b`.
 
     Raises:
         ModelError: there is no model at the location.
@@ -54,11 +58,15 @@ class ModelFolder:
     def __init__(self, location: str | os.PathLike[str]) -> None:
         self.location = os.fspath(location)
         self.path = Path(self.location)
-        self._preset = load_preset(self.location) if self.location in PRESETS and not self.path.is_dir() else None
+        is_name = not self.path.is_dir()
+        self._preset = load_preset(self.location) if is_name and self.location in PRESETS else None
+        if is_name and self.location in SHIPPED:
+            self.path = shipped_folder(self.location)
         if self._preset is None and not (self.path / MODEL_FILE).is_file():
             raise ModelError(
-                f"no model in {self.location}: {MODEL_FILE} is missing. Name a model folder, one of the presets "
-                f"{', '.join(PRESETS)}, or make a folder with `videolavit import-checkpoint`"
+                f"no model in {self.location}: {MODEL_FILE} is missing. Name a model folder, the shipped model "
+                f"{', '.join(SHIPPED)}, one of the presets {', '.join(PRESETS)}, or make a folder with "
+                "`videolavit import-checkpoint`"
             )
         self._digests: dict[str, str] = {}
         self._verified: set[str] = set()
@@ -214,15 +222,24 @@ class ModelFolder:
         language_model, visual, motion = (self.load(f"understanding/{name}", device, dtype) for name in names)
         return UnderstandingModel(language_model, visual, motion, self.vocabulary)
 
-    def save(self, target: Path) -> None:
-        """Writes every part into a new folder. Raises ModelError if the folder has content."""
+    def save(self, target: Path, dtype: torch.dtype | None = None, **changes: Any) -> None:
+        """Writes every part into a new folder.
+
+        Args:
+            target: New folder.
+            dtype: Data type of the weights; None for the stored one.
+            changes: Fields of `facts` that are others in the new model.
+
+        Raises:
+            ModelError: the folder has content.
+        """
         new_model_folder(target)
         for part in filter(self.has, PARTS):
             with quiet_libraries():
-                save_part(self.load(part, dtype=None), target / part)
+                save_part(self.load(part, dtype=dtype), target / part)
             if part.endswith("language_model"):
                 self.text_tokenizer(part).save_pretrained(target / part)
-        finish_model_folder(target, replace(self.facts, trained=self.trained_parts))
+        finish_model_folder(target, replace(self.facts, **{"trained": self.trained_parts} | changes))
 
     # ---- details ------------------------------------------------------------------------------------------------
 

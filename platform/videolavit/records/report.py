@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from videolavit.media import Cell, contact_sheet, draw_motion
+from videolavit.media import Cell, arrow_style, contact_sheet, draw_motion
 
 from .parquet import ParquetReader
 from .rows import Reject
@@ -132,10 +132,7 @@ def clip_cell(keyframe: NDArray[np.uint8], motion: NDArray[np.int16], caption: s
         motion: int16 [frames, blocks_high, blocks_wide, 2] in half pixels.
     """
     mean = motion[1:7].mean(axis=0) if len(motion) > 1 else motion[0].astype(np.float64)
-    longest = float(np.percentile(np.hypot(mean[..., 0], mean[..., 1]), 98)) / 2
-    scale = max(1.0, keyframe.shape[1] / 16 / longest) if longest else 1.0
-    spacing = max(1, round(keyframe.shape[1] / 16 / 20))
-    return Cell(draw_motion(keyframe, mean, spacing=spacing, scale=min(scale, 8.0)), caption)
+    return Cell(draw_motion(keyframe, mean, **arrow_style(mean, keyframe.shape[1])), caption)
 
 
 def stored_cells(folder: Folder, names: Sequence[str], limit: int = SHEET_CELLS) -> list[Cell]:
