@@ -12,10 +12,9 @@ demo: $(VENV)/demo
 proof: $(VENV)/installed
 	$(BIN)/python -m jobs.proof
 
-# Serves what the demo trained; `make serve MODEL=proof-output/model` another model.
-MODEL ?= demo-output/train-motion-tokenizer/model
-serve: $(VENV)/demo
-	test -d $(MODEL) || $(BIN)/python -m jobs.demo
+# Serves the model that ships with the package; `make serve MODEL=proof-output/model` another one.
+MODEL ?= shapes
+serve: $(VENV)/installed
 	$(BIN)/python -m jobs.serve --model $(MODEL) --name videolavit
 
 # Lint, types and the tests of everything, with real Ray clusters, services and databases, but for those of `test-slow`.

@@ -54,6 +54,8 @@ CLUSTER_PATHS = (
 """Folders and files of tests that start Ray or services themselves. They are marked `cluster` too."""
 
 NETWORK_PATHS = (
+    "tests/evaluation/test_shapes.py",
+    "tests/generation/test_animate.py",
     "tests/generation/test_generate.py",
     "tests/generation/test_library.py",
     "tests/generation/test_reconstruct.py",

@@ -27,7 +27,13 @@ def run_example(name: str, folder: Path, **environment: str) -> str:
 
 
 def test_every_example_is_run() -> None:
-    assert {file.stem for file in (ROOT / "examples").glob("*.py")} == {"data_team", "trainer", "service", "model_user"}
+    assert {file.stem for file in (ROOT / "examples").glob("*.py")} == {
+        "data_team",
+        "trainer",
+        "training_minute",
+        "service",
+        "model_user",
+    }
 
 
 def test_data_team(tmp_path: Path, ray_head: str) -> None:
@@ -40,6 +46,12 @@ def test_trainer(tmp_path: Path, ray_head: str) -> None:
     printed = run_example("trainer", tmp_path, RAY_ADDRESS=ray_head)
     assert "trained 20 steps" in printed
     assert "trained parts: ['motion_tokenizer']" in printed
+
+
+def test_a_minute_of_training(tmp_path: Path, ray_head: str) -> None:
+    printed = run_example("training_minute", tmp_path, RAY_ADDRESS=ray_head)
+    assert "trained: ['motion_tokenizer', 'keyframe_detokenizer/vae']" in printed
+    assert "written: back-side-by-side.mp4" in printed
 
 
 @pytest.mark.slow

@@ -137,7 +137,7 @@ def test_missing_models_are_refused(refuse: Refuse, tmp_path: Path, video_file: 
         (describe, [video_file]),
         (reconstruct, [video_file]),
     ]:
-        assert "no model in huge: model.json is missing. Name a model folder, one of the presets tiny" in refuse(
+        assert "no model in huge: model.json is missing. Name a model folder, the shipped model shapes" in refuse(
             job, *words, model="huge"
         )
     assert "model.json is missing" in refuse(generate, "image", "--prompt", "a", model=tmp_path)
