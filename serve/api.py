@@ -104,7 +104,7 @@ def make_app(service: Service) -> FastAPI:
 def add_middleware(app: FastAPI, service: Service) -> None:
     """Adds the middleware around all routes; what is added last comes first."""
     settings, limits = service.settings, service.settings.limits
-    app.add_middleware(AdmissionMiddleware, service.admission, limits.request_seconds)
+    app.add_middleware(AdmissionMiddleware, service.admission, limits.request_seconds, settings.cors_origins)
     app.add_middleware(
         RequestMiddleware,
         max_bytes=limits.body_megabytes << 20,

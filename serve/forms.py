@@ -14,12 +14,14 @@ from .protocol.videos import ReconstructRequest, VideoRequest
 MAX_FIELDS = 40
 """Most text fields of a form."""
 
+FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
+
 Body = TypeVar("Body", bound=base.Request)
 
 
 async def video_request(request: Request) -> tuple[VideoRequest, bytes | None]:
     """Body from JSON or from a form, and the uploaded image. Raises ApiError."""
-    if "json" in request.headers.get("content-type", ""):
+    if _media_type(request) == "application/json":
         try:
             return VideoRequest.model_validate_json(await request.body()), None
         except ValidationError as error:
@@ -40,8 +42,7 @@ async def _form(request: Request, body: type[Body], file_field: str) -> tuple[Bo
 
     A name such as `input_reference[image_url]` is a field of an object, as OpenAI's client sends it.
     """
-    kind = request.headers.get("content-type", "")
-    if not kind.startswith(("multipart/form-data", "application/x-www-form-urlencoded")):
+    if _media_type(request) not in FORM_TYPES:
         raise bad_request("send JSON or a form (multipart/form-data)", code="unsupported_content_type")
     fields: dict[str, Any] = {}
     data = None
@@ -61,6 +62,11 @@ async def _form(request: Request, body: type[Body], file_field: str) -> tuple[Bo
         return body.model_validate(fields), data
     except ValidationError as error:
         raise invalid_request(error.errors()) from None
+
+
+def _media_type(request: Request) -> str:
+    """Media type of a body, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def video_body() -> dict[str, Any]:

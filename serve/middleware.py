@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Collection
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -11,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .browsers import check_browser
 from .errors import ApiError, bad_request
 from .keys import Admission
 from .logs import RequestLine
@@ -72,10 +74,14 @@ class AdmissionMiddleware:
         app: Application that handles admitted requests.
         admission: Keys and limits.
         longest_seconds: Deadline of a request, in seconds; the client may shorten it.
+        origins: Origins whose pages may call the service.
     """
 
-    def __init__(self, app: ASGIApp, admission: Admission, longest_seconds: float) -> None:
+    def __init__(
+        self, app: ASGIApp, admission: Admission, longest_seconds: float, origins: Collection[str] = ()
+    ) -> None:
         self._app, self._admission, self._longest_seconds = app, admission, longest_seconds
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not _route_path(scope).startswith(("/v1/", "/metrics")):
@@ -90,6 +96,7 @@ class AdmissionMiddleware:
             await send(message)
 
         try:
+            check_browser(headers, admission.keys is not None, self._origins)
             client = scope.get("client")
             owner = state["owner"] = admission.authenticate(headers.get("authorization"), client[0] if client else "")
             if received:
@@ -225,6 +232,7 @@ class _Exchange:
             return  # parsers report a malformed body; `refuse` sends the reason
         if message["type"] == "http.response.start":
             self.answered, self.status = True, message["status"]
+            MutableHeaders(scope=message).setdefault("X-Content-Type-Options", "nosniff")
         await self._send(message)
 
     async def refuse(self) -> None:

@@ -25,9 +25,7 @@ def videos() -> list[EvaluatedVideo]:
     model = ModelFolder("shapes")
     scenes = [draw_scene(SCENES, SEED, index) for index in range(CAPTIONS)]
     rows: list[dict[str, Any]] = [{"text": scene.text, "shapes": scene.truth()} for scene in scenes]
-    classifier = train_shape_classifier(
-        ProofSizes().videos("all"), (model.sizes.video_height, model.sizes.video_width)
-    )
+    classifier = train_shape_classifier(ProofSizes().videos("all"), (model.sizes.video_height, model.sizes.video_width))
     assert classifier.accuracy > 0.97
     settings = settings_of_model(model, GenerateSettings)
     return evaluate_generation(Runtime(model), rows, classifier, settings, seed=SEED)

@@ -56,13 +56,13 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[Stack]:
+def running(folder: Path, has_keys: bool = True) -> Iterator[Stack]:
     keys = folder / "keys.json"
     secret = add_key(str(keys), "alice")
     settings = read_settings(
         {
             "storage": str(folder / "data"),
-            "keys": str(keys),
+            "keys": str(keys) if has_keys else None,
             "limits": {"in_flight": 2, "body_megabytes": 1},
             "cors_origins": [ORIGIN],
         }
@@ -311,3 +311,69 @@ def test_a_stopping_service_answers_503_and_shows_jobs(tmp_path: Path) -> None:
 async def _future() -> "asyncio.Future[None]":
     """Answer that has begun and not ended."""
     return asyncio.get_running_loop().create_future()
+
+
+# ---- pages of other sites -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def open_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Service without keys."""
+    with running(tmp_path_factory.mktemp("open"), has_keys=False) as made:
+        yield made
+
+
+FOREIGN = [
+    {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"},
+    {"Origin": "https://evil.example"},
+    {"Origin": "null"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+def test_pages_of_other_sites_get_nothing(stack: Stack, open_stack: Stack, headers: dict[str, str]) -> None:
+    for one in (stack, open_stack):
+        for path, method in (("/v1/videos", "POST"), ("/v1/videos", "GET"), ("/metrics", "GET")):
+            answer = requests.request(
+                method, one.url + path, headers=one.headers | headers, data="prompt=x", timeout=30
+            )
+            assert (answer.status_code, answer.json()["error"]["type"]) == (403, "permission_error")
+        assert one.service.store.counts() == {} or one is stack
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": ORIGIN, "Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-origin", "Origin": "https://seen-by-the-browser.example"},
+        {"Sec-Fetch-Site": "none"},
+        {"Origin": "https://a.example", "X-Forwarded-Host": "a.example"},
+    ],
+    ids=str,
+)
+def test_own_and_listed_pages_are_answered(stack: Stack, headers: dict[str, str]) -> None:
+    assert requests.get(f"{stack.url}/v1/models", headers=stack.headers | headers, timeout=30).status_code == 200
+
+
+def test_without_keys_no_other_name_is_answered(stack: Stack, open_stack: Stack) -> None:
+    def status(one: Stack, host: str) -> int:
+        return requests.get(f"{one.url}/v1/models", headers=one.headers | {"Host": host}, timeout=30).status_code
+
+    for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000", "127.0.0.1"):
+        assert status(open_stack, host) == 200
+    for host in ("evil.example", "localhost.evil.example", "10.0.0.1", "[::", "0.0.0.0"):
+        assert status(open_stack, host) == 403, host
+    assert status(stack, "public.example") == 200
+
+
+def test_media_types_are_compared_as_a_whole(stack: Stack) -> None:
+    for kind in ("text/plain; json", "application/jsonp", "application/x-json", "multipart/form-data-not"):
+        headers = stack.headers | {"Content-Type": kind}
+        answer = requests.post(f"{stack.url}/v1/videos", data='{"prompt": "x"}', headers=headers, timeout=30)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_content_type"), kind
+    headers = stack.headers | {"Content-Type": "Application/JSON ; charset=utf-8"}
+    answer = requests.post(f"{stack.url}/v1/videos", data='{"prompt": "x"}', headers=headers, timeout=30)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-content-type-options"] == "nosniff"
