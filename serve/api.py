@@ -17,14 +17,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from ray import serve
 from ray.exceptions import RayError
-from ray.serve.schema import DeploymentStatus
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from .errors import ApiError, unavailable
-from .failures import api_error, invalid_request
+from .failures import api_error, invalid_request, private_traceback
 from .keys import OWNER, deadline_at
 from .middleware import AdmissionMiddleware, RequestMiddleware
 from .prompts import check_model
@@ -36,7 +34,8 @@ from .service import Service
 from .store import STATUSES
 from .video_routes import VIDEO_HEADERS, add_video_routes
 
-READY_STATES = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
+log = logging.getLogger("videolavit.serve")
+
 EXPOSED_HEADERS = [
     "X-Request-ID",
     "Retry-After",
@@ -148,7 +147,7 @@ def _add_error_handlers(app: FastAPI) -> None:
             answer = api_error(error)
             if answer.status == 500:
                 request_id = request.scope["state"].get("request_id")
-                logging.getLogger("videolavit.serve").exception("request %s failed", request_id)
+                log.error("request %s failed: %s", request_id, private_traceback(error))
             return error_response(request, answer)
 
 
@@ -180,9 +179,8 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
         if service.admission.closed:
             health = Health(status="not ready", deployments={})
             return JSONResponse(health.model_dump(), 503, unavailable("").headers)
-        states = await asyncio.to_thread(_deployments)
-        ready = bool(states) and all(state in READY_STATES for state in states.values())
-        health = Health(status="ok" if ready else "not ready", deployments=states)
+        ready = service.health.is_ready
+        health = Health(status="ok" if ready else "not ready", deployments=dict(service.health.deployments))
         return JSONResponse(health.model_dump(), 200 if ready else 503)
 
     # not a PlainTextResponse, with which errors would be documented as plain text as well
@@ -208,13 +206,6 @@ def _add_service_routes(app: FastAPI, service: Service) -> None:
         """Describes a served model."""
         check_model(model, service.settings)
         return service.describe_model()
-
-
-def _deployments() -> dict[str, str]:
-    """State of each deployment of this application, by name."""
-    application = serve.get_replica_context().app_name
-    found = serve.status().applications.get(application)
-    return {} if found is None else {name: state.status.value for name, state in found.deployments.items()}
 
 
 def _add_model_routes(app: FastAPI, service: Service) -> None:

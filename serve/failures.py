@@ -1,14 +1,18 @@
 """Exceptions to answers: known causes with their message, all others without details."""
 
 import json
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
+from sqlalchemy.exc import SQLAlchemyError
 
 from videolavit.generation.token_generator import PromptTooLong
 from videolavit.media import MediaError
+from videolavit.records.storage import StorageError
 
 from .errors import ApiError, bad_request, too_many, unavailable
 
@@ -42,7 +46,22 @@ def api_error(error: BaseException) -> ApiError:
         return too_many("too many requests are queued; try again", 2, "overloaded")
     if isinstance(cause, (*REPLICA_DIED, TaskCancelledError, RequestCancelledError)):
         return unavailable("a replica of the service stopped; try again")
+    if isinstance(cause, (SQLAlchemyError, StorageError, OSError)):
+        return unavailable("the storage of the service does not answer, or is full; try again")
     return ApiError(500, "internal error; try again", "server_error", kind="server_error")
+
+
+def private_traceback(error: BaseException) -> str:
+    """Types and places of an exception and of those inside of it. Messages are left out: they may hold prompts."""
+    parts: list[str] = []
+    seen: BaseException | None = error
+    while seen is not None:
+        frames = traceback.extract_tb(seen.__traceback__)
+        places = " < ".join(f"{Path(one.filename).name}:{one.lineno} {one.name}" for one in reversed(frames))
+        parts.append(f"{type(seen).__name__} at {places or 'an unknown place'}")
+        inner = root_cause(seen)
+        seen = inner if inner is not seen else seen.__cause__ or seen.__context__
+    return "; from ".join(parts)
 
 
 WORDS = {

@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +35,9 @@ KEYS_SECONDS = 1.0
 
 ANONYMOUS = "anybody"
 """Owner of requests and jobs of a service without keys."""
+
+READS_PER_REQUEST = 4
+"""Requests without a body that a key may have in flight for each with one: they ask for results, and are cheap."""
 
 log = logging.getLogger("videolavit.serve")
 
@@ -135,7 +138,7 @@ class Admission:
     Args:
         keys: Accepted keys; None to accept requests without a key from this machine.
         max_in_flight: Most requests in flight, of all keys.
-        max_body_bytes: Most bytes of bodies that are still being received, of all keys.
+        max_body_bytes: Most bytes of bodies of requests in progress, of all keys.
     """
 
     def __init__(self, keys: list[Key] | None, max_in_flight: int, max_body_bytes: int) -> None:
@@ -144,6 +147,7 @@ class Admission:
         self._buckets: dict[str, tuple[float, float]] = {}
         self._of_owner: dict[str, int] = {}
         self._in_flight = 0
+        self._reading: dict[str, int] = {}
         self._body_bytes = 0
         self._receiving: set[asyncio.Timeout] = set()
 
@@ -182,14 +186,23 @@ class Admission:
             if self._of_owner.get(owner, 0) >= key.concurrent:
                 raise too_many(f"this key has {key.concurrent} requests in flight already", 1)
             self._take_from_bucket(key)
-        self._of_owner[owner] = self._of_owner.get(owner, 0) + 1
-        try:
+        with _counted(self._of_owner, owner):
             yield
-        finally:
-            self._of_owner[owner] -= 1
 
-    async def receive_body(self, receive: Receive, moment: float, seconds: float) -> deque[Message]:
-        """Messages with the body of a request, which holds no place while it is received.
+    @contextlib.contextmanager
+    def read(self, owner: str) -> Iterator[None]:
+        """Counts a request without a body during the body. Raises ApiError if its key has too many."""
+        key = self._key(owner)
+        most = READS_PER_REQUEST * (self._max_in_flight if key is None else key.concurrent)
+        if self._reading.get(owner, 0) >= most:
+            raise too_many(f"{most} requests for results are in flight already", 1)
+        with _counted(self._reading, owner):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def body(self, receive: Receive, moment: float, seconds: float) -> AsyncIterator[deque[Message]]:
+        """Messages with the body of a request, which holds no place while it is received. Its bytes count during the
+        body of the context too: a request keeps what it was sent.
 
         Args:
             moment: Deadline, on the loop's clock.
@@ -208,14 +221,17 @@ class Admission:
                     own_bytes += len(messages[-1].get("body", b""))
                     self._body_bytes += len(messages[-1].get("body", b""))
                     if self._body_bytes > self._max_body_bytes:
-                        raise too_many("the service is receiving too many bodies; try again", 1, "overloaded")
+                        raise too_many("the service has too many large bodies; try again", 1, "overloaded")
                     more = messages[-1].get("more_body", False)  # not after a disconnect either
+            self._receiving.discard(timeout)
+            yield messages
         except TimeoutError:
+            if timeout not in self._receiving:  # of what the body of the context does
+                raise
             raise unavailable("the service is stopping") if self.closed else deadline_exceeded(seconds) from None
         finally:
             self._receiving.discard(timeout)
             self._body_bytes -= own_bytes
-        return messages
 
     @contextlib.asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
@@ -259,6 +275,16 @@ class Admission:
             message = f"this key is limited to {key.requests_per_minute:g} requests per minute"
             raise too_many(message, (1 - left) / rate)
         self._buckets[key.name] = left - 1, time.monotonic()
+
+
+@contextlib.contextmanager
+def _counted(counts: dict[str, int], owner: str) -> Iterator[None]:
+    """Counts one more of an owner during the body."""
+    counts[owner] = counts.get(owner, 0) + 1
+    try:
+        yield
+    finally:
+        counts[owner] -= 1
 
 
 @contextlib.asynccontextmanager

@@ -16,9 +16,6 @@ from .failures import root_cause
 LONGEST_LINE = 8192
 """Bytes of a line that are kept."""
 
-LONGEST_REASON = 200
-"""Characters of the message of an error that are kept."""
-
 log = logging.getLogger("videolavit.serve")
 
 
@@ -119,8 +116,7 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         line = f"{self._clock.formatTime(record, '%H:%M:%S')} {record.getMessage()}"
         if record.exc_info and record.exc_info[1] is not None:
-            cause = root_cause(record.exc_info[1])
-            line += f": {type(cause).__name__}: {next(iter(str(cause).splitlines()), '')[:LONGEST_REASON]}"
+            line += f": {type(root_cause(record.exc_info[1])).__name__}"  # messages may hold prompts
         with contextlib.suppress(OSError):
             self._socket.sendto(line.encode(errors="replace")[:LONGEST_LINE], self._address)
 

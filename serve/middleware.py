@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -20,6 +20,10 @@ from .logs import RequestLine
 log = logging.getLogger("videolavit.serve")
 LONGEST_ID = 100
 """Characters of a client's request id that are kept."""
+
+MARKS = (b"[", b"{", b",")
+MAX_MARKS = 50_000
+"""Most brackets and commas of a body in JSON. Files in base64 have none, and texts few."""
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -100,14 +104,15 @@ class AdmissionMiddleware:
             client = scope.get("client")
             owner = state["owner"] = admission.authenticate(headers.get("authorization"), client[0] if client else "")
             if received:
-                await self._app(scope, receive, send)
+                with admission.read(owner):
+                    await self._app(scope, receive, send)
                 return
             deadline = state["deadline"] = self._deadline(headers)
-            async with admission.admit(owner):
-                messages = await admission.receive_body(receive, *deadline)
+            async with admission.admit(owner), admission.body(receive, *deadline) as messages:
                 received = True
                 if messages[-1]["type"] == "http.disconnect":
                     return
+                _check_parts(headers, messages)
                 async with admission.place():
 
                     async def receive_again() -> Message:
@@ -128,6 +133,15 @@ class AdmissionMiddleware:
         except ValueError:
             raise bad_request("x-deadline-seconds must be a number", "x-deadline-seconds") from None
         return asyncio.get_running_loop().time() + seconds, seconds
+
+
+def _check_parts(headers: Headers, messages: Iterable[Message]) -> None:
+    """Raises ApiError for JSON of so many parts that reading it would stop the service: a million take seconds."""
+    if "json" not in headers.get("content-type", ""):
+        return
+    parts = sum(message.get("body", b"").count(mark) for message in messages for mark in MARKS)
+    if parts > MAX_MARKS:
+        raise bad_request("the body has too many fields and items", code="too_large")
 
 
 def _route_path(scope: Scope) -> str:

@@ -23,9 +23,10 @@ from videolavit.records.storage import Folder, StorageSettings
 from .batching import Finished, StepDone
 from .conversation import MessageContent, SentMedium, media_of, read_conversation, texts_of
 from .errors import ApiError, bad_request
-from .failures import api_error
+from .failures import api_error, private_traceback
 from .fetching import Fetcher, media_kind
 from .graph import Graph
+from .health import HealthWatch
 from .keys import Admission, deadline_at, follow_keys, read_keys
 from .middleware import Metrics
 from .prompts import check_model, check_prompt, check_text, given_or_drawn
@@ -68,7 +69,7 @@ class Service:
         graph.on_step = self.measure_step
         limits, body_bytes = settings.limits, settings.limits.body_megabytes << 20
         keys = None if settings.keys is None else read_keys(settings.keys)
-        self.admission = Admission(keys, limits.in_flight, limits.in_flight * body_bytes)
+        self.admission = Admission(keys, limits.in_flight, limits.bodies_megabytes << 20)
         self.answering: set[asyncio.Future[None]] = set()
         """Requests that are being answered."""
         self.folder = Folder(settings.storage, StorageSettings())
@@ -76,19 +77,21 @@ class Service:
         self.worker = JobWorker(settings, self.store, self.folder, graph, self._job_ended)
         self._fetcher = Fetcher(settings.fetch_hosts, body_bytes)
         self.videos = Videos(settings, self.model, self.store, self.folder, self.worker, self._fetcher, self.admission)
-        self._following: asyncio.Task[None] | None = None
+        self.health = HealthWatch(self.store)
+        self._following: list[asyncio.Task[None]] = []
         self.started = now()
 
     def start(self) -> None:
-        """Begins to work on video jobs, and to follow the file of keys."""
+        """Begins to work on video jobs, and to follow the file of keys and the health of what is behind it."""
         self.worker.start()
+        self._following.append(asyncio.create_task(self.health.follow()))
         if self.settings.keys is not None:
-            self._following = asyncio.create_task(follow_keys(self.settings.keys, self.admission))
+            self._following.append(asyncio.create_task(follow_keys(self.settings.keys, self.admission)))
 
     async def stop(self) -> None:
         """Ends what `start` began; video jobs return to the queue."""
-        if self._following is not None:
-            self._following.cancel()
+        for task in self._following:
+            task.cancel()
         await self.worker.stop()
 
     async def drain(self, seconds: float) -> None:
@@ -240,7 +243,7 @@ class Service:
                 raise
             answer = api_error(error)
             if answer.status == 500:
-                log.exception("a stream failed")
+                log.error("a stream failed: %s", private_traceback(error))
             yield f"data: {json.dumps(answer.body)}\n\n"
 
     def _usage(self, last: Answer) -> Usage:

@@ -17,6 +17,7 @@ class Limits:
 
     Args:
         body_megabytes: Largest accepted request body, in MiB; enforced while the body is received.
+        bodies_megabytes: Most MiB of bodies of all requests in progress, together.
         input_pixels: Most pixels of an uploaded image or of a frame of an uploaded video.
         input_seconds: Longest accepted upload, in seconds of video.
         decode_seconds: Time that decoding an upload may take, in seconds.
@@ -36,6 +37,7 @@ class Limits:
     """
 
     body_megabytes: int = 64
+    bodies_megabytes: int = 512
     input_pixels: int = 4096 * 4096
     input_seconds: float = 120.0
     decode_seconds: float = 60.0

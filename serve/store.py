@@ -12,7 +12,6 @@ one job, also in two processes. It lasts as long as the row.
 """
 
 import secrets
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +46,8 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
 
 from videolavit.records.storage import Folder
+
+from .clock import StoreClock, clock_table
 
 OPEN = ("queued", "in_progress")
 STATUSES = (*OPEN, "completed", "failed")
@@ -101,6 +102,8 @@ TAKEOVERS = Table(
     Column("job", String(64), nullable=False),
 )
 """Leases that expired and whose jobs were claimed by another holder, each counted as an attempt of the job."""
+
+CLOCK = clock_table(_METADATA)
 
 
 @dataclass(frozen=True)
@@ -160,10 +163,12 @@ class JobStore:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._engine = create_engine(url, pool_pre_ping=True)
+        # the parameters of statements are private: without this, messages of errors have them
+        self._engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _prepare_sqlite)
         _create_tables(self._engine)
+        self._clock = StoreClock(self._engine, CLOCK)
 
     @property
     def engine(self) -> Engine:
@@ -185,7 +190,7 @@ class JobStore:
         With an idempotency key that is taken, the job that has it is returned, and nothing is queued.
         """
         row = {"id": job_id, "owner": owner, "kind": kind, "status": "queued", "progress": 0, "attempts": 0}
-        row |= {"order": time.time_ns(), "created_at": int(time.time()), "request": request}
+        row["request"] = request
         if idempotency is not None:
             row |= {"idempotency_key": idempotency.key, "request_digest": idempotency.digest}
         is_open = JOBS.c.status.in_(OPEN)
@@ -193,8 +198,10 @@ class JobStore:
             with self._engine.connect() as connection:
                 if self._engine.dialect.name == "postgresql":
                     connection.execute(text(f"LOCK TABLE {JOBS.name} IN SHARE ROW EXCLUSIVE MODE"))
+                now = self._clock.now(connection)
+                times = {"order": round(now * 1e9), "created_at": int(now)}
                 # counted after the insertion, which waits for other writers, so that no two take the last place
-                connection.execute(insert(JOBS).values(row))
+                connection.execute(insert(JOBS).values(row | times))
                 total = connection.scalar(select(func.count()).where(is_open)) or 0
                 own = connection.scalar(select(func.count()).where(is_open, JOBS.c.owner == owner)) or 0
                 if total > max_open or own > max_open_of_owner:
@@ -247,8 +254,8 @@ class JobStore:
             holder: Name of one run of a process.
             lease_seconds: Time after which its leases expire without another heartbeat, in seconds.
         """
-        alive_until = time.time() + lease_seconds
         with self._engine.begin() as connection:
+            alive_until = self._clock.now(connection) + lease_seconds
             known = update(HOLDERS).where(HOLDERS.c.id == holder).values(alive_until=alive_until)
             if connection.execute(known).rowcount == 0:
                 connection.execute(insert(HOLDERS).values(id=holder, alive_until=alive_until))
@@ -267,7 +274,7 @@ class JobStore:
             holder: Name of one run of a process.
             running: Leases that the holder works on. Any other lease that it has was lost to an error on its side.
         """
-        now = time.time()
+        now = self._now()
         alive = select(HOLDERS.c.id).where(HOLDERS.c.alive_until >= now)
         held = or_(
             and_(
@@ -316,11 +323,11 @@ class JobStore:
 
     def retry_later(self, job: Job, delay_seconds: float) -> bool:
         """Lets any process start a job again after a delay, as another attempt; False if the lease is lost."""
-        return self._change(job, progress=0, lease=None, holder=None, lease_until=time.time() + delay_seconds)
+        return self._change(job, progress=0, lease=None, holder=None, lease_until=self._now() + delay_seconds)
 
     def complete(self, job: Job, result: str, tokens: dict[str, int], keep_seconds: float) -> bool:
         """Ends a job with a result; False if the lease is lost."""
-        now = time.time()
+        now = self._now()
         times = {"completed_at": int(now), "expires_at": int(now + keep_seconds)}
         values = {"status": "completed", "progress": 100, "result": result, "tokens": tokens}
         return self._change(job, lease=None, holder=None, **values, **times)
@@ -328,11 +335,11 @@ class JobStore:
     def fail(self, job: Job, code: str, message: str, keep_seconds: float) -> bool:
         """Ends a job without a result; False if the lease is lost."""
         values = {"status": "failed", "error_code": code, "error_message": message}
-        return self._change(job, lease=None, holder=None, **values, expires_at=int(time.time() + keep_seconds))
+        return self._change(job, lease=None, holder=None, **values, expires_at=int(self._now() + keep_seconds))
 
     def remove_expired(self) -> list[str]:
         """Deletes the jobs whose results have expired, and what is known of processes long dead; ids of the jobs."""
-        now = time.time()
+        now = self._now()
         expired = and_(JOBS.c.expires_at.is_not(None), JOBS.c.expires_at < now)
         still_open = select(JOBS.c.id).where(JOBS.c.status.in_(OPEN))
         with self._engine.begin() as connection:
@@ -352,6 +359,17 @@ class JobStore:
             rows: Sequence[Any] = connection.execute(select(JOBS.c.status, func.count()).group_by(JOBS.c.status)).all()
         return {str(status): int(count) for status, count in rows}
 
+    def check(self) -> None:
+        """Raises an SQLAlchemyError if jobs cannot be written."""
+        with self._engine.begin() as connection:
+            if self._engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            connection.execute(select(1))
+
+    def _now(self) -> float:
+        with self._engine.connect() as connection:
+            return self._clock.now(connection)
+
     def _change(self, job: Job, **values: Any) -> bool:
         leased = and_(JOBS.c.id == job.id, JOBS.c.lease == job.lease, JOBS.c.status == "in_progress")
         with self._engine.begin() as connection:
@@ -363,7 +381,7 @@ def database_url(given: str | None, storage: Folder) -> str:
     if given is not None:
         return given
     path = Path(storage.path)
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)  # it holds what people ask and upload
     return f"sqlite:///{path / 'jobs.sqlite'}"
 
 

@@ -22,7 +22,7 @@ from videolavit.generation.token_generator import PromptTooLong
 from videolavit.media import CLIP_FRAMES, Cell, MediaError, contact_sheet, draw_motion
 from videolavit.records.storage import Folder, StorageError
 
-from .failures import REPLICA_DIED, root_cause
+from .failures import REPLICA_DIED, private_traceback, root_cause
 from .graph import Graph
 from .heartbeat import Heartbeat
 from .settings import ServeSettings
@@ -71,6 +71,7 @@ class JobWorker:
         self._database, self._files = ThreadPoolExecutor(2), ThreadPoolExecutor(2)
         self._heartbeat = Heartbeat(store, settings.lease_seconds)
         self._running: dict[asyncio.Task[None], Job] = {}
+        self._orphans: dict[str, float] = {}
         self._wake_up = asyncio.Event()
         self._stopping = False
         self._loops: list[asyncio.Task[None]] = []
@@ -152,7 +153,7 @@ class JobWorker:
                 return
             code, message = _reason(error)
             if code == "server_error":
-                log.exception("job %s failed", job.id)
+                log.error("job %s failed: %s", job.id, private_traceback(error))
             await self._end(job, self._store.fail, code, message, keep)
         finally:
             for task in (working, watching):
@@ -236,18 +237,17 @@ class JobWorker:
         self._store.remove_expired()
         stored = {kind: self._folder.names(kind, "") for kind in ("results", "uploads")}
         known = self._store.ids()  # read last, because the upload of a new job is stored before its row
-        for kind, names in stored.items():
-            for name in names:
-                if name.startswith("video_") and name.split(".")[0] not in known and self._is_old(f"{kind}/{name}"):
-                    self._folder.remove(f"{kind}/{name}")
-
-    def _is_old(self, name: str) -> bool:
-        """Tells whether a file is too old for any request or job to be about to use it."""
-        try:
-            changed = self._folder.fs.modified(self._folder.join(name)).timestamp()
-        except (NotImplementedError, OSError, KeyError, AttributeError):
-            return True
-        return bool(time.time() - changed > self._settings.limits.request_seconds)
+        now, orphans = time.monotonic(), self._orphans
+        found = {
+            f"{kind}/{name}"
+            for kind, names in stored.items()
+            for name in names
+            if name.startswith("video_") and name.split(".")[0] not in known
+        }
+        self._orphans = {name: orphans.get(name, now) for name in found}
+        for name, since in self._orphans.items():
+            if now - since > self._settings.limits.request_seconds:  # no request is about to use it
+                self._folder.remove(name)
 
     async def _unless_storage_fails(
         self, call: Callable[..., Any], *arguments: Any, threads: ThreadPoolExecutor | None = None

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import json
+import os
 import re
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.api import add_middleware, make_app
 from serve.errors import ApiError
+from serve.failures import private_traceback
 from serve.keys import Admission, add_key
 from serve.proxy import ProxyMiddleware
 from serve.service import Service
@@ -146,14 +149,23 @@ def test_bodies_on_their_way_are_bounded_in_number_and_bytes() -> None:
 
     async def run() -> None:
         later = asyncio.get_running_loop().time() + 10
-        first = asyncio.create_task(admission.receive_body(slowly, later, 10))
+
+        async def received(receive: Receive) -> list[bytes]:
+            async with admission.body(receive, later, 10) as messages:
+                with pytest.raises(ApiError, match="too many large bodies") as refused:  # it still holds its own
+                    async with admission.body(at_once, later, 10):
+                        raise AssertionError
+                assert refused.value.status == 429
+                return [message["body"] for message in messages]
+
+        first = asyncio.create_task(received(slowly))
         await come.wait()
         await asyncio.sleep(0)
-        with pytest.raises(ApiError, match="too many bodies") as refused:
-            await admission.receive_body(at_once, later, 10)
-        assert refused.value.status == 429
-        assert [message["body"] for message in await first] == [b"x" * 8, b""]
-        assert len(await admission.receive_body(at_once, later, 10)) == 1
+        with pytest.raises(ApiError, match="too many large bodies"):
+            async with admission.body(at_once, later, 10):
+                raise AssertionError
+        assert await first == [b"x" * 8, b""]
+        assert await received(at_once) == [b"x" * 8]
 
     asyncio.run(run())
 
@@ -377,3 +389,70 @@ def test_media_types_are_compared_as_a_whole(stack: Stack) -> None:
     answer = requests.post(f"{stack.url}/v1/videos", data='{"prompt": "x"}', headers=headers, timeout=30)
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+# ---- what would stop the service ------------------------------------------------------------------------------------
+
+
+def test_json_of_very_many_parts_is_refused_at_once(stack: Stack) -> None:
+    fields = {"prompt": "x"} | {f"k{number}": number for number in range(60_000)}
+    body = json.dumps(fields).encode()
+    assert len(body) < 1 << 20
+    for path in ("/v1/videos", "/v1/chat/completions", "/v1/images/generations"):
+        headers = stack.headers | {"Content-Type": "application/json"}
+        answer = requests.post(stack.url + path, data=body, headers=headers, timeout=30)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "too_large")
+
+
+def test_requests_for_results_have_a_limit_too() -> None:
+    admission = Admission(None, max_in_flight=1, max_body_bytes=10)
+    with contextlib.ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(admission.read("anybody"))
+        with pytest.raises(ApiError) as refused, admission.read("anybody"):
+            raise AssertionError
+        assert refused.value.status == 429
+    with admission.read("anybody"):
+        pass
+
+
+def test_readiness_is_not_asked_anew_by_every_client(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask() -> None:
+        raise AssertionError("asked for a client")
+
+    monkeypatch.setattr(stack.service.health, "_check_store", ask)
+    for _ in range(20):
+        assert requests.get(f"{stack.url}/readyz", timeout=30).status_code == 503  # there are no deployments
+
+
+# ---- private texts --------------------------------------------------------------------------------------------------
+
+
+def test_a_locked_database_is_answered_with_503_and_logs_no_prompt(
+    stack: Stack, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secret = "SECRET-PROMPT-4711"
+    assert stack.service.store.url.startswith("sqlite:///")
+    with contextlib.closing(sqlite3.connect(stack.service.folder.path + "/jobs.sqlite", isolation_level=None)) as other:
+        other.execute("begin immediate")
+        answer = requests.post(f"{stack.url}/v1/videos", json={"prompt": secret}, headers=stack.headers, timeout=30)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert not stack.service.health._check_store()
+        other.execute("rollback")
+    assert stack.service.health._check_store()
+    assert secret not in caplog.text + answer.text + "".join(capfd.readouterr())
+    assert os.stat(stack.service.folder.path).st_mode & 0o077 == 0
+
+
+def test_log_lines_of_failures_name_types_and_places_only() -> None:
+    try:
+        try:
+            raise ValueError("SECRET")
+        except ValueError as error:
+            raise RuntimeError("SECRET") from error
+    except RuntimeError as error:
+        line = private_traceback(error)
+    assert re.fullmatch(
+        r"RuntimeError at test_middleware.py:\d+ test_\w+; from ValueError at test_middleware.py:.*", line
+    )
+    assert "SECRET" not in line

@@ -35,7 +35,7 @@ def postgresql() -> Iterator[str]:
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
     on_disk = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
     opened = JobStore(on_disk if request.param == "sqlite" else request.getfixturevalue("postgresql"))
-    with opened.engine.begin() as connection:
+    with opened.engine.begin() as connection:  # the clock stays: the store has read it
         for table in (JOBS, HOLDERS, TAKEOVERS):
             connection.execute(table.delete())
     yield opened
@@ -297,7 +297,68 @@ def test_files_of_deleted_jobs_are_removed(store: JobStore, tmp_path: Path) -> N
         folder.create_bytes(f"results/{job}/lease/video.mp4", b"x")
         folder.create_bytes(f"uploads/{job}.bin", b"x")
     folder.create_bytes("results/notes.txt", b"somebody else's")
+    worker = JobWorker(settings, store, folder, None)  # type: ignore[arg-type]
+    worker._remove_orphans()
+    assert sorted(folder.names("results", "")) == sorted(["notes.txt", kept, deleted])  # its row may be on its way
     time.sleep(0.1)
-    JobWorker(settings, store, folder, None)._remove_orphans()  # type: ignore[arg-type]
+    worker._remove_orphans()
     assert sorted(folder.names("results", "")) == ["notes.txt", kept]
     assert folder.names("uploads", "") == [f"{kept}.bin"]
+
+
+# ---- clocks that jump -----------------------------------------------------------------------------------------------
+
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize("jump", [20, -HOUR, 25 * HOUR])
+def test_leases_and_results_do_not_follow_a_clock_that_jumps(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    """In the process that began before the jump, and in one that begins after it."""
+    first, second = _add(store), _add(store)
+    store.beat("holder", 15)
+    done, held = store.claim("holder"), None
+    assert done is not None
+    store.complete(done, "results", {}, keep_seconds=24 * HOUR)
+    held = store.claim("holder")
+    assert held is not None
+    assert (done.id, held.id) == (first, second)
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() + jump)
+    later = JobStore(store.url)
+    for one in (store, later):
+        one.beat("other", 15)
+        assert one.claim("other") is None
+        assert one.remove_expired() == []
+    third = _add(later)
+    page = store.page("a", None, 10, oldest_first=True)
+    assert page is not None
+    assert [job.id for job in page[0]] == [first, second, third]
+    assert later.set_progress(held, 50)
+    later.engine.dispose()
+
+
+def test_a_lease_ends_and_a_result_expires_in_their_time(store: JobStore) -> None:
+    _add(store)
+    store.beat("holder", 0.3)
+    job = store.claim("holder")
+    assert job is not None
+    store.beat("other", 15)
+    assert store.claim("other") is None
+    time.sleep(0.4)
+    taken = store.claim("other")
+    assert taken is not None
+    store.complete(taken, "results", {}, keep_seconds=-2)
+    assert store.remove_expired() == [job.id]
+
+
+def test_a_machine_that_starts_with_a_wrong_clock_does_not_go_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    before = JobStore(url)._now()
+    assert abs(before - time.time()) < 5
+    (tmp_path / "boot_id").write_text("another start")
+    monkeypatch.setattr("serve.clock.BOOT_ID", tmp_path / "boot_id")
+    monkeypatch.setattr(time, "time", lambda: 100.0)
+    assert 0 <= JobStore(url)._now() - before < 5
