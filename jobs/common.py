@@ -16,7 +16,7 @@ from rich.text import Text
 from videolavit.media import MediaError
 from videolavit.ray_setup import RayUnavailable
 from videolavit.records.files import InputError
-from videolavit.records.storage import StorageError
+from videolavit.records.storage import StorageError, StorageSettings
 
 T = TypeVar("T")
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -61,6 +61,24 @@ def _underscored(option: "re.Match[str]") -> str:
 
 def _dashed(text: str) -> str:
     return re.sub(r"--[\w.]+", lambda match: "--" + match[0][2:].replace("_", "-"), text)
+
+
+def add_storage_options(parser: JobParser, with_tables: bool = False) -> None:
+    """Adds the options of remote storage.
+
+    Args:
+        with_tables: Adds `--allow` too, for jobs that read tables.
+    """
+    parser.add_class_arguments(StorageSettings, skip={"allow"})
+    if with_tables:
+        parser.add_argument(
+            "--allow",
+            type=str,
+            nargs="+",
+            default=[],
+            help="what rows of manifests may name besides their own folder or bucket and public web servers: "
+            "beginnings of addresses, such as /data, s3://bucket or http://host",
+        )
 
 
 def pick(kind: type[T], options: Any) -> T:

@@ -13,7 +13,7 @@ from pipelines.decompose import DecomposeRequest, decompose, plan_decomposition
 from videolavit.records.samples import SampleSettings
 from videolavit.records.storage import StorageSettings
 
-from .common import JobParser, pick, user_errors
+from .common import JobParser, add_storage_options, pick, user_errors
 from .runs import add_run_options, run_settings, show_run
 
 
@@ -44,7 +44,7 @@ def _parser() -> JobParser:
     parser.add_argument("--text_column", type=str | None, help="caption column of a manifest (default: text)")
     parser.add_class_arguments(SampleSettings)
     parser.add_class_arguments(WorkerSettings)
-    parser.add_class_arguments(StorageSettings)
+    add_storage_options(parser, with_tables=True)
     return parser
 
 

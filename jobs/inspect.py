@@ -13,7 +13,7 @@ from videolavit.records.inspection import RunFacts, ShardFacts, VideoFacts, insp
 from videolavit.records.report import render_page
 from videolavit.records.storage import StorageError, StorageSettings
 
-from .common import JobParser, fail, foreign, pick, user_errors
+from .common import JobParser, add_storage_options, fail, foreign, user_errors
 from .progress import show_progress
 
 
@@ -25,11 +25,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--png", type=str | None, help="file to write a contact sheet of keyframes with motion arrows to"
     )
     parser.add_argument("--html", type=str | None, help="file to write a page with the sheet and the facts to")
-    parser.add_class_arguments(StorageSettings)
+    add_storage_options(parser)
     options = parser.parse(argv)
     with user_errors(MediaError, StorageError, pa.ArrowInvalid, OSError):
         with show_progress() as on_progress:
-            found = inspect(options.path, pick(StorageSettings, options), on_progress)
+            found = inspect(options.path, StorageSettings(options.s3_endpoint), on_progress)
         print_contents(found)
         if options.png and not found.cells:
             fail("there is no clip to draw")

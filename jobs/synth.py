@@ -16,7 +16,7 @@ from rich.table import Table
 from videolavit.records.storage import StorageError, StorageSettings
 from videolavit.synth import QUESTIONS, SynthSettings, render_corpus
 
-from .common import JobParser, foreign, pick, user_errors
+from .common import JobParser, add_storage_options, foreign, pick, user_errors
 from .progress import show_progress
 
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--questions", action="store_true", help=f"write {QUESTIONS} as well: conversations in LLaVA's format"
     )
     parser.add_class_arguments(SynthSettings)
-    parser.add_class_arguments(StorageSettings)
+    add_storage_options(parser)
     options = parser.parse(argv)
     started = time.monotonic()
     with user_errors(ValueError, StorageError, OSError), show_progress() as on_progress:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             settings,
             seed=options.seed,
             questions=options.questions,
-            storage=pick(StorageSettings, options),
+            storage=StorageSettings(options.s3_endpoint),
             on_progress=on_progress,
         )
     table = Table(title=foreign(f"corpus {corpus.url}"), show_header=False)

@@ -17,7 +17,7 @@ from videolavit.records.samples import SampleSettings
 from videolavit.records.storage import StorageSettings
 from videolavit.records.tokenizer_info import EncodeSettings
 
-from .common import JobParser, pick, user_errors
+from .common import JobParser, add_storage_options, pick, user_errors
 from .runs import add_run_options, run_settings, show_run
 
 
@@ -52,7 +52,7 @@ def _parser() -> JobParser:
     parser.add_class_arguments(SampleSettings)
     parser.add_class_arguments(EncoderPoolSettings)
     parser.add_class_arguments(WorkerSettings)
-    parser.add_class_arguments(StorageSettings)
+    add_storage_options(parser, with_tables=True)
     return parser
 
 

@@ -15,7 +15,7 @@ from videolavit.progress import Progress
 from videolavit.records.storage import StorageSettings
 from videolavit.training.components import COMPONENTS
 
-from .common import INTERRUPTED, JobParser, console, fail, foreign, pick, user_errors
+from .common import INTERRUPTED, JobParser, add_storage_options, console, fail, foreign, pick, user_errors
 from .models import MODEL_HELP
 
 
@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         from videolavit.training.settings import TrainInputs, TrainSettings
     kind: Any = settings_type(name)
     parser = JobParser(f"train {name}", __doc__)
-    _add_options(parser, [kind, TrainSettings, ClusterSettings, StorageSettings])
+    _add_options(parser, [kind, TrainSettings, ClusterSettings])
+    add_storage_options(parser, with_tables=True)
     options = parser.parse(_with_recipe(name, words[1:]))
     for required in ("model", "input", "output"):
         if not options[required]:

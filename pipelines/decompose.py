@@ -27,7 +27,7 @@ from videolavit.records.rows import PlanRow, Reject, extra_fields, plan_rows_fro
 from videolavit.records.samples import SampleSettings
 from videolavit.records.shards import CLIP_SHARDS, ShardWriter
 from videolavit.records.source_files import isolated
-from videolavit.records.storage import Folder, StorageSettings
+from videolavit.records.storage import Folder, StorageSettings, confined
 
 from .common import (
     PROGRESS_EVERY,
@@ -80,15 +80,17 @@ def decompose(request: DecomposeRequest, on_progress: OnProgress = ignore_progre
     if request.output is None:
         raise ValueError("a run needs an output")
     pipeline = Decomposition.of(request)
-    listing = list_inputs(pipeline, request.inputs, request.storage) if request.inputs else None
-    return start_run(pipeline, listing, request.output, request.storage, request.run, on_progress)
+    storage = confined(request.storage, request.inputs)
+    listing = list_inputs(pipeline, request.inputs, storage) if request.inputs else None
+    return start_run(pipeline, listing, request.output, storage, request.run, on_progress)
 
 
 def plan_decomposition(request: DecomposeRequest, on_progress: OnProgress = ignore_progress) -> PlanSummary:
     """Computes the work of `decompose` and its cost, and writes nothing. Raises the errors of `decompose`."""
     pipeline = Decomposition.of(request)
-    listing = list_inputs(pipeline, request.inputs, request.storage)
-    return plan_run(pipeline, listing, request.output, request.storage, request.run, on_progress)
+    storage = confined(request.storage, request.inputs)
+    listing = list_inputs(pipeline, request.inputs, storage)
+    return plan_run(pipeline, listing, request.output, storage, request.run, on_progress)
 
 
 class Decomposition(Pipeline):

@@ -35,7 +35,7 @@ from videolavit.records.samples import SampleSettings
 from videolavit.records.schema import PLAN, RESERVED
 from videolavit.records.shards import TOKEN_SHARDS, ShardWriter
 from videolavit.records.source_files import isolated
-from videolavit.records.storage import Folder, StorageSettings
+from videolavit.records.storage import Folder, StorageSettings, confined
 from videolavit.records.token_report import write_token_report
 from videolavit.records.tokenizer_info import EncodeSettings, TokenizerInfo
 
@@ -119,17 +119,19 @@ def tokenize(request: TokenizeRequest, on_progress: OnProgress = ignore_progress
     if request.output is None:
         raise ValueError("a run needs an output")
     pipeline = Tokenization(request, _read_tokenizers(request, on_progress))
-    listing = list_inputs(pipeline, request.inputs, request.storage) if request.inputs else None
+    storage = confined(request.storage, request.inputs)
+    listing = list_inputs(pipeline, request.inputs, storage) if request.inputs else None
     with ray_session(on_progress):  # the identity of the run has the device, which depends on the cluster
-        return start_run(pipeline, listing, request.output, request.storage, request.run, on_progress)
+        return start_run(pipeline, listing, request.output, storage, request.run, on_progress)
 
 
 def plan_tokenization(request: TokenizeRequest, on_progress: OnProgress = ignore_progress) -> PlanSummary:
     """Computes the work of `tokenize` and its cost, and writes nothing. Raises the errors of `tokenize`."""
     pipeline = Tokenization(request, _read_tokenizers(request, on_progress))
-    listing = list_inputs(pipeline, request.inputs, request.storage)
+    storage = confined(request.storage, request.inputs)
+    listing = list_inputs(pipeline, request.inputs, storage)
     with ray_session(on_progress):
-        return plan_run(pipeline, listing, request.output, request.storage, request.run, on_progress)
+        return plan_run(pipeline, listing, request.output, storage, request.run, on_progress)
 
 
 def _read_tokenizers(request: TokenizeRequest, on_progress: OnProgress) -> TokenizerInfo:

@@ -9,6 +9,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from videolavit.models.network import STRICT, ModelError
 from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.records.files import InputError
-from videolavit.records.storage import StorageError
+from videolavit.records.storage import StorageError, confined
 from videolavit.training.checkpoint import CheckpointError
 from videolavit.training.component import ComponentSettings
 from videolavit.training.components import UnknownComponent, settings_type
@@ -172,6 +173,7 @@ def train(
         objective = kind()
     elif not isinstance(objective, kind):
         raise DataError(f"the objective of {component} is a {kind.__name__}, not a {type(objective).__name__}")
+    inputs = replace(inputs, storage=confined(inputs.storage, [*inputs.train, *inputs.validation]))
     task = TrainTask(component, model, inputs, objective, settings or TrainSettings(), str(output))
     if cluster is None or not cluster.workers:
         train_rank(task, Ranks.here(), on_progress=on_progress)

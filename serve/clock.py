@@ -57,10 +57,11 @@ def _offset(engine: Engine, table: Table) -> float:
         found = connection.execute(select(table).where(table.c.id == 1)).first()
         if found is not None and found.boot == boot:
             return float(found.seconds - found.since_boot)
-        values = {"boot": boot, "since_boot": _since_boot(), "seconds": time.time()}
+        # a machine that starts with a wrong clock does not go back
+        since_boot, seconds = _since_boot(), max(time.time(), found.seconds if found is not None else 0.0)
+        values = {"boot": boot, "since_boot": since_boot, "seconds": seconds}
         if found is None:
             connection.execute(insert(table).values(id=1, **values))
-        else:  # a machine that starts with a wrong clock does not go back
-            values["seconds"] = max(values["seconds"], found.seconds)
+        else:
             connection.execute(update(table).where(table.c.id == 1).values(values))
-        return float(values["seconds"] - values["since_boot"])
+        return seconds - since_boot

@@ -4,7 +4,7 @@ import base64
 import re
 import socket
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -12,37 +12,14 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from aiohttp.resolver import DefaultResolver
 
+from videolavit.records.confinement import is_public
+
 from .errors import ApiError, bad_request
 
 MediaType = Literal["image", "video"]
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
-_WITH_IPV4 = tuple(map(IPv6Network, ("64:ff9b::/96", "::ffff:0:0:0/96")))
-"""Ranges whose addresses end in an IPv4 address: NAT64, and translated."""
-
-_SPECIAL = tuple(
-    ip_network(one)
-    for one in (
-        *("192.0.0.0/24", "192.88.99.0/24"),
-        *("::/96", "64:ff9b:1::/48", "100::/64", "2001::/23", "3fff::/20", "5f00::/16", "fec0::/10"),
-    )
-)
-"""Ranges for protocols, documentation and local use that `ipaddress` takes for global in some versions of Python."""
-
 FETCH_SECONDS = 30.0
 """Time limit of a fetch, in seconds."""
-
-
-def is_public(address: str) -> bool:
-    """Tells whether an address is on the public internet, not on this machine or a private network.
-
-    IPv6 addresses that embed an IPv4 address are judged by that one.
-    """
-    found = ip_address(address)
-    if isinstance(found, IPv6Address):
-        embedded = any(found in one for one in _WITH_IPV4)
-        last = IPv4Address(int(found) & 0xFFFFFFFF) if embedded else None
-        found = found.ipv4_mapped or found.sixtofour or last or found
-    return found.is_global and not found.is_multicast and not any(found in one for one in _SPECIAL)
 
 
 class Fetcher:

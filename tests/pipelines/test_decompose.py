@@ -178,7 +178,10 @@ def test_manifests_and_tars(on_head: Job, small_corpus: Path, tmp_path: Path) ->
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     output = tmp_path / "out"
-    done = on_head("decompose", "--input", manifest, tar, "--output", output)
+    refused = on_head("decompose", "--input", manifest, tar, "--output", output)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert f"allow it with `--allow {small_corpus}`" in refused.stderr
+    done = on_head("decompose", "--input", manifest, tar, "--output", output, "--allow", small_corpus)
     assert done.returncode == 0, done.stderr
     found = duckdb.sql(
         "select text, licence, score, tar_json, num_clips "

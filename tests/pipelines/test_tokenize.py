@@ -23,13 +23,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model") / "model")
 
 
+ALLOW = ("--allow", "/")
+"""The manifest names videos of another folder."""
+
+
 @pytest.fixture(scope="module")
 def clips(on_head: Job, small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decompose run over captioned videos, one of 20 s and one that is rejected."""
     folder = tmp_path_factory.mktemp("clips")
     rows = [{"video": str(small_corpus / f"video{index}.mp4"), "text": f"no {index}", "id": index} for index in (1, 5)]
     (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"video": "gone.mp4", "id": 9}]))
-    done = on_head("decompose", "--input", folder / "m.jsonl", "--output", folder / "run", *DECOMPOSE)
+    done = on_head("decompose", "--input", folder / "m.jsonl", "--output", folder / "run", *DECOMPOSE, *ALLOW)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -92,7 +96,7 @@ def test_videos_at_once_and_step_by_step_give_the_same(
 ) -> None:
     """Decomposition and tokenizing in one job; then the clips of the same videos add nothing."""
     arguments = ("--output", tmp_path / "out", "--model", model, *DECOMPOSE)
-    done = on_head("tokenize", "--input", clips / "m.jsonl", *arguments, "--workers", 1, "--encoders", 2)
+    done = on_head("tokenize", "--input", clips / "m.jsonl", *arguments, *ALLOW, "--workers", 1, "--encoders", 2)
     assert done.returncode == 0, done.stderr
     assert runs.samples(str(tmp_path / "out"), "tokens") == runs.samples(str(from_clips), "tokens")
     (reject,) = runs.rejects(str(tmp_path / "out"))

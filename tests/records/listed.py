@@ -10,7 +10,7 @@ from videolavit.records.listing import Listing, rebatched, without_repeats
 from videolavit.records.rows import keys
 from videolavit.records.storage import StorageSettings
 
-STORAGE = StorageSettings()
+STORAGE = StorageSettings(allow=["/", "s3://"])
 
 
 def videos(inputs: Iterable[object], text_column: str | None = None) -> Listing:

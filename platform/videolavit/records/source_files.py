@@ -7,6 +7,7 @@ from typing import Any
 from videolavit.media.errors import MediaError
 from videolavit.sandbox.call import Arguments, CallFailed, IsolatedFunction, Result
 
+from .confinement import OutsideAddress, begins, check_named
 from .files import TABLE_SUFFIXES, suffix_of
 from .rows import Source
 from .storage import StorageSettings, open_file
@@ -44,16 +45,27 @@ class SourceFiles:
 
     def may_open(self, address: str, arguments: Sequence[Any]) -> bool:
         """True for the addresses of sources among the arguments, and for arguments that are addresses; for the file of
-        one that is `TAR/MEMBER` or `TABLE#rowN`; and for what lies beside or below a table, whose rows may name it.
+        one that is `TAR/MEMBER` or `TABLE#rowN`; and for what lies beside or below a table, or is allowed, since rows
+        of the table may name it.
 
         Other texts of a source, such as its caption, are those of strangers.
         """
         return any(
             named == address
             or named.startswith((f"{address}/", f"{address}#"))
-            or (suffix_of(named) in TABLE_SUFFIXES and _is_below(address, named.rpartition("/")[0]))
+            or (suffix_of(named) in TABLE_SUFFIXES and self._may_name(named, address))
             for named in _addresses(arguments)
         )
+
+    def _may_name(self, table: str, address: str) -> bool:
+        """True if rows of a table may name an address, which is below the table's folder or allowed."""
+        allow = self._settings.allow
+        if not _is_below(address, table.rpartition("/")[0]) and not any(begins(address, one) for one in allow):
+            return False
+        with contextlib.suppress(OutsideAddress):
+            check_named(address, table, allow)
+            return True
+        return False
 
     def open(self, address: str) -> Any:
         """Opens a source, as `open_file` does."""

@@ -11,8 +11,8 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +25,7 @@ from videolavit.media.errors import MediaError, NotAFile, SourceForbidden, Sourc
 from videolavit.sandbox import serving
 
 from .addresses import is_web, joined, normalised, protocol_of, shown
+from .confinement import NotPublic, OutsideAddress, WebTrust, trust_of
 from .web import WebFileSystem
 
 READ_AHEAD = 4 << 20
@@ -41,9 +42,31 @@ class StorageSettings:
 
     Args:
         s3_endpoint: URL of an S3-compatible server; None for `AWS_ENDPOINT_URL` or AWS itself.
+        allow: Beginnings of addresses that tables may name, besides what lies in their folder or bucket, and public
+            web servers.
     """
 
     s3_endpoint: str | None = None
+    allow: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "allow", tuple(self.allow))
+
+
+@dataclass(frozen=True)
+class ConfinedStorage(StorageSettings):
+    """Storage for work on inputs whose tables may be those of strangers.
+
+    Args:
+        trust: Web servers that may be on a private network.
+    """
+
+    trust: WebTrust = field(default_factory=lambda: WebTrust(()))
+
+
+def confined(storage: StorageSettings, inputs: Sequence[str]) -> ConfinedStorage:
+    """Storage for work on inputs: of web servers, private ones must be among those that the user named."""
+    return ConfinedStorage(storage.s3_endpoint, storage.allow, trust_of(inputs, storage.allow))
 
 
 def filesystem(url: str, settings: StorageSettings) -> tuple[Any, str]:
@@ -59,7 +82,11 @@ def filesystem(url: str, settings: StorageSettings) -> tuple[Any, str]:
         options = {"endpoint_url": endpoint} if endpoint else {}
         options |= {"default_cache_type": "readahead", "default_block_size": READ_AHEAD}
     try:
-        fs = WebFileSystem(block_size=READ_AHEAD) if is_web(url) else fsspec.filesystem(protocol, **options)
+        if is_web(url):
+            public_only = isinstance(settings, ConfinedStorage) and not settings.trust.covers(url)
+            fs = WebFileSystem(block_size=READ_AHEAD, public_only=public_only)
+        else:
+            fs = fsspec.filesystem(protocol, **options)
     except (ImportError, ValueError) as error:
         raise StorageError(f"cannot use {shown(url)}: {error}") from None
     if protocol == "hf":
@@ -131,6 +158,8 @@ def reading(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise SourceMissing(f"no such file or key: {shown(url)}") from None
+    except NotPublic as error:
+        raise OutsideAddress(f"{shown(url)} is {error.strerror}; allow it with `--allow`, if you trust it") from None
     except PermissionError:
         raise SourceForbidden(f"no permission to read {shown(url)}") from None
     except (OSError, BotoCoreError, StorageError) as error:

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies
 
 import aiohttp
 from fsspec.asyn import sync, sync_wrapper
@@ -14,6 +15,8 @@ from fsspec.implementations.http import HTTPFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from videolavit.media.errors import SourceTooLarge
+
+from .confinement import NotPublic, public_socket
 
 MAX_DOWNLOAD = 2 << 30
 """Largest file that is read from a server without range requests, in bytes. It lies on the disk meanwhile."""
@@ -35,9 +38,15 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]
     file that is cut short for a whole one; and leaves out folders whose page fails.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, public_only: bool = False, **options: Any) -> None:
+        """Args:
+        public_only: Connects to the public internet only, or to the proxy that the environment names.
+        options: Options of fsspec.
+        """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
         client = {"timeout": timeout, "trust_env": True, "headers": {"Accept-Encoding": "identity"}}
+        if public_only and not getproxies():
+            options["get_client"] = _public_client
         super().__init__(client_kwargs=client, **options)
         self._last: tuple[str, Any] | None = None  # the last file that was read as a whole, as segments of it follow
 
@@ -56,6 +65,8 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]
                     raise OSError(f"the server answered with status {answer.status}")
                 yield answer
         except (aiohttp.ClientError, TimeoutError) as error:
+            if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, NotPublic):
+                raise error.os_error from None
             raise OSError(_reason(error)) from None
 
     async def _info(self, path: str, **kwargs: Any) -> dict[str, Any]:
@@ -158,6 +169,11 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]
 
     async def _put_file(self, *args: Any, **kwargs: Any) -> None:
         raise OSError("files are not written to web servers")
+
+
+async def _public_client(**options: Any) -> aiohttp.ClientSession:
+    """Session that connects to public addresses only, by whatever name or redirection it comes to them."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=public_socket), **options)
 
 
 class _WebFile(AbstractBufferedFile):  # type: ignore[misc]

@@ -21,6 +21,7 @@ from videolavit.models.language_model import NO_LABEL
 from videolavit.models.objective import Batch
 from videolavit.models.visual_tokenizer import normalize_images, resize_image
 from videolavit.records import foreign
+from videolavit.records.confinement import check_named
 from videolavit.records.storage import StorageSettings, open_source
 from videolavit.vocabulary import IMAGE, VIDEO, conversation
 
@@ -138,7 +139,9 @@ class ChatSource:
 
     def _address(self, name: str) -> str:
         folder, slash, _ = self.name.rpartition("/")
-        return name if "://" in name or name.startswith("/") else f"{folder}{slash}{name}"
+        address = name if "://" in name or name.startswith("/") else f"{folder}{slash}{name}"
+        check_named(address, self.name, self._storage.allow)
+        return address
 
 
 def collate_chat(items: Sequence[Item], samples: Sequence[ChatSample]) -> Batch:

@@ -14,7 +14,7 @@ from videolavit.records.samples import SampleSettings
 from videolavit.records.schema import CLIPS
 from videolavit.records.storage import StorageSettings
 
-STORAGE = StorageSettings()
+STORAGE = StorageSettings(allow=["/", "s3://"])
 SETTINGS = PlanSettings(sample=SampleSettings(segment_seconds=8), inputs=InputSettings(modality="video"))
 _COUNTED: dict[str, int] = {}
 

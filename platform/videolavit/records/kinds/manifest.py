@@ -8,13 +8,14 @@ from videolavit.media import MediaError
 from videolavit.media.errors import SourceMissing
 
 from ..addresses import folder_of
+from ..confinement import check_named
 from ..files import InputError, resolve
 from ..inputs import InputSettings, Modality
 from ..prepare import read_bytes
 from ..rows import Source, listing
 from ..schema import EXTRA_PREFIX, TEXTS
 from ..storage import StorageSettings
-from ..tables import Table, caption_column, captions, further_columns, need_column
+from ..tables import Table, caption_column, captions, further_columns, naming_table, need_column
 
 
 def list_addresses(
@@ -48,10 +49,12 @@ def row_addresses(column: str, table: Table, rows: pa.Table, first: int) -> pa.A
     addresses = rows[column]
     if not pa.types.is_string(addresses.type):
         raise InputError(f"the column `{column}` of {table.url} holds {addresses.type}, not addresses")
-    resolved = [
-        resolve(address, table.folder) if address else row_name(table, first + index)
-        for index, address in enumerate(addresses.to_pylist())
-    ]
+    resolved = []
+    with naming_table(table.url):
+        for number, address in enumerate(addresses.to_pylist(), first):
+            resolved.append(resolve(address, table.folder) if address else row_name(table, number))
+            if address:
+                check_named(resolved[-1], table.url, table.storage.allow)
     return pa.array(resolved, pa.string())
 
 
@@ -96,7 +99,9 @@ def stored_bytes(
         return bytes(held)
     if not path:
         raise SourceMissing(f"row {source.row} of {source.url} has no {modality}")
-    return read_bytes(resolve(path, folder_of(source.url)), storage, limit, too_large)
+    address = resolve(path, folder_of(source.url))
+    check_named(address, source.url, storage.allow)
+    return read_bytes(address, storage, limit, too_large)
 
 
 def row_name(table: Table, number: int) -> str:
