@@ -21,8 +21,25 @@ def test_cluster_description_is_valid() -> None:
     config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
     validate_config(config)
     assert config["available_node_types"]["decompose"]["max_workers"] <= config["max_workers"]
-    for target, source in config["file_mounts"].items():
-        assert (ROOT / source).exists(), f"{target} is mounted from nowhere"
+    assert {source for source in config["file_mounts"].values() if not (ROOT / source).exists()} == {
+        "~/.ray/auth_token"  # made once by `ray get-auth-token --generate`
+    }
+
+
+def test_a_cluster_asks_for_a_token_and_shows_its_dashboard_to_its_own_node_only() -> None:
+    config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        (start,) = [command for command in commands if " start " in command]
+        assert start.startswith("RAY_AUTH_MODE=token ray start")
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+
+
+def test_jobs_ship_packages_of_this_project_alone() -> None:
+    """Without a working directory, in which keys and corpora may lie."""
+    shipped = yaml.safe_load((ROOT / "runtime-env.yaml").read_text())
+    assert set(shipped) == {"py_modules"}
+    for module in shipped["py_modules"]:
+        assert (ROOT / module / "__init__.py").is_file()
 
 
 def submit(*words: object) -> list[str]:

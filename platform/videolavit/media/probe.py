@@ -12,6 +12,10 @@ from .packets import is_discontinuous, packet_clock, repaired
 from .settings import DecomposeSettings
 from .source import VideoInput, open_video
 
+LONG_SECONDS, LEAST_BYTES = 600.0, 1000
+"""Length, in seconds, from which a header is believed only if the file has so many bytes for each second. A few bytes
+can declare years, and each segment of them would be planned and tried."""
+
 
 @sendable
 @dataclass(frozen=True)
@@ -44,7 +48,9 @@ def probe(source: VideoInput, settings: DecomposeSettings | None = None) -> Vide
         MediaError: the source cannot be decomposed, as far as that can be known without decoding.
     """
     with open_video(source, settings or DecomposeSettings()) as (container, stream):
-        seconds = _declared_seconds(container, stream) or _read_seconds(container, stream)
+        seconds = _declared_seconds(container, stream)
+        if seconds is None or (seconds > LONG_SECONDS and container.size < seconds * LEAST_BYTES):
+            seconds = _read_seconds(container, stream)
         return VideoInfo(
             container=container.format.name,
             codec=stream.codec_context.name,
