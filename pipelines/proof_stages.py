@@ -200,7 +200,7 @@ def _tokenize(folder: Path, split: str, model: Path, joined: Sequence[Path], on_
 
 def measure_model(folder: Path, sizes: ProofSizes, on_progress: OnProgress) -> None:
     _join_all(folder, "chat", folder / JOINED)
-    if not (folder / MODEL_FOLDER).exists():  # as it ships: half precision costs nothing, and halves the files
+    if not (folder / MODEL_FOLDER).exists():  # half precision costs nothing, and halves the files
         with write_beside(folder / MODEL_FOLDER) as (unfinished,):
             ModelFolder(folder / JOINED).save(
                 unfinished, torch.float16, generation=differing_settings(GENERATION), examples=EXAMPLES

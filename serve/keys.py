@@ -226,7 +226,7 @@ class Admission:
             self._receiving.discard(timeout)
             yield messages
         except TimeoutError:
-            if timeout not in self._receiving:  # of what the body of the context does
+            if timeout not in self._receiving:  # raised by the body of the context
                 raise
             raise unavailable("the service is stopping") if self.closed else deadline_exceeded(seconds) from None
         finally:

@@ -6,10 +6,11 @@ import logging
 import os
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+
+from videolavit.scratch import scratch_folder
 
 from .failures import root_cause
 
@@ -77,7 +78,8 @@ class JsonFormatter(logging.Formatter):
 @contextlib.contextmanager
 def log_lines(on_line: Callable[[str], None]) -> Iterator[str]:
     """Yields a folder for `ConsoleHandler`, and calls a function with each line, in a thread of its own."""
-    with tempfile.TemporaryDirectory(prefix="videolavit-") as folder, _unix_socket() as receiver:
+    with scratch_folder() as scratch, _unix_socket() as receiver:
+        folder = str(scratch)
         opened = os.open(folder, os.O_PATH)
         address = _address(opened)
         receiver.bind(address)

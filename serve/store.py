@@ -381,7 +381,7 @@ def database_url(given: str | None, storage: Folder) -> str:
     if given is not None:
         return given
     path = Path(storage.path)
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)  # it holds what people ask and upload
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)  # prompts and uploads are private
     return f"sqlite:///{path / 'jobs.sqlite'}"
 
 

@@ -3,12 +3,10 @@
 import asyncio
 import contextlib
 import logging
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +19,7 @@ from videolavit.generation.settings import GenerateSettings
 from videolavit.generation.token_generator import PromptTooLong
 from videolavit.media import CLIP_FRAMES, Cell, MediaError, contact_sheet, draw_motion
 from videolavit.records.storage import Folder, StorageError
+from videolavit.scratch import scratch_folder
 
 from .failures import REPLICA_DIED, private_traceback, root_cause
 from .graph import Graph
@@ -217,8 +216,8 @@ class JobWorker:
     def _publish(self, job: Job, name: str, video: GeneratedVideo) -> None:
         """Writes the result files, which nobody sees before the job is completed."""
         fps = self._settings.generation.fps
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / VIDEO_FILE
+        with scratch_folder() as scratch:
+            file = scratch / VIDEO_FILE
             options = {name: job.request[name] for name in SAMPLER_OPTIONS if name in job.request}
             prompt, seed = job.request.get("prompt", ""), job.request["seed"]
             about = provenance(prompt, seed, self._settings.model_name, **options)

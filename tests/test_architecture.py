@@ -18,7 +18,7 @@ TOP_FOLDERS = {
 }
 """Imports that each top-level folder is allowed, of these packages."""
 
-SHARED_MODULES = {"config", "files", "perplexity", "progress", "recent", "sandbox"}
+SHARED_MODULES = {"config", "files", "perplexity", "progress", "recent", "sandbox", "scratch"}
 """Modules of `platform/videolavit` that import none of the others, and that all others may import."""
 
 PACKAGES = {

@@ -5,11 +5,19 @@ step. After a crash or a power failure the target is as it was before, or comple
 """
 
 import contextlib
+import functools
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
+
+ABANDONED_SECONDS = 86400.0
+"""Age from which what lies beside a target is left by a process that was killed, in seconds."""
+
+_UNUSED_NAME = re.compile(r"\..+\.[0-9a-f]{32}(\..+)?")
 
 
 @contextlib.contextmanager
@@ -38,11 +46,23 @@ def unused_path(target: Path, suffix: str = "") -> Iterator[Path]:
         suffix: End of the name, for writers that go by it. Without one, no listing by suffix finds the path.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target.parent)
     path = target.with_name(f".{target.name}.{uuid4().hex}{suffix}")
     try:
         yield path
     finally:
         remove(path)
+
+
+@functools.cache
+def _sweep(folder: Path) -> None:
+    """Removes what processes of this user that were killed have left in a folder; once in a process."""
+    for entry in os.scandir(folder):
+        if _UNUSED_NAME.fullmatch(entry.name):
+            with contextlib.suppress(OSError):
+                found = entry.stat(follow_symlinks=False)
+                if found.st_uid == os.getuid() and time.time() - found.st_mtime > ABANDONED_SECONDS:
+                    remove(Path(entry.path))
 
 
 def publish(finished: Path, target: Path) -> None:
@@ -79,6 +99,12 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_tree(folder: Path) -> None:
+    """Puts a folder with all that is in it on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        flush(path)
 
 
 def remove(path: Path) -> None:

@@ -152,7 +152,9 @@ def test_bodies_on_their_way_are_bounded_in_number_and_bytes() -> None:
 
         async def received(receive: Receive) -> list[bytes]:
             async with admission.body(receive, later, 10) as messages:
-                with pytest.raises(ApiError, match="too many large bodies") as refused:  # it still holds its own
+                with pytest.raises(
+                    ApiError, match="too many large bodies"
+                ) as refused:  # beside the bytes that it holds
                     async with admission.body(at_once, later, 10):
                         raise AssertionError
                 assert refused.value.status == 429

@@ -299,7 +299,7 @@ def test_files_of_deleted_jobs_are_removed(store: JobStore, tmp_path: Path) -> N
     folder.create_bytes("results/notes.txt", b"somebody else's")
     worker = JobWorker(settings, store, folder, None)  # type: ignore[arg-type]
     worker._remove_orphans()
-    assert sorted(folder.names("results", "")) == sorted(["notes.txt", kept, deleted])  # its row may be on its way
+    assert sorted(folder.names("results", "")) == sorted(["notes.txt", kept, deleted])  # a row may be on its way
     time.sleep(0.1)
     worker._remove_orphans()
     assert sorted(folder.names("results", "")) == ["notes.txt", kept]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from videolavit.files import write_beside
+from videolavit.files import flush_tree, write_beside
 from videolavit.vocabulary import Vocabulary
 
 from .config import OutputSizes
@@ -95,6 +95,7 @@ def finish_model_folder(folder: Path, facts: ModelFacts, known: Mapping[str, str
         "trained": facts.trained if isinstance(facts.trained, bool) else list(facts.trained),
         "files": {name: digests.get(name) or file_digest(folder / name) for name in names if name != MODEL_FILE},
     }
+    flush_tree(folder)  # the list of digests must not be on the disk before what it lists
     with write_beside(folder / MODEL_FILE) as (unfinished,):
         unfinished.write_text(json.dumps(content, indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""What a table may name. Tables come from strangers: their rows must not lead a reader to other files, or into networks
+"""Confinement of tables. They come from strangers: their rows must not lead a reader to other files, or into networks
 that only this machine reaches."""
 
 import errno
@@ -59,7 +59,7 @@ def check_named(address: str, table: str, allow: Sequence[str]) -> None:
 
 
 def _outside(address: str, table: str, why: str, fix: str) -> OutsideAddress:
-    return OutsideAddress(f"{shown(table)} names {shown(address)}, {why}; allow it with `--allow {fix}`")
+    return OutsideAddress(f"{shown(table)} names {shown(address)}, {why}; allow {fix} if you trust it")
 
 
 def begins(address: str, prefix: str) -> bool:

@@ -4,18 +4,19 @@ What is done is what is committed: a shard holds the rows of its samples, and in
 so that both appear in the same atomic step. There is no second record that could disagree.
 """
 
+import contextlib
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from videolavit.scratch import scratch_folder
 
 from . import schema
 from .parquet import ParquetReader
@@ -124,8 +125,8 @@ class ShardWriter:
     ) -> None:
         self._folder, self._kind, self._summary = folder, kind, ShardSummary(name)
         self._schema = schema.versioned(pa.schema([*kind.schema, *extra]), kind.folder, metadata)
-        self._scratch = tempfile.TemporaryDirectory(prefix="videolavit-")
-        self._file = Path(self._scratch.name) / name
+        self._scratch = contextlib.ExitStack()
+        self._file = self._scratch.enter_context(scratch_folder()) / name
         self._writer = pq.ParquetWriter(
             self._file,
             self._schema,
@@ -139,7 +140,7 @@ class ShardWriter:
 
     def __exit__(self, *exc: object) -> None:
         self._writer.close()
-        self._scratch.cleanup()
+        self._scratch.close()
 
     def add(self, rows: pa.Table, extra: Mapping[str, Any] | None = None) -> None:
         """Adds rows of the kind's schema. `extra` has values of further columns, the same for all of them."""

@@ -10,7 +10,6 @@ import functools
 import io
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from videolavit.files import publish, publish_new, unused_path
 from videolavit.media.errors import MediaError, NotAFile, SourceForbidden, SourceMissing, SourceUnreadable
 from videolavit.sandbox import serving
+from videolavit.scratch import scratch_folder
 
 from .addresses import is_web, joined, normalised, protocol_of, shown
 from .confinement import NotPublic, OutsideAddress, WebTrust, trust_of
@@ -159,7 +159,7 @@ def reading(url: str) -> Iterator[None]:
     except FileNotFoundError:
         raise SourceMissing(f"no such file or key: {shown(url)}") from None
     except NotPublic as error:
-        raise OutsideAddress(f"{shown(url)} is {error.strerror}; allow it with `--allow`, if you trust it") from None
+        raise OutsideAddress(f"{shown(url)} is {error.strerror}; allow it if you trust it") from None
     except PermissionError:
         raise SourceForbidden(f"no permission to read {shown(url)}") from None
     except (OSError, BotoCoreError, StorageError) as error:
@@ -305,8 +305,8 @@ class Folder:
 
     def create_bytes(self, name: str, data: bytes) -> bool:
         """`create` for small content that is in memory."""
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / "data"
+        with scratch_folder() as scratch:
+            file = scratch / "data"
             file.write_bytes(data)
             try:
                 with naming_location(self.url):

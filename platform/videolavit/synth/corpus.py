@@ -1,7 +1,6 @@
 """Synthetic corpora: rendered videos, and a manifest with their captions and the true motion of every shape."""
 
 import json
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from videolavit.media import write_mp4
 from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.records.storage import Folder, StorageSettings
+from videolavit.scratch import scratch_folder
 
 from .questions import chat_records
 from .scenes import Scene, SynthSettings, draw_scene, render
@@ -101,8 +101,8 @@ def render_corpus(
 
 
 def _mp4(scene: Scene, settings: SynthSettings) -> bytes:
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "video.mp4"  # the writer puts an index in front of the frames only in a named file
+    with scratch_folder() as scratch:
+        file = scratch / "video.mp4"  # the writer puts an index in front of the frames only in a named file
         write_mp4(render(scene, settings), file, settings.fps, threads=1)
         return file.read_bytes()
 
