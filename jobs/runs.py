@@ -120,6 +120,8 @@ def print_run(summary: RunSummary) -> None:
     for line in summary.accepted_changes:
         console.print(foreign(f"accepted: {line}"), soft_wrap=True)
     _print_notes(summary.joined_rows, summary.ignored_captions, summary.left_out)
+    if summary.stopped:
+        console.print("[red]stopped:[/]", foreign(summary.stopped), soft_wrap=True)
     if summary.shards_left:
         console.print(f"[yellow]{summary.shards_left} shards are not committed yet; start the same command again[/]")
 

@@ -35,11 +35,14 @@ class WorkerSettings:
             autoscaling cluster grow.
         time_limit: Longest time that a segment may take, in seconds, all attempts together; a slower one is rejected.
         attempts: Attempts at a segment whose process dies or whose storage fails.
+        believe_storage: Rejects a source that has become missing, forbidden or unreadable since it was planned, also
+            where nothing else of its storage can be read. By default its shard is left, and the run waits and stops.
     """
 
     workers: int | None = None
     time_limit: float = 600.0
     attempts: int = 3
+    believe_storage: bool = False
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:

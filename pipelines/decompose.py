@@ -39,6 +39,7 @@ from .common import (
     records_of,
     work_on_sample,
 )
+from .faults import FaultWitness, StorageFails
 from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
 
 __all__ = ["DecomposeRequest", "Decomposition", "decompose", "plan_decomposition"]
@@ -156,6 +157,7 @@ class _ClipShardMaker:
         self._folder = Folder(output, storage)
         self._storage, self._settings, self._workers = storage, settings, workers
         self._clips = isolated(read_clips, storage)
+        self._witness = FaultWitness(storage, workers.believe_storage)
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
         name = plan["shard"][0].as_py()
@@ -164,27 +166,32 @@ class _ClipShardMaker:
         reported = time.monotonic()
         try:
             with ShardWriter(self._folder, name, extra_fields(plan.schema), CLIP_SHARDS, made_by()) as writer:
-                for row in plan_rows_from(plan):
-                    counts.update(self._make(row, writer))
+                rows = plan_rows_from(plan)
+                for row in rows:
+                    counts.update(self._make(row, rows, writer))
                     if time.monotonic() - reported > PROGRESS_EVERY:
                         yield progress_record(DECOMPOSE_COUNTS, counts)
                         counts.clear()
                         reported = time.monotonic()
                 writer.commit()
+        except StorageFails as failure:
+            error = f"{name}: {failure}"
         except Exception as failure:
             # The shard stays pending, and the driver can say why. Raising would only lose the reason.
             error = f"{name}: {failure!r}"
         yield progress_record(DECOMPOSE_COUNTS, counts, error)
 
-    def _make(self, row: PlanRow, writer: ShardWriter) -> dict[str, float]:
-        """Adds a sample, or its reject, and returns what to count."""
+    def _make(self, row: PlanRow, rows: Sequence[PlanRow], writer: ShardWriter) -> dict[str, float]:
+        """Adds a sample, or its reject, and returns what to count. Raises StorageFails."""
         try:
             sample = work_on_sample(
                 self._clips, row, self._settings, self._storage, workers=self._workers, stage="decompose"
             )
         except Rejected as failure:
+            self._witness.check(row, failure.reject.error_type, rows)
             writer.reject(failure.reject)
             return {"samples": 1, "rejects": 1}
+        self._witness.read(row)
         writer.add(video_sample_to(sample), row.extra)
         seconds = sample.end_seconds - sample.start_seconds
         return {"samples": 1, "clips": sample.num_clips, "video_seconds": seconds}

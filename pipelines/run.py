@@ -24,6 +24,7 @@ from videolavit.records.shards import Ledger, ShardKind, total
 from videolavit.records.storage import Folder, StorageSettings
 
 from .common import WorkerSettings
+from .faults import STOP_AFTER, FailingStorage, StorageStopped, failing_storage, wait_for_storage
 from .planning import SOURCES_PER_PLAN, Planner, pending_shards
 from .session import ray_session
 
@@ -75,6 +76,7 @@ class RunSummary:
         left_out: Columns of manifests that do not travel, and why, in words.
         accepted_changes: Versions that differ from those of the run's start and were accepted.
         report: Address of the dataset card.
+        stopped: Reason why the storage of the inputs stopped the run; empty if it did not.
     """
 
     folder: str
@@ -93,6 +95,7 @@ class RunSummary:
     left_out: Sequence[str] = ()
     accepted_changes: Sequence[str] = ()
     report: str = ""
+    stopped: str = ""
 
     @property
     def is_complete(self) -> bool:
@@ -252,11 +255,7 @@ def start_run(
             planner.commit_retries(settings.only)
         if listing is not None:
             planner.commit(listing)
-        shards = pending_shards(ledger)
-        if shards:
-            _work(pipeline, shards, ledger.folder, on_progress)
-        else:
-            on_progress(Progress(pipeline.name, message="nothing new to do"))
+        stopped = _work_on_pending(pipeline, ledger, storage, on_progress)
     summary = _finish(pipeline, ledger, identity, time.monotonic() - started)
     return dataclasses.replace(
         summary,
@@ -264,6 +263,7 @@ def start_run(
         ignored_captions=planner.ignored_captions,
         left_out=listing.left_out if listing is not None else (),
         accepted_changes=accepted,
+        stopped=stopped,
     )
 
 
@@ -322,18 +322,54 @@ def _added(one: Work, other: Work) -> Work:
     )
 
 
-def _work(pipeline: Pipeline, shards: list[pa.Table], folder: Folder, on_progress: OnProgress) -> None:
-    """Makes shards, and reports the counts so far and why shards failed."""
+def _work_on_pending(pipeline: Pipeline, ledger: Ledger, storage: StorageSettings, on_progress: OnProgress) -> str:
+    """Makes the shards that are left; waits for a storage that fails, and goes on when it gives its files again.
+
+    Returns:
+        Reason why the storage stopped the work; empty if it did not.
+    """
+    shards = pending_shards(ledger)
+    if not shards:
+        on_progress(Progress(pipeline.name, message="nothing new to do"))
+    while shards:
+        failing = _work(pipeline, shards, ledger.folder, on_progress)
+        if failing is None:
+            return ""
+        try:
+            wait_for_storage(failing, storage, on_progress)
+        except StorageStopped as error:
+            return str(error)
+        before, shards = len(shards), pending_shards(ledger)
+        if len(shards) == before:
+            return f"workers cannot read what this process can: {failing.reason}"
+    return ""
+
+
+def _work(pipeline: Pipeline, shards: list[pa.Table], folder: Folder, on_progress: OnProgress) -> FailingStorage | None:
+    """Makes shards, and reports the counts so far and why shards failed.
+
+    Returns:
+        Storage that fails, if the last shards failed for it; work on the others is given up when there are several.
+    """
     count, started = sum(shard.num_rows for shard in shards), time.monotonic()
     counts: Counter[str] = Counter()
     on_progress(Progress(pipeline.name, 0, count))
+    failing: list[FailingStorage] = []
     for record in pipeline.work(shards, folder):
         error = record.pop("error")
         if error:
-            on_progress(Progress("failed shard", message=error))
+            found = failing_storage(error)
+            message = error if found is None else f"the storage fails: {found.reason}"
+            on_progress(Progress("failed shard", message=message))
+            failing = [*failing, found] if found else []
+            if len(failing) == STOP_AFTER:
+                break
+        elif record["samples"]:
+            failing = []
         counts.update(record)
         line = pipeline.describe(counts, max(time.monotonic() - started, 1e-9))
         on_progress(Progress(pipeline.name, counts["samples"], count, line))
+    return failing[-1] if failing else None
 
 
 def _finish(pipeline: Pipeline, ledger: Ledger, identity: dict[str, Any], seconds: float) -> RunSummary:

@@ -50,6 +50,7 @@ from .common import (
     work_on_sample,
 )
 from .decompose import versioned_plan
+from .faults import FaultWitness, StorageFails
 from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
 from .session import ray_session
 
@@ -280,25 +281,31 @@ class _Preparer:
     def __init__(self, settings: PrepareSettings, storage: StorageSettings, workers: WorkerSettings) -> None:
         self._settings, self._storage, self._workers = settings, storage, workers
         self._prepare = isolated(prepare_sample, storage)
+        self._witness = FaultWitness(storage, workers.believe_storage)
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
         reported = time.monotonic()
         name = plan["shard"][0].as_py()
         shard = ShardBuilder(name, extra_fields(plan.schema))
         try:
-            for row in plan_rows_from(plan):
+            rows = plan_rows_from(plan)
+            for row in rows:
                 try:
                     sample = work_on_sample(
                         self._prepare, row, self._settings, self._storage, workers=self._workers, stage="tokenize"
                     )
                 except Rejected as failure:
+                    self._witness.check(row, failure.reject.error_type, rows)
                     shard.rejects.append(failure.reject)
                 else:
+                    self._witness.read(row)
                     shard.add(row, sample)
                 if time.monotonic() - reported > PROGRESS_EVERY:
                     yield waiting_block()
                     reported = time.monotonic()
             yield shard.to_block()
+        except StorageFails as failure:
+            yield failed_block(name, str(failure))
         except Exception as failure:
             # The encoder passes the reason on; an exception here would lose it.
             yield failed_block(name, repr(failure))

@@ -1,0 +1,101 @@
+"""Faults of the environment: no sample is rejected for them, the run waits or stops, and says why."""
+
+import json
+import os
+import shutil
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines import faults
+from pipelines.faults import FailingStorage, FaultWitness, StorageFails, StorageStopped, failing_storage
+from tests import runs
+from tests.conftest import Job
+from videolavit.progress import Progress
+from videolavit.records.rows import PlanRow
+from videolavit.records.storage import StorageSettings
+
+
+def row_of(path: Path, planned: float | None = 4.0) -> PlanRow:
+    return PlanRow(source=str(path), url=str(path), kind="video", sample_id=path.name, planned_seconds=planned)
+
+
+def test_a_missing_file_is_believed_while_others_can_be_read(tmp_path: Path) -> None:
+    there, gone = tmp_path / "there.mp4", tmp_path / "gone.mp4"
+    there.write_bytes(b"x")
+    rows = [row_of(there), row_of(gone)]
+    witness = FaultWitness(StorageSettings(), believe=False)
+    witness.check(rows[1], "SourceMissing", rows)
+    there.unlink()
+    for error in ("SourceMissing", "SourceForbidden", "SourceUnreadable"):
+        with pytest.raises(StorageFails) as failed:
+            witness.check(rows[1], error, rows)
+    witness.check(rows[1], "CorruptVideo", rows)
+    witness.check(rows[1], "SourceMissing", [rows[1], replace(rows[0], planned_seconds=None)])  # never seen
+    FaultWitness(StorageSettings(), believe=True).check(rows[1], "SourceMissing", rows)
+    found = failing_storage(f"00000-000001.parquet: {failed.value}")
+    assert found is not None
+    assert (found.url, "no such file" in found.reason) == (str(there), True)
+    assert failing_storage("00000-000001.parquet: ValueError('x')") is None
+
+
+def test_the_last_good_file_is_the_witness(tmp_path: Path) -> None:
+    """Also for images, whose headers no plan reads, and in shards of one row."""
+    good, gone = tmp_path / "good.png", tmp_path / "gone.png"
+    good.write_bytes(b"x")
+    witness = FaultWitness(StorageSettings(), believe=False)
+    witness.check(row_of(gone, planned=0.0), "SourceMissing", [])
+    witness.read(row_of(good, planned=0.0))
+    witness.check(row_of(gone, planned=0.0), "SourceMissing", [])
+    good.unlink()
+    with pytest.raises(StorageFails):
+        witness.check(row_of(gone, planned=0.0), "SourceMissing", [])
+
+
+def test_a_storage_is_waited_for(tmp_path: Path) -> None:
+    file, reports = tmp_path / "file", list[Progress]()
+    failing = FailingStorage(str(file), "it is away")
+
+    def sleep(seconds: float) -> None:
+        if len(reports) == 3:
+            file.write_bytes(b"x")
+
+    faults.wait_for_storage(failing, StorageSettings(), reports.append, sleep=sleep)
+    assert [one.message.partition(",")[0] for one in reports[:3]] == ["waiting for the storage"] * 3
+    assert reports[-1].message == f"{file} can be read again"
+    file.unlink()
+    with pytest.raises(StorageStopped, match="No sample was rejected for it"):
+        faults.wait_for_storage(
+            failing, StorageSettings(), reports.append, limit=0.05, sleep=lambda _: time.sleep(0.02)
+        )
+
+
+def test_a_folder_that_goes_away_in_the_middle_rejects_nothing(
+    on_head: Job, small_corpus: Path, tmp_path: Path
+) -> None:
+    """All but one of the planned videos are behind a link that leads nowhere for a while."""
+    videos, away, run = tmp_path / "videos", tmp_path / "away", tmp_path / "run"
+    shutil.copytree(small_corpus, videos)
+    words = ("decompose", "--input", videos, "--output", run, "--attempts", 1)
+    assert on_head(*words, "--plan").returncode == 0
+    started = threading.Event()
+
+    def take_away() -> None:
+        while not (run / "plan").exists() or not any((run / "plan").glob("*.parquet")):
+            time.sleep(0.01)
+        videos.rename(away)
+        started.set()
+        time.sleep(15)
+        away.rename(videos)
+
+    thread = threading.Thread(target=take_away)
+    thread.start()
+    done = on_head(*words)
+    thread.join()
+    assert started.is_set()
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "run.json").read_text())["counts"]["rejects"] == 0
+    assert len(runs.samples(str(run))) == len(os.listdir(videos))
