@@ -18,7 +18,7 @@ SUSPICIOUS = {kind.__name__ for kind in (SourceForbidden, SourceMissing, SourceU
 """Names of errors that a storage gives for a file, and that may be its own."""
 
 STOP_AFTER = 3
-"""Shards in a row that a storage has to fail before a run stops."""
+"""Shards in a row that a storage fails before a run looks at it, and looks in vain before the run stops."""
 
 WAIT_SECONDS, LOOK_EVERY = 600.0, 10.0
 """Longest time that a run waits for a storage, and the time between two looks at it, in seconds."""

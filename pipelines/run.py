@@ -331,6 +331,7 @@ def _work_on_pending(pipeline: Pipeline, ledger: Ledger, storage: StorageSetting
     shards = pending_shards(ledger)
     if not shards:
         on_progress(Progress(pipeline.name, message="nothing new to do"))
+    in_vain = 0
     while shards:
         failing = _work(pipeline, shards, ledger.folder, on_progress)
         if failing is None:
@@ -339,9 +340,11 @@ def _work_on_pending(pipeline: Pipeline, ledger: Ledger, storage: StorageSetting
             wait_for_storage(failing, storage, on_progress)
         except StorageStopped as error:
             return str(error)
-        before, shards = len(shards), pending_shards(ledger)
-        if len(shards) == before:
+        left = pending_shards(ledger)
+        in_vain = in_vain + 1 if len(left) == len(shards) else 0
+        if in_vain == STOP_AFTER:
             return f"workers cannot read what this process can: {failing.reason}"
+        shards = left
     return ""
 
 
