@@ -20,6 +20,17 @@ import pyarrow as pa
 from .sendable import CLASSES
 
 _HEAD = struct.Struct("<I")
+_OFFSET, _SIGNED, _SHORT = struct.Struct("<I"), struct.Struct("<i"), struct.Struct("<H")
+_HEADER, _DICTIONARY_DATA, _COMPRESSION = 2, 1, 3
+"""Numbers of fields in Arrow's flatbuffers: the header of a Message, the data of a DictionaryBatch, and the compression
+of a RecordBatch."""
+
+_WRONG = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError, OSError),
+    *(struct.error, pa.ArrowException),
+)
+"""Errors of bytes that are no value; Arrow has OSErrors among its own."""
+
 _DTYPE = re.compile(r"[<>|]?[biuf][1248]")
 
 
@@ -112,7 +123,7 @@ def decode(message: memoryview) -> Any:
         return _Reader(message[_HEAD.size + length :]).value(tree)
     except WireError:
         raise
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError, struct.error, pa.ArrowException) as error:
+    except _WRONG as error:
         raise WireError(f"{type(error).__name__}: {error}") from None
 
 
@@ -147,7 +158,9 @@ class _Reader:
         return np.frombuffer(self._part(tree), np.dtype(tree["type"])).reshape(tree["shape"])
 
     def _table(self, tree: Mapping[str, Any]) -> pa.Table:
-        table = pa.ipc.open_stream(pa.py_buffer(self._part(tree))).read_all()
+        data = pa.py_buffer(self._part(tree))
+        _refuse_compressed(data)
+        table = pa.ipc.open_stream(data).read_all()
         table.validate(full=True)  # offsets from a stranger may point anywhere
         return table
 
@@ -158,6 +171,32 @@ class _Reader:
             if not _fits(fields[name], expected):
                 raise WireError(f"{kind.__qualname__}.{name} has another type than it is declared with")
         return kind(**fields)
+
+
+def _refuse_compressed(stream: pa.Buffer) -> None:
+    """Raises WireError for a stream of Arrow with compressed buffers: a short one could take any amount of memory."""
+    for message in pa.ipc.MessageReader.open_stream(stream):
+        metadata = message.metadata.to_pybytes()  # Arrow has verified that its offsets lie inside
+        (root,) = _OFFSET.unpack_from(metadata)
+        header = _followed(metadata, _field(metadata, root, _HEADER))
+        if message.type == "dictionary":
+            header = _followed(metadata, _field(metadata, header, _DICTIONARY_DATA))
+        if message.type in ("dictionary", "record batch") and _field(metadata, header, _COMPRESSION):
+            raise WireError("a table with compressed buffers")
+
+
+def _field(flat: bytes, table: int, number: int) -> int:
+    """Place of a field of a flatbuffers table; 0 if it has none."""
+    places = table - _SIGNED.unpack_from(flat, table)[0]
+    (size,) = _SHORT.unpack_from(flat, places)
+    at = 4 + 2 * number
+    relative = _SHORT.unpack_from(flat, places + at)[0] if at < size else 0
+    return table + relative if relative else 0
+
+
+def _followed(flat: bytes, place: int) -> int:
+    """Place that an offset points to."""
+    return place + int(_OFFSET.unpack_from(flat, place)[0])
 
 
 @cache
