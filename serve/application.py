@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
@@ -23,6 +24,7 @@ from .graph import Graph
 from .logs import start_log
 from .service import Service
 from .settings import Replicas, ServeSettings, read_settings
+from .store import check_sqlite
 
 APPLICATION_NAME = "videolavit"
 """Name of the application."""
@@ -86,6 +88,9 @@ def build(arguments: dict[str, Any]) -> Application:
     settings = read_settings(arguments | {"generation": suited | arguments.get("generation", {})})
     if "://" not in settings.storage and not Path(settings.storage).is_absolute():
         raise ValueError(f"storage: {settings.storage} is a different folder on each node; give an absolute path")
+    if settings.database is None:
+        nodes = len(ray.nodes()) if ray.is_initialized() else 1
+        check_sqlite(f"sqlite:///{settings.storage}/jobs.sqlite", min(settings.ingress.replica_range[1], nodes))
     return application(settings)
 
 

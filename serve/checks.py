@@ -13,7 +13,7 @@ from videolavit.records.storage import Folder, StorageError, StorageSettings
 
 from .keys import read_keys
 from .settings import ServeSettings
-from .store import JobStore, database_url
+from .store import JobStore, check_sqlite, database_url
 
 PROBE = ".probe"
 """File that is written to the storage, and removed again."""
@@ -32,7 +32,9 @@ def check_settings(settings: ServeSettings) -> ModelFolder:
     model = _check_model(settings.model)
     folder = _check_storage(settings.storage)
     try:
-        JobStore(database_url(settings.database, folder)).engine.dispose()
+        url = database_url(settings.database, folder)
+        check_sqlite(url)
+        JobStore(url).engine.dispose()
     except (SQLAlchemyError, ImportError, OSError) as error:
         raise ValueError(f"the database cannot be used: {str(error).splitlines()[0]}") from None
     return model

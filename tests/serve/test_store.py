@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from serve.settings import read_settings
-from serve.store import HOLDERS, JOBS, TAKEOVERS, Idempotency, Job, JobStore, new_id
+from serve.store import HOLDERS, JOBS, TAKEOVERS, Idempotency, Job, JobStore, check_sqlite, new_id
 from serve.video_jobs import JobWorker
 from videolavit.records.storage import Folder, StorageSettings
 
@@ -362,3 +362,18 @@ def test_a_machine_that_starts_with_a_wrong_clock_does_not_go_back(
     monkeypatch.setattr("serve.clock.BOOT_ID", tmp_path / "boot_id")
     monkeypatch.setattr(time, "time", lambda: 100.0)
     assert 0 <= JobStore(url)._now() - before < 5
+
+
+# ---- SQLite and other machines --------------------------------------------------------------------------------------
+
+
+def test_sqlite_is_not_shared_over_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\nserver:/share {tmp_path}/my\\040share nfs4 rw 0 0\n")
+    monkeypatch.setattr("serve.store.MOUNTS", mounts)
+    check_sqlite(f"sqlite:///{tmp_path}/jobs.sqlite")
+    check_sqlite("postgresql://host/db", nodes=3)
+    with pytest.raises(ValueError, match=r"on a network file system \(nfs4\)"):
+        check_sqlite(f"sqlite:///{tmp_path}/my share/data/jobs.sqlite")
+    with pytest.raises(ValueError, match="ingresses on several nodes"):
+        check_sqlite(f"sqlite:///{tmp_path}/jobs.sqlite", nodes=2)

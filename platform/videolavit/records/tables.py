@@ -13,10 +13,10 @@ from videolavit.media.errors import MediaError
 from . import schema
 from .addresses import folder_of, shown
 from .files import InputError, suffix_of
-from .parquet import ParquetReader
-from .plain import NotPlain, plain_column, plain_type
-from .storage import StorageSettings, open_source
-from .text_tables import as_text, csv_typed, read_csv, read_json
+from .plain import NotPlain, plain_type
+from .storage import StorageSettings
+from .table_files import parquet_rows, plain_rows, table_content
+from .text_tables import as_text, csv_typed
 
 BATCH_ROWS = 20_000
 """Rows of a table that are listed at a time."""
@@ -77,29 +77,13 @@ class Table:
             if self.rows is not None:
                 rows = self.rows.select(chosen)
                 for start in range(0, rows.num_rows, BATCH_ROWS):
-                    yield self._plain(rows.slice(start, BATCH_ROWS)), start, 0
+                    plain, left_out = plain_rows(rows.slice(start, BATCH_ROWS))
+                    self.left_out.update(left_out)
+                    yield plain, start, 0
                 return
-            with open_source(self.url, self.storage) as file:
-                parquet, first = ParquetReader(file), 0
-                for group in range(parquet.num_row_groups):
-                    end = first + parquet.metadata.row_group(group).num_rows
-                    if not chosen:  # the only column holds bytes
-                        yield pa.table({"": pa.nulls(end - first)}), first, group
-                    else:
-                        for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=chosen):
-                            yield self._plain(pa.Table.from_batches([batch])), first, group
-                            first += batch.num_rows
-                    first = end
-
-    def _plain(self, rows: pa.Table) -> pa.Table:
-        columns = {}
-        for name in rows.column_names:
-            try:
-                columns[name] = plain_column(rows[name])
-            except NotPlain as error:
-                self.left_out[name] = str(error)
-                columns[name] = pa.nulls(rows.num_rows, self.fields.field(name).type)
-        return pa.table(columns)
+            for some in parquet_rows(self.url, self.storage, chosen):
+                self.left_out.update(some.left_out)
+                yield some.rows, some.first, some.group
 
     def typed(self, text_columns: Collection[str]) -> "Table":
         """The table with the types that its values have; those of Parquet stay.
@@ -126,17 +110,13 @@ def open_table(url: str, storage: StorageSettings) -> Table:
     Raises:
         InputError: it cannot be read.
     """
-    with naming_table(url), open_source(url, storage) as file:
-        if suffix_of(url) == ".parquet":
-            parquet, rows = ParquetReader(file), None
-            written, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
-        else:
-            rows = (read_csv if suffix_of(url) == ".csv" else read_json)(file.read())
-            written, num_rows = rows.schema, rows.num_rows
+    with naming_table(url):
+        content = table_content(url, storage)
+    written = content.columns.schema
     if len(set(written.names)) < len(written.names):
         raise InputError(f"the manifest {url} has a column twice: {', '.join(written.names)}")
     fields, left_out = _plain_fields(written)
-    return Table(url, fields, schema.kind_of(written), storage, num_rows, left_out, rows)
+    return Table(url, fields, schema.kind_of(written), storage, content.num_rows, left_out, content.rows)
 
 
 def _plain_fields(fields: pa.Schema) -> tuple[pa.Schema, dict[str, str]]:
