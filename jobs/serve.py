@@ -70,6 +70,7 @@ def _serve(settings: "ServeSettings") -> None:
         serving(settings, on_progress, lambda line: console.print(foreign(line), soft_wrap=True)) as service,
     ):
         status.stop()
+        console.print(foreign(service.sandbox), soft_wrap=True)
         if not service.is_trained:
             remark = f"the weights of {service.model} are untrained: it generates noise"
             console.print(foreign(remark, "yellow"), soft_wrap=True)

@@ -22,6 +22,7 @@ from videolavit.records.report import REPORT
 from videolavit.records.rows import Reject, rejects_to
 from videolavit.records.shards import Ledger, ShardKind, total
 from videolavit.records.storage import Folder, StorageSettings
+from videolavit.sandbox.call import describe_layers
 
 from .common import WorkerSettings
 from .faults import STOP_AFTER, FailingStorage, StorageStopped, failing_storage, wait_for_storage
@@ -249,6 +250,7 @@ def start_run(
     if accepted:
         found = json.loads(ledger.folder.read(RUN_FILE) or b"{}")
         ledger.folder.replace(RUN_FILE, _json(found | {"identity": identity, "complete": False}))
+    on_progress(Progress("sandbox", message=describe_layers()))
     with ray_session(on_progress):
         planner = Planner(ledger, pipeline.assign, pipeline.settings, pipeline.workers, storage, on_progress)
         if settings.retry_rejects:

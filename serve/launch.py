@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.ray_setup import ray_arguments, restored_process, starting_ray
 from videolavit.records.storage import absolute_url
+from videolavit.sandbox.call import describe_layers
 
 from .application import APPLICATION_NAME, application, unhealthy_deployments
 from .checks import check_resources, check_settings
@@ -46,11 +47,13 @@ class RunningService:
         url: Address of the service, without a slash at the end.
         model: Name that clients call the model by.
         is_trained: False for a preset, whose untrained weights generate noise.
+        sandbox: Line for people about the sandbox in which uploads are decoded.
     """
 
     url: str
     model: str
     is_trained: bool
+    sandbox: str
 
 
 @contextlib.contextmanager
@@ -97,7 +100,7 @@ def serving(
                 reasons = unhealthy_deployments() or str(error).splitlines()[:1]
                 raise StartFailed("the service could not be started: " + "; ".join(reasons)) from None
             try:
-                yield RunningService(settings.url, settings.model_name, model.is_trained)
+                yield RunningService(settings.url, settings.model_name, model.is_trained, describe_layers())
             finally:
                 on_progress(Progress("stop", message="finishing requests; jobs in progress return to the queue"))
                 _drain(settings.drain_seconds)

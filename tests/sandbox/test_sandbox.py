@@ -23,7 +23,13 @@ from videolavit.media.errors import MediaError, NotAFile, SourceForbidden, Sourc
 from videolavit.records.rows import Source
 from videolavit.records.source_files import isolated
 from videolavit.records.storage import StorageSettings
-from videolavit.sandbox.call import IsolatedFunction, IsolatedIterator, NeedsTooMuchMemory, ProcessDied
+from videolavit.sandbox.call import (
+    IsolatedFunction,
+    IsolatedIterator,
+    NeedsTooMuchMemory,
+    ProcessDied,
+    describe_layers,
+)
 from videolavit.sandbox.channel import Channel, MessageKind
 from videolavit.sandbox.memory import CODE, SMALLEST, large_limit, only_large_one, usual_limit
 from videolavit.sandbox.pool import ChildPool
@@ -45,6 +51,10 @@ def layers_of_kernel() -> set[str]:
 def test_every_layer_that_the_kernel_has_is_active(isolate: Isolate) -> None:
     active = isolate(hostile.surroundings).layers(time_limit=60)
     assert {name.rstrip(" 0123456789") for name in active} == layers_of_kernel()
+    line = describe_layers()
+    assert line.startswith(f"foreign files are decoded in a sandbox: {', '.join(active)}")
+    lacking = {"namespaces", "Landlock", "seccomp"} - layers_of_kernel()
+    assert set(filter(None, line.partition("; this system lacks ")[2].split(", "))) == lacking
 
 
 def test_a_broken_decoder_can_do_nothing(isolate: Isolate, tmp_path: Path) -> None:

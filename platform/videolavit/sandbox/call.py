@@ -6,6 +6,7 @@ it hangs, crashes or does not keep to the protocol.
 """
 
 import contextlib
+import functools
 import os
 import pickle
 import re
@@ -23,6 +24,7 @@ from typing import IO, Any, BinaryIO, Generic, Protocol, TypeVar, TypeVarTuple
 
 from . import wire
 from .channel import Channel, MessageKind, ProtocolError, pack
+from .layers import OPTIONAL_LAYERS, limit_processor_time
 from .memory import large_limit, only_large_one, usual_limit
 from .starter import start
 
@@ -174,6 +176,25 @@ class IsolatedFunction(Generic[*Arguments, Result]):
 
     def _start(self, memory: int) -> "_Child[Result]":
         return _Child(self._target, self._folder, memory, self._sources, self._errors)
+
+
+@functools.cache
+def describe_layers(time_limit: float = 60.0) -> str:
+    """Line for people about the layers of the sandbox that are active here, and those that this kernel lacks.
+
+    Args:
+        time_limit: Longest time of the start of a child, in seconds.
+    """
+    child = IsolatedFunction(limit_processor_time)
+    try:
+        active = child.layers(time_limit)
+    except (CallFailed, TimeoutError) as error:
+        return f"the sandbox does not start: {error}"
+    finally:
+        child.close()
+    missing = [name for name in OPTIONAL_LAYERS if not any(one.startswith(name) for one in active)]
+    line = f"foreign files are decoded in a sandbox: {', '.join(active)}"
+    return f"{line}; this system lacks {', '.join(missing)}" if missing else line
 
 
 class IsolatedIterator(IsolatedFunction[*Arguments, Iterator[Result]]):

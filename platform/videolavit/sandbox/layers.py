@@ -25,6 +25,9 @@ _CAPABILITIES_VERSION = 0x20080522
 _LAST_CAPABILITY = 63
 _CLONE_NEWNET, _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWUTS = 0x40000000, 0x08000000, 0x10000000, 0x04000000
 
+OPTIONAL_LAYERS = ("namespaces", "Landlock", "seccomp")
+"""Layers that some systems lack."""
+
 _OPEN_FILES = 256
 """Files that a child may have open."""
 
