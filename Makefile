@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo proof serve check test test-slow lint types unit bench clean
+.PHONY: demo proof serve check test test-slow fuzz lint types unit bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m jobs.demo
@@ -25,6 +25,10 @@ test: lint types unit
 # The tests that are slow by nature: processes killed at many moments, browsers, load, fuzzing, whole products.
 test-slow: $(VENV)/dev $(VENV)/demo
 	$(BIN)/pytest -m slow
+
+# Fuzzing for an hour or more: changed files, tables, archives, pictures, answers and requests.
+fuzz: $(VENV)/dev
+	FUZZ_EXAMPLES=20000 $(BIN)/pytest tests/test_fuzz.py --timeout 7200
 
 # Lint, types and the quick tests, in at most three minutes on two cores.
 check: lint types

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -56,8 +56,8 @@ from .uploads import read_frames, read_image, read_upload_clips
 
 T = TypeVar("T")
 
-DECODER_PROCESSES = 2
-"""Number of uploads that a replica decodes at once."""
+DECODER_PROCESSES = 3
+"""Number of uploads that a replica decodes at once; those of one key may take all but one of the places."""
 
 PART_SECONDS, LONGEST_PART_SECONDS = 0.02, 0.2
 """Time between two parts of a streamed answer, in seconds: where it is the only one, and at most. Each part takes a
@@ -81,10 +81,12 @@ class VisualTokenizerDeployment:
             for component in ("visual_tokenizer", "motion_tokenizer")
             if model.has(f"understanding/{component}")
         ]
-        # a cancelled request does not stop its thread, whose network or child process is free when the thread ends
+        # a cancelled request does not stop its thread, whose network is free when the thread ends
         self._networks, self._decoding = ThreadPoolExecutor(1), ThreadPoolExecutor(DECODER_PROCESSES)
         self._read_image, self._read_clips = _in_children(read_image), _in_children(read_upload_clips)
         self._read_frames = _in_children(read_frames)
+        places = DECODER_PROCESSES if settings.keys is None else DECODER_PROCESSES - 1
+        self._places = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(places))
 
     async def encode_context(self, upload: Upload | FrameFiles, max_clips: int | None) -> VisualContext:
         """Features of an image or a video for a chat. Raises MediaError."""
@@ -92,7 +94,7 @@ class VisualTokenizerDeployment:
         if isinstance(upload, FrameFiles):
             limits = self._limits
             arguments = await upload.files, upload.fps, limits.input_seconds, limits.input_pixels
-            media = await self._decode(self._read_frames, *arguments)
+            media = await self._decode(self._read_frames, upload.owner, *arguments)
         elif upload.kind == "image":
             media = await self._picture(upload)
         else:
@@ -121,20 +123,31 @@ class VisualTokenizerDeployment:
         return await self._run(self._networks, encode_pictures, pictures, self._runtime.loaded("visual_tokenizer"))
 
     async def _picture(self, upload: Upload) -> Picture:
-        return await self._decode(self._read_image, await upload.data, self._limits.input_pixels)
+        return await self._decode(self._read_image, upload.owner, await upload.data, self._limits.input_pixels)
 
     async def _clips(self, upload: Upload, policy: str, max_clips: int | None) -> list[Clip]:
         limits = self._limits
         arguments = await upload.data, policy, max_clips, limits.input_seconds, limits.input_pixels
-        clips = await self._decode(self._read_clips, *arguments)
+        clips = await self._decode(self._read_clips, upload.owner, *arguments)
         if not clips:
             raise MediaError("the video has no clip")
         return clips
 
-    async def _decode(self, reader: ChildPool[*Arguments, Result], *arguments: *Arguments) -> Result:
+    async def _decode(self, reader: ChildPool[*Arguments, Result], owner: str, *arguments: *Arguments) -> Result:
         limit = self._limits.decode_seconds
         try:
-            return await self._run(self._decoding, partial(reader, *arguments, time_limit=limit))
+            async with self._places[owner]:
+                child = reader.take()
+                try:
+                    result = await self._run(self._decoding, partial(child, *arguments, time_limit=limit))
+                except asyncio.CancelledError:
+                    child.give_up()
+                    raise
+                except BaseException:
+                    reader.give_back(child)
+                    raise
+                reader.give_back(child)
+                return result
         except TimeLimitExceeded:
             raise MediaError(f"the upload was not decoded within {limit:g} s") from None
         except CallFailed as error:

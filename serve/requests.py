@@ -28,10 +28,12 @@ class Upload:
     Args:
         data: Reference to the bytes of the file.
         kind: Kind of media that the file is decoded as.
+        owner: Owner of the API key of the client; empty for video jobs.
     """
 
     data: ObjectRef[bytes]
     kind: Literal["image", "video"]
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,13 @@ class FrameFiles:
 
     Args:
         files: Reference to the bytes of the files.
-        fps: FrameFiles per second.
+        fps: Images per second.
+        owner: Owner of the API key of the client.
     """
 
     files: ObjectRef[list[bytes]]
     fps: float
+    owner: str
 
 
 @dataclass(frozen=True)

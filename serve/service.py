@@ -159,7 +159,7 @@ class Service:
             seed=given_or_drawn(request.seed),
         )
         async with asyncio.TaskGroup() as tasks:
-            encoding = {medium: tasks.create_task(self._encode(medium)) for medium in media}
+            encoding = {medium: tasks.create_task(self._encode(medium, owner)) for medium in media}
 
         def encoded(content: MessageContent) -> list[Any]:
             return [part if isinstance(part, str) else encoding[part].result() for part in content]
@@ -173,16 +173,17 @@ class Service:
             request.stop or [],
         )
 
-    async def _encode(self, medium: SentMedium) -> object:
+    async def _encode(self, medium: SentMedium, owner: str) -> object:
         """Reference to the features of an image or a video of a chat. Raises ApiError, which names its part."""
         try:
             read = [await self._fetcher.read(url, medium.place) for url in medium.urls]
             upload: Upload | FrameFiles
             if medium.kind == "frames":
-                upload = FrameFiles(ray.put([data for data, _ in read]), medium.fps)
+                upload = FrameFiles(ray.put([data for data, _ in read]), medium.fps, owner)
             else:
                 ((data, media_type),) = read
-                upload = Upload(ray.put(data), medium.kind or media_kind(media_type, medium.place))
+                kind = medium.kind or media_kind(media_type, medium.place)
+                upload = Upload(ray.put(data), kind, owner)
             return await self.graph.encode_context(upload, medium.max_clips)
         except Exception as error:
             answer = api_error(error)

@@ -82,6 +82,7 @@ SLOW_PATHS = (
     "tests/pipelines/test_demo.py",  # whole products, from nothing
     "tests/pipelines/test_proof.py",
     "tests/test_examples.py",
+    "tests/test_fuzz.py",
     "tests/test_wheel.py",
     "tests/pipelines/test_kill.py",  # processes killed at many moments
     "tests/pipelines/test_tokenize_kill.py",

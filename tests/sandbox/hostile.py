@@ -139,6 +139,11 @@ def read_parts(address: str) -> list[bytes]:
         return parts
 
 
+def busy(seconds: float) -> None:
+    """Takes long."""
+    time.sleep(seconds)
+
+
 def count(items: int, size: int, pause: float) -> Iterator[bytes]:
     """Numbers, of some bytes each."""
     for number in range(items):

@@ -1,20 +1,27 @@
 """Deployment of the language model: streamed and complete answers, and codes."""
 
 import asyncio
+import contextlib
+import io
 import time
 from dataclasses import replace
 
+import psutil
 import pytest
+from PIL import Image
 
-from serve.deployments import LanguageModelDeployment
+from serve.deployments import LanguageModelDeployment, VisualTokenizerDeployment
 from serve.requests import AnswerRequest
 from serve.settings import read_settings
+from tests.sandbox import hostile
 from videolavit.generation.describe import DescribeSettings
 from videolavit.generation.program import ClipCodes, TokensRequest
 from videolavit.generation.runtime import Runtime
 from videolavit.generation.settings import GenerateSettings
 from videolavit.generation.token_generator import TokenGenerator, TokenGrammar
 from videolavit.models.folder import ModelFolder
+from videolavit.sandbox.call import IsolatedFunction
+from videolavit.sandbox.pool import ChildPool
 
 from .running import QUICK
 
@@ -75,3 +82,41 @@ def test_codes_are_those_of_the_library(request_for_codes: TokensRequest) -> Non
     with Runtime(folder).use("language_model") as network:
         library = TokenGenerator(network, TokenGrammar(folder, folder.text_tokenizer(), settings))
         assert library.generate([request_for_codes]) == [dict(enumerate(asyncio.run(run())))]
+
+
+# ---- uploads --------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_that_leaves_ends_its_child_and_a_key_leaves_a_place() -> None:
+    """With a decoder that works for a minute; the child of a good image is used again."""
+
+    async def run() -> None:
+        deployment = VisualTokenizerDeployment(read_settings({"model": "tiny", "keys": "keys.json"}))
+        slow = ChildPool(lambda: IsolatedFunction(hostile.busy))
+        calls = [asyncio.create_task(deployment._decode(slow, "alice", 60.0)) for _ in range(3)]
+        await asyncio.sleep(1)
+        picture = io.BytesIO()
+        Image.new("RGB", (8, 8), "red").save(picture, "PNG")
+        began = time.monotonic()
+        for _ in range(2):
+            read = await deployment._decode(deployment._read_image, "bob", picture.getvalue(), 100)
+            assert read.shape == (8, 8, 3)
+        assert time.monotonic() - began < 20
+        assert len(deployment._read_image._idle) == 1
+        for call in calls:
+            call.cancel()
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(end) for end in ends} == {asyncio.CancelledError}
+        for _ in range(100):
+            if not any("busy" in word for one in psutil.Process().children() for word in _command(one)):
+                return
+            await asyncio.sleep(0.1)
+        raise AssertionError("a child works on for nobody")
+
+    asyncio.run(run())
+
+
+def _command(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []

@@ -118,6 +118,7 @@ class IsolatedFunction(Generic[*Arguments, Result]):
         self._target, self._folder = _import_name(function)
         self._sources, self._errors = files, tuple(errors)
         self._child: _Child[Result] | None = None
+        self._given_up = False
 
     def __call__(self, *args: *Arguments, time_limit: float) -> Result:
         """Calls the function and returns its result, or raises what it raised.
@@ -138,8 +139,8 @@ class IsolatedFunction(Generic[*Arguments, Result]):
                 return self._running().call(args, deadline)
             except NeedsTooMuchMemory:
                 self.close()  # a process keeps what it has taken
-            with only_large_one(deadline):
-                large = self._start(large_limit())
+            with only_large_one(deadline, lambda: not self._given_up):
+                self._child = large = self._start(large_limit())
                 try:
                     return large.call(args, deadline)
                 finally:
@@ -151,6 +152,13 @@ class IsolatedFunction(Generic[*Arguments, Result]):
         """Kills the child, if there is one."""
         if self._child is not None:
             self._child.close()
+
+    def give_up(self) -> None:
+        """Ends a call that another thread makes, and that nobody waits for any more. No other call may follow."""
+        self._given_up = True
+        child = self._child
+        if child is not None:
+            child.kill()
 
     @property
     def pid(self) -> int | None:
@@ -253,8 +261,12 @@ class _Child(Generic[Result]):
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
+    def kill(self) -> None:
+        """Kills the process; whoever waits for its answer is told."""
+        self._process.kill()
+
     def close(self) -> None:
-        """Kills the process."""
+        """Kills the process, and closes all that belongs to it."""
         self._process.kill()
         self._process.wait()
         self._channel.close()

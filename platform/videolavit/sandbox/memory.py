@@ -4,7 +4,7 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -30,11 +30,15 @@ def large_limit() -> int:
 
 
 @contextmanager
-def only_large_one(deadline: float) -> Iterator[None]:
+def only_large_one(deadline: float, is_wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """Waits until no other child of this user takes much on this node; the lock ends with its process.
 
+    Args:
+        deadline: Latest time, of `time.monotonic`.
+        is_wanted: Tells whether it is worth to wait on.
+
     Raises:
-        TimeoutError: the deadline, of `time.monotonic`, passed.
+        TimeoutError: the deadline passed, or nobody waits any more.
     """
     file = Path(tempfile.gettempdir()) / f"videolavit-{os.getuid()}.lock"
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -44,7 +48,7 @@ def only_large_one(deadline: float) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= deadline or not is_wanted():
                     raise TimeoutError from None
                 time.sleep(_PAUSE)
         yield

@@ -19,11 +19,19 @@ class ChildPool(Generic[*Arguments, Result]):
 
     def __call__(self, *args: *Arguments, time_limit: float) -> Result:
         """Calls the function in an idle child. Raises what `IsolatedFunction` does."""
-        try:
-            child = self._idle.pop()
-        except IndexError:
-            child = self._make()
+        child = self.take()
         try:
             return child(*args, time_limit=time_limit)
         finally:
-            self._idle.append(child)
+            self.give_back(child)
+
+    def take(self) -> IsolatedFunction[*Arguments, Result]:
+        """An idle child, or a new one, for one caller. It is given back when its call has ended, or else given up."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._make()
+
+    def give_back(self, child: IsolatedFunction[*Arguments, Result]) -> None:
+        """Lets others have a child."""
+        self._idle.append(child)
