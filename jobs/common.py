@@ -16,7 +16,7 @@ from rich.text import Text
 from videolavit.media import MediaError
 from videolavit.ray_setup import RayUnavailable
 from videolavit.records.files import InputError
-from videolavit.records.storage import StorageError, StorageSettings
+from videolavit.records.storage import StorageDown, StorageError, StorageSettings
 
 T = TypeVar("T")
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -127,10 +127,13 @@ def fail(message: object, status: int = 2) -> NoReturn:
 
 @contextlib.contextmanager
 def user_errors(*types: type[Exception]) -> Iterator[None]:
-    """Ends the job, as `fail` does, when the body raises one of these exceptions; with status 1 if there is no Ray."""
+    """Ends the job, as `fail` does, when the body raises one of these exceptions.
+
+    The status is 1 if there is no Ray, or if a storage fails for the moment.
+    """
     try:
         yield
-    except RayUnavailable as error:
+    except (RayUnavailable, StorageDown) as error:
         fail(error, status=1)
     except types as error:
         fail(error)

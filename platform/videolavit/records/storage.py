@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
-from botocore.exceptions import BotoCoreError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from fsspec.implementations.local import LocalFileSystem
 
 from videolavit.files import publish, publish_new, unused_path
@@ -28,12 +29,19 @@ from .addresses import is_web, joined, normalised, protocol_of, shown
 from .confinement import NotPublic, OutsideAddress, WebTrust, trust_of
 from .web import WebFileSystem
 
+WRITER = "writer"
+"""Name of the metadata of an object on S3 that tells one attempt to create it from another."""
+
 READ_AHEAD = 4 << 20
 """Bytes fetched at a time from remote storage: a few requests for a header, a few dozen for a video."""
 
 
 class StorageError(ValueError):
     """A location cannot be used; the message names it and the likely fix."""
+
+
+class StorageDown(StorageError):
+    """A storage answers with a fault of its own. The same call may succeed later."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,9 @@ def naming_location(url: str) -> Iterator[None]:
     except PermissionError as error:
         raise StorageError(f"no permission for {shown(url)}: {error}; check the credentials") from None
     except (OSError, BotoCoreError) as error:
+        cause = error.__cause__
+        if isinstance(cause, ClientError) and cause.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
+            raise StorageDown(f"{shown(url)} fails for the moment: {error}; start again later") from None
         raise StorageError(f"cannot use {shown(url)}: {error}") from None
 
 
@@ -255,6 +266,7 @@ class Folder:
         self.fs, self.path = filesystem(self.url, settings)
         self.path = self.path.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
+        self.is_s3 = protocol_of(self.url) in ("s3", "s3a")
 
     def join(self, name: str) -> str:
         return joined(self.path, name)
@@ -293,13 +305,16 @@ class Folder:
         if self.is_local:
             with local_file.open("rb") as source, _complete_copy(Path(target), source) as copy:
                 return publish_new(copy, Path(target))
+        writer = secrets.token_hex(8)
+        marked = {"Metadata": {WRITER: writer}} if self.is_s3 else {}
         try:
-            self.fs.put_file(str(local_file), target, mode="create")
+            self.fs.put_file(str(local_file), target, mode="create", **marked)
         except OSError:
-            # Servers word a failed precondition differently. If the name is taken now, that was it.
+            # Servers word a failed precondition differently. If the name is taken now, that was it; and perhaps by this
+            # very file, if the answer to the first try was lost on its way.
             self.fs.invalidate_cache()
             if self.fs.exists(target):
-                return False
+                return bool(self.is_s3 and self.fs.metadata(target, refresh=True).get(WRITER) == writer)
             raise
         return True
 
