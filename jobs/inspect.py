@@ -8,6 +8,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from videolavit.files import write_beside
 from videolavit.media import MediaError, contact_sheet
 from videolavit.records.inspection import RunFacts, ShardFacts, VideoFacts, inspect
 from videolavit.records.report import render_page
@@ -34,10 +35,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.png and not found.cells:
             fail("there is no clip to draw")
         if options.png:
-            Image.fromarray(contact_sheet(found.cells)).save(_new_file(options.png), "PNG")
+            with write_beside(Path(options.png)) as (unfinished,):
+                Image.fromarray(contact_sheet(found.cells)).save(unfinished, "PNG")
         if options.html:
             page = render_page(title=options.path, facts=found.facts, cells=found.cells)
-            _new_file(options.html).write_text(page)
+            with write_beside(Path(options.html)) as (unfinished,):
+                unfinished.write_text(page)
 
 
 def print_contents(found: VideoFacts | ShardFacts | RunFacts) -> None:
@@ -79,12 +82,6 @@ def _table(found: VideoFacts | ShardFacts | RunFacts) -> Table:
         for reject in found.rejects:
             table.add_row(reject.error_type, str(reject.count), foreign(f"{reject.source}: {reject.message}"))
     return table
-
-
-def _new_file(path: str) -> Path:
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return file
 
 
 if __name__ == "__main__":

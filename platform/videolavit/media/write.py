@@ -51,10 +51,11 @@ class Mp4Writer:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
-            if self._stream is not None:
-                self._container.mux(self._stream.encode(None))
-            elif kind is None:
+            if kind is not None:
+                return  # after an error, such as of a full disk, libav crashes at the next packet
+            if self._stream is None:
                 raise ValueError("no frames to write")
+            self._container.mux(self._stream.encode(None))
         finally:
             self._container.close()
 
