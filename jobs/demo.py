@@ -6,7 +6,7 @@ Files go to `demo-output/`. The same command continues where the last one stoppe
 
 import sys
 
-from pipelines.demo import demonstrate
+from pipelines.demo import demonstrate, num_tokens
 from pipelines.demo_page import NextCommand
 from pipelines.planning import PlanningIncomplete
 from pipelines.run import RunIncomplete
@@ -44,7 +44,7 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     clips, tokens = summary.clips, summary.tokens
     print(f"clips   {clips.counts['clips']} of {clips.samples} videos, {clips.rejects} rejects: {clips.folder}")
-    print(f"tokens  {tokens.counts['tokens']} of {tokens.counts['clips']} clips: {tokens.folder}")
+    print(f"tokens  {num_tokens(tokens)} of {tokens.counts['clips']} clips: {tokens.folder}")
     print(f"videos  {summary.report.parent / 'videos'}")
     for one in summary.exhibits.asked:
         question, answer = one.answers[0]

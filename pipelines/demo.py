@@ -116,6 +116,11 @@ def find_footage() -> list[Path]:
     return sorted(Path(str(file.locate())) for file in files if file.name in FOOTAGE)
 
 
+def num_tokens(run: RunSummary) -> int:
+    """Number of picture and motion tokens in the shards of a run."""
+    return run.counts["visual_tokens"] + run.counts["motion_tokens"]
+
+
 def _rows(corpus: Path) -> list[dict[str, Any]]:
     """Rows of a rendered corpus, with the paths of its videos."""
     rows = [json.loads(line) for line in (corpus / MANIFEST).read_text().splitlines()]
@@ -128,7 +133,7 @@ def _facts(clips: RunSummary, tokens: RunSummary, seconds: float) -> Mapping[str
         "videos": f"{clips.samples}",
         "clips": f"{counts['clips']}",
         "frames": f"{counts['frames']:,}",
-        "tokens": f"{tokens.counts['tokens']:,}",
+        "tokens": f"{num_tokens(tokens):,}",
         "rejects": f"{clips.rejects}",
         "seconds": f"{seconds:.0f}",
     }
