@@ -3,6 +3,9 @@
 import importlib
 import json
 import math
+import os
+import secrets
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -191,19 +194,36 @@ def log_line(step: int, steps: int, values: dict[str, float]) -> str:
 
 
 class TensorBoard:
-    """Event files in `tensorboard/`."""
+    """Event files in `tensorboard/`.
+
+    The caller's thread writes them: in one of its own, a full disk or a folder that is gone would raise unseen.
+    """
 
     def __init__(self, folder: Path, config: dict[str, Any], step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        place = folder / "tensorboard"
+        place.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+        self._writer = RecordWriter((place / name).open("ab"))
+        self._write(file_version="brain.Event:2")
+        self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))  # replaces what came after
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        of_step = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(step=step, summary=Summary(value=of_step))
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
+
+    def _write(self, **fields: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._writer.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
 
 class MLflow:
