@@ -56,6 +56,7 @@ GENERATION = GenerateSettings(
     keyframe_steps=25,
     keyframe_guidance=3.0,
     video_steps=12,
+    max_guidance=1.0,
 )
 """Settings of generation. Temperature and guidance were chosen by the colour of keyframes for held-out captions, after
 a first look at two hundred of them on the second hundred; the first hundred are measured."""
