@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             storage=pick(StorageSettings, options),
         )
     try:
-        with user_errors(*TRAIN_ERRORS):
+        with user_errors(*TRAIN_ERRORS, OSError):
             summary = train(
                 name,
                 options.model,
