@@ -214,8 +214,11 @@ def compare_model(folder: Path, on_progress: OnProgress) -> None:
 
 
 def _join_all(folder: Path, language: str, target: Path) -> None:
-    """Joins what was trained side by side; `language` is the stage whose language model is taken."""
-    _join([folder / name / MODEL_FOLDER for name in ("video-detokenizer", "keyframe-detokenizer", language)], target)
+    """Joins what was trained side by side; `language` is the stage whose language model is taken.
+
+    The keyframe detokenizer comes last: it trains on what the visual tokenizer began, which the language model has too.
+    """
+    _join([folder / name / MODEL_FOLDER for name in ("video-detokenizer", language, "keyframe-detokenizer")], target)
 
 
 def _join(models: Sequence[Path], target: Path) -> None:
