@@ -20,7 +20,7 @@ SUSPICIOUS = {kind.__name__ for kind in (SourceForbidden, SourceMissing, SourceU
 STOP_AFTER = 3
 """Shards in a row that a storage fails before a run looks at it, and looks in vain before the run stops."""
 
-WAIT_SECONDS, LOOK_EVERY = 600.0, 10.0
+STORAGE_WAIT, LOOK_EVERY = 600.0, 10.0
 """Longest time that a run waits for a storage, and the time between two looks at it, in seconds."""
 
 _MARK = "the storage fails: "
@@ -118,12 +118,12 @@ def wait_for_storage(
     """Waits until a storage gives a file again, and says so.
 
     Args:
-        limit: Longest time to wait, in seconds; None for `WAIT_SECONDS`.
+        limit: Longest time to wait, in seconds; None for `STORAGE_WAIT`.
 
     Raises:
         StorageStopped: it does not in time.
     """
-    limit = WAIT_SECONDS if limit is None else limit
+    limit = STORAGE_WAIT if limit is None else limit
     started, reason = time.monotonic(), failing.reason
     while (waited := time.monotonic() - started) < limit:
         message = f"waiting for the storage, {waited:.0f} of at most {limit:.0f} s: {reason}"

@@ -37,7 +37,7 @@ def test_a_lost_answer_to_a_creation_is_one_s_own(folder: Folder, proxy: FaultyP
     assert folder.create_bytes("own", b"ours")
     assert [method for method, path in proxy.asked if path.endswith("own")].count("PUT") == 2
     assert folder.read("own") == b"ours"
-    assert not folder.create_bytes("own", b"ours")  # the same bytes of another writer
+    assert not folder.create_bytes("own", b"ours")  # bytes that are equal, of another writer
     proxy.fail_next(lost, 1, "PUT", "own")
     assert not folder.create_bytes("own", b"theirs")
     assert folder.read("own") == b"ours"

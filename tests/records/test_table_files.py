@@ -43,7 +43,7 @@ def test_one_huge_value_takes_no_memory_of_the_parent(tmp_path: Path) -> None:
 
 
 def test_a_repeated_value_is_read_in_bounded_pieces(tmp_path: Path) -> None:
-    """Of 30 KB each, 20,000 times: 600 MB."""
+    """A value of 30 KB, 20,000 times: 600 MB."""
     run_silently(READING, write(tmp_path, "x" * 30_000, 20_000), [table_files.READ_ROWS] * 10)
 
 
