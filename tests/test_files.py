@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import wait_for
 from videolavit import files, scratch
 from videolavit.models.folder import ModelFolder
 
@@ -43,7 +42,6 @@ def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_stay(
         for holder in holders:
             holder.kill()
             holder.wait()
-    wait_for(lambda: alive.exists(), "it is not removed by its own death")
 
 
 def test_what_was_left_beside_a_target_goes_with_the_next_one(tmp_path: Path) -> None:

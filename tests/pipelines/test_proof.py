@@ -43,6 +43,13 @@ assert set(summary.minutes) == {one.stage for one in seen}
     assert {"language_model", "understanding/language_model", "video_detokenizer/unet", "motion_tokenizer"} <= set(
         ModelFolder(again.model).trained_parts
     )
+    for part, last in {  # the conditions are trained twice, beside the language model in between
+        "keyframe_detokenizer/conditions": "keyframe-detokenizer",
+        "video_detokenizer/unet": "video-detokenizer",
+        "understanding/language_model": "chat",
+    }.items():
+        made = ModelFolder(output / last / "model")
+        assert ModelFolder(output / "joined").digest(part) == made.digest(part)
     with pytest.raises(SystemExit) as end:
         job.main(["--output", str(output)])
     assert end.value.code == 1

@@ -12,48 +12,26 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 from videolavit.files import write_beside
 from videolavit.media import DecomposeSettings, Mp4Writer
 from videolavit.models.network import STRICT
-from videolavit.models.video_detokenizer import VideoSettings
 from videolavit.progress import OnProgress, ignore_progress
 from videolavit.records.foreign import iterate_clips
 from videolavit.records.storage import StorageSettings
 
-from .detokenize import size_like
+from .clip_settings import ClipSettings
 from .execute import execute
 from .inputs import check_output, load_runtime, media_errors_of, read_picture_or_clips
 from .output import model_hash, provenance
 from .program import ClipCodes, Program, reconstruction_steps
 from .prompts import Picture, encode_motion
 from .runtime import Runtime, RuntimeSettings
-from .settings import generation_of, settings_of_model
+from .settings import settings_of_model
 
 ANIMATION_PARTS = ("motion_tokenizer", "video_detokenizer")
 """Parts of the model whose weights an animation depends on."""
 
 
 @settings_dataclass(frozen=True, kw_only=True, config=STRICT)
-class AnimateSettings(VideoSettings):
-    """Settings for animating a picture.
-
-    Args:
-        video_width: Width of the result, in pixels; None for about as many pixels as the model's own size, in the
-            aspect ratio of the picture.
-        video_height: Height of the result, in pixels; None as for the width.
-        clips: Number of clips of the video whose motion is taken; None for all.
-        seed: Seed of all noise.
-    """
-
-    video_width: int | None = None
-    video_height: int | None = None
-    clips: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if (self.video_width is None) != (self.video_height is None):
-            raise ValueError("give both video_width and video_height, or neither")
-        for name in ("video_steps", "fps", "decode_chunk", "clips"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+class AnimateSettings(ClipSettings):
+    """Settings for animating a picture."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,10 +136,7 @@ def animate_clips(
         ModelError: the model lacks a part.
     """
     settings = settings or settings_of_model(runtime.model, AnimateSettings)
-    if settings.video_width is not None and settings.video_height is not None:
-        size = settings.video_height, settings.video_width
-    else:
-        size = size_like(runtime.model, *keyframe.shape[:2])
+    size = settings.size(runtime.model, *keyframe.shape[:2])
     named = source if isinstance(source, bytes) else os.fspath(source)
     with contextlib.closing(iterate_clips(named, StorageSettings(), DecomposeSettings())) as clips:
         for number, clip in enumerate(itertools.islice(clips, settings.clips)):
@@ -171,7 +146,7 @@ def animate_clips(
                 {number: ClipCodes(motion=motion)},
                 reconstruction_steps(settings.seed, number, clip.num_frames, keyframe),
             )
-            (codes,), results = execute(runtime, [program], generation_of(settings, size), on_progress)
+            (codes,), results = execute(runtime, [program], settings.generation(size), on_progress)
             frames = program.video(codes, results).frames
             keyframe = frames[-1]
             yield AnimatedClip(frames[1:] if number else frames, motion)

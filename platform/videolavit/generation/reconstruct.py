@@ -17,26 +17,25 @@ from videolavit.media import Clip, DecomposeSettings, Mp4Writer
 from videolavit.media.quality import psnr, ssim
 from videolavit.media.resize import resize_picture
 from videolavit.models.network import STRICT
-from videolavit.models.video_detokenizer import VideoSettings
 from videolavit.progress import OnProgress, ignore_progress
 from videolavit.records.foreign import iterate_clips, iterate_pictures
 from videolavit.records.storage import StorageSettings
 
-from .detokenize import size_like
+from .clip_settings import ClipSettings
 from .execute import execute
 from .inputs import check_output, load_runtime, media_errors_of
 from .output import model_hash, provenance, side_by_side
 from .program import ClipCodes, Program, reconstruction_steps
 from .prompts import Picture, encode_motion, encode_pictures
 from .runtime import Runtime, RuntimeSettings
-from .settings import generation_of, settings_of_model
+from .settings import settings_of_model
 
 RECONSTRUCTION_PARTS = ("visual_tokenizer", "motion_tokenizer", "keyframe_detokenizer", "video_detokenizer")
 """Parts of the model whose weights a reconstruction depends on."""
 
 
 @settings_dataclass(frozen=True, kw_only=True, config=STRICT)
-class ReconstructSettings(VideoSettings):
+class ReconstructSettings(ClipSettings):
     """Settings for reconstructing a video.
 
     Args:
@@ -44,29 +43,12 @@ class ReconstructSettings(VideoSettings):
         motion: `tokens` decodes motion from its codes; `original` gives the U-Net the original motion vectors.
         keyframe_steps: Denoising steps of a keyframe.
         keyframe_guidance: Guidance scale of the keyframe U-Net.
-        video_width: Width of the result, in pixels; None for about as many pixels as the model's own size, in the
-            aspect ratio of the source.
-        video_height: Height of the result, in pixels; None as for the width.
-        clips: Number of clips to reconstruct from the start of the video; None for all.
-        seed: Seed of all noise.
     """
 
     keyframes: Literal["tokens", "original"] = "tokens"
     motion: Literal["tokens", "original"] = "tokens"
     keyframe_steps: int = 50
     keyframe_guidance: float = 3.0
-    video_width: int | None = None
-    video_height: int | None = None
-    clips: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if (self.video_width is None) != (self.video_height is None):
-            raise ValueError("give both video_width and video_height, or neither")
-        for name in ("keyframe_steps", "video_steps", "fps", "decode_chunk", "clips"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,10 +212,7 @@ def _reconstruct_clip(
     settings: ReconstructSettings,
     on_progress: OnProgress,
 ) -> ReconstructedClip:
-    if settings.video_width is not None and settings.video_height is not None:
-        size = settings.video_height, settings.video_width
-    else:
-        size = size_like(runtime.model, clip.height, clip.width)
+    size = settings.size(runtime.model, clip.height, clip.width)
     original = np.stack([resize_picture(next(pictures), *size) for _ in range(clip.num_frames)])
     with runtime.use("visual_tokenizer") as tokenizer:
         (visual,) = encode_pictures([clip.keyframe], tokenizer)
@@ -247,6 +226,6 @@ def _reconstruct_clip(
         vectors = torch.from_numpy(clip.features(latent_size, rescale=False))
     steps = reconstruction_steps(settings.seed, number, clip.num_frames, keyframe, vectors)
     program = Program({number: ClipCodes(visual, motion)}, steps)
-    (codes,), results = execute(runtime, [program], generation_of(settings, size), on_progress)
+    (codes,), results = execute(runtime, [program], settings.generation(size), on_progress)
     made = program.video(codes, results)
     return ReconstructedClip(original, made.frames, made.keyframes[0], visual, motion)

@@ -112,17 +112,6 @@ def settings_of_model(model: ModelFolder, kind: type[S]) -> S:
     return parse_config(kind, generation_defaults(model, kind), f"generation of {model.location}")
 
 
-def generation_of(settings: VideoSettings, size: tuple[int, int]) -> GenerateSettings:
-    """Settings of generation with the values that other settings have under the same names, and a size of videos.
-
-    Args:
-        size: Height and width of videos, in pixels.
-    """
-    names = {field.name for field in fields(settings)} & {field.name for field in fields(GenerateSettings)}
-    sizes = {"video_height": size[0], "video_width": size[1]}
-    return GenerateSettings(**{name: getattr(settings, name) for name in names} | sizes)
-
-
 def generation_defaults(model: ModelFolder, kind: type[VideoSettings]) -> dict[str, Any]:
     """Values that a model's `model.json` names for these settings. Raises ModelError for unknown names."""
     unknown = model.facts.generation.keys() - {field.name for field in fields(GenerateSettings)}
