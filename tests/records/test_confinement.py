@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -69,7 +70,9 @@ def test_links_do_not_either(tmp_path: Path) -> None:
 
 def test_what_is_allowed_may_be_named(tmp_path: Path) -> None:
     manifest = manifest_of(tmp_path / "set", "/data/x/a.mp4", "s3://videos/b.mp4")
-    assert listed(manifest, ["/data", "s3://videos"]) == ["/data/x/a.mp4", "s3://videos/b.mp4"]
+    found = ["/data/x/a.mp4", "s3://videos/b.mp4"]
+    for allow in (["/data", "s3://videos"], ["file:///data/", "S3://videos/"], [os.path.relpath("/data"), "s3://"]):
+        assert listed(manifest, allow) == found
     for allow in (["/data"], ["/dat", "s3://videos"], ["/data", "s3://video"]):
         with pytest.raises(InputError):
             listed(manifest, allow)

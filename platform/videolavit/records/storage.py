@@ -58,7 +58,8 @@ class StorageSettings:
     allow: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "allow", tuple(self.allow))
+        # absolute, since workers have other working folders
+        object.__setattr__(self, "allow", tuple(map(absolute_url, self.allow)))
 
 
 @dataclass(frozen=True)
