@@ -78,6 +78,7 @@ EXAMPLES = Examples(
 
 RUNS = (
     "keyframe-vae",
+    "vision-transformer",
     "visual-tokenizer",
     "keyframe-detokenizer",
     "motion-tokenizer",

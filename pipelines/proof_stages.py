@@ -13,7 +13,7 @@ from videolavit.models.folder import ModelFolder
 from videolavit.progress import OnProgress
 from videolavit.records.tokenizer_info import EncodeSettings
 from videolavit.synth import MANIFEST, QUESTIONS, SynthSettings, render_corpus
-from videolavit.training.recipes import load_recipe, recipe_file
+from videolavit.training.recipes import has_recipe, load_recipe, recipe_file
 from videolavit.training.run import MODEL_FOLDER, merge_models
 from videolavit.training.settings import TrainInputs
 
@@ -25,6 +25,7 @@ from .tokenize import TokenizeRequest, tokenize
 from .train import train
 
 TRAIN_CLIPS, HELD_OUT_CLIPS, JOINED = "train-clips", "held-out-clips", "joined"
+VISION_TRANSFORMER = "vision-transformer"
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,9 @@ def training_stages(folder: Path, recipe: str, max_steps: int | None, clips: str
     vae = task("keyframe-vae", "vae", start)
     video_vae = task("video-vae", "vae", vae.made, recipe=f"{recipe}-video")
     videos = task("video-detokenizer", "video-detokenizer", parts, joined=[video_vae.made, motion.made], cache=cache)
-    pictures = task("visual-tokenizer", "visual-tokenizer", vae.made)
+    features = task(VISION_TRANSFORMER, VISION_TRANSFORMER, vae.made)
+    has_features = has_recipe(recipe, VISION_TRANSFORMER)  # else they are those of random weights
+    pictures = task("visual-tokenizer", "visual-tokenizer", features.made if has_features else vae.made)
     keyframes = task("keyframe-detokenizer", "keyframe-detokenizer", pictures.made, cache=cache)
     language = task("language-model", "language-model", tokenizers, data=("train-tokens", "held-out-tokens"))
     questions = (f"train/{QUESTIONS}", f"held-out/{QUESTIONS}")
@@ -155,7 +158,8 @@ def training_stages(folder: Path, recipe: str, max_steps: int | None, clips: str
         trained(vae, clips),
         trained(video_vae, vae.name),
         trained(videos, video_vae.name, motion.name),
-        trained(pictures, vae.name),
+        *([trained(features, vae.name)] if has_features else []),
+        trained(pictures, features.name if has_features else vae.name),
         trained(keyframes, pictures.name),
         Stage("tokenize-train", tokenizing["train"], (motion.name, pictures.name)),
         Stage("tokenize-held-out", tokenizing["held-out"], ("tokenize-train",)),

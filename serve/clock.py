@@ -35,6 +35,7 @@ class StoreClock:
     """
 
     def __init__(self, engine: Engine, table: Table) -> None:
+        self._table = table
         self._offset = None if engine.dialect.name != "sqlite" else _offset(engine, table)
 
     def now(self, connection: Connection) -> float:
@@ -42,6 +43,13 @@ class StoreClock:
         if self._offset is not None:
             return _since_boot() + self._offset
         return float(connection.scalar(select(func.extract("epoch", func.clock_timestamp()))) or 0)
+
+    def remember(self, connection: Connection) -> None:
+        """Stores the time, before which a machine that starts with a wrong clock does not go back."""
+        if self._offset is not None:
+            since_boot = _since_boot()
+            values = {"since_boot": since_boot, "seconds": since_boot + self._offset}
+            connection.execute(update(self._table).where(self._table.c.id == 1).values(values))
 
 
 def _since_boot() -> float:
@@ -57,7 +65,6 @@ def _offset(engine: Engine, table: Table) -> float:
         found = connection.execute(select(table).where(table.c.id == 1)).first()
         if found is not None and found.boot == boot:
             return float(found.seconds - found.since_boot)
-        # a machine that starts with a wrong clock does not go back
         since_boot, seconds = _since_boot(), max(time.time(), found.seconds if found is not None else 0.0)
         values = {"boot": boot, "since_boot": since_boot, "seconds": seconds}
         if found is None:

@@ -284,6 +284,7 @@ class JobStore:
             if connection.execute(known).rowcount == 0:
                 connection.execute(insert(HOLDERS).values(id=holder, alive_until=alive_until))
             _give_back_attempts(connection, holder)
+            self._clock.remember(connection)
 
     def leave(self, holder: str) -> None:
         """Removes a holder that ends in an orderly way."""

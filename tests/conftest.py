@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-START_LIMIT = 90.0
+START_LIMIT = 180.0
 
 Isolate = Callable[[Callable[..., Any]], "IsolatedFunction[*tuple[Any, ...], Any]"]
 Job = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -79,7 +79,8 @@ SERVICE_FILES = {f"tests/serve/test_{name}.py" for name in ("api", "clients", "l
 
 SLOW_PATHS = (
     "tests/media/test_hostile.py",  # fuzzing
-    "tests/pipelines/test_demo.py",  # whole products, from nothing
+    "tests/evaluation/test_shapes.py",  # whole products, from nothing
+    "tests/pipelines/test_demo.py",
     "tests/pipelines/test_proof.py",
     "tests/test_examples.py",
     "tests/test_fuzz.py",

@@ -90,6 +90,13 @@ def test_the_media_layer_loads_neither_ray_nor_torch() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_the_ingress_and_the_settings_load_no_networks_of_transformers() -> None:
+    """Each process that does costs two seconds at the start, and a service has many processes."""
+    code = "import sys, jobs.serve, serve.service; print('transformers.modeling_utils' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 DECODERS = {
     f"videolavit.{name}"
     for name in (

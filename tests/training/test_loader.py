@@ -19,6 +19,7 @@ from videolavit.training.component import Component
 from videolavit.training.components.keyframe_detokenizer import KeyframeDetokenizerTraining
 from videolavit.training.components.language_model import LanguageModelTraining
 from videolavit.training.components.motion_tokenizer import MotionTokenizerTraining
+from videolavit.training.components.vision_transformer import VisionTransformerTraining
 from videolavit.training.components.visual_tokenizer import VisualTokenizerTraining
 from videolavit.training.loader import RankSampler, load_item
 from videolavit.training.settings import TrainInputs
@@ -45,6 +46,9 @@ def token_rows(run: str, folder: Path) -> Component:
 COMPONENTS: dict[str, Callable[[str, Path], Component]] = {
     "motion-tokenizer": lambda run, _: MotionTokenizerTraining().build(ModelFolder("tiny"), TrainInputs(train=[run])),
     "visual-tokenizer": lambda run, _: VisualTokenizerTraining().build(ModelFolder("tiny"), TrainInputs(train=[run])),
+    "vision-transformer": lambda run, _: VisionTransformerTraining().build(
+        ModelFolder("tiny"), TrainInputs(train=[run])
+    ),
     "vae": lambda run, _: built("vae", run),
     "keyframe-detokenizer, cached": cached_keyframes,
     "video-detokenizer": lambda run, _: built("video-detokenizer", run),

@@ -1,7 +1,10 @@
 """Autoregressive decoding of a language model: prefill, batched decode steps with a KV cache, guidance, sampling."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +13,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     LogitsProcessorList,
-    PreTrainedModel,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -19,6 +21,9 @@ from transformers import (
 from videolavit.models.network import STRICT
 
 from .kv_cache import SPARE_TOKENS, BatchKVCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # takes two seconds to import
 
 OnDecodeStep = Callable[[int], None]
 """Called after each decode step with the number of steps done. It may raise to stop."""
@@ -219,7 +224,7 @@ class DecodeBatch:
         self._length += 1
         self.logits = self._forward(self._attention_bias(), input_ids=ids, position_ids=positions)
 
-    def append_rows(self, other: "DecodeBatch") -> None:
+    def append_rows(self, other: DecodeBatch) -> None:
         """Adds the rows of another batch of the same model behind the rows of this one."""
         length = max(self._length, other._length)
         self._set_padding(torch.cat([one._padding + (length - one._length) for one in (self, other)]))

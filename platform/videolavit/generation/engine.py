@@ -8,14 +8,17 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from .decoding import DecodeBatch, Sampling, TokenPolicy, TokenSampler, guide_log_probs, pad_prompts
 from .prefix_cache import PrefixCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # takes two seconds to import
 
 PREFILL_INTERVAL_SECONDS = 0.05
 """Shortest time between two prefills while requests are running. A prefill stalls the running requests, and takes

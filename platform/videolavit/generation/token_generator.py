@@ -1,12 +1,13 @@
 """Generation of visual and motion codes by the language model (docs/model.md, section 5.2 and 5.3)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from videolavit.models.folder import ModelFolder
 from videolavit.progress import OnProgress, Progress, ignore_progress
@@ -15,6 +16,9 @@ from .decoding import Sampling, TokenPolicy, decode, embed_prompts
 from .program import ClipCodes, CodesByClip, TokensRequest
 from .prompts import prompt_ids
 from .settings import GenerateSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase  # take two seconds to import
 
 
 class PromptTooLong(ValueError):

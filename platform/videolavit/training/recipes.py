@@ -48,6 +48,11 @@ def recipe_file(name: str, component: str) -> Path:
     return file
 
 
+def has_recipe(name: str, component: str) -> bool:
+    """Tells whether a recipe has settings for a component."""
+    return (RECIPES / name / f"{component}.yaml").is_file()
+
+
 def load_recipe(name: str, component: str) -> Recipe:
     """Settings of a recipe for a component.
 

@@ -8,6 +8,10 @@ if TYPE_CHECKING:
 
 COMPONENTS = {
     "motion-tokenizer": ("motion_tokenizer:MotionTokenizerTraining", "motion of clips to codes and back"),
+    "vision-transformer": (
+        "vision_transformer:VisionTransformerTraining",
+        "features of pictures that tell the words of their captions",
+    ),
     "visual-tokenizer": ("visual_tokenizer:VisualTokenizerTraining", "pictures to codes, and codes to features"),
     "keyframe-detokenizer": ("keyframe_detokenizer:KeyframeDetokenizerTraining", "codes to pictures"),
     "video-detokenizer": ("video_detokenizer:VideoDetokenizerTraining", "a keyframe and motion to frames"),
