@@ -89,7 +89,7 @@ SLOW_PATHS = (
     "tests/pipelines/test_tokenize_kill.py",
     "tests/serve/test_leases.py",
     "tests/serve/test_load.py",
-    "tests/serve/test_page.py",  # a browser
+    "tests/serve/test_page",  # a browser
     "tests/serve/test_stock_clients.py",  # packages installed from registries
     "tests/serve/test_stop.py",
     "tests/test_cluster.py",
