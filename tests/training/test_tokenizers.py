@@ -179,6 +179,19 @@ def test_reconstruction_alone_teaches_the_selector_which_patches_matter() -> Non
     assert gradient[0][:, :-1, 0].ne(0).all()
 
 
+@pytest.mark.parametrize("sure", [-200.0, 200.0])
+def test_a_selector_that_is_sure_of_all_patches_still_learns_their_share(sure: float) -> None:
+    """Else it would keep all patches of some pictures and none of others for good."""
+    objective, inputs = visual_objective(0), visual_inputs()
+    last = objective.tokenizer.token_predictor.out_conv[-1]
+    with torch.no_grad():
+        last.bias.copy_(torch.tensor([sure, -sure]))
+    sums = objective(inputs, Draws(0, range(4)))
+    assert sums["kept"] == (4 if sure > 0 else 0)
+    sums["keep_rate"].backward()
+    assert last.bias.grad[0] * sure > 0.01  # a step against the gradient brings the share nearer to `rho`
+
+
 def test_the_vit_and_the_projections_behind_the_features_stay() -> None:
     objective, inputs = visual_objective(), visual_inputs()
     before = {name: value.clone() for name, value in objective.state_dict().items()}

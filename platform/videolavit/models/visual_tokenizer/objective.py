@@ -93,9 +93,12 @@ class VisualTokenizerObjective(CodebookObjective):
         """Returns a mask of zeros and ones [batch, patches], float32, with a gradient to the selector."""
         log_probs = self.tokenizer.keep_log_probs(features).float()
         noisy = log_probs + self.codebook.remaining_warmup() * draws.gumbel("selector", *log_probs.shape[1:])
-        likely = noisy.softmax(-1)[..., KEEP]
-        chosen = (noisy[..., KEEP] > noisy[..., 1 - KEEP]).float()
-        return chosen + (likely - likely.detach())
+        margins = noisy[..., KEEP] - noisy[..., 1 - KEEP]
+        # The gradient is on the scale of a picture's margins. That of the plain softmax vanishes where the selector is
+        # sure, which would then keep all patches of some pictures and none of others for good.
+        scale = margins.detach().square().mean(1, keepdim=True).sqrt().clamp(min=1.0)
+        likely = (margins / scale).sigmoid()
+        return (margins > 0).float() + (likely - likely.detach())
 
     def parts(self) -> dict[str, nn.Module]:
         return {"visual_tokenizer": self.tokenizer, "keyframe_detokenizer/conditions": self.decoder}
