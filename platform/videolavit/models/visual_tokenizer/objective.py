@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from ..keyframe_detokenizer import ConditionDecoder
 
 
+MARGIN = 1.0
+"""Difference of log-probabilities from which on a patch is no longer in doubt."""
+
+
 class VisualTokenizerObjective(CodebookObjective):
     """Cosine distance between reconstructed and original patch features, and the share of kept patches.
 
@@ -27,8 +31,9 @@ class VisualTokenizerObjective(CodebookObjective):
     would then keep none.
 
     Inputs: `images` uint8 [batch, image_size, image_size, 3]. Terms, summed over images: `reconstruction`, the mean
-    cosine distance of the patches; `keep_rate`, the squared difference of the share of kept patches to `rho`; and
-    `commitment`, the mean over the kept patches. `kept`, the share of kept patches, is only reported.
+    cosine distance of the patches; `keep_rate`, the squared difference of the share of kept patches to `rho`; `doubt`,
+    by how much the two log-probabilities of a patch differ less than by `MARGIN`; and `commitment`, the mean over the
+    kept patches. `kept`, the share of kept patches, is only reported.
 
     Args:
         tokenizer: Network to train, except for its ViT.
@@ -37,6 +42,8 @@ class VisualTokenizerObjective(CodebookObjective):
         codebook: Settings of the codebook.
         rho: Share of patches to keep.
         keep_weight: Weight of the term `keep_rate`.
+        doubt_weight: Weight of the term `doubt`. Where any patches serve as well as others, nothing else tells those of
+            a picture apart: all of them would be kept, or none.
         commitment: Weight of the term `commitment`.
         centre: See `feature_distance`.
     """
@@ -51,6 +58,7 @@ class VisualTokenizerObjective(CodebookObjective):
         *,
         rho: float,
         keep_weight: float,
+        doubt_weight: float = 0.0,
         commitment: float,
         centre: Tensor | None = None,
     ) -> None:
@@ -65,12 +73,18 @@ class VisualTokenizerObjective(CodebookObjective):
                 part.requires_grad_(False)
         self.codebook = CodebookLearner(tokenizer.config.num_codes, tokenizer.config.code_dim, codebook)
         self.rho = rho
-        self.weights = {"reconstruction": 1.0, "keep_rate": keep_weight, "commitment": commitment}
+        self.weights = {
+            "reconstruction": 1.0,
+            "keep_rate": keep_weight,
+            "doubt": doubt_weight,
+            "commitment": commitment,
+        }
 
     def forward(self, inputs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         with torch.no_grad():
             features = self.tokenizer.patch_features(normalize_images(inputs["images"]))
-        keep = self._keep(features, draws)
+        log_probs = self.tokenizer.keep_log_probs(features).float()
+        keep = self._keep(log_probs, draws)
         kept = keep.bool()
         z = self.tokenizer.encode_task_layer(self.tokenizer.causal_encoder(features, keep))
         keys = draws.uniform("codebook", features.shape[1])
@@ -85,15 +99,15 @@ class VisualTokenizerObjective(CodebookObjective):
         return {
             "reconstruction": distance.sum(),
             "keep_rate": (share - self.rho).square().sum(),
+            "doubt": (MARGIN - _margins(log_probs).abs()).relu().mean(1).sum(),
             "commitment": (commitment.sum(1) / kept.sum(1).clamp(min=1)).sum(),
             "kept": share.detach().sum(),
         }
 
-    def _keep(self, features: Tensor, draws: Draws) -> Tensor:
+    def _keep(self, log_probs: Tensor, draws: Draws) -> Tensor:
         """Returns a mask of zeros and ones [batch, patches], float32, with a gradient to the selector."""
-        log_probs = self.tokenizer.keep_log_probs(features).float()
         noisy = log_probs + self.codebook.remaining_warmup() * draws.gumbel("selector", *log_probs.shape[1:])
-        margins = noisy[..., KEEP] - noisy[..., 1 - KEEP]
+        margins = _margins(noisy)
         # The gradient is on the scale of a picture's margins. That of the plain softmax vanishes where the selector is
         # sure, which would then keep all patches of some pictures and none of others for good.
         scale = margins.detach().square().mean(1, keepdim=True).sqrt().clamp(min=1.0)
@@ -108,6 +122,11 @@ class VisualTokenizerObjective(CodebookObjective):
 
     def fixed(self) -> list[nn.Module]:
         return [self.tokenizer.encoder]
+
+
+def _margins(log_probs: Tensor) -> Tensor:
+    """By how much keeping is likelier than dropping each patch, [batch, patches]."""
+    return log_probs[..., KEEP] - log_probs[..., 1 - KEEP]
 
 
 LEAST_LENGTH, EPSILON = 0.2, 1e-8

@@ -28,7 +28,7 @@ from ..sources import MappedSource, data_identity, picture_sources, sample_strea
 CENTRE_SAMPLES = 256
 """Pictures over which the mean features are computed."""
 
-TERMS = ("reconstruction", "keep_rate", "commitment", "kept")
+TERMS = ("reconstruction", "keep_rate", "doubt", "commitment", "kept")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -38,6 +38,9 @@ class VisualTokenizerTraining:
     Args:
         rho: Share of the patches to keep. Published: one third.
         keep_weight: Weight of the loss term that holds a picture's share of kept patches to `rho`. Published: 2.
+        doubt_weight: Weight of the loss term that holds a patch's log-probabilities of being kept and dropped apart,
+            without which the selector may keep all patches of a picture, or none, where features of a trained ViT tell
+            much of the whole picture. Not published.
         commitment: Weight of the distance of vectors to their codes. Not published; VQ-VAE's value is 0.25.
         centred: Subtracts the mean features of each patch position before the cosine distance, which is then taken
             over all patches of a picture. Features of an untrained ViT differ little between pictures, so that the
@@ -48,6 +51,7 @@ class VisualTokenizerTraining:
 
     rho: float = Field(default=1 / 3, gt=0, lt=1)
     keep_weight: float = Field(default=2.0, ge=0)
+    doubt_weight: float = Field(default=0.0, ge=0)
     commitment: float = Field(default=0.25, ge=0)
     centred: bool = False
     codebook: CodebookSettings = Field(default_factory=CodebookSettings)
@@ -71,6 +75,7 @@ class VisualTokenizerTraining:
             self.codebook,
             rho=self.rho,
             keep_weight=self.keep_weight,
+            doubt_weight=self.doubt_weight,
             commitment=self.commitment,
             centre=centre,
         )
