@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videolavit.media import Clip, DecomposeSettings, MediaError, VideoInfo, decompose, iter_pictures, probe
+from videolavit.media.errors import StreamEnded
 from videolavit.media.resize import resize_picture
 from videolavit.sandbox.call import Arguments, IsolatedIterator, Result
 from videolavit.sandbox.pool import ChildPool
@@ -169,7 +170,9 @@ def _frames(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     with open_named_video(source, storage) as file:
         pictures = iter_pictures(file, DecomposeSettings(fps=place.fps), start_seconds=place.seconds)
-        frames = list(itertools.islice(pictures, place.first, place.first + place.count))
+        frames: list[NDArray[np.uint8]] = []
+        with contextlib.suppress(StreamEnded):
+            frames.extend(itertools.islice(pictures, place.first, place.first + place.count))
     stored = decode_picture(keyframe)
     if len(frames) < place.count or not _alike(frames[0], stored):
         raise SourceChanged(f"{source} is not the video that it was when it was decomposed")
