@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import json
 import sqlite3
 import subprocess
 import threading
@@ -15,25 +16,28 @@ import pytest
 import requests
 
 from tests.conftest import wait_for
+from videolavit.models.folder import ModelFolder
+from videolavit.models.model_file import finish_model_folder
 
 from .running import Running, picture, serving, video
-
-TOO_LARGE = f"{10**8}x{10**8}"
-"""Size of a picture for which no address space suffices: the model fails."""
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Service whose storage is a disk of 24 MiB, and that accepts any size."""
+    """Service whose storage is a disk of 24 MiB, and whose model fails at each picture, but not at videos of one."""
     folder = tmp_path_factory.mktemp("small")
     disk = folder / "disk"
     disk.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True)
     if made.returncode:
         pytest.skip("only root can make a disk")
+    model = folder / "tiny"
+    ModelFolder("tiny").save(model)
+    config = model / "keyframe_detokenizer" / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "nothing"}))
+    finish_model_folder(model, ModelFolder("tiny").facts)
     try:
-        limits = {"pixels": 10**17}
-        with serving(folder, storage=str(disk / "data"), keys=("alice",), limits=limits, lease_seconds=3) as running:
+        with serving(folder, model=str(model), storage=str(disk / "data"), keys=("alice",), lease_seconds=3) as running:
             yield running
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
@@ -48,10 +52,11 @@ def _locked_database(service: Running, text: str) -> None:
 
 def _full_storage(service: Running, text: str) -> None:
     """An upload and a result that find no room leave nothing; with room again the result is made."""
-    job = service.post("/v1/videos", json={"prompt": text, "seconds": 8}).json()["id"]
+    file = {"input_reference": picture()}
+    job = service.post("/v1/videos", data={"prompt": text}, files=file).json()["id"]
     with _no_room(service.storage):
         before = set((service.storage / "uploads").glob("*"))
-        answer = service.post("/v1/videos", data={"prompt": text}, files={"input_reference": picture(width=512)})
+        answer = service.post("/v1/videos", data={"prompt": text}, files=file)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
         assert set((service.storage / "uploads").glob("*")) == before
         time.sleep(5)  # the result of the job is finished meanwhile
@@ -59,7 +64,7 @@ def _full_storage(service: Running, text: str) -> None:
     wait_for(lambda: _status(service, job) in ("completed", "failed"), "the job does not end", 60)
     if _status(service, job) == "completed":
         assert service.get(f"/v1/videos/{job}/content").content[4:8] == b"ftyp"
-    assert service.post("/v1/images/generations", json={"prompt": text}).status_code == 200
+    assert service.post("/v1/videos", data={"prompt": text}, files=file).status_code == 200
 
 
 @contextlib.contextmanager
@@ -92,9 +97,8 @@ def _long_prompt(service: Running, text: str) -> None:
 
 
 def _model_error(service: Running, text: str) -> None:
-    body = {"prompt": text, "size": TOO_LARGE}
-    assert service.post("/v1/images/generations", json=body).status_code == 500
-    job = service.post("/v1/videos", json=body).json()["id"]
+    assert service.post("/v1/images/generations", json={"prompt": text}).status_code == 500
+    job = service.post("/v1/videos", json={"prompt": text}).json()["id"]
     wait_for(lambda: _status(service, job) == "failed", "the job does not fail", 60)
 
 
@@ -164,7 +168,9 @@ def test_no_log_holds_the_text_of_a_request_that_fails(small: Running, fail: Cal
     time.sleep(1)  # logs of other processes
     folders = [small.session(), small.storage]
     files = [small.log, *(file for folder in folders for file in folder.rglob("*") if file.is_file())]
-    files = [file for file in files if not file.name.startswith("jobs.sqlite")]  # requests in the queue
+    of_jobs = {small.storage / "jobs.sqlite", small.storage / "jobs.sqlite-wal", *small.storage.glob("results/**/*")}
+    files = [file for file in files if file not in of_jobs]  # requests, and what results tell of their making
     assert len(files) > 10
     assert [file for file in files if text.encode() in file.read_bytes()] == []
     assert small.storage.stat().st_mode & 0o077 == 0
+    assert (small.storage / "jobs.sqlite").stat().st_mode & 0o077 == 0
