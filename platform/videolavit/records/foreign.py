@@ -62,6 +62,18 @@ def read_picture(source: str | bytes, storage: StorageSettings, size: int | None
     return _in_child(_picture, storage, source, storage, size)
 
 
+def read_keyframe(data: bytes, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Decodes the stored keyframe of a clip, uint8 [height, width, 3].
+
+    Args:
+        size: Height and width of the result, in pixels; None keeps those of the keyframe.
+
+    Raises:
+        MediaError: see `decode_picture`.
+    """
+    return _in_child(_keyframe, StorageSettings(), data, size)
+
+
 def read_header(source: str, storage: StorageSettings) -> VideoInfo:
     """Reads the header of a video. Raises MediaError."""
     return _in_child(_header, storage, source, storage)
@@ -142,6 +154,11 @@ def _opened(source: str | bytes, storage: StorageSettings) -> Iterator[BinaryIO]
 def _picture(source: str | bytes, storage: StorageSettings, size: int | None) -> NDArray[np.uint8]:
     with _opened(source, storage) as file:
         return decode_image(file.read(), size)
+
+
+def _keyframe(data: bytes, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    picture = decode_picture(data)
+    return picture if size is None else resize_picture(picture, *size)
 
 
 def _header(source: str, storage: StorageSettings) -> VideoInfo:
