@@ -1,17 +1,18 @@
 """Shared parts of the pipelines: pools of actors, attempts with limits, records of progress."""
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 import pyarrow as pa
 import ray
 import ray.data
 
 from videolavit.media import MediaError
-from videolavit.media.errors import SourceUnreadable
+from videolavit.media.errors import SourceUnreadable, StreamEnded
 from videolavit.records.files import readable
 from videolavit.records.rows import PlanRow, Reject
 from videolavit.sandbox.call import Arguments, CallFailed, IsolatedFunction, ProcessDied, Result
@@ -21,6 +22,9 @@ RETRY_PAUSE = 2.0
 
 PROGRESS_EVERY = 1.0
 """Seconds between the progress records of an actor: each is a block that Ray has to handle."""
+
+ENDS_KEPT = 1024
+"""Videos of which an actor remembers that they are shorter than their headers declare."""
 
 WORKER_MEMORY = 400 << 20
 """Memory of an actor with its child process, in bytes."""
@@ -93,35 +97,61 @@ def call_with_limits(
     raise AssertionError("a call has at least one attempt")
 
 
-def work_on_sample(
-    function: IsolatedFunction[PlanRow, *Arguments, Result],
-    row: PlanRow,
-    *arguments: *Arguments,
-    workers: WorkerSettings,
-    stage: str,
-) -> Result:
-    """`call_with_limits` for a row of a plan.
+class SampleWork(Generic[*Arguments, Result]):
+    """`call_with_limits` for rows of a plan.
 
-    Raises:
-        Rejected: with the reject.
+    Once a segment has shown that the stream of its video is over, those behind it are rejected without a call.
+
+    Args:
+        function: What is called with a row.
+        stage: Name of the pipeline.
     """
-    started = time.monotonic()
-    try:
-        return call_with_limits(function, row, *arguments, time_limit=workers.time_limit, attempts=workers.attempts)
-    except Failed as failure:
-        error = failure.reason
-        is_typed = isinstance(error, MediaError | CallFailed)
-        reject = Reject(
-            sample_id=row.sample_id,
-            source=row.source,
-            start_seconds=row.start_seconds,
-            stage=stage,
-            error_type=type(error).__name__,
-            message=readable(str(error) if is_typed else repr(error)),
-            attempts=row.attempts + failure.attempts,
-            seconds=time.monotonic() - started,
-        )
-        raise Rejected(reject) from error
+
+    def __init__(
+        self, function: IsolatedFunction[PlanRow, *Arguments, Result], workers: WorkerSettings, stage: str
+    ) -> None:
+        self._function, self._workers, self._stage = function, workers, stage
+        self._ends: dict[str, float] = {}
+
+    def __call__(self, row: PlanRow, *arguments: *Arguments) -> Result:
+        """Calls the function.
+
+        Raises:
+            Rejected: with the reject.
+        """
+        started = time.monotonic()
+        limits = {"time_limit": self._workers.time_limit, "attempts": self._workers.attempts}
+        try:
+            self._check_end(row)
+            return call_with_limits(self._function, row, *arguments, **limits)
+        except Failed as failure:
+            error = failure.reason
+            self._note_end(row, error)
+            is_typed = isinstance(error, MediaError | CallFailed)
+            reject = Reject(
+                sample_id=row.sample_id,
+                source=row.source,
+                start_seconds=row.start_seconds,
+                stage=self._stage,
+                error_type=type(error).__name__,
+                message=readable(str(error) if is_typed else repr(error)),
+                attempts=row.attempts + failure.attempts,
+                seconds=time.monotonic() - started,
+            )
+            raise Rejected(reject) from error
+
+    def _check_end(self, row: PlanRow) -> None:
+        """Raises what decoding a segment behind the end of its stream would raise, after all its packets were read."""
+        start = row.start_seconds or 0.0
+        if start >= self._ends.get(row.source, math.inf):
+            raise Failed(StreamEnded.before(start), 1)
+
+    def _note_end(self, row: PlanRow, error: Exception) -> None:
+        if isinstance(error, StreamEnded):
+            start = row.start_seconds or 0.0
+            self._ends[row.source] = min(start, self._ends.pop(row.source, start))
+            if len(self._ends) > ENDS_KEPT:
+                del self._ends[next(iter(self._ends))]
 
 
 def progress_record(names: Iterable[str], counts: Mapping[str, float], error: str | None = None) -> pa.Table:

@@ -32,12 +32,12 @@ from videolavit.records.storage import Folder, StorageSettings, confined
 from .common import (
     PROGRESS_EVERY,
     Rejected,
+    SampleWork,
     WorkerSettings,
     actor_pool,
     from_blocks,
     progress_record,
     records_of,
-    work_on_sample,
 )
 from .faults import FaultWitness, StorageFails
 from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
@@ -155,8 +155,8 @@ class _ClipShardMaker:
     ) -> None:
         pa.set_memory_pool(pa.system_memory_pool())  # gives back what writing a row took; others keep it
         self._folder = Folder(output, storage)
-        self._storage, self._settings, self._workers = storage, settings, workers
-        self._clips = isolated(read_clips, storage)
+        self._storage, self._settings = storage, settings
+        self._clips = SampleWork(isolated(read_clips, storage), workers, "decompose")
         self._witness = FaultWitness(storage, workers.believe_storage)
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
@@ -184,9 +184,7 @@ class _ClipShardMaker:
     def _make(self, row: PlanRow, rows: Sequence[PlanRow], writer: ShardWriter) -> dict[str, float]:
         """Adds a sample, or its reject, and returns what to count. Raises StorageFails."""
         try:
-            sample = work_on_sample(
-                self._clips, row, self._settings, self._storage, workers=self._workers, stage="decompose"
-            )
+            sample = self._clips(row, self._settings, self._storage)
         except Rejected as failure:
             self._witness.check(row, failure.reject.error_type, rows)
             writer.reject(failure.reject)

@@ -42,12 +42,12 @@ from videolavit.records.tokenizer_info import EncodeSettings, TokenizerInfo
 from .common import (
     PROGRESS_EVERY,
     Rejected,
+    SampleWork,
     WorkerSettings,
     cluster_has,
     from_blocks,
     progress_record,
     records_of,
-    work_on_sample,
 )
 from .decompose import versioned_plan
 from .faults import FaultWitness, StorageFails
@@ -279,8 +279,8 @@ class _Preparer:
     """Actor: makes one shard at a time ready; a child process does the reading and decoding."""
 
     def __init__(self, settings: PrepareSettings, storage: StorageSettings, workers: WorkerSettings) -> None:
-        self._settings, self._storage, self._workers = settings, storage, workers
-        self._prepare = isolated(prepare_sample, storage)
+        self._settings, self._storage = settings, storage
+        self._prepare = SampleWork(isolated(prepare_sample, storage), workers, "tokenize")
         self._witness = FaultWitness(storage, workers.believe_storage)
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
@@ -291,9 +291,7 @@ class _Preparer:
             rows = plan_rows_from(plan)
             for row in rows:
                 try:
-                    sample = work_on_sample(
-                        self._prepare, row, self._settings, self._storage, workers=self._workers, stage="tokenize"
-                    )
+                    sample = self._prepare(row, self._settings, self._storage)
                 except Rejected as failure:
                     self._witness.check(row, failure.reject.error_type, rows)
                     shard.rejects.append(failure.reject)

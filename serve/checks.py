@@ -9,11 +9,11 @@ from videolavit.models.folder import ModelFolder
 from videolavit.models.network import ModelError
 from videolavit.models.part_files import open_tensors
 from videolavit.models.parts import PARTS
-from videolavit.records.storage import Folder, StorageError, StorageSettings
+from videolavit.records.storage import Folder, StorageError
 
 from .keys import read_keys
 from .settings import ServeSettings
-from .store import JobStore, check_sqlite, database_url
+from .store import JobStore, check_sqlite, database_url, private_storage
 
 PROBE = ".probe"
 """File that is written to the storage, and removed again."""
@@ -86,8 +86,8 @@ def _check_model(location: str) -> ModelFolder:
 
 def _check_storage(url: str) -> Folder:
     """Storage to which a file can be written. Raises StorageError."""
-    folder = Folder(url, StorageSettings())
     try:
+        folder = private_storage(url)
         folder.replace(PROBE, b"")
         folder.remove(PROBE)
     except OSError as error:

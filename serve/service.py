@@ -18,7 +18,6 @@ from videolavit.generation.describe import DescribeSettings
 from videolavit.generation.output import encode_png, provenance
 from videolavit.generation.prompts import Picture
 from videolavit.models.folder import ModelFolder
-from videolavit.records.storage import Folder, StorageSettings
 
 from .batching import Finished, StepDone
 from .conversation import MessageContent, SentMedium, media_of, read_conversation, texts_of
@@ -45,7 +44,7 @@ from .protocol.images import GeneratedImage, ImageRequest, ImageResponse
 from .protocol.models import Model
 from .requests import Answer, AnswerRequest, FrameFiles, Upload
 from .settings import ServeSettings
-from .store import JobStore, database_url
+from .store import JobStore, database_url, private_storage
 from .video_jobs import JobWorker
 from .video_plan import offered_seconds
 from .videos import Videos
@@ -72,7 +71,7 @@ class Service:
         self.admission = Admission(keys, limits.in_flight, limits.bodies_megabytes << 20)
         self.answering: set[asyncio.Future[None]] = set()
         """Requests that are being answered."""
-        self.folder = Folder(settings.storage, StorageSettings())
+        self.folder = private_storage(settings.storage)
         self.store = JobStore(database_url(settings.database, self.folder))
         self.worker = JobWorker(settings, self.store, self.folder, graph, self._job_ended)
         self._fetcher = Fetcher(settings.fetch_hosts, body_bytes)

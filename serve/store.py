@@ -11,6 +11,7 @@ An idempotency key is a unique column beside the owner, so that two requests wit
 one job, also in two processes. It lasts as long as the row.
 """
 
+import os
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
 
-from videolavit.records.storage import Folder
+from videolavit.records.storage import Folder, StorageSettings
 
 from .clock import StoreClock, clock_table
 
@@ -401,13 +402,25 @@ class JobStore:
             return connection.execute(update(JOBS).where(leased).values(**values)).rowcount == 1
 
 
+def private_storage(url: str) -> Folder:
+    """Storage of a service. A missing local folder is made, for its user alone: prompts and uploads are private.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    folder = Folder(url, StorageSettings())
+    if folder.is_local:
+        Path(folder.path).mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
 def database_url(given: str | None, storage: Folder) -> str:
-    """Given URL of a database, or that of the SQLite file in a local storage, whose folder is created if missing."""
+    """Given URL of a database, or that of the SQLite file in a local storage, which nobody else may read."""
     if given is not None:
         return given
-    path = Path(storage.path)
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)  # prompts and uploads are private
-    return f"sqlite:///{path / 'jobs.sqlite'}"
+    file = Path(storage.path) / "jobs.sqlite"
+    os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    return f"sqlite:///{file}"
 
 
 def check_sqlite(url: str, nodes: int = 1) -> None:

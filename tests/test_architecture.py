@@ -105,6 +105,7 @@ DECODERS = {
         "media.iter_pictures",
         "media.probe",
         "records.pictures.decode_image",
+        "records.samples.decode_picture",
     )
 }
 IN_CHILDREN = {
@@ -112,6 +113,7 @@ IN_CHILDREN = {
     "platform/videolavit/records/kinds/image.py",
     "platform/videolavit/records/kinds/ranges.py",
     "platform/videolavit/records/kinds/video.py",
+    "platform/videolavit/records/prepare.py",
     "platform/videolavit/records/samples.py",
     "serve/uploads.py",
 }

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from jobs import animate, generate, inspect, reconstruct, synth
+from jobs import animate, export_checkpoint, generate, import_checkpoint, inspect, reconstruct, synth
 from tests.conftest import Job, moving_texture
+from tests.models.published_folder import make_published
 from videolavit.media import write_mp4
+from videolavit.models.folder import ModelFolder
 
 TINY = ("--model", "tiny", "--video-steps", "1")
 
@@ -32,6 +35,14 @@ def full(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def filling(full: Path) -> Path:
+    """Folder on a disk of its own that says that it has room, and is full after 16 KiB."""
+    with (full / "filler").open("r+b") as filler:
+        filler.truncate(os.path.getsize(full / "filler") - (16 << 10))
+    return full
 
 
 @pytest.fixture
@@ -68,10 +79,52 @@ def test_commands_in_this_process(
     assert {path for path in full.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("name", ["decompose", "train"])
+@pytest.mark.parametrize("job", [import_checkpoint, export_checkpoint])
+def test_a_disk_that_is_too_small_for_a_model_is_noticed_before(
+    full: Path, capsys: pytest.CaptureFixture[str], checkpoints: dict[Any, Path], job: Any
+) -> None:
+    _refused(job, checkpoints[job], full, capsys, "GB free")
+
+
+@pytest.mark.parametrize("job", [import_checkpoint, export_checkpoint])
+def test_a_disk_that_fills_up_while_a_model_is_written(
+    filling: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoints: dict[Any, Path],
+    job: Any,
+) -> None:
+    roomy = shutil.disk_usage("/")._replace(free=1 << 40)  # as before another process took it
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: roomy)
+    _refused(job, checkpoints[job], filling, capsys, "No space left")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
+    """What the commands read."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    ModelFolder("tiny").save(folder / "model")
+    return {import_checkpoint: make_published(folder / "published"), export_checkpoint: folder / "model"}
+
+
+def _refused(job: Any, source: Path, disk: Path, capsys: pytest.CaptureFixture[str], why: str) -> None:
+    words = ["--from", str(source), "--to", str(disk / "out")]
+    with pytest.raises(SystemExit) as end:
+        job.main([*words, "--preset", "tiny"] if job is import_checkpoint else words)
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert why in line
+    assert captured.err.splitlines()[-1] == line
+    assert [path.name for path in disk.iterdir()] == ["filler"]
+
+
+@pytest.mark.parametrize("name", ["decompose", "tokenize", "train"])
 def test_commands_with_workers(full: Path, video: Path, on_head: Job, tmp_path: Path, name: str) -> None:
     if name == "decompose":
         words = ["decompose", "--input", video, "--output", full / "run"]
+    elif name == "tokenize":
+        words = ["tokenize", "--input", video, "--model", "tiny", "--output", full / "run"]
     else:
         Image.new("RGB", (64, 48), "red").save(tmp_path / "picture.png")
         words = ["train", "vae", "--model", "tiny", "--input", tmp_path / "picture.png", "--output", full / "run"]

@@ -1,6 +1,5 @@
 """Lengths that headers and timestamps declare, and that are not to be believed."""
 
-import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import av
 import pytest
 
 from tests.conftest import moving_texture
+from tests.media.videos import make_declaring
 from videolavit.media import decompose, probe
 from videolavit.records.plan import segment_ranges
 from videolavit.records.samples import SampleSettings
@@ -15,18 +15,8 @@ from videolavit.records.samples import SampleSettings
 
 @pytest.mark.parametrize("declared", [1e8, 700.0])
 def test_a_few_bytes_that_declare_years_are_not_believed(tmp_path: Path, declared: float) -> None:
-    """Matroska has its length in milliseconds, as a double behind the bytes 44 89 88."""
     file = tmp_path / "long.mkv"
-    with av.open(str(file), "w") as container:
-        stream = container.add_stream("libx264", rate=6)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for frame in moving_texture(12, 48, 64, 0):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-    data = bytearray(file.read_bytes())
-    place = data.index(b"\x44\x89\x88") + 3
-    data[place : place + 8] = struct.pack(">d", declared * 1000)
-    file.write_bytes(data)
+    make_declaring(file, seconds=2, declared=declared)
     info = probe(file)
     assert info.seconds == pytest.approx(2.0, abs=0.2)
     assert len(segment_ranges(info, SampleSettings())) == 1

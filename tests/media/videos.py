@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import av
 import imageio_ffmpeg
 from av.video.frame import PictureType
 
+from tests.conftest import moving_texture
 from videolavit.media import DecomposedFrame, DecomposeSettings, MediaError, VideoInput, iter_frames, motion_grid, probe
 from videolavit.sandbox.sendable import sendable
 
@@ -201,3 +203,20 @@ def _peak_memory() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def make_declaring(file: Path, seconds: int, declared: float) -> None:
+    """Makes a Matroska file of 6 frames per second whose header declares another length, in seconds.
+
+    Matroska has its length in milliseconds, as a double behind the bytes 44 89 88.
+    """
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("libx264", rate=6)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for frame in moving_texture(6 * seconds, 48, 64, 0):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    data = bytearray(file.read_bytes())
+    place = data.index(b"\x44\x89\x88") + 3
+    data[place : place + 8] = struct.pack(">d", declared * 1000)
+    file.write_bytes(data)

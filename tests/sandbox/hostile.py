@@ -151,6 +151,14 @@ def count(items: int, size: int, pause: float) -> Iterator[bytes]:
         yield number.to_bytes(size)
 
 
+def count_and_allocate(items: int, size: int) -> Iterator[int]:
+    """Numbers, the last one while some bytes are held."""
+    yield from range(items)
+    held = bytes(size)
+    yield items
+    del held
+
+
 def announce_and_hold(text: str) -> None:
     """Tells its process id, then loops in native code without end, holding the interpreter's lock."""
     os.write(2, f"{text}{os.getpid()}\n".encode())

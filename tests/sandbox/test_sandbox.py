@@ -262,6 +262,20 @@ def test_large_work_waits_for_its_turn(isolate: Isolate) -> None:
     assert function(count, time_limit=60) == count
 
 
+def test_a_stream_that_runs_out_of_memory_goes_on_in_a_larger_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it was, without what is out already."""
+    monkeypatch.setattr("videolavit.sandbox.call.usual_limit", lambda: CODE + SMALLEST)
+    if large_limit() < 2 * (CODE + SMALLEST):
+        pytest.skip("too little memory is free")
+    with closing(IsolatedIterator(hostile.count_and_allocate)) as function:
+        assert list(function(3, CODE + SMALLEST, time_limit=60)) == [0, 1, 2, 3]
+        assert function.pid is None
+        items = function(3, 1 << 46, time_limit=60)
+        assert [next(items) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(NeedsTooMuchMemory, match="more memory than there is"):
+            next(items)
+
+
 def test_little_memory_is_no_excuse(isolate: Isolate, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a small machine, libraries alone take most of a child's address space: errors stay what they are."""
     monkeypatch.setattr("videolavit.sandbox.call.usual_limit", lambda: CODE + SMALLEST)

@@ -80,13 +80,17 @@ class Running:
             process for process in family if _title(process).startswith(f"ray::ServeReplica:videolavit:{deployment}")
         ]
 
-    def log_lines(self) -> list[str]:
-        """Log lines of all processes of the service."""
+    def session(self) -> Path:
+        """Folder of its Ray."""
         titles = " ".join(map(_title, psutil.Process(self.process.pid).children(recursive=True)))
         session = re.search(r"(/\S*/session_[\d_-]+)", titles)
         assert session is not None
+        return Path(session[1])
+
+    def log_lines(self) -> list[str]:
+        """Log lines of all processes of the service."""
         files = [
-            file for file in Path(session[1]).rglob("*") if file.is_file() and file.suffix in (".err", ".out", ".log")
+            file for file in self.session().rglob("*") if file.is_file() and file.suffix in (".err", ".out", ".log")
         ]
         return [line for file in files for line in file.read_text(errors="replace").splitlines()]
 

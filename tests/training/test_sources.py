@@ -14,6 +14,7 @@ from tests.conftest import moving_texture
 from tests.training.toys import InMemorySource
 from videolavit.media import MediaError, decompose, iter_pictures, write_mp4
 from videolavit.media.resize import resize_picture
+from videolavit.records.inspection import ShardFacts, inspect
 from videolavit.records.kinds import read_clips
 from videolavit.records.rows import PlanRow, video_sample_to
 from videolavit.records.samples import SampleSettings
@@ -122,6 +123,21 @@ def test_pictures_are_keyframes_and_images(run: str, tmp_path: Path) -> None:
     assert [files.load(0, row)[0, 0, 0] for row in range(3)] == [0, 1, 2]
     with pytest.raises(MediaError):
         files.load(0, 3)
+
+
+def test_keyframes_of_strangers_are_decoded_in_another_process(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In trainings, and where shards are looked at."""
+
+    def tripwire(*arguments: Any, **named: Any) -> Any:
+        raise AssertionError("a keyframe is decoded here")
+
+    monkeypatch.setattr(Image, "open", tripwire)
+    (keyframes,) = picture_sources([run], STORAGE)
+    assert keyframes.load(0, 0).shape == (48, 64, 3)
+    (shard, *_) = (Path(run) / "clips").iterdir()
+    found = inspect(str(shard))
+    assert isinstance(found, ShardFacts)
+    assert found.cells[0].picture.shape == (48, 64, 3)
 
 
 def test_what_cannot_be_trained_on_is_refused(videos: list[Path]) -> None:

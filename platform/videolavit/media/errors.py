@@ -72,6 +72,15 @@ class TooFewFrames(MediaError):
     """The video has fewer than two frames, so it has no motion."""
 
 
+class StreamEnded(TooFewFrames):
+    """The stream ends before the segment begins, although the header declares more."""
+
+    @classmethod
+    def before(cls, seconds: float) -> "StreamEnded":
+        """The error of a segment that begins at a time, in seconds."""
+        return cls(f"no frame at {seconds:g} s or later: the stream ends before, whatever its header declares")
+
+
 class DurationMismatch(MediaError):
     """The stream runs far beyond the length that its header declares."""
 

@@ -27,7 +27,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from .errors import CorruptVideo, EncryptedVideo, TooFewFrames
+from .errors import CorruptVideo, EncryptedVideo, StreamEnded, TooFewFrames
 from .motion import motion_grid
 from .packets import is_discontinuous, open_at
 from .rotation import upright_filters
@@ -165,6 +165,10 @@ def _decoded_pictures(
     A recording of a broadcast begins anywhere, so that its first packets may be undecodable, and a packet at a join is
     marked as damaged although nothing is missing; damage is what the decoder had to guess. In any other format a
     marked packet means that the file is not what was written.
+
+    Raises:
+        StreamEnded: the last frame is shown before a later start, and no packet lacked or lost its time, which may be
+            that of a frame behind it.
     """
     assert stream.time_base is not None
     context = stream.codec_context
@@ -177,12 +181,14 @@ def _decoded_pictures(
         timestamps_unreliable=bool(container.format.flags & _NO_TIMESTAMPS),
     )
     is_broadcast = is_discontinuous(container)
-    decoded_any = False
+    decoded_any = reached = False
+    is_timed = True
     for packet, droppable in packets:
         if packet.is_corrupt and not is_broadcast:
             raise CorruptVideo("a packet is damaged or cut short")
         if packet.has_sidedata("encryption_info"):
             raise EncryptedVideo("the video is encrypted")
+        is_timed &= not packet.size or packet.pts is not None
         context.skip_frame = "NONREF" if droppable else "DEFAULT"
         try:
             frames = context.decode(packet if packet.size else None)
@@ -197,9 +203,12 @@ def _decoded_pictures(
                 continue
             if frame.is_corrupt and is_broadcast:
                 raise CorruptVideo("a frame is damaged: the decoder guessed a part of it")
+            reached = True
             yield frame
     if not decoded_any:
         raise CorruptVideo("the stream decodes to no frame at all")
+    if start_seconds and is_timed and not reached:
+        raise StreamEnded.before(start_seconds)
 
 
 class _Filters:

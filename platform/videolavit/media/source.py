@@ -153,11 +153,13 @@ def _naming_faults() -> Iterator[None]:
     """Converts errors of libav and of the file object to MediaError."""
     try:
         yield
-    except MediaError:
+    except (MediaError, MemoryError):
         raise
     except (av.error.InvalidDataError, av.error.EOFError) as error:
         raise CorruptVideo(f"damaged or cut short: {error.strerror}") from error
     except av.error.FFmpegError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError(f"decoding it: {error.strerror}") from error
         raise CorruptVideo(f"cannot be decoded: {error.strerror}") from error
     except FileNotFoundError as error:
         raise SourceMissing(f"no such file or key: {error}") from error

@@ -41,11 +41,25 @@ def read_part(part: str, folder: Path) -> Any:
 
 
 def save_part(part: Any, folder: Path) -> None:
-    """Writes a part in its own format: that of this project, of `diffusers` or of `transformers`."""
-    if isinstance(part, Network):
-        part.save(folder)
-    else:
-        part.save_pretrained(folder)
+    """Writes a part in its own format: that of this project, of `diffusers` or of `transformers`. Raises OSError."""
+    with naming_disk_faults():
+        if isinstance(part, Network):
+            part.save(folder)
+        else:
+            part.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def naming_disk_faults() -> Iterator[None]:
+    """Turns what the writers of tensors raise where a file cannot be written, as on a full disk, into OSErrors."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+    except RuntimeError as error:  # torch's writer, which ends its archive although a write has failed
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videolavit.media import Clip, DecomposeSettings, MediaError, VideoInfo, decompose, iter_pictures, probe
+from videolavit.media.errors import StreamEnded
 from videolavit.media.resize import resize_picture
 from videolavit.sandbox.call import Arguments, IsolatedIterator, Result
 from videolavit.sandbox.pool import ChildPool
@@ -59,6 +60,18 @@ def read_picture(source: str | bytes, storage: StorageSettings, size: int | None
         MediaError: it cannot be read or decoded.
     """
     return _in_child(_picture, storage, source, storage, size)
+
+
+def read_keyframe(data: bytes, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Decodes the stored keyframe of a clip, uint8 [height, width, 3].
+
+    Args:
+        size: Height and width of the result, in pixels; None keeps those of the keyframe.
+
+    Raises:
+        MediaError: see `decode_picture`.
+    """
+    return _in_child(_keyframe, StorageSettings(), data, size)
 
 
 def read_header(source: str, storage: StorageSettings) -> VideoInfo:
@@ -143,6 +156,11 @@ def _picture(source: str | bytes, storage: StorageSettings, size: int | None) ->
         return decode_image(file.read(), size)
 
 
+def _keyframe(data: bytes, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    picture = decode_picture(data)
+    return picture if size is None else resize_picture(picture, *size)
+
+
 def _header(source: str, storage: StorageSettings) -> VideoInfo:
     with _opened(source, storage) as file:
         return probe(file)
@@ -169,7 +187,9 @@ def _frames(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     with open_named_video(source, storage) as file:
         pictures = iter_pictures(file, DecomposeSettings(fps=place.fps), start_seconds=place.seconds)
-        frames = list(itertools.islice(pictures, place.first, place.first + place.count))
+        frames: list[NDArray[np.uint8]] = []
+        with contextlib.suppress(StreamEnded):
+            frames.extend(itertools.islice(pictures, place.first, place.first + place.count))
     stored = decode_picture(keyframe)
     if len(frames) < place.count or not _alike(frames[0], stored):
         raise SourceChanged(f"{source} is not the video that it was when it was decomposed")

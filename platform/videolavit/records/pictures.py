@@ -61,7 +61,7 @@ def decode_image(data: bytes, size: int | None = None) -> NDArray[np.uint8]:
             image.load()
             picture = np.asarray(_as_rgb(ImageOps.exif_transpose(image)))
             return picture if size is None else resize_picture(picture, size, size)
-        except MediaError:
+        except (MediaError, MemoryError):
             raise
         except Exception as error:  # Pillow's decoders raise nearly every type
             raise CorruptImage(f"cannot be decoded: {error or type(error).__name__}") from None
@@ -81,6 +81,8 @@ def _opened(data: bytes) -> Image.Image:
         raise ImageTooLarge(f"declares more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise NotAnImage(f"no image in a known format ({', '.join(FORMATS)})") from None
+    except MemoryError:
+        raise
     except Exception as error:
         raise CorruptImage(f"cannot be opened: {error or type(error).__name__}") from None
     return image
@@ -106,6 +108,12 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 def _eight_bits(values: NDArray[Any], mode: str) -> NDArray[np.uint8]:
     """Grey of more than 8 bits: integers count to 65535; floats to 1, or to 255 if any is above 1."""
-    values = np.nan_to_num(values.astype(np.float64))
-    highest = 65535.0 if mode != "F" else 1.0 if values.max() <= 1 else 255.0
-    return np.asarray(np.rint(np.clip(values / highest, 0, 1) * 255), np.uint8)
+    bands = np.array_split(values, min(len(values), 1 + (values.nbytes >> 24)))  # each takes little memory
+    highest = 65535.0
+    if mode == "F":
+        highest = 1.0 if max(_finite(band).max() for band in bands) <= 1 else 255.0
+    return np.concatenate([np.rint(np.clip(_finite(one) / highest, 0, 1) * 255).astype(np.uint8) for one in bands])
+
+
+def _finite(values: NDArray[Any]) -> NDArray[np.float64]:
+    return np.nan_to_num(values.astype(np.float64))

@@ -15,9 +15,10 @@ from PIL import Image
 
 from videolavit.media import Cell, arrow_style, contact_sheet, draw_motion
 
+from .foreign import read_keyframe
 from .parquet import ParquetReader
 from .rows import Reject
-from .samples import decode_picture, stored_clip
+from .samples import stored_clip
 from .shards import CLIP_SHARDS, Ledger
 from .storage import Folder
 
@@ -147,7 +148,7 @@ def stored_cells(folder: Folder, names: Sequence[str], limit: int = SHEET_CELLS)
 
 
 def shard_cells(shard: ParquetReader, limit: int) -> list[Cell]:
-    """One cell each of up to `limit` samples of a shard: the middle clip."""
+    """One cell each of up to `limit` samples of a shard: the middle clip. Raises MediaError."""
     cells = []
     for index in spread(range(shard.num_row_groups), limit):
         columns = shard.read_row_group(index, columns=["source", "text", "clips"])
@@ -155,7 +156,7 @@ def shard_cells(shard: ParquetReader, limit: int) -> list[Cell]:
         if count := len(clips.flatten()):
             keyframe, motion = stored_clip(clips, count // 2)
             caption = text[0].as_py() or source[0].as_py().rsplit("/", 1)[-1]
-            cells.append(clip_cell(decode_picture(keyframe), motion, caption))
+            cells.append(clip_cell(read_keyframe(keyframe), motion, caption))
     return cells
 
 

@@ -150,7 +150,7 @@ def decode_picture(data: bytes) -> NDArray[np.uint8]:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageTooLarge(f"a keyframe declares more than {MAX_PIXELS:,} pixels")
             return np.asarray(image.convert("RGB"))
-    except MediaError:
+    except (MediaError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly every type
         raise CorruptImage(f"a keyframe cannot be decoded: {error or type(error).__name__}") from None

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Generic, Protocol, TypeVar, TypeVarTuple
 
@@ -209,7 +210,10 @@ class IsolatedIterator(IsolatedFunction[*Arguments, Iterator[Result]]):
     """A module-level function that returns an iterator, called in a child process that makes its items one by one."""
 
     def __call__(self, *args: *Arguments, time_limit: float) -> Iterator[Result]:
-        """Calls the function and yields the items of its iterator. A want of memory is final: items may be out already.
+        """Calls the function and yields the items of its iterator.
+
+        Where it fails for want of memory, it is called once more as a single call is. Items that are out already are
+        passed over: the function gives the same ones each time.
 
         Args:
             time_limit: Longest time until the next item, in seconds.
@@ -218,8 +222,21 @@ class IsolatedIterator(IsolatedFunction[*Arguments, Iterator[Result]]):
             TimeLimitExceeded: an item took longer.
             Exception: the other errors of a call, and what the function raised.
         """
+        count = 0
         try:
-            yield from self._running().items(args, time_limit)
+            try:
+                for item in self._running().items(args, time_limit):
+                    count += 1
+                    yield item
+                return
+            except NeedsTooMuchMemory:
+                self.close()
+            with only_large_one(time.monotonic() + time_limit, lambda: not self._given_up):
+                self._child = large = self._start(large_limit())
+                try:
+                    yield from islice(large.items(args, time_limit), count, None)
+                finally:
+                    large.close()
         except TimeoutError:
             raise TimeLimitExceeded(f"nothing for {time_limit:g} s") from None
 

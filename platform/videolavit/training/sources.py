@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from videolavit.media import MediaError
-from videolavit.records.foreign import read_picture
+from videolavit.records.foreign import read_keyframe, read_picture
 from videolavit.records.inputs import InputSettings
 from videolavit.records.kinds import KINDS, PlanSettings
 from videolavit.records.kinds.clips import ClipShard
@@ -23,7 +23,7 @@ from videolavit.records.kinds.image import image_bytes
 from videolavit.records.listing import Listing
 from videolavit.records.parquet import ParquetReader
 from videolavit.records.rows import Source, sources_from
-from videolavit.records.samples import SampleSettings, decode_picture, stored_clip
+from videolavit.records.samples import SampleSettings, stored_clip
 from videolavit.records.schema import RESERVED
 from videolavit.records.storage import Folder, StorageSettings, open_source
 from videolavit.records.table_reader import TableReader
@@ -55,7 +55,7 @@ class ClipSample:
         fps: Frames per second.
         start_frame: First frame of the clip in the segment.
         width, height: Size of the frames, in pixels.
-        keyframe: First frame as an image file; `records.samples.decode_picture` decodes it.
+        keyframe: First frame as an image file; `records.foreign.read_keyframe` decodes it.
         motion: int16 [num_frames, blocks_high, blocks_wide, 2] in half pixels, x first.
     """
 
@@ -226,7 +226,7 @@ def _clip_source(url: str, storage: StorageSettings) -> ClipSource:
 def _picture_source(url: str, storage: StorageSettings) -> SampleSource:
     listed = _listed(url, storage)
     if all(source.kind == ClipShard.name for source in listed):
-        return MappedSource(_clip_source(url, storage), lambda clip: decode_picture(clip.keyframe))
+        return MappedSource(_clip_source(url, storage), lambda clip: read_keyframe(clip.keyframe))
     images = list(itertools.chain.from_iterable(_images(source, storage) for source in listed))
     return ImageSource(url, images, storage)
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from videolavit.files import flush, publish, remove
 from videolavit.progress import OnProgress, Progress
 
+from ..part_files import naming_disk_faults
 from .tensors import StoredTensor, TensorReader, WeightsError
 
 OnWrite = Callable[[Path, int], None]
@@ -105,6 +106,9 @@ def write_weights(
         tensors: Tensors by their names in the new file.
         shard_bytes: Largest size of a shard of several tensors; None for one file.
         on_write: Called after each file.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = _split(tensors, shard_bytes)
@@ -112,16 +116,22 @@ def write_weights(
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = folder / (name if len(shards) == 1 else f"{stem}-{number:05d}-of-{len(shards):05d}{suffix}")
-        if suffix == ".safetensors":
-            save_file(reader.read(shard), file, metadata={"format": "pt"})
-        else:
-            torch.save(reader.read(shard), file)
+        with naming_disk_faults():
+            _write(reader.read(shard), file)
         flush(file)
         weight_map |= dict.fromkeys(shard, file.name)
         on_write(file, sum(stored.nbytes for stored in shard.values()))
     if len(shards) > 1:
         total = sum(stored.nbytes for stored in tensors.values())
         write_json(folder / f"{name}.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    if file.suffix == ".safetensors":
+        save_file(tensors, file, metadata={"format": "pt"})
+        return
+    with file.open("wb") as sink:  # a file of Python's own says why it cannot be written
+        torch.save(tensors, sink)
 
 
 def _split(tensors: dict[str, StoredTensor], limit: int | None) -> list[dict[str, StoredTensor]]:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from videolavit.media import MediaError, VideoInfo, probe
-from videolavit.media.errors import TooFewFrames
+from videolavit.media.errors import StreamEnded, TooFewFrames
 
 from ..files import InputError
 from ..identity import identifying_settings, range_id, sample_id
@@ -111,6 +111,8 @@ class VideoRange(VideoKind):
             raise BadRange("its start and end are no range; write both in seconds or as hh:mm:ss.mmm, end above start")
         try:
             return super().clips(row, settings, storage)
+        except StreamEnded:
+            raise
         except TooFewFrames as error:
             raise TooFewFrames(f"from {row.start_seconds:g} to {row.end_seconds:g} s: {error}") from None
 

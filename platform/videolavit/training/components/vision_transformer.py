@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from videolavit.media.resize import resize_picture
 from videolavit.models.folder import ModelFolder
 from videolavit.models.network import STRICT
 from videolavit.models.objective import Batch, Objective
 from videolavit.models.visual_tokenizer import normalize_images
 from videolavit.models.visual_tokenizer.pretraining import VisionTransformerObjective, word_buckets
-from videolavit.records.samples import decode_picture
+from videolavit.records.foreign import read_keyframe
 
 from ..component import Component
 from ..data import Item, SampleSource
@@ -48,7 +47,7 @@ class VisionTransformerTraining:
         side = tokenizer.config.image_size
 
         def load(clip: ClipSample) -> Sample:
-            return resize_picture(decode_picture(clip.keyframe), side, side), clip.text
+            return read_keyframe(clip.keyframe, (side, side)), clip.text
 
         def sources(urls: list[str]) -> list[SampleSource]:
             return [MappedSource(source, load) for source in clip_sources(urls, inputs.storage)]
