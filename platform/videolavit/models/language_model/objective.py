@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -73,9 +74,9 @@ class AnswerObjective(Objective):
     """Next-token prediction on the answers to questions about pictures and videos.
 
     Term: `loss`, over the answers only. Inputs: `prompts` [batch, length] with the placeholders of
-    `vocabulary.conversation`, `labels` [batch, length] and `lengths` [batch]; `frames` [pictures, 3, size, size] and
-    `motion` [clips, 2, time, height, width] of all samples concatenated; `pictures` and `clips`, their numbers per
-    sample, [batch].
+    `vocabulary.conversation`, `labels` [batch, length], `lengths` [batch], and numbers of pictures and videos `media`
+    [batch]; `frames` [pictures, 3, size, size] and `motion` [clips, 2, time, height, width] of all of them
+    concatenated; `pictures` and `clips`, their numbers in each picture or video, [media].
 
     Args:
         model: Understanding model.
@@ -115,19 +116,20 @@ class AnswerObjective(Objective):
         return {"loss": losses.sum()}
 
     def _visuals(self, inputs: dict[str, Tensor]) -> list[list[Tensor]]:
-        """Embeds the picture or the video of each sample, [n, hidden]; nothing for a sample without one."""
+        """Embeds the pictures and videos of each sample, [n, hidden] each."""
         frames, motion = inputs["frames"], inputs["motion"]
         pictures = iter(self.model.embed_images(frames)) if len(frames) else iter(())
         clips = iter(self.model.embed_motion(motion)) if len(motion) else iter(())
-        visuals: list[list[Tensor]] = []
+        media: list[Tensor] = []
         for shown, moving in zip(inputs["pictures"].tolist(), inputs["clips"].tolist(), strict=True):
             parts: list[Tensor] = []
             for index in range(shown):
                 parts.append(next(pictures))
                 if index < moving:
                     parts.append(next(clips))
-            visuals.append([torch.cat(parts)] if parts else [])
-        return visuals
+            media.append(torch.cat(parts))
+        of_samples = iter(media)
+        return [list(islice(of_samples, count)) for count in inputs["media"].tolist()]
 
     def _idle(self, inputs: dict[str, Tensor]) -> Tensor | float:
         """Returns a zero that depends on the visual tokenizer, for a batch without pictures.
