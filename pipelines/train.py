@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 import ray.train
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -92,16 +93,14 @@ class ClusterSettings:
         timeout: Seconds after which a collective operation that hangs is an error.
     """
 
-    workers: int = 0
+    workers: int = Field(default=0, ge=0)
     min_workers: int | None = None
-    cpus_per_worker: float = 1.0
-    loaders: int = 0
-    max_failures: int = 3
-    timeout: int = 1800
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    loaders: int = Field(default=0, ge=0)
+    max_failures: int = Field(default=3, ge=0)
+    timeout: int = Field(default=1800, ge=1)
 
     def __post_init__(self) -> None:
-        if min(self.workers, self.loaders, self.max_failures) < 0:
-            raise ValueError("workers, loaders and max_failures must be at least 0")
         if self.loaders and not self.workers:
             raise ValueError("loaders are for training under Ray Train; set workers to 1 or more")
         if self.min_workers is not None and not 1 <= self.min_workers <= max(self.workers, 1):

@@ -260,3 +260,14 @@ def test_metrics_reach_tensorboard(tmp_path: Path) -> None:
     run(tmp_path, trackers=("tensorboard",))
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("error")] == list(range(1, 21))
+
+
+def test_a_clip_of_0_clips_nothing(tmp_path: Path) -> None:
+    """Same steps as with a limit that no gradient reaches."""
+    trainers = [run(tmp_path / f"{clip}", optimizer=OptimizerSettings(lr=0.01, clip=clip)) for clip in (0, 1e9)]
+    same(*trainers)
+
+
+def test_shards_that_the_ranks_cannot_hold_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"parallel\.shard is 3, and the number of ranks, 1, is no multiple"):
+        run(tmp_path, parallel=ParallelSettings(shard=3))

@@ -227,7 +227,7 @@ def _placed(
     # LLaVA-Video and others write <image> for a video
     as_videos = bool(listed["video"]) and not listed["image"] and not open_marks["video"]
     if as_videos:
-        open_marks = Counter(video=open_marks["image"])
+        open_marks["video"] = open_marks.pop("image", 0)
     for kind, sources in listed.items():
         if open_marks[kind] != len(sources):
             raise BadRecord(f"{open_marks[kind]} placeholders of {kind}s, and {len(sources)} {kind}s")

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from math import cos, pi
+from math import cos, inf, pi
 from typing import Any
 
 import torch
@@ -53,8 +53,8 @@ class Optimizer:
         return tensors | {f"average.{name}": value for name, value in self._average.items()}
 
     def clip(self) -> float:
-        """Scales the gradient down to the largest allowed norm, and returns the norm before."""
-        norm = nn.utils.clip_grad_norm_(list(self._parameters.values()), self._settings.clip)
+        """Scales the gradient down to the largest allowed norm, if there is one, and returns the norm before."""
+        norm = nn.utils.clip_grad_norm_(list(self._parameters.values()), self._settings.clip or inf)
         return float(full_tensor(norm))
 
     @torch.no_grad()

@@ -106,6 +106,12 @@ def parallelize(objective: Objective, settings: ParallelSettings, ranks: Ranks) 
     Raises:
         DataError: the ranks cannot be divided into groups of `settings.shard`.
     """
+    shard = settings.shard or ranks.world
+    if ranks.world % shard:
+        raise DataError(
+            f"parallel.shard is {shard}, and the number of ranks, {ranks.world}, is no multiple of it; choose another "
+            "number of workers, or of ranks that share the weights"
+        )
     for unit in objective.units():
         if settings.recompute != "none":
             _checkpoint_activations(unit, selective=settings.recompute == "selective")
@@ -116,7 +122,7 @@ def parallelize(objective: Objective, settings: ParallelSettings, ranks: Ranks) 
     half = torch.bfloat16 if settings.precision == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
     frozen = {value for value in objective.parameters() if not value.requires_grad}
-    options: dict[str, Any] = {"mesh": _mesh(settings, ranks), "mp_policy": policy, "ignored_params": frozen}
+    options: dict[str, Any] = {"mesh": _mesh(shard, ranks), "mp_policy": policy, "ignored_params": frozen}
     for unit in objective.units():
         if any(value.requires_grad for value in unit.parameters()):
             fully_shard(unit, **options)
@@ -130,10 +136,7 @@ def parallelize(objective: Objective, settings: ParallelSettings, ranks: Ranks) 
         module.reshard()
 
 
-def _mesh(settings: ParallelSettings, ranks: Ranks) -> DeviceMesh:
-    shard = settings.shard or ranks.world
-    if ranks.world % shard:
-        raise DataError(f"{ranks.world} ranks cannot be divided into groups of parallel.shard={shard}")
+def _mesh(shard: int, ranks: Ranks) -> DeviceMesh:
     kind = ranks.device.type
     if shard == ranks.world:
         return init_device_mesh(kind, (shard,), mesh_dim_names=("shard",))

@@ -15,6 +15,7 @@ from videolavit.vocabulary.sequences import TokenType
 
 from ..objective import Draws, Objective
 from .attention import attend_within_documents
+from .families import check_trainable, logit_scale
 from .lora import merged
 from .understanding import NO_LABEL, UnderstandingModel
 
@@ -36,13 +37,14 @@ class NextToken(Objective):
         other_lr_scale: Learning rate of embeddings and head, relative to the other parameters'.
 
     Raises:
-        ModelError: documents cannot be kept apart in this model.
+        ModelError: the model computes in a way that training cannot honour.
     """
 
     weights = {"loss": 1.0}  # noqa: RUF012
 
     def __init__(self, model: PreTrainedModel, packed: bool = True, other_lr_scale: float = 1.0) -> None:
         super().__init__()
+        check_trainable(model)
         if packed:
             attend_within_documents(model)
         self.model = model
@@ -54,7 +56,8 @@ class NextToken(Objective):
             input_ids=inputs["ids"], position_ids=inputs["positions"], use_cache=False, **packed
         ).last_hidden_state
         predicting = hidden.flatten(0, 1).index_select(0, inputs["places"])
-        losses = token_losses(self.model.get_output_embeddings(), predicting, inputs["targets"])
+        scaled = predicting * logit_scale(self.model)
+        losses = token_losses(self.model.get_output_embeddings(), scaled, inputs["targets"])
         detached = losses.detach()
         sums = {one.name.lower(): (detached * (inputs["types"] == one)).sum() for one in TokenType}
         return {"loss": losses.sum(), **sums}
@@ -84,6 +87,9 @@ class AnswerObjective(Objective):
         visual_lr_scale: Learning rate of the visual tokenizer's merger and projection, relative to the other
             parameters'.
         lora_scale: Scale of the language model's adapters; 0 without adapters.
+
+    Raises:
+        ModelError: the language model computes in a way that training cannot honour.
     """
 
     weights = {"loss": 1.0}  # noqa: RUF012
@@ -92,6 +98,7 @@ class AnswerObjective(Objective):
         self, model: UnderstandingModel, names: Mapping[str, str], visual_lr_scale: float = 1.0, lora_scale: float = 0.0
     ) -> None:
         super().__init__()
+        check_trainable(model.language_model)
         self.model = model
         self._names, self._visual_lr_scale, self._lora_scale = dict(names), visual_lr_scale, lora_scale
 
@@ -110,9 +117,8 @@ class AnswerObjective(Objective):
             use_cache=False,
         ).last_hidden_state
         labelled = batch.labels[:, 1:] != NO_LABEL
-        losses = token_losses(
-            language_model.get_output_embeddings(), hidden[:, :-1][labelled], batch.labels[:, 1:][labelled]
-        )
+        predicting = hidden[:, :-1][labelled] * logit_scale(language_model)
+        losses = token_losses(language_model.get_output_embeddings(), predicting, batch.labels[:, 1:][labelled])
         return {"loss": losses.sum()}
 
     def _visuals(self, inputs: dict[str, Tensor]) -> list[list[Tensor]]:
