@@ -1,5 +1,6 @@
 """Conversations about pictures and videos as samples: token ids, pictures and motion."""
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -108,6 +109,7 @@ class ChatSource:
         if not self._records:
             raise DataError(f"{url} has no conversations")
         self.sizes: Sequence[int] = [len(self._records)]
+        self.content = hashlib.sha256(b"\n".join(self._records)).hexdigest()[:16]
         self._cache = _Cache(cache_bytes)
 
     def load(self, shard: int, row: int) -> ChatSample:

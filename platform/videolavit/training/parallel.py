@@ -95,6 +95,10 @@ class Ranks:
         """Reduces a decision over all ranks: True if it is True on each of them."""
         return self.sums({"yes": float(yes)})["yes"] == self.world
 
+    def any(self, yes: bool) -> bool:
+        """Reduces a decision over all ranks: True if it is True on one of them."""
+        return not self.agree(not yes)
+
     def wait(self) -> None:
         """Waits for all ranks."""
         self.agree(True)

@@ -105,6 +105,11 @@ class TrainSettings:
         show_every: Steps between two sets of samples in `samples/`; 0 writes them at the end only.
         save_every: Steps between two checkpoints; the last step is always saved.
         keep: Number of newest checkpoints that are kept.
+        keep_best: Metric of the validation, such as `validation/loss`, by which the checkpoint with the smallest value
+            is kept too; every validation then has a checkpoint.
+        resume_from: Step of the checkpoint to continue from, in place of the newest. Those after it are removed.
+        accept_changes: Names of changes, as the refusal of a resume shows them, with which the run continues.
+        max_rejects: Largest share of the last thousand samples that may be unusable; beyond it the run saves and ends.
         loader_threads: Threads that load samples; 0 loads them between the steps.
         prefetch: Steps that are loaded ahead.
         trackers: Trackers that get the metrics in addition to `metrics.jsonl`.
@@ -123,6 +128,10 @@ class TrainSettings:
     show_every: int = Field(default=0, ge=0)
     save_every: int = Field(default=500, ge=1)
     keep: int = Field(default=2, ge=1)
+    keep_best: str | None = None
+    resume_from: int | None = Field(default=None, ge=0)
+    accept_changes: tuple[str, ...] = ()
+    max_rejects: float = Field(default=0.1, ge=0, le=1)
     loader_threads: int = Field(default=2, ge=0)
     prefetch: int = Field(default=2, ge=1)
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)

@@ -23,6 +23,7 @@ from videolavit.vocabulary.sequences import DRAWS, Assembler, Ids, Piece, TokenS
 
 from .data import DataError, Mixture
 from .packed import Document
+from .sources import content_digest
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
 """Token ids of texts, without special tokens."""
@@ -82,6 +83,7 @@ class TokenSource:
             footers = list(readers.map(self._footer, self._names))
         self.sizes: Sequence[int] = [rows for rows, _ in footers]
         self._metadata = [metadata for _, metadata in footers]
+        self.content = content_digest([*self._names, *self.sizes])
         self._shard = Recent(self._read, cached_shards)
 
     def check(self, model: ModelFolder) -> None:
