@@ -312,6 +312,24 @@ def test_too_many_rejects_end_a_run_with_a_checkpoint(tmp_path: Path) -> None:
     run(tmp_path / "allowed", toy(broken=broken), batch=10, max_rejects=1.0)
 
 
+def test_a_source_that_goes_away_leaves_a_checkpoint(tmp_path: Path) -> None:
+    component = toy()
+
+    class Going:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(component.stream, name)
+
+        def take(self, count: int) -> list[Item]:
+            if component.stream.state()["position"] >= 8 * 12:
+                raise DataError("cannot read the shard")
+            return component.stream.take(count)
+
+    with pytest.raises(DataError, match="cannot read the shard"):
+        run(tmp_path / "gone", replace(component, stream=Going()), save_every=100)
+    assert steps_of(tmp_path / "gone") == [8]
+    same(run(tmp_path / "whole"), run(tmp_path / "gone"))
+
+
 def test_validation_data_are_checked_before_the_first_step(tmp_path: Path) -> None:
     source = BrokenSource("held-out", [None] * 5, set(range(5)))
     items = [Item(-1 - row, "held-out", lambda row=row: source.load(0, row)) for row in range(5)]

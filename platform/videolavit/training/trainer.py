@@ -109,7 +109,7 @@ class Trainer:
         self._skipped_steps = 0
         self._rejects: deque[tuple[int, int]] = deque()  # samples and rejects of the last steps, of all ranks
         self._save_is_due = False
-        self._saved_step = -1
+        self._saved_step = 0
         self._batch = settings.batch
         if settings.batch_tokens is not None:
             length = component.tokens_per_item
@@ -134,6 +134,7 @@ class Trainer:
             if not resumed.has_average:
                 self._optimizer.restart_average()
             component.stream.seek(state.stream)
+            self._saved_step = state.step
             self.step, self._skipped_steps, self._tokens = state.step, state.skipped, Counter(state.tokens)
         self._metrics_log: MetricsLog | None = None
         if ranks.is_first:
@@ -163,10 +164,11 @@ class Trainer:
         )
         interval = Interval()
         steps = iter(loader)
-        ending = self._ending()
+        ending, stream = self._ending(), self.component.stream.state()
         with contextlib.closing(steps), self._profiler() as profile_step:
             while self.step < settings.steps and ending is None:
-                data = next(steps)
+                data = self._next(steps, stream)
+                stream = data.state
                 interval.add(data, self._train(data, interval))
                 for batch in data.batches:
                     self._new_tokens.update(batch.tokens)
@@ -187,6 +189,19 @@ class Trainer:
             self._metrics_log.close()
         if ending is not None:
             raise ending
+
+    def _next(self, steps: Iterator[StepData], stream: dict[str, int]) -> StepData:
+        """Data of the next step. A single rank saves where they cannot be read; several would wait for each other.
+
+        Args:
+            stream: State of the stream after the last step.
+        """
+        try:
+            return next(steps)
+        except DataError:
+            if self.ranks.world == 1 and self._saved_step != self.step:
+                self._save(stream, is_last=True)
+            raise
 
     def _ending(self) -> Exception | None:
         """Reason to end before the last step, which all ranks agree on."""
