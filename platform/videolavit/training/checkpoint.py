@@ -163,6 +163,7 @@ class Checkpoints:
         self._best = step, value
         if self._ranks.is_first:
             _write_json(self._folder, BEST, {"step": step, "value": value})
+            self._remove(self._committed()[self._keep :])  # the one that was the best
         return True
 
     def _remove(self, paths: list[Path]) -> None:

@@ -249,6 +249,7 @@ class Trainer:
             self._skipped_steps += 1
             self._report(f"step {self.step + 1}: the gradient's norm is {norm}; the step is skipped")
             if self._skipped_steps > self.settings.optimizer.max_skipped:
+                self._commit(wait=True)
                 saved = ", ".join(str(step) for step in self._checkpoints.steps()) or "none"
                 raise Diverged(
                     f"{self._skipped_steps} steps in a row had no finite gradient. Lower optimizer.lr, or use float32, "
