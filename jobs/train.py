@@ -1,7 +1,8 @@
 """Train a component of the model: in one process on a laptop, or with FSDP on a cluster, with the same loop.
 
 The output folder gets `model/` (a complete model with the trained parts, for every other command), `checkpoints/`,
-`metrics.jsonl`, `tensorboard/` and `samples/`. The same command continues a run from its last checkpoint.
+`metrics.jsonl`, `tensorboard/` and `samples/`. The same command continues a run from its last checkpoint. SIGTERM and
+the first Ctrl-C save after the step that runs, and end with the status 143 or 130.
 """
 
 import sys
@@ -15,12 +16,23 @@ from videolavit.progress import Progress
 from videolavit.records.storage import StorageSettings
 from videolavit.training.components import COMPONENTS
 
-from .common import INTERRUPTED, JobParser, add_storage_options, console, fail, foreign, pick, user_errors
+from .common import (
+    INTERRUPTED,
+    JobParser,
+    StopSignals,
+    add_storage_options,
+    console,
+    fail,
+    foreign,
+    pick,
+    user_errors,
+)
 from .models import MODEL_HELP
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains; exits with 0 when the training is complete, 1 when it failed, 2 on a user's mistake."""
+    """Trains; exits with 0 when the training is complete, 1 when it failed, 2 on a user's mistake, and with 128 and the
+    number of a signal that stopped it."""
     words = list(sys.argv[1:] if argv is None else argv)
     name = words[0] if words else "--help"
     if name not in COMPONENTS:
@@ -29,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from pipelines.train import TRAIN_ERRORS, ClusterSettings, TrainingFailed, train
         from videolavit.training.components import settings_type
         from videolavit.training.settings import TrainInputs, TrainSettings
+        from videolavit.training.trainer import Stopped, TooManyRejects
     kind: Any = settings_type(name)
     parser = JobParser(f"train {name}", __doc__)
     _add_options(parser, [kind, TrainSettings, ClusterSettings])
@@ -52,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             storage=pick(StorageSettings, options),
         )
     try:
-        with user_errors(*TRAIN_ERRORS, OSError):
+        with StopSignals() as signals, user_errors(*TRAIN_ERRORS, OSError):
             summary = train(
                 name,
                 options.model,
@@ -62,7 +75,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 settings=settings,
                 cluster=cluster,
                 on_progress=_show,
+                should_stop=lambda: signals.received is not None,
             )
+    except Stopped as error:
+        console.print(foreign(f"{error}; the same command continues"), soft_wrap=True)
+        sys.exit(128 + (signals.received or 0))
+    except TooManyRejects as error:
+        fail(error, status=1)
     except TrainingFailed as error:
         console.print("[red]the training failed:[/]", foreign(error, lines=True), soft_wrap=True)
         console.print("the same command continues from the last checkpoint")
@@ -131,7 +150,14 @@ def _add_options(parser: JobParser, kinds: list[Any]) -> None:
     objective, *others = kinds
     parser.add_class_arguments(objective, "objective")
     for kind in others:
-        parser.add_class_arguments(kind)
+        parser.add_class_arguments(kind, skip={"accept_changes"})
+    parser.add_argument(
+        "--accept_changes",
+        type=str,
+        nargs="+",
+        default=[],
+        help="names of changes, as the refusal of a resume shows them, with which the run continues all the same",
+    )
 
 
 if __name__ == "__main__":

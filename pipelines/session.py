@@ -1,6 +1,8 @@
 """Ray for the length of a call: the one that this process is connected to, or else one that is started for it."""
 
 import contextlib
+import signal
+import threading
 from collections.abc import Iterator
 
 import ray
@@ -31,8 +33,11 @@ def ray_session(on_progress: OnProgress = ignore_progress) -> Iterator[None]:
             return
         with ray_arguments(on_progress) as arguments:
             try:
+                handler = signal.getsignal(signal.SIGTERM)
                 with starting_ray(arguments["address"]):
                     ray.init(**arguments)
+                if callable(handler) and threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, handler)  # the caller's own, which Ray has replaced
                 yield
             finally:
                 ray.shutdown()

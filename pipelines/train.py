@@ -1,6 +1,8 @@
 """Training as a function: in this process, or under Ray Train on a cluster, which restarts lost workers from the last
 checkpoint."""
 
+import contextlib
+import errno
 import json
 import math
 import os
@@ -9,6 +11,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any
 
 import ray
 import ray.train
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -24,17 +28,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from videolavit.models.network import STRICT, ModelError
 from videolavit.progress import OnProgress, Progress, ignore_progress
+from videolavit.records.addresses import protocol_of, shown
 from videolavit.records.files import InputError
-from videolavit.records.storage import StorageError, confined
+from videolavit.records.storage import StorageError, absolute_url, confined, filesystem
 from videolavit.training.checkpoint import CheckpointError
 from videolavit.training.component import ComponentSettings
 from videolavit.training.components import UnknownComponent, settings_type
 from videolavit.training.data import DataError
+from videolavit.training.lease import FolderInUse, leased
 from videolavit.training.metrics import METRICS, read_metrics
 from videolavit.training.parallel import Ranks
 from videolavit.training.run import MODEL_FOLDER, TrainTask, train_rank
 from videolavit.training.settings import TrainInputs, TrainSettings
-from videolavit.training.trainer import SKIPPED, Diverged
+from videolavit.training.trainer import SKIPPED, Diverged, ShouldStop, Stopped, TooManyRejects, never_stop
 
 from .common import cluster_has
 from .loaders import ray_loader
@@ -47,7 +53,9 @@ RAY_FILES = "ray"
 LOG = "train.log"
 """File of the run for messages of a training on a cluster."""
 
-_PROGRESS, _ERROR, _SHARED = ".progress.jsonl", ".error.json", ".shared"
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+_PROGRESS, _ERROR, _SHARED, _STOP = ".progress.jsonl", ".error.json", ".shared", ".stop"
 POLL_SECONDS = 0.5
 """Interval at which the progress of the workers is polled, in seconds."""
 
@@ -72,9 +80,13 @@ TRAIN_ERRORS = (
     StorageError,
     Diverged,
     ClusterTooSmall,
+    FolderInUse,
     UnknownComponent,
 )
 """Errors of `train` that starting again does not cure."""
+
+_ENDINGS = (Stopped, TooManyRejects)
+"""Ends of a run that has saved its last step, and that continues when it is started again."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -92,16 +104,14 @@ class ClusterSettings:
         timeout: Seconds after which a collective operation that hangs is an error.
     """
 
-    workers: int = 0
+    workers: int = Field(default=0, ge=0)
     min_workers: int | None = None
-    cpus_per_worker: float = 1.0
-    loaders: int = 0
-    max_failures: int = 3
-    timeout: int = 1800
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    loaders: int = Field(default=0, ge=0)
+    max_failures: int = Field(default=3, ge=0)
+    timeout: int = Field(default=1800, ge=1)
 
     def __post_init__(self) -> None:
-        if min(self.workers, self.loaders, self.max_failures) < 0:
-            raise ValueError("workers, loaders and max_failures must be at least 0")
         if self.loaders and not self.workers:
             raise ValueError("loaders are for training under Ray Train; set workers to 1 or more")
         if self.min_workers is not None and not 1 <= self.min_workers <= max(self.workers, 1):
@@ -145,6 +155,7 @@ def train(
     settings: TrainSettings | None = None,
     cluster: ClusterSettings | None = None,
     on_progress: OnProgress = ignore_progress,
+    should_stop: ShouldStop = never_stop,
 ) -> TrainSummary:
     """Trains a component of a model. The same call continues a run from its last checkpoint.
 
@@ -158,11 +169,15 @@ def train(
         cluster: Workers; None trains in this process, without Ray. With workers, the connected Ray is used, or else
             one is started and stopped again.
         on_progress: Receives each line of metrics as progress of the stage `train`, whose units are steps.
+        should_stop: Asked after every step; once it is true, the run saves and ends.
 
     Raises:
         UnknownComponent, DataError, ModelError, InputError, StorageError: a mistake in what is asked for.
         CheckpointError: the folder holds another run.
+        FolderInUse: another training writes to the folder.
         Diverged: the gradient was not finite for too many steps.
+        TooManyRejects: too many samples could not be used. Another call continues.
+        Stopped: `should_stop` became true. Another call continues.
         ClusterTooSmall: the cluster cannot run the training.
         RayUnavailable: no cluster answers at `RAY_ADDRESS`, or Ray cannot start on this machine.
         TrainingFailed: the workers failed too often. Another call continues from the last checkpoint.
@@ -173,14 +188,22 @@ def train(
         objective = kind()
     elif not isinstance(objective, kind):
         raise DataError(f"the objective of {component} is a {kind.__name__}, not a {type(objective).__name__}")
-    inputs = replace(inputs, storage=confined(inputs.storage, [*inputs.train, *inputs.validation]))
-    task = TrainTask(component, model, inputs, objective, settings or TrainSettings(), str(output))
-    if cluster is None or not cluster.workers:
-        train_rank(task, Ranks.here(), on_progress=on_progress)
-    else:
-        with ray_session(on_progress):
-            _train_on_ray(task, cluster, on_progress)
-    folder = Path(output)
+    # absolute, since workers have other working folders
+    train_urls, validation = ([absolute_url(url) for url in urls] for urls in (inputs.train, inputs.validation))
+    storage = confined(inputs.storage, [*train_urls, *validation])
+    inputs = replace(inputs, train=train_urls, validation=validation, storage=storage)
+    if getattr(objective, "cache", None):
+        objective = replace(objective, cache=absolute_url(objective.cache))  # type: ignore[type-var, attr-defined]
+    if Path(model).is_dir():
+        model = os.path.abspath(model)
+    folder = _made_folder(output, inputs)
+    task = TrainTask(component, model, inputs, objective, settings or TrainSettings(), str(folder))
+    with _writable(folder), leased(folder):
+        if cluster is None or not cluster.workers:
+            train_rank(task, Ranks.here(), on_progress=on_progress, should_stop=should_stop)
+        else:
+            with ray_session(on_progress):
+                _train_on_ray(task, cluster, on_progress, should_stop)
     found = read_metrics(folder) if (folder / METRICS).exists() else {}
     lines = (folder / SKIPPED).read_text().splitlines() if (folder / SKIPPED).exists() else []
     # a resumed run may have skipped a sample twice, in the same step
@@ -194,13 +217,38 @@ def train(
     )
 
 
-def _train_on_ray(task: TrainTask, cluster: ClusterSettings, on_progress: OnProgress) -> None:
+def _made_folder(output: str | Path, inputs: TrainInputs) -> Path:
+    """Folder of a run, which exists. Raises StorageError."""
+    url = absolute_url(str(output))
+    if protocol_of(url) != "file":
+        filesystem(url, inputs.storage)  # names a scheme that nobody knows
+        raise StorageError(f"a training cannot write to {shown(url)}; name a folder on a disk that all nodes share")
+    folder = Path(url)
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"cannot write to {folder}: it is a file; choose another output")
+    with _writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Turns the errors of a disk that is full or read-only into a StorageError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise StorageError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def _train_on_ray(task: TrainTask, cluster: ClusterSettings, on_progress: OnProgress, should_stop: ShouldStop) -> None:
     """Trains on the workers of the connected Ray, and hands their progress on."""
     _check_counts(task, cluster)
     _check_cores(cluster)
     output = Path(task.output)
     token = _mark(output)
-    for name in (_ERROR, _PROGRESS):
+    for name in (_ERROR, _PROGRESS, _STOP):
         (output / name).unlink(missing_ok=True)
     # Ray Train's `fit` blocks, and changes the signal handlers of its process: it has one of its own
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -213,13 +261,15 @@ def _train_on_ray(task: TrainTask, cluster: ClusterSettings, on_progress: OnProg
             done, _ = ray.wait([running], timeout=POLL_SECONDS)
             for report in next(progress):
                 on_progress(report)
+            if should_stop():
+                (output / _STOP).touch()
     except BaseException:
         ray.cancel(running, force=True)
         raise
     failure: str | None = ray.get(running)
     if (output / _ERROR).exists():
         error = json.loads((output / _ERROR).read_text())
-        raise next(kind for kind in TRAIN_ERRORS if kind.__name__ == error["type"])(error["message"])
+        raise next(kind for kind in (*TRAIN_ERRORS, *_ENDINGS) if kind.__name__ == error["type"])(error["message"])
     if failure is not None:
         raise TrainingFailed(failure)
 
@@ -293,7 +343,11 @@ def _worker(config: dict[str, Any]) -> None:
             on_progress=partial(_report, output),
             on_save=_report_checkpoint,
             remote_loader=partial(ray_loader, actors=config["loaders"]) if config["loaders"] else None,
+            should_stop=(output / _STOP).exists if first else never_stop,
         )
+    except _ENDINGS as error:  # Ray Train would start the workers again after an error
+        if first:
+            (output / _ERROR).write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
     except TRAIN_ERRORS as error:
         kind = next(one for one in TRAIN_ERRORS if isinstance(error, one))
         (output / _ERROR).write_text(json.dumps({"type": kind.__name__, "message": str(error)}))

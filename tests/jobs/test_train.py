@@ -3,9 +3,12 @@
 import contextlib
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +181,102 @@ def test_a_workers_finding_is_a_users_error(tokens: Path, tmp_path: Path, on_hea
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(
+    number: signal.Signals, tokens: Path, whole: Path, tmp_path: Path, run_job: Job
+) -> None:
+    output = tmp_path / "run"
+    words = arguments(tokens, output, "--save-every", 1000)
+    job = subprocess.Popen(command(*words), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + LIMIT
+    while not in_step_10(output):
+        assert job.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+    job.send_signal(number)
+    _, error = job.communicate(timeout=LIMIT)
+    assert job.returncode == 128 + number, error
+    assert "the same command continues" in error
+    assert "Traceback" not in error
+    assert len(list((output / "checkpoints").glob("*/manifest.json"))) == 1
+    done = run_job(*words)
+    assert done.returncode == 0, done.stderr
+    assert losses(output) == losses(whole)
+
+
+def test_workers_have_relative_paths_and_stop_on_a_signal(tokens: Path, tmp_path: Path, ray_head: str) -> None:
+    """Their working folder is another one. The driver's signal reaches them."""
+    output = tmp_path / "run"
+    words = arguments(Path(os.path.relpath(tokens, ROOT)), Path(os.path.relpath(output, ROOT)), "--steps", 100_000)
+    job = subprocess.Popen(
+        command(*words, "--workers", 1, "--cpus-per-worker", 0.5, "--max-failures", 0),
+        cwd=ROOT,
+        env=os.environ | {"RAY_ADDRESS": ray_head},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + LIMIT
+    while not in_step_10(output):
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    job.send_signal(signal.SIGTERM)
+    _, error = job.communicate(timeout=LIMIT)
+    assert job.returncode == 143, error
+    (newest,) = re.findall(r"stopped after step (\d+), which is saved", error)
+    assert (output / "checkpoints" / f"step-{int(newest):08d}" / "manifest.json").is_file()
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """Folder on a disk of its own that cannot be written to."""
+    folder = tmp_path / "read-only"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)], capture_output=True)
+    if made.returncode:
+        pytest.skip("only root can make a disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_outputs_that_cannot_be_are_named(
+    tokens: Path, tmp_path: Path, read_only: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is trained, and nothing is left behind."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for output, expected in (
+        ("file", "file: it is a file; choose another output"),
+        ("s3://bucket/run", "a training cannot write to s3://bucket/run"),
+        ("nosuch://run", "cannot use nosuch://run"),
+        (read_only / "run", "Read-only file system"),
+        (read_only, "Read-only file system"),
+    ):
+        words = [str(word) for word in arguments(tokens, output)]
+        assert expected in printed_by(capsys, *words, status=2), output
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "read-only"}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--optimizer.clip", -1, "optimizer.clip"),
+        ("--optimizer.lr", "-1e-3", "optimizer.lr"),
+        ("--optimizer.betas", "[0.9,1.5]", "betas must be at least 0 and below 1"),
+        ("--parallel.shard", 3, "parallel.shard is 3"),
+        ("--timeout", 0, "timeout"),
+        ("--batch", "nan", "batch"),
+    ],
+)
+def test_numbers_out_of_bounds_are_named(
+    option: str, value: Any, expected: str, tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(word) for word in arguments(tokens, tmp_path / "run", option, value)]
+    assert expected in printed_by(capsys, *words, status=2)
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -197,3 +296,15 @@ def test_another_models_run_is_refused(whole: Path, tokens: Path, run_job: Job) 
     assert done.returncode == 2
     assert "holds another training" in done.stderr
     assert "seed: 0 -> 1" in done.stderr
+    assert "(accept_changes: seed)" in done.stderr
+
+
+def test_a_change_that_is_accepted_continues(whole: Path, tokens: Path, tmp_path: Path, run_job: Job) -> None:
+    """Other noise in the same folder, and options that decide nothing without a word."""
+    output = tmp_path / "run"
+    shutil.copytree(whole, output)
+    more = ["--steps", STEPS + 2, "--objective.show_captions", 8, "--objective.noise", 0.1]
+    done = run_job(*arguments(tokens, output, *more, "--accept-changes", "objective.noise"))
+    assert done.returncode == 0, done.stderr
+    assert "accepted: objective.noise: 0.0 -> 0.1" in done.stderr
+    assert f"continues from step-{STEPS:08d}" in done.stderr

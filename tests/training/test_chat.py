@@ -1,7 +1,10 @@
 """Instruction tuning: what a conversation becomes, and what is trained on it."""
 
+import base64
+import io
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import moving_texture
-from videolavit.generation.describe import Question, embed_chat_prompt, encode_visual_context
+from videolavit.generation.describe import embed_chat_prompt, encode_visual_context
 from videolavit.media import DecomposeSettings, MediaError, decompose, write_mp4
 from videolavit.media.errors import SourceMissing
 from videolavit.models.folder import ModelFolder
@@ -19,10 +22,11 @@ from videolavit.models.language_model import NO_LABEL
 from videolavit.models.language_model.lora import LoRASettings
 from videolavit.models.language_model.objective import AnswerObjective
 from videolavit.models.objective import Batch, Draws
-from videolavit.training.chat import BadRecord, ConversationTooLong
+from videolavit.records.conversations import BadRecord
+from videolavit.training.chat import ConversationTooLong
 from videolavit.training.component import Component
 from videolavit.training.components.language_model import ChatSettings, LanguageModelTraining
-from videolavit.training.data import Item
+from videolavit.training.data import DataError, Item
 from videolavit.training.settings import TrainInputs
 from videolavit.vocabulary import VIDEO, chat_prompt
 from videolavit.vocabulary.conversation import SYSTEM, conversation
@@ -32,6 +36,21 @@ CHAT = LanguageModelTraining(stage="chat", chat=ChatSettings(max_clips=2))
 
 def turns(*texts: str) -> list[dict[str, str]]:
     return [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(texts)]
+
+
+def several() -> list[dict[str, Any]]:
+    """A conversation with a video, a picture and a stored picture, in two turns."""
+    stored = io.BytesIO()
+    Image.new("RGB", (64, 48), "red").save(stored, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(stored.getvalue()).decode()
+    parts = [{"type": "text", "text": "Or"}, {"type": "image_url", "image_url": {"url": url}}]
+    return [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": "Is <video> like <image>?"},
+        {"role": "assistant", "content": "No."},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "Yes."},
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +65,12 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"id": "3", "video": "gone.mp4", "conversations": turns("<video>\nWhat?", "Nothing.")},
         {"id": "4", "conversations": turns("Only a question?")},
         {"id": "5", "conversations": turns("x" * 5000, "Long.")},
+        "no json",
+        {"image": ["still.png"] * 400, "conversations": turns("<image>" * 400, "Too many.")},
+        {"image": ["still.png"], "video": "moves.mp4", "messages": several(), "id": "several"},
     ]
     file = folder / "chat.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "no json\n")
+    file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
     return file
 
 
@@ -86,8 +108,9 @@ def test_only_answers_count(component: Component) -> None:
     labels = batch.inputs["labels"]
     assert tokenizer.decode(labels[1][labels[1] != NO_LABEL]) == r" Noise. \n </s>"
     assert batch.counts["loss"] == int((labels != NO_LABEL).sum())
-    assert batch.inputs["pictures"].tolist() == [1, 1, 0]
-    assert batch.inputs["clips"].tolist() == [1, 0, 0]
+    assert batch.inputs["media"].tolist() == [1, 1, 0]
+    assert batch.inputs["pictures"].tolist() == [1, 1]
+    assert batch.inputs["clips"].tolist() == [1, 0]
 
 
 def test_the_loss_is_that_of_the_finished_model(component: Component, records: Path) -> None:
@@ -98,15 +121,23 @@ def test_the_loss_is_that_of_the_finished_model(component: Component, records: P
     video = list(decompose(str(records.parent / "moves.mp4"), DecomposeSettings(policy="eval", max_clips=2)))
     picture = np.asarray(Image.open(records.parent / "still.png").convert("RGB"))
     expected = 0.0
-    asked = Question((video, "What moves?")), Question((picture, "What is it?")), Question(("One and one?",))
-    for question, answer in zip(asked, ("All.", "Noise.", "Two."), strict=True):
-        content = [
-            part
-            if isinstance(part, str)
-            else encode_visual_context(network.visual_tokenizer, network.motion_tokenizer, part)
-            for part in question.content
-        ]
-        prompt = embed_chat_prompt(network, tokenizer, (), content).embeds[None]
+    red = np.broadcast_to(np.array([255, 0, 0], np.uint8), (48, 64, 3))
+    first = "Be short.", "Is", video, "like", picture, "?"
+    asked: list[tuple[list[tuple[Any, str]], Any, str]] = [
+        ([], (video, "What moves?"), "All."),
+        ([], (picture, "What is it?"), "Noise."),
+        ([], ("One and one?",), "Two."),
+        ([], first, "No."),
+        ([(first, "No.")], ("Or", red), "Yes."),
+    ]
+
+    def shown(content: Any) -> list[Any]:
+        encode = partial(encode_visual_context, network.visual_tokenizer, network.motion_tokenizer)
+        return [part if isinstance(part, str) else encode(part) for part in content]
+
+    for before, question, answer in asked:
+        earlier = [(shown(content), reply) for content, reply in before]
+        prompt = embed_chat_prompt(network, tokenizer, earlier, shown(question)).embeds[None]
         reply = torch.tensor(
             [*tokenizer(rf" {answer} \n ", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         )
@@ -114,7 +145,7 @@ def test_the_loss_is_that_of_the_finished_model(component: Component, records: P
             embeds = torch.cat([prompt, network.embed_ids(reply)[None]], dim=1)
             scores = network.language_model(inputs_embeds=embeds).logits[0, prompt.shape[1] - 1 : -1]
         expected += float(torch.nn.functional.cross_entropy(scores, reply, reduction="sum"))
-    batch = batch_of(component, 0, 1, 2)
+    batch = batch_of(component, 0, 1, 2, 8)
     with torch.no_grad():
         got = float(objective(batch.inputs, Draws(0, batch.positions))["loss"])
     assert got == pytest.approx(expected, rel=1e-4)
@@ -136,9 +167,10 @@ def test_what_is_trained(component: Component) -> None:
     ("row", "error", "message"),
     [
         (3, SourceMissing, "gone.mp4"),
-        (4, BadRecord, "line 5 of .* must speak in turns"),
-        (5, ConversationTooLong, "line 6 of .* of a context of 4096"),
-        (6, BadRecord, "line 7 of .* is no conversation"),
+        (4, BadRecord, "record 5 of .* must speak in turns"),
+        (5, ConversationTooLong, "record 6 of .* of a context of 4096"),
+        (6, BadRecord, "record 7 of .*: no JSON"),
+        (7, ConversationTooLong, "record 8 of .* 400 pictures may take"),
     ],
 )
 def test_what_cannot_be_used_is_a_reject(component: Component, row: int, error: type[MediaError], message: str) -> None:
@@ -184,3 +216,46 @@ def test_adapters_are_merged_into_what_is_saved(records: Path) -> None:
         after = float(plain(batch.inputs, Draws(0, batch.positions))["loss"])
     assert adapted == pytest.approx(after, rel=1e-5)
     assert abs(before - after) > 0.1
+
+
+def test_a_json_array_is_trained_on_as_lines_are(records: Path, component: Component, tmp_path: Path) -> None:
+    """Same samples; files are named relative to the array."""
+    lines = [json.loads(line) for line in records.read_text().splitlines() if line != "no json"]
+    array = records.parent / "chat.json"
+    array.write_text(json.dumps(lines[:3], indent=1))
+    inputs = TrainInputs(train=[str(array)], validation=[str(array)])
+    batches = [
+        one.collate(chosen, [item.load() for item in chosen])
+        for one in (component, CHAT.build(ModelFolder("tiny"), inputs))
+        for chosen in [items(one)[:3]]
+    ]
+    for name, value in batches[0].inputs.items():
+        assert torch.equal(value, batches[1].inputs[name]), name
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "has no conversations"),
+        ("[]", "has no conversations"),
+        ('[{"a": 1}, {]', "begins as a JSON array and is none"),
+        ('[{"a": 1},]', "begins as a JSON array and is none"),
+        ('[{"a": 1}] [2]', "goes on after its end"),
+        ('[{"a": 1} {"a": 1}]', "a comma is missing at character 10"),
+    ],
+)
+def test_files_without_conversations_are_refused(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "chat.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        CHAT.build(ModelFolder("tiny"), TrainInputs(train=[str(tmp_path / "chat.json")]))
+
+
+@pytest.mark.parametrize(
+    "source", ["http://[", "s3://", "nosuch://x", "/etc/passwd", "file:///etc/passwd", "../x.png", "x" * 5000, "."]
+)
+def test_odd_addresses_are_rejects(source: str, tmp_path: Path) -> None:
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"image": source, "conversations": turns("<image>", "What?")}))
+    inputs = TrainInputs(train=[str(tmp_path / "chat.jsonl")], validation=[str(tmp_path / "chat.jsonl")])
+    (item,) = CHAT.build(ModelFolder("tiny"), inputs).validation
+    with pytest.raises(MediaError):
+        item.load()

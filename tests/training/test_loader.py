@@ -13,7 +13,8 @@ from tests.training.test_sources import write_run
 from tests.training.token_runs import random_rows
 from tests.training.token_runs import write_run as write_token_run
 from tests.training.toys import toy
-from videolavit.media import write_mp4
+from videolavit.media import MediaError, write_mp4
+from videolavit.media.errors import CorruptVideo, SourceForbidden, SourceMissing, SourceUnreadable
 from videolavit.models.folder import ModelFolder
 from videolavit.training.component import Component
 from videolavit.training.components.keyframe_detokenizer import KeyframeDetokenizerTraining
@@ -21,8 +22,11 @@ from videolavit.training.components.language_model import LanguageModelTraining
 from videolavit.training.components.motion_tokenizer import MotionTokenizerTraining
 from videolavit.training.components.vision_transformer import VisionTransformerTraining
 from videolavit.training.components.visual_tokenizer import VisualTokenizerTraining
-from videolavit.training.loader import RankSampler, load_item
-from videolavit.training.settings import TrainInputs
+from videolavit.training.data import DataError, Item
+from videolavit.training.loader import RankSampler, SkippedSample, load_item
+from videolavit.training.parallel import Ranks
+from videolavit.training.run import TrainTask, train_rank
+from videolavit.training.settings import TrainInputs, TrainSettings
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +82,40 @@ def test_a_share_is_every_ranks_part_of_each_step_and_the_stream_goes_on_by_whol
         found[rank] = [[[item.position for item in part] for part in share.take(stream)] for _ in range(2)]
         assert share.micro_batches == 2
     assert found == {0: [[[0, 2], [4]], [[6, 8], [10]]], 1: [[[1, 3], [5]], [[7, 9], [11]]]}
+
+
+@pytest.mark.parametrize("error", [SourceMissing, SourceForbidden, SourceUnreadable])
+def test_a_file_that_comes_back_is_loaded(error: type[MediaError]) -> None:
+    tries: list[int] = []
+
+    def load() -> str:
+        tries.append(1)
+        if len(tries) < 3:
+            raise error("gone")
+        return "sample"
+
+    assert load_item(Item(0, "source", load), (0.0, 0.0)) == "sample"
+    tries.clear()
+    assert load_item(Item(0, "source", load), (0.0,)) == SkippedSample("source", 0, error.__name__, "gone")
+
+
+def test_what_is_broken_is_tried_once() -> None:
+    tries: list[int] = []
+
+    def load() -> None:
+        tries.append(1)
+        raise CorruptVideo("broken")
+
+    assert isinstance(load_item(Item(0, "source", load)), SkippedSample)
+    assert len(tries) == 1
+
+
+def test_validation_data_without_a_sample_are_an_error(tmp_path: Path) -> None:
+    class NothingHeldOut:
+        def build(self, model: ModelFolder, inputs: TrainInputs) -> Component:
+            return toy(validation=[])
+
+    inputs = TrainInputs(train=["here"], validation=["held-out"])
+    task = TrainTask("toy", "tiny", inputs, NothingHeldOut(), TrainSettings(), str(tmp_path))
+    with pytest.raises(DataError, match="the validation data held-out have no samples"):
+        train_rank(task, Ranks())

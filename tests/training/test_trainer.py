@@ -1,6 +1,7 @@
 """The loop on a toy: the same run however it is cut up, and what happens when something goes wrong."""
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from tests.training.toys import BrokenSource, ToyObjective, toy
 from videolavit.models.objective import Draws
 from videolavit.training.checkpoint import CHECKPOINT_MANIFEST, CheckpointError
 from videolavit.training.component import Component
-from videolavit.training.data import DataError, Mixture, SampleStream
+from videolavit.training.data import DataError, Item, Mixture, SampleStream
 from videolavit.training.parallel import Ranks
 from videolavit.training.settings import OptimizerSettings, ParallelSettings, TrainSettings
-from videolavit.training.trainer import Diverged, Trainer
+from videolavit.training.trainer import Diverged, Stopped, TooManyRejects, Trainer
 
 QUICK: dict[str, Any] = {
     "steps": 20,
@@ -167,7 +168,7 @@ def test_samples_that_cannot_be_read_are_left_out_and_recorded(tmp_path: Path) -
 
 
 def test_a_run_begins_and_goes_on_where_samples_are_broken(tmp_path: Path) -> None:
-    """A step without a usable sample is made with the next that there is, and changes nothing but the moments."""
+    """A step without a usable sample changes nothing, and has no loss."""
     broken = frozenset(range(37))  # all of one source
     assert [item.source for item in toy().stream.take(2)] == ["many", "many"]
     whole = run(tmp_path / "whole", toy(broken=broken), batch=1, micro_batch=1, save_every=1)
@@ -175,6 +176,11 @@ def test_a_run_begins_and_goes_on_where_samples_are_broken(tmp_path: Path) -> No
     for stop in (1, 2, 3):
         run(folder, toy(broken=broken), stop=stop, batch=1, micro_batch=1, save_every=1)
     same(whole, run(folder, toy(broken=broken), batch=1, micro_batch=1, save_every=1))
+    found = metrics(folder)
+    rejects = [json.loads(line)["step"] for line in (folder / "rejects.jsonl").read_text().splitlines()]
+    assert {one["step"] for one in found if "loss" in one} == {*range(1, 21)} - {*rejects}
+    assert {one["step"] for one in found if "samples_per_second" in one} == {*range(1, 21)}
+    assert float(whole.tensors()["optimizer.head.weight.step"]) == 20 - len(set(rejects))
 
 
 def test_a_source_without_a_usable_sample_is_an_error(tmp_path: Path) -> None:
@@ -260,3 +266,146 @@ def test_metrics_reach_tensorboard(tmp_path: Path) -> None:
     run(tmp_path, trackers=("tensorboard",))
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("error")] == list(range(1, 21))
+
+
+def test_a_clip_of_0_clips_nothing(tmp_path: Path) -> None:
+    """Same steps as with a limit that no gradient reaches."""
+    trainers = [run(tmp_path / f"{clip}", optimizer=OptimizerSettings(lr=0.01, clip=clip)) for clip in (0, 1e9)]
+    same(*trainers)
+
+
+def test_shards_that_the_ranks_cannot_hold_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"parallel\.shard is 3, and the number of ranks, 1, is no multiple"):
+        run(tmp_path, parallel=ParallelSettings(shard=3))
+
+
+def steps_of(folder: Path) -> list[int]:
+    return sorted(int(path.parent.name[5:]) for path in (folder / "checkpoints").glob("*/manifest.json"))
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", save_every=100)
+    stopping = Trainer(toy(), settings(save_every=100), Ranks(), tmp_path / "cut", should_stop=lambda: trained[0] == 7)
+    trained = [0]
+    stopping._on_progress = lambda progress: trained.__setitem__(0, int(progress.done))
+    with pytest.raises(Stopped, match="stopped after step 7"):
+        stopping.run()
+    assert steps_of(tmp_path / "cut") == [7]
+    again = run(tmp_path / "cut", save_every=100)
+    same(whole, again)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_a_run_that_stops_before_its_first_step_writes_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        Trainer(toy(), settings(), Ranks(), tmp_path, should_stop=lambda: True).run()
+    assert not steps_of(tmp_path)
+
+
+def test_too_many_rejects_end_a_run_with_a_checkpoint(tmp_path: Path) -> None:
+    """Goes on where it stopped once the samples can be read again."""
+    broken = frozenset(range(37))
+    with pytest.raises(TooManyRejects, match=r"105 of the last 140 samples could not be used.* step 14 is saved"):
+        run(tmp_path, toy(broken=broken), batch=10, save_every=100)
+    assert steps_of(tmp_path) == [14]
+    assert run(tmp_path, batch=10, save_every=100).step == 20
+    run(tmp_path / "allowed", toy(broken=broken), batch=10, max_rejects=1.0)
+
+
+def test_a_source_that_goes_away_leaves_a_checkpoint(tmp_path: Path) -> None:
+    component = toy()
+
+    class Going:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(component.stream, name)
+
+        def take(self, count: int) -> list[Item]:
+            if component.stream.state()["position"] >= 8 * 12:
+                raise DataError("cannot read the shard")
+            return component.stream.take(count)
+
+    with pytest.raises(DataError, match="cannot read the shard"):
+        run(tmp_path / "gone", replace(component, stream=Going()), save_every=100)
+    assert steps_of(tmp_path / "gone") == [8]
+    same(run(tmp_path / "whole"), run(tmp_path / "gone"))
+
+
+def test_validation_data_are_checked_before_the_first_step(tmp_path: Path) -> None:
+    source = BrokenSource("held-out", [None] * 5, set(range(5)))
+    items = [Item(-1 - row, "held-out", lambda row=row: source.load(0, row)) for row in range(5)]
+    with pytest.raises(DataError, match="none of 5 samples can be used; the last, of held-out: sample 4 is broken"):
+        run(tmp_path, toy(validation=items))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_nothing_good_is_removed_while_steps_are_skipped(tmp_path: Path) -> None:
+    optimizer = replace(QUICK["optimizer"], max_skipped=3)
+    with pytest.raises(Diverged, match=r"with resume_from; there are those of the steps 6, 7"):
+        run(tmp_path, replace(toy(), objective=Exploding(set(range(7, 20)))), optimizer=optimizer, save_every=1)
+    assert steps_of(tmp_path) == [6, 7]
+    assert any("continues from step-00000006" in line for line in run(tmp_path, resume_from=6).lines)
+
+
+def test_a_save_waits_for_a_step_that_is_not_skipped(tmp_path: Path) -> None:
+    run(tmp_path, replace(toy(), objective=Exploding({4, 5})), save_every=5, keep=9)
+    assert steps_of(tmp_path) == [7, 10, 15, 20]
+
+
+def test_a_run_goes_back_to_a_step(tmp_path: Path) -> None:
+    """Checkpoints after it are removed; and the same command again continues the new run, not from that step."""
+    whole = run(tmp_path, save_every=4, keep=9)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 5 in .* there are steps 4, 8, 12, 16, 20"):
+        run(tmp_path, resume_from=5)
+    run(tmp_path, save_every=4, keep=9, resume_from=8, stop=16)
+    assert steps_of(tmp_path) in ([4, 8, 12], [4, 8, 12, 16])
+    second = run(tmp_path, save_every=4, keep=9, resume_from=8)
+    assert any("continues from step-0000001" in line for line in second.lines)
+    same(whole, second)
+
+
+def test_the_best_checkpoint_is_kept(tmp_path: Path) -> None:
+    """By the metric that is named; also over a restart."""
+    options: dict[str, Any] = {"keep_best": "validation/loss", "validate_every": 2, "save_every": 100, "keep": 1}
+    rising = {"optimizer": OptimizerSettings(lr=0.01, schedule="constant", ema=0.0)}
+    run(tmp_path, steps=8, **options, **rising)
+    found = {one["step"]: one["validation/loss"] for one in metrics(tmp_path) if "validation/loss" in one}
+    best = min(found, key=found.__getitem__)
+    assert steps_of(tmp_path) == sorted({best, 8})
+    run(tmp_path, steps=16, **options, optimizer=OptimizerSettings(lr=1.0, schedule="constant"))
+    later = {one["step"]: one["validation/loss"] for one in metrics(tmp_path) if "validation/loss" in one}
+    best = min(later, key=later.__getitem__)
+    assert best < 16
+    assert steps_of(tmp_path) == [best, 16]
+    with pytest.raises(DataError, match="keep_best is validation/acc, which is not measured"):
+        run(tmp_path / "other", **options | {"keep_best": "validation/acc"})
+    with pytest.raises(DataError, match="keep_best is a metric of the validation"):
+        run(tmp_path / "none", toy(validation=[]), **options)
+
+
+def test_more_steps_continue_a_finished_run(tmp_path: Path) -> None:
+    run(tmp_path, steps=10)
+    second = run(tmp_path, steps=20)
+    assert any("continues from step-00000010" in line for line in second.lines)
+    assert [one[0] for one in losses(tmp_path)] == list(range(1, 21))
+    assert [one["lr"] for one in metrics(tmp_path) if "lr" in one][-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_averaging_may_begin_and_end_later(tmp_path: Path) -> None:
+    plain, averaged = OptimizerSettings(lr=0.01), OptimizerSettings(lr=0.01, ema=0.5)
+    run(tmp_path, steps=5, optimizer=plain)
+    trainer = Trainer(toy(), settings(steps=10, optimizer=averaged), Ranks(), tmp_path)
+    tensors = trainer.tensors()
+    assert torch.equal(tensors["average.head.weight"], tensors["model.head.weight"])
+    trainer.run()
+    run(tmp_path, steps=15, optimizer=plain)
+
+
+def test_a_full_disk_is_named_when_a_checkpoint_is_written(tmp_path: Path) -> None:
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(tmp_path)], capture_output=True)
+    if made.returncode:
+        pytest.skip("only root can make a disk")
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            run(tmp_path, save_every=1, keep=100)
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)

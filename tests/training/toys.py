@@ -60,6 +60,7 @@ class InMemorySource:
 
     def __init__(self, name: str, samples: Sequence[Any]) -> None:
         self.name, self.sizes, self._samples = name, [len(samples)], samples
+        self.content = name
 
     def load(self, shard: int, row: int) -> Any:
         return self._samples[row]

@@ -15,8 +15,8 @@ from .errors import ModelError
 __all__ = ["STRICT", "ModelError", "Network", "load_exactly", "parse_config", "weight_files"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-STRICT = ConfigDict(extra="forbid", strict=False)
-"""Settings reject unknown keys."""
+STRICT = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
+"""Settings reject unknown keys, and numbers that are not finite."""
 
 C = TypeVar("C")
 

@@ -79,8 +79,8 @@ def read_header(source: str, storage: StorageSettings) -> VideoInfo:
     return _in_child(_header, storage, source, storage)
 
 
-def read_clips(source: str, storage: StorageSettings, settings: DecomposeSettings) -> list[Clip]:
-    """Decomposes a video to clips. Raises MediaError."""
+def read_clips(source: str | bytes, storage: StorageSettings, settings: DecomposeSettings) -> list[Clip]:
+    """Decomposes a video, by its address or the file itself, to clips. Raises MediaError."""
     return _in_child(_clips, storage, source, storage, settings)
 
 
@@ -166,7 +166,7 @@ def _header(source: str, storage: StorageSettings) -> VideoInfo:
         return probe(file)
 
 
-def _clips(source: str, storage: StorageSettings, settings: DecomposeSettings) -> list[Clip]:
+def _clips(source: str | bytes, storage: StorageSettings, settings: DecomposeSettings) -> list[Clip]:
     return list(_each_clip(source, storage, settings))
 
 

@@ -1,15 +1,12 @@
-"""Conversations about pictures and videos, as JSON lines in the format of LLaVA.
+"""Conversations about pictures and videos as samples: token ids, pictures and motion."""
 
-{"id": "1", "video": "a.mp4", "conversations": [{"from": "human", "value": "<video>\\nWhat moves?"},
-                                                {"from": "gpt", "value": "A red circle."}]}
-"""
-
-import json
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,16 +19,11 @@ from videolavit.models.objective import Batch
 from videolavit.models.visual_tokenizer import normalize_images, resize_image
 from videolavit.records import foreign
 from videolavit.records.confinement import check_named
-from videolavit.records.storage import StorageSettings, open_source
-from videolavit.vocabulary import IMAGE, VIDEO, conversation
+from videolavit.records.conversations import BadRecord, Medium, parse_conversation, read_records
+from videolavit.records.storage import StorageSettings, absolute_url
+from videolavit.vocabulary import conversation
 
 from .data import DataError, Item
-
-_SPEAKERS = ("human", "gpt")
-
-
-class BadRecord(MediaError):
-    """A line of the file is not a conversation."""
 
 
 class ConversationTooLong(MediaError):
@@ -57,11 +49,17 @@ class ChatMedia:
 
 @dataclass(frozen=True, eq=False)
 class ChatSample:
-    """A conversation: token ids with a placeholder for pictures and motion, and a mask of the ids of answers."""
+    """A conversation.
+
+    Attributes:
+        ids: Token ids, with a placeholder for each picture and video.
+        answer_mask: Mask of the ids of answers.
+        media: Pictures and videos, in the order of their placeholders.
+    """
 
     ids: list[int]
     answer_mask: list[bool]
-    media: ChatMedia
+    media: list[ChatMedia]
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class ChatLimits:
 
 
 class ChatSource:
-    """Conversations of a file of JSON lines, which names pictures and videos relative to itself.
+    """Conversations of a file, which names pictures and videos relative to itself.
 
     Videos are decomposed as they are for a question to the finished model.
 
@@ -96,51 +94,63 @@ class ChatSource:
         cache_bytes: Memory for decoded pictures and clips, in bytes.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or has no records.
     """
 
     def __init__(
         self, url: str, storage: StorageSettings, tokenizer: Any, limits: ChatLimits, cache_bytes: int
     ) -> None:
         self.name, self._storage, self._tokenizer, self._limits = url, storage, tokenizer, limits
+        self._file = absolute_url(url)
         try:
-            with open_source(url, storage) as file:
-                self._lines = [line for line in file.read().splitlines() if line.strip()]
+            self._records = read_records(self._file, storage)
         except MediaError as error:
-            raise DataError(f"cannot read the chat records {url}: {error}") from None
-        self.sizes: Sequence[int] = [len(self._lines)]
+            raise DataError(f"cannot read the conversations {url}: {error}") from None
+        if not self._records:
+            raise DataError(f"{url} has no conversations")
+        self.sizes: Sequence[int] = [len(self._records)]
+        self.content = hashlib.sha256(b"\n".join(self._records)).hexdigest()[:16]
         self._cache = _Cache(cache_bytes)
 
     def load(self, shard: int, row: int) -> ChatSample:
-        record = _record(self._lines[row], f"line {row + 1} of {self.name}")
-        media = self._cache.get(record.media or "", lambda: self._load_media(record))
+        try:
+            record = parse_conversation(self._records[row])
+        except BadRecord as error:
+            raise BadRecord(f"{self._place(row)}: {error}") from None
         ids, answer_mask = conversation(self._tokenizer, record.turns)
-        limits = self._limits
-        longest = len(ids) + len(media.pictures) * limits.picture_tokens + len(media.motion) * limits.motion_tokens
-        if longest > limits.context:
-            raise ConversationTooLong(
-                f"line {row + 1} of {self.name}: {len(ids)} ids of text and {len(media.pictures)} pictures may take "
-                f"{longest} of a context of {limits.context}; shorten it, or lower chat.max_clips"
-            )
+        self._check_length(row, len(ids), len(record.media), 0)  # before a thousand pictures are decoded
+        media = [self._cache.get(one, partial(self._load_medium, one)) for one in record.media]
+        pictures, clips = sum(len(one.pictures) for one in media), sum(len(one.motion) for one in media)
+        self._check_length(row, len(ids), pictures, clips)
         return ChatSample(ids, answer_mask, media)
 
-    def _load_media(self, record: "_Record") -> ChatMedia:
+    def _place(self, row: int) -> str:
+        return f"record {row + 1} of {self.name}"
+
+    def _check_length(self, row: int, ids: int, pictures: int, clips: int) -> None:
+        limits = self._limits
+        longest = ids + pictures * limits.picture_tokens + clips * limits.motion_tokens
+        if longest > limits.context:
+            raise ConversationTooLong(
+                f"{self._place(row)}: {ids} ids of text and {pictures} pictures may take {longest} of a context of "
+                f"{limits.context}; shorten it, or lower chat.max_clips"
+            )
+
+    def _load_medium(self, medium: Medium) -> ChatMedia:
         size, limits = self._limits.image_size, self._limits
-        no_motion = np.zeros((0, 2, 24, *limits.motion_size), np.float32)
-        if record.media is None:
-            return ChatMedia(np.zeros((0, size, size, 3), np.uint8), no_motion)
-        address = self._address(record.media)
-        if record.kind == "image":
-            return ChatMedia(foreign.read_picture(address, self._storage, size)[None], no_motion)
+        source = medium.source if isinstance(medium.source, bytes) else self._address(medium.source)
+        if medium.kind == "image":
+            no_motion = np.zeros((0, 2, 24, *limits.motion_size), np.float32)
+            return ChatMedia(foreign.read_picture(source, self._storage, size)[None], no_motion)
         settings = DecomposeSettings(policy="eval", max_clips=limits.max_clips)
-        clips = foreign.read_clips(address, self._storage, settings)
+        clips = foreign.read_clips(source, self._storage, settings)
         pictures = np.stack([resize_image(clip.keyframe, size) for clip in clips])
         return ChatMedia(pictures, np.stack([clip.features(limits.motion_size) for clip in clips]))
 
     def _address(self, name: str) -> str:
-        folder, slash, _ = self.name.rpartition("/")
-        address = name if "://" in name or name.startswith("/") else f"{folder}{slash}{name}"
-        check_named(address, self.name, self._storage.allow)
+        folder = self._file.rpartition("/")[0]
+        address = absolute_url(name if "://" in name or name.startswith("/") else f"{folder}/{name}")
+        check_named(address, self._file, self._storage.allow)
         return address
 
 
@@ -149,6 +159,9 @@ def collate_chat(items: Sequence[Item], samples: Sequence[ChatSample]) -> Batch:
     ids = [torch.tensor(sample.ids) for sample in samples]
     masks = [torch.tensor(sample.answer_mask) for sample in samples]
     labels = [one.where(mask, torch.tensor(NO_LABEL)) for one, mask in zip(ids, masks, strict=True)]
+    media = [medium for sample in samples for medium in sample.media]
+    frames = [medium.pictures for medium in media] or [np.zeros((0, 1, 1, 3), np.uint8)]
+    motion = [medium.motion for medium in media] or [np.zeros((0, 2, 24, 1, 1), np.float32)]
     tokens: dict[str, int] = {}
     for item, sample in zip(items, samples, strict=True):
         tokens[item.source] = tokens.get(item.source, 0) + len(sample.ids)
@@ -157,10 +170,11 @@ def collate_chat(items: Sequence[Item], samples: Sequence[ChatSample]) -> Batch:
             "prompts": pad_sequence(ids, batch_first=True),
             "labels": pad_sequence(labels, batch_first=True, padding_value=NO_LABEL),
             "lengths": torch.tensor([len(sample.ids) for sample in samples]),
-            "frames": normalize_images(np.concatenate([sample.media.pictures for sample in samples])),
-            "motion": torch.from_numpy(np.concatenate([sample.media.motion for sample in samples])),
-            "pictures": torch.tensor([len(sample.media.pictures) for sample in samples]),
-            "clips": torch.tensor([len(sample.media.motion) for sample in samples]),
+            "media": torch.tensor([len(sample.media) for sample in samples]),
+            "frames": normalize_images(np.concatenate(frames)),
+            "motion": torch.from_numpy(np.concatenate(motion)),
+            "pictures": torch.tensor([len(medium.pictures) for medium in media], dtype=torch.int64),
+            "clips": torch.tensor([len(medium.motion) for medium in media], dtype=torch.int64),
         },
         counts={"loss": float(sum(int(mask.sum()) for mask in masks))},
         positions=[item.position for item in items],
@@ -168,43 +182,18 @@ def collate_chat(items: Sequence[Item], samples: Sequence[ChatSample]) -> Batch:
     )
 
 
-@dataclass(frozen=True)
-class _Record:
-    kind: Literal["image", "video"] | None
-    media: str | None
-    turns: list[tuple[tuple[str | int, ...], str]]
-
-
-def _record(line: bytes, where: str) -> _Record:
-    """Parses a line of the file. Raises BadRecord."""
-    try:
-        values = json.loads(line)
-        kind: Literal["image", "video"] | None = next((one for one in ("image", "video") if values.get(one)), None)
-        turns = [(turn["from"], turn["value"]) for turn in values["conversations"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadRecord(f"{where} is no conversation: {error!r}") from None
-    speakers = tuple(speaker for speaker, _ in turns)
-    if not turns or len(turns) % 2 or speakers != _SPEAKERS * (len(turns) // 2):
-        raise BadRecord(f"{where}: human and gpt must speak in turns, human first and gpt last")
-    texts = [str(text).replace(f"<{kind}>", "").strip() for _, text in turns]
-    questions: list[tuple[str | int, ...]] = [(text,) for text in texts[::2]]
-    if kind:  # the picture or video stands before the first question
-        questions[0] = (IMAGE if kind == "image" else VIDEO, *questions[0])
-    return _Record(kind, values[kind] if kind else None, list(zip(questions, texts[1::2], strict=True)))
-
-
 class _Cache:
     """Least recently used cache of media, limited in bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._used = limit, 0
-        self._kept: OrderedDict[str, ChatMedia] = OrderedDict()
+        self._kept: OrderedDict[Medium, ChatMedia] = OrderedDict()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Cache, (self._limit,)  # in another process the cache begins empty
 
-    def get(self, key: str, load: Callable[[], ChatMedia]) -> ChatMedia:
+    def get(self, key: Medium, load: Callable[[], ChatMedia]) -> ChatMedia:
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

@@ -10,11 +10,12 @@ next save of its step removes it. Where files differ from their manifest (a faul
 checkpoint is skipped, and the one before it is loaded.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +28,9 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from videolavit.records.identity import differences
 from videolavit.records.storage import Folder, StorageSettings
 
+from .optimizer import AVERAGE_PREFIX
 from .parallel import Ranks
 
 # torch warns on every save and load in a single process
@@ -38,6 +39,9 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled", modul
 CHECKPOINT_MANIFEST = "manifest.json"
 CHECKPOINT_FORMAT = "videolavit-checkpoint-1"
 HASH_CHUNK = 1 << 20
+
+BEST = "best.json"
+"""File that names the checkpoint with the best validation."""
 
 
 class CheckpointError(ValueError):
@@ -54,6 +58,7 @@ class RunState:
         identity: Values that must not change when the run is resumed.
         tokens: Tokens or samples of each source so far, without padding.
         skipped: Consecutive steps that were skipped, up to now.
+        resumed_from: Step that the run was told to continue from; None for the newest.
     """
 
     step: int
@@ -61,6 +66,19 @@ class RunState:
     identity: dict[str, Any]
     tokens: dict[str, int] = field(default_factory=dict)
     skipped: int = 0
+    resumed_from: int | None = None
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A checkpoint that a run continues from.
+
+    Args:
+        has_average: False if it has no averaged weights, and the run has.
+    """
+
+    state: RunState
+    has_average: bool
 
 
 class Checkpoints:
@@ -68,13 +86,14 @@ class Checkpoints:
 
     Args:
         folder: Folder of the checkpoints, on storage that all ranks share.
-        keep: Number of newest checkpoints that are kept.
+        keep: Number of newest checkpoints that are kept, beside the best.
         on_message: Receives messages for people.
     """
 
     def __init__(self, folder: Path, ranks: Ranks, keep: int, on_message: Callable[[str], None]) -> None:
         self._folder, self._ranks, self._keep, self._on_message = folder, ranks, keep, on_message
         self._pending: tuple[RunState, Future[None]] | None = None
+        self._best: tuple[int, float] | None = None  # step and value
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         # a process group of its own: saves communicate in the background while the training does too
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
@@ -100,7 +119,10 @@ class Checkpoints:
 
     def _record_files(self, target: Path, written: Any) -> None:
         """Waits until this rank's files are written, and records their sizes and digests."""
-        written.result()
+        try:
+            written.result()
+        except CheckpointException as failed:  # which is no Exception, and holds those of the ranks
+            raise next(error for error, _ in failed.failures.values()) from None
         own = sorted(target.glob(f"shard-{self._ranks.rank + 1:05d}-*.safetensors"))
         _write_json(target, f"files-{self._ranks.rank + 1:05d}.json", {file.name: _fingerprint(file) for file in own})
 
@@ -128,32 +150,53 @@ class Checkpoints:
                 files |= json.loads(part.read_text())
             manifest = {"format": CHECKPOINT_FORMAT, "world": self._ranks.world, "files": files, **_stored(state)}
             _write_json(target, CHECKPOINT_MANIFEST, manifest)
-            self._remove_old()
+            if not state.skipped:  # the weights may be broken, and those before are not
+                self._remove(self._committed()[self._keep :])
         self._ranks.wait()
         self._pending = None
         return target
 
-    def _remove_old(self) -> None:
-        for old in self._committed()[self._keep :]:
-            (old / CHECKPOINT_MANIFEST).unlink()  # first: a folder without it is no checkpoint
-            shutil.rmtree(old, ignore_errors=True)
+    def note_best(self, step: int, value: float) -> bool:
+        """Keeps the checkpoint of a step if its value is the smallest so far; returns whether it is."""
+        if self._best is not None and self._best[1] <= value:
+            return False
+        self._best = step, value
+        if self._ranks.is_first:
+            _write_json(self._folder, BEST, {"step": step, "value": value})
+            self._remove(self._committed()[self._keep :])  # the one that was the best
+        return True
+
+    def _remove(self, paths: list[Path]) -> None:
+        for old in paths:
+            if self._best is None or old != self._path(self._best[0]):
+                (old / CHECKPOINT_MANIFEST).unlink()  # first: a folder without it is no checkpoint
+                shutil.rmtree(old, ignore_errors=True)
 
     # ---- loading ----------------------------------------------------------------------------------------------
 
-    def resume(self, tensors: dict[str, Tensor], identity: dict[str, Any]) -> RunState | None:
+    def resume(
+        self,
+        tensors: dict[str, Tensor],
+        changed: Callable[[dict[str, Any]], Mapping[str, str]],
+        step: int | None = None,
+    ) -> Resumed | None:
         """Fills tensors in place from the newest checkpoint whose files fit its manifest.
 
         Args:
-            tensors: Tensors of the run, sharded over any number of ranks.
-            identity: Identity of the run, as JSON values; it must be that of the checkpoint.
+            tensors: Tensors of the run, sharded over any number of ranks. Averaged weights may be missing there.
+            changed: Compares the identity of a checkpoint with that of the run: what differs and is not accepted, as
+                lines by their names.
+            step: Step to continue from, instead of the newest. Checkpoints after it are removed, but for those of a run
+                that continued from it.
 
         Returns:
-            State of the run at the checkpoint; None where there is none.
+            The checkpoint; None where there is none.
 
         Raises:
-            CheckpointError: the checkpoint is of another run, or a tensor is missing or of another shape.
+            CheckpointError: the checkpoint is of another run, a tensor is missing or of another shape, or there is no
+                checkpoint of the step.
         """
-        for path in self._committed():
+        for path in self._candidates(step):
             problem = self._problem(path)
             if problem is None:
                 break
@@ -161,15 +204,20 @@ class Checkpoints:
         else:
             return None
         state = _restored(json.loads((path / CHECKPOINT_MANIFEST).read_text()))
-        changed = differences(state.identity, json.loads(json.dumps(identity)))
-        if changed:
+        refused = changed(state.identity)
+        if refused:
             raise CheckpointError(
-                f"{self._folder.parent} holds another training. Choose another output, or undo what differs "
-                "(theirs -> ours):" + "".join(f"\n  {difference}" for difference in changed)
+                f"{self._folder.parent} holds another training. Choose another output, undo what differs, or accept it "
+                f"(accept_changes: {', '.join(refused)}) (theirs -> ours):"
+                + "".join(f"\n  {line}" for line in refused.values())
             )
+        reader = HuggingFaceStorageReader(str(path))
         try:
-            reader = HuggingFaceStorageReader(str(path))
-            load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
+            stored = reader.read_metadata().state_dict_metadata.keys()
+            found = {
+                name: value for name, value in tensors.items() if name in stored or not name.startswith(AVERAGE_PREFIX)
+            }
+            load(found, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
         except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
             first = str(error).strip().splitlines()
             raise CheckpointError(
@@ -177,7 +225,35 @@ class Checkpoints:
                 "choose another output, or the model that it was started with"
             ) from None
         self._on_message(f"continues from {path.name}")
-        return state
+        self._forget_after(path, step)
+        return Resumed(state, has_average=len(found) == len(tensors))
+
+    def _candidates(self, step: int | None) -> list[Path]:
+        """Checkpoints to continue from, in the order in which they are tried."""
+        found = self._committed()
+        if step is None:
+            return found
+        chosen = [path for path in found if _resumed_from(path) == step or path == self._path(step)]
+        if found and not chosen:
+            steps = ", ".join(str(_step(path)) for path in reversed(found))
+            raise CheckpointError(f"there is no checkpoint of step {step} in {self._folder}; there are steps {steps}")
+        return chosen
+
+    def _forget_after(self, path: Path, step: int | None) -> None:
+        """Removes the checkpoints that a run which goes back to a step leaves, and reads which one is the best."""
+        self._ranks.wait()  # all have read
+        best = self._folder / BEST
+        if best.is_file():
+            noted = json.loads(best.read_text())
+            if noted["step"] <= _step(path) and self._path(noted["step"]) in self._committed():
+                self._best = noted["step"], noted["value"]
+        self._ranks.wait()
+        if step is not None and self._ranks.is_first:
+            self._remove([one for one in self._committed() if _step(one) > _step(path)])
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints, in order."""
+        return [_step(path) for path in reversed(self._committed())]
 
     def _committed(self) -> list[Path]:
         """Folders with a manifest, newest first."""
@@ -205,6 +281,18 @@ class Checkpoints:
         return self._folder / f"step-{step:08d}"
 
 
+def _step(path: Path) -> int:
+    return int(path.name.partition("-")[2])
+
+
+def _resumed_from(path: Path) -> int | None:
+    """Step that the run of a checkpoint was told to continue from; None also if its manifest cannot be read."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        step: int | None = json.loads((path / CHECKPOINT_MANIFEST).read_text()).get("resumed_from")
+        return step
+    return None
+
+
 def _stored(state: RunState) -> dict[str, Any]:
     """A state as the manifest stores it."""
     return {
@@ -213,12 +301,19 @@ def _stored(state: RunState) -> dict[str, Any]:
         "facts": state.identity,
         "tokens": state.tokens,
         "skipped": state.skipped,
+        "resumed_from": state.resumed_from,
     }
 
 
 def _restored(manifest: dict[str, Any]) -> RunState:
-    names = ("step", "stream", "facts", "tokens", "skipped")
-    return RunState(*(manifest[name] for name in names))
+    return RunState(
+        step=manifest["step"],
+        stream=manifest["stream"],
+        identity=manifest["facts"],
+        tokens=manifest["tokens"],
+        skipped=manifest["skipped"],
+        resumed_from=manifest.get("resumed_from"),
+    )
 
 
 def _write_json(folder: Path, name: str, value: Any) -> None:

@@ -30,6 +30,7 @@ class Component:
         write_samples: Writes samples to look at; None for a component without.
         tokens_per_item: Tokens of an item, padding included, for components with sequences; 0 otherwise.
         identity: Values that must not change when a checkpoint is resumed, as JSON values: shapes, vocabulary, data.
+        defaults: Defaults of these values, for checkpoints that were made before a setting was there.
     """
 
     objective: Objective
@@ -39,6 +40,7 @@ class Component:
     write_samples: WriteSamples | None = None
     tokens_per_item: int = 0
     identity: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
 
 
 class ComponentSettings(Protocol):

@@ -28,6 +28,8 @@ class SampleSource(Protocol):
     name: str
     sizes: Sequence[int]
     """Number of samples of each shard."""
+    content: str
+    """Digest of the samples that it lists, which does not depend on where they lie."""
 
     def load(self, shard: int, row: int) -> Any:
         """Loads a sample. Called from several threads.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from videolavit.media import MediaError
+from videolavit.media.errors import SourceForbidden, SourceMissing, SourceUnreadable
 from videolavit.models.objective import Batch
 
 from .component import Collate
@@ -17,6 +18,11 @@ from .data import DataError, Item, Stream
 
 LOOK_AHEAD = 256
 """Samples that are tried where a rank has none that can be loaded."""
+
+RETRY_SECONDS = (0.2, 1.0)
+"""Pauses before a sample whose file is missing, forbidden or unreadable is tried again, in seconds."""
+
+_FAULTS_OF_STORAGE = (SourceMissing, SourceForbidden, SourceUnreadable)
 
 
 @dataclass(frozen=True)
@@ -71,12 +77,20 @@ RemoteLoader = Callable[[RankSampler, dict[str, int], int], Generator[list[Any],
 number of steps; yields the results of `load_item` for the items of each micro batch, in order."""
 
 
-def load_item(item: Item) -> Any:
-    """Loads the sample of an item; a SkippedSample stands for one that cannot be loaded."""
-    try:
-        return item.load()
-    except MediaError as error:
-        return SkippedSample(item.source, item.position, type(error).__name__, str(error))
+def load_item(item: Item, pauses: Sequence[float] = RETRY_SECONDS) -> Any:
+    """Loads the sample of an item; a SkippedSample stands for one that cannot be loaded.
+
+    Args:
+        pauses: Pauses before it is tried again where a storage may be the reason, in seconds.
+    """
+    for pause in (*pauses, None):
+        try:
+            return item.load()
+        except MediaError as error:
+            if pause is None or not isinstance(error, _FAULTS_OF_STORAGE):
+                return SkippedSample(item.source, item.position, type(error).__name__, str(error))
+            time.sleep(pause)
+    raise AssertionError("the last try returns")
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,14 +244,14 @@ def load_items(items: Sequence[Item], limit: int | None = None) -> list[tuple[It
     """Items with their samples, without those that cannot be loaded.
 
     Args:
-        limit: Number of samples after which loading stops.
+        limit: Number of samples after which loading stops; nothing is tried again then.
 
     Raises:
         DataError: none can be loaded.
     """
     loaded: list[tuple[Item, Any]] = []
     for item in items:
-        sample = load_item(item)
+        sample = load_item(item, RETRY_SECONDS if limit is None else ())
         if not isinstance(sample, SkippedSample):
             loaded.append((item, sample))
             if len(loaded) == limit:

@@ -66,9 +66,10 @@ class Interval:
     def seconds(self) -> float:
         return time.perf_counter() - self.started
 
-    def add(self, data: StepData, grad_norm: float) -> None:
+    def add(self, data: StepData, grad_norm: float | None) -> None:
+        """Adds a step; the norm is None for one without data."""
         self.steps += 1
-        self.grad_norm = grad_norm
+        self.grad_norm = self.grad_norm if grad_norm is None else grad_norm
         for batch in data.batches:
             self.counts.append(batch.counts)
             self.tokens.update(batch.tokens)
@@ -77,7 +78,7 @@ class Interval:
                 self.work[name] += value
 
     def metrics(self, weights: Mapping[str, float], ranks: Ranks, peak: float | None) -> dict[str, float]:
-        """Mean loss terms and speed, over the interval and all ranks.
+        """Mean loss terms and speed, over the interval and all ranks. Without data there are no terms.
 
         Args:
             weights: Weights of the terms in the loss.
@@ -87,9 +88,11 @@ class Interval:
         sums = ranks.sums(sum_values([{name: float(value) for name, value in part.items()} for part in self.sums]))
         work = ranks.sums(self.work)
         tokens = sum(ranks.sum_counts(self.tokens).values())
-        metrics = mean_terms(sums, ranks.sums(sum_values(self.counts)), weights)
-        metrics |= {"grad_norm": self.grad_norm, "samples_per_second": work["samples"] / seconds}
-        metrics |= {"step_seconds": seconds / self.steps}
+        counts = ranks.sums(sum_values(self.counts))
+        metrics: dict[str, float] = {}
+        if any(counts.values()):
+            metrics = {**mean_terms(sums, counts, weights), "grad_norm": self.grad_norm}
+        metrics |= {"samples_per_second": work["samples"] / seconds, "step_seconds": seconds / self.steps}
         if work["size"]:  # sequences
             metrics |= {"tokens_per_second": tokens / seconds, "packing": tokens / work["size"]}
         if peak and work["flops"]:

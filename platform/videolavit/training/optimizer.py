@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from math import cos, pi
+from math import cos, inf, pi
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from videolavit.models.objective import Objective
 from .settings import OptimizerSettings
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+AVERAGE_PREFIX = "average."
+"""Beginning of the names of averaged weights in checkpoints."""
 
 
 class Optimizer:
@@ -50,11 +52,17 @@ class Optimizer:
             for name, value in self._parameters.items()
             for moment in MOMENTS
         }
-        return tensors | {f"average.{name}": value for name, value in self._average.items()}
+        return tensors | {f"{AVERAGE_PREFIX}{name}": value for name, value in self._average.items()}
+
+    @torch.no_grad()
+    def restart_average(self) -> None:
+        """Begins the average at today's weights."""
+        for name, average in self._average.items():
+            average.copy_(self._parameters[name])
 
     def clip(self) -> float:
-        """Scales the gradient down to the largest allowed norm, and returns the norm before."""
-        norm = nn.utils.clip_grad_norm_(list(self._parameters.values()), self._settings.clip)
+        """Scales the gradient down to the largest allowed norm, if there is one, and returns the norm before."""
+        norm = nn.utils.clip_grad_norm_(list(self._parameters.values()), self._settings.clip or inf)
         return float(full_tensor(norm))
 
     @torch.no_grad()

@@ -95,6 +95,10 @@ class Ranks:
         """Reduces a decision over all ranks: True if it is True on each of them."""
         return self.sums({"yes": float(yes)})["yes"] == self.world
 
+    def any(self, yes: bool) -> bool:
+        """Reduces a decision over all ranks: True if it is True on one of them."""
+        return not self.agree(not yes)
+
     def wait(self) -> None:
         """Waits for all ranks."""
         self.agree(True)
@@ -106,6 +110,12 @@ def parallelize(objective: Objective, settings: ParallelSettings, ranks: Ranks) 
     Raises:
         DataError: the ranks cannot be divided into groups of `settings.shard`.
     """
+    shard = settings.shard or ranks.world
+    if ranks.world % shard:
+        raise DataError(
+            f"parallel.shard is {shard}, and the number of ranks, {ranks.world}, is no multiple of it; choose another "
+            "number of workers, or of ranks that share the weights"
+        )
     for unit in objective.units():
         if settings.recompute != "none":
             _checkpoint_activations(unit, selective=settings.recompute == "selective")
@@ -116,7 +126,7 @@ def parallelize(objective: Objective, settings: ParallelSettings, ranks: Ranks) 
     half = torch.bfloat16 if settings.precision == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
     frozen = {value for value in objective.parameters() if not value.requires_grad}
-    options: dict[str, Any] = {"mesh": _mesh(settings, ranks), "mp_policy": policy, "ignored_params": frozen}
+    options: dict[str, Any] = {"mesh": _mesh(shard, ranks), "mp_policy": policy, "ignored_params": frozen}
     for unit in objective.units():
         if any(value.requires_grad for value in unit.parameters()):
             fully_shard(unit, **options)
@@ -130,10 +140,7 @@ def parallelize(objective: Objective, settings: ParallelSettings, ranks: Ranks) 
         module.reshard()
 
 
-def _mesh(settings: ParallelSettings, ranks: Ranks) -> DeviceMesh:
-    shard = settings.shard or ranks.world
-    if ranks.world % shard:
-        raise DataError(f"{ranks.world} ranks cannot be divided into groups of parallel.shard={shard}")
+def _mesh(shard: int, ranks: Ranks) -> DeviceMesh:
     kind = ranks.device.type
     if shard == ranks.world:
         return init_device_mesh(kind, (shard,), mesh_dim_names=("shard",))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -21,14 +22,15 @@ from videolavit.models.part_files import save_part
 from videolavit.models.parts import PARTS
 from videolavit.models.quiet import quiet_libraries
 from videolavit.progress import OnProgress, ignore_progress
+from videolavit.records.storage import StorageError
 
 from .component import ComponentSettings
-from .data import Stream
+from .data import DataError, Stream
 from .loader import RemoteLoader
 from .metrics import Tracker, draw_curves
 from .parallel import Ranks
 from .settings import TrainInputs, TrainSettings
-from .trainer import OnSave, Trainer
+from .trainer import OnSave, ShouldStop, Trainer, never_stop
 
 MODEL_FOLDER = "model"
 
@@ -62,6 +64,7 @@ def train_rank(
     on_progress: OnProgress = ignore_progress,
     on_save: OnSave | None = None,
     remote_loader: Callable[[Stream], RemoteLoader] | None = None,
+    should_stop: ShouldStop = never_stop,
 ) -> Path:
     """Trains a component on this rank. The first rank writes the model with the trained parts at the end.
 
@@ -70,25 +73,32 @@ def train_rank(
         on_progress: Receives each line of metrics, on the first rank.
         on_save: Called when a checkpoint is committed.
         remote_loader: Makes the loader of a stream's samples; by default threads of this process load them.
+        should_stop: Asked after every step; once it is true on any rank, all save and stop.
 
     Returns:
         Folder of the model, on every rank.
 
     Raises:
-        DataError, ModelError, CheckpointError: a mistake of the user; the message names the fix.
+        DataError, ModelError, CheckpointError, StorageError: a mistake of the user; the message names the fix.
         Diverged: the gradient was not finite for too many steps.
+        Stopped: `should_stop` became true; a checkpoint holds the last step.
+        TooManyRejects: too many samples could not be used; a checkpoint holds the last step.
     """
     base = ModelFolder(task.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.settings.seed)  # for weights that the objective adds to the model
         component = task.objective.build(base, task.inputs)
+    if task.inputs.validation and not component.validation:
+        raise DataError(f"the validation data {', '.join(task.inputs.validation)} have no samples")
+    settings = TypeAdapter(type(task.objective))
     identity = {
         "component": task.component,
-        "objective": TypeAdapter(type(task.objective)).dump_python(task.objective, mode="json"),
+        "objective": settings.dump_python(task.objective, mode="json"),
         "order": {"weights": task.inputs.weights, "window": task.inputs.window},
         **component.identity,
     }
-    component = replace(component, identity=identity)
+    defaults = {"objective": settings.dump_python(type(task.objective)(), mode="json")}
+    component = replace(component, identity=identity, defaults=defaults)
     trainer = Trainer(
         component,
         task.settings,
@@ -98,6 +108,7 @@ def train_rank(
         on_progress=on_progress,
         on_save=on_save,
         remote_loader=remote_loader(component.stream) if remote_loader is not None else None,
+        should_stop=should_stop,
     )
     trainer.run()
     target = Path(task.output) / MODEL_FOLDER
@@ -106,7 +117,10 @@ def train_rank(
         state: dict[str, Any] = get_model_state_dict(component.objective, options=options)
         if ranks.is_first:
             draw_curves(Path(task.output))
-            save_model(base, target, component.objective.export(state), component.objective.parts())
+            try:
+                save_model(base, target, component.objective.export(state), component.objective.parts())
+            except SafetensorError as error:  # its library names a full disk so
+                raise StorageError(f"cannot write to {target}: {error}") from None
     ranks.wait()
     return target
 

@@ -8,6 +8,9 @@ from pydantic.dataclasses import dataclass
 from videolavit.models.network import STRICT
 from videolavit.records.storage import StorageSettings
 
+SEEDS = 2**63
+"""Number of seeds that torch and NumPy both take."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainInputs:
@@ -26,9 +29,13 @@ class TrainInputs:
     train: list[str]
     weights: list[float] | None = None
     validation: list[str] = Field(default_factory=list)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=SEEDS)
     window: int = Field(default=16, ge=1)
     storage: StorageSettings = Field(default_factory=StorageSettings)
+
+    def __post_init__(self) -> None:
+        if any(weight <= 0 for weight in self.weights or ()):
+            raise ValueError("the weight of a source must be above 0; leave it out instead")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -40,7 +47,7 @@ class OptimizerSettings:
         betas: Decay rates of the two moments.
         eps: Value added to the root of the second moment.
         weight_decay: Weight decay. Tensors of one dimension, such as biases and norms, have none.
-        clip: Largest norm of the gradient; a larger gradient is scaled down to it.
+        clip: Largest norm of the gradient; a larger gradient is scaled down to it. 0 for none.
         schedule: Learning rate after the warm-up: `cosine` or `linear` decay to `final`, or `constant`.
         warmup: Steps over which the learning rate grows from 0.
         final: Learning rate of the last step, relative to `lr`.
@@ -48,16 +55,20 @@ class OptimizerSettings:
         max_skipped: Consecutive steps that may be skipped because their gradient is not finite; one more ends the run.
     """
 
-    lr: float = 1e-4
+    lr: float = Field(default=1e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-6
-    weight_decay: float = 0.001
-    clip: float = 1.0
+    eps: float = Field(default=1e-6, gt=0)
+    weight_decay: float = Field(default=0.001, ge=0)
+    clip: float = Field(default=1.0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: int = 0
-    final: float = 0.0
+    warmup: int = Field(default=0, ge=0)
+    final: float = Field(default=0.0, ge=0, le=1)
     ema: float = Field(default=0.0, ge=0, lt=1)
-    max_skipped: int = 10
+    max_skipped: int = Field(default=10, ge=0)
+
+    def __post_init__(self) -> None:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be at least 0 and below 1, not {self.betas}")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -73,7 +84,7 @@ class ParallelSettings:
         compile: Compile every block with torch.compile.
     """
 
-    shard: int | None = None
+    shard: int | None = Field(default=None, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     recompute: Literal["none", "full", "selective"] = "none"
     compile: bool = False
@@ -94,6 +105,11 @@ class TrainSettings:
         show_every: Steps between two sets of samples in `samples/`; 0 writes them at the end only.
         save_every: Steps between two checkpoints; the last step is always saved.
         keep: Number of newest checkpoints that are kept.
+        keep_best: Metric of the validation, such as `validation/loss`, by which the checkpoint with the smallest value
+            is kept too; every validation then has a checkpoint.
+        resume_from: Step of the checkpoint to continue from, in place of the newest. Those after it are removed.
+        accept_changes: Names of changes, as the refusal of a resume shows them, with which the run continues.
+        max_rejects: Largest share of the last thousand samples that may be unusable; beyond it the run saves and ends.
         loader_threads: Threads that load samples; 0 loads them between the steps.
         prefetch: Steps that are loaded ahead.
         trackers: Trackers that get the metrics in addition to `metrics.jsonl`.
@@ -106,16 +122,20 @@ class TrainSettings:
     batch: int = Field(default=64, ge=1)
     batch_tokens: int | None = Field(default=None, ge=1)
     micro_batch: int = Field(default=64, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=SEEDS)
     log_every: int = Field(default=10, ge=1)
     validate_every: int = Field(default=0, ge=0)
     show_every: int = Field(default=0, ge=0)
     save_every: int = Field(default=500, ge=1)
     keep: int = Field(default=2, ge=1)
+    keep_best: str | None = None
+    resume_from: int | None = Field(default=None, ge=0)
+    accept_changes: tuple[str, ...] = ()
+    max_rejects: float = Field(default=0.1, ge=0, le=1)
     loader_threads: int = Field(default=2, ge=0)
     prefetch: int = Field(default=2, ge=1)
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
-    peak_flops: float | None = None
+    peak_flops: float | None = Field(default=None, gt=0)
     profile: int = Field(default=0, ge=0)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     parallel: ParallelSettings = Field(default_factory=ParallelSettings)

@@ -123,8 +123,21 @@ def validation_items(sources: Sequence[SampleSource], count: int) -> list[Item]:
 
 
 def data_identity(sources: Sequence[SampleSource]) -> dict[str, Any]:
-    """Part of a component's identity: its sources must be the same when a run is resumed."""
-    return {"sources": [{"name": source.name, "samples": int(sum(source.sizes))} for source in sources]}
+    """Part of a component's identity: its sources must be the same when a run is resumed, wherever they lie."""
+    return {
+        "sources": [
+            {"name": source.name, "samples": int(sum(source.sizes)), "content": source.content} for source in sources
+        ]
+    }
+
+
+def content_digest(listed: Sequence[Any]) -> str:
+    """Digest of what a source lists, as JSON values, without where it lies: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(list(listed)).encode()).hexdigest()[:16]
+
+
+def _base_name(address: str) -> str:
+    return address.rsplit("/", 1)[-1]
 
 
 class ClipSource:
@@ -141,6 +154,7 @@ class ClipSource:
             clips = list(readers.map(lambda url: _clips_of_rows(url, storage), self._urls))
         self._ends = [np.cumsum(one) for one in clips]
         self.sizes: Sequence[int] = [int(one.sum()) for one in clips]
+        self.content = content_digest([*map(_base_name, urls), *self.sizes])
 
     def load(self, shard: int, row: int) -> ClipSample:
         ends = self._ends[shard]
@@ -163,7 +177,7 @@ class MappedSource:
     """Results of a function for another source's samples."""
 
     def __init__(self, source: SampleSource, function: Callable[[Any], Any]) -> None:
-        self.name, self.sizes = source.name, source.sizes
+        self.name, self.sizes, self.content = source.name, source.sizes, source.content
         self._source, self._function = source, function
 
     def load(self, shard: int, row: int) -> Any:
@@ -181,7 +195,7 @@ class CachedSource:
     def __init__(
         self, source: SampleSource, function: Callable[[Any], Tensors], folder: Folder | None, identity: dict[str, Any]
     ) -> None:
-        self.name, self.sizes = source.name, source.sizes
+        self.name, self.sizes, self.content = source.name, source.sizes, source.content
         self._source, self._function, self._folder = source, function, folder
         key = json.dumps([source.name, list(source.sizes), identity], sort_keys=True)
         self._key = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -209,6 +223,7 @@ class ImageSource:
         self._tables = TableReader(storage, KEPT_GROUPS)
         starts = range(0, len(images), IMAGES_PER_SHARD)
         self.sizes: Sequence[int] = [min(IMAGES_PER_SHARD, len(images) - start) for start in starts]
+        self.content = content_digest([_base_name(image.source) for image in images])
 
     def load(self, shard: int, row: int) -> NDArray[np.uint8]:
         image = self._images[shard * IMAGES_PER_SHARD + row]

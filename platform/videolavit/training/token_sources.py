@@ -1,5 +1,6 @@
 """Token shards of `videolavit tokenize` as documents of a language model."""
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from videolavit.records.tokenizer_info import TOKENIZER_PARTS
 from videolavit.vocabulary.sequences import DRAWS, Assembler, Ids, Piece, TokenSample
 
 from .data import DataError, Mixture
+from .loader import RETRY_SECONDS
 from .packed import Document
+from .sources import content_digest
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
 """Token ids of texts, without special tokens."""
@@ -82,6 +85,7 @@ class TokenSource:
             footers = list(readers.map(self._footer, self._names))
         self.sizes: Sequence[int] = [rows for rows, _ in footers]
         self._metadata = [metadata for _, metadata in footers]
+        self.content = content_digest([*self._names, *self.sizes])
         self._shard = Recent(self._read, cached_shards)
 
     def check(self, model: ModelFolder) -> None:
@@ -125,12 +129,20 @@ class TokenSource:
             raise DataError(f"{self.name}/{name} is no token shard; make one with `videolavit tokenize`")
         return footer.num_rows, metadata
 
+    def _table(self, shard: int) -> pa.Table:
+        """Table of a shard. It is tried again where the storage may be the reason."""
+        for pause in (*RETRY_SECONDS, None):
+            try:
+                with self._folder.open(self._names[shard]) as file:
+                    return ParquetReader(file).read(columns=list(_COLUMNS))
+            except (OSError, pa.ArrowException) as error:
+                if pause is None:
+                    raise DataError(f"cannot read {self.name}/{self._names[shard]}: {error}") from None
+                time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
     def _read(self, shard: int) -> _Shard:
-        try:
-            with self._folder.open(self._names[shard]) as file:
-                table = ParquetReader(file).read(columns=list(_COLUMNS))
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"cannot read {self.name}/{self._names[shard]}: {error}") from None
+        table = self._table(shard)
         texts = self._encode([text or "" for text in table["text"].to_pylist()])
         flat = np.fromiter((token for text in texts for token in text), np.int64)
         clips = table["clips"].combine_chunks()

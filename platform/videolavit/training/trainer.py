@@ -4,11 +4,12 @@ import contextlib
 import json
 import math
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,11 @@ from videolavit.progress import OnProgress, Progress, ignore_progress
 from .checkpoint import Checkpoints, RunState
 from .component import Component
 from .data import DataError
-from .loader import Loader, RankSampler, RemoteLoader, SkippedSample, StepData, validation_batches
+from .loader import Loader, RankSampler, RemoteLoader, SkippedSample, StepData, load_items, validation_batches
 from .metrics import Interval, MetricsLog, Tracker, log_line, mean_terms, memory_bytes, peak_flops, sum_values
 from .optimizer import Optimizer
 from .parallel import Ranks, autocast, parallelize, reshard, sync_gradients, unsharded
+from .resuming import changes, refused
 from .settings import TrainSettings
 
 TRAIN_STAGE = "train"
@@ -32,12 +34,37 @@ CHECKPOINTS, SAMPLES, SKIPPED, PROFILE = "checkpoints", "samples", "rejects.json
 PROFILE_AFTER = 10
 """Steps before the first one that is profiled."""
 
+VALIDATION = "validation/"
+"""Beginning of the names of metrics of the validation."""
+
 OnSave = Callable[[Path, dict[str, float]], None]
 """Called on every rank with the folder of a committed checkpoint and the last metrics."""
 
 
+ShouldStop = Callable[[], bool]
+"""Called on every rank after each step; True asks the run to save and stop."""
+
+REJECT_SAMPLES = 1024
+"""Samples over which the share of those that cannot be used is measured; at least those of a step."""
+
+_REJECTED = "rejected samples"
+
+
 class Diverged(RuntimeError):
     """Too many consecutive steps had a gradient that was not finite."""
+
+
+class Stopped(RuntimeError):
+    """The run was asked to stop, and saved its last step."""
+
+
+class TooManyRejects(RuntimeError):
+    """Too many samples could not be used, and the run saved its last step."""
+
+
+def never_stop() -> bool:
+    """Lets a run go on to its last step."""
+    return False
 
 
 class Trainer:
@@ -52,9 +79,10 @@ class Trainer:
         on_progress: Receives each line of metrics, on the first rank.
         on_save: Called when a checkpoint is committed.
         remote_loader: Loads samples instead of threads of this process.
+        should_stop: Asked after every step; once it is true on any rank, all save and stop.
 
     Raises:
-        DataError: the batch or the ranks cannot be divided.
+        DataError: the batch or the ranks cannot be divided, or no validation sample can be used.
         CheckpointError: the folder holds another run.
     """
 
@@ -69,15 +97,19 @@ class Trainer:
         on_progress: OnProgress = ignore_progress,
         on_save: OnSave | None = None,
         remote_loader: RemoteLoader | None = None,
+        should_stop: ShouldStop = never_stop,
     ) -> None:
         self.component, self.settings, self.ranks, self.folder = component, settings, ranks, folder
         self.step = 0
         self.metrics: dict[str, float] = {}
         self._on_progress = on_progress if ranks.is_first else ignore_progress
-        self._on_save, self._remote_loader = on_save, remote_loader
+        self._on_save, self._remote_loader, self._should_stop = on_save, remote_loader, should_stop
         self._tokens: Counter[str] = Counter()  # sums of all ranks
         self._new_tokens: Counter[str] = Counter()  # sums of this rank, not added to those of all ranks yet
         self._skipped_steps = 0
+        self._rejects: deque[tuple[int, int]] = deque()  # samples and rejects of the last steps, of all ranks
+        self._save_is_due = False
+        self._saved_step = 0
         self._batch = settings.batch
         if settings.batch_tokens is not None:
             length = component.tokens_per_item
@@ -86,15 +118,23 @@ class Trainer:
             if settings.batch_tokens % length:
                 raise DataError(f"batch_tokens must be a multiple of the sequence length, {length}")
             self._batch = settings.batch_tokens // length
+        if settings.keep_best is not None and not (component.validation and settings.keep_best.startswith(VALIDATION)):
+            raise DataError(f"keep_best is a metric of the validation, such as {VALIDATION}loss, and needs its data")
+        if component.validation:
+            load_items(component.validation, limit=1)
         self._objective = component.objective.to(ranks.device)
         parallelize(self._objective, settings.parallel, ranks)
         self._optimizer = Optimizer(self._objective, settings.optimizer, settings.steps)
         self._identity = {**component.identity, "seed": settings.seed, "batch": self._batch}
         folder.mkdir(parents=True, exist_ok=True)
         self._checkpoints = Checkpoints(folder / CHECKPOINTS, ranks, settings.keep, self._report)
-        state = self._checkpoints.resume(self.tensors(), self._identity)
-        if state is not None:
+        resumed = self._checkpoints.resume(self.tensors(), self._refused_changes, settings.resume_from)
+        if resumed is not None:
+            state = resumed.state
+            if not resumed.has_average:
+                self._optimizer.restart_average()
             component.stream.seek(state.stream)
+            self._saved_step = state.step
             self.step, self._skipped_steps, self._tokens = state.step, state.skipped, Counter(state.tokens)
         self._metrics_log: MetricsLog | None = None
         if ranks.is_first:
@@ -108,6 +148,8 @@ class Trainer:
 
         Raises:
             Diverged: too many consecutive steps without a finite gradient.
+            Stopped: it was asked to stop. A checkpoint holds the last step.
+            TooManyRejects: too many samples could not be used. A checkpoint holds the last step.
         """
         settings = self.settings
         sampler = RankSampler(self._batch, settings.micro_batch, self.ranks.rank, self.ranks.world)
@@ -122,9 +164,11 @@ class Trainer:
         )
         interval = Interval()
         steps = iter(loader)
+        ending, stream = self._ending(), self.component.stream.state()
         with contextlib.closing(steps), self._profiler() as profile_step:
-            while self.step < settings.steps:
-                data = next(steps)
+            while self.step < settings.steps and ending is None:
+                data = self._next(steps, stream)
+                stream = data.state
                 interval.add(data, self._train(data, interval))
                 for batch in data.batches:
                     self._new_tokens.update(batch.tokens)
@@ -134,19 +178,59 @@ class Trainer:
                 if self._due(settings.log_every):
                     self._log(interval, loader.wait_seconds)
                     interval, loader.wait_seconds = Interval(), 0.0
-                self._save(data.state)  # before validation and samples, whose failure does not touch the weights
-                if self._due(settings.validate_every) and self.component.validation:
+                ending = self._ending()
+                # before validation and samples, whose failure does not touch the weights
+                self._save(data.state, is_last=ending is not None or self.step == settings.steps)
+                if ending is None and self._due(settings.validate_every) and self.component.validation:
                     self._validate()
-                if self._due(settings.show_every) and self.component.write_samples:
+                if ending is None and self._due(settings.show_every) and self.component.write_samples:
                     self._write_samples()
         if self._metrics_log is not None:
             self._metrics_log.close()
+        if ending is not None:
+            raise ending
 
-    def _train(self, data: StepData, interval: Interval) -> float:
-        """One optimizer step, with gradient accumulation over the micro batches; returns the norm of the gradient."""
+    def _next(self, steps: Iterator[StepData], stream: dict[str, int]) -> StepData:
+        """Data of the next step. A single rank saves where they cannot be read; several would wait for each other.
+
+        Args:
+            stream: State of the stream after the last step.
+        """
+        try:
+            return next(steps)
+        except DataError:
+            if self.ranks.world == 1 and self._saved_step != self.step:
+                self._save(stream, is_last=True)
+            raise
+
+    def _ending(self) -> Exception | None:
+        """Reason to end before the last step, which all ranks agree on."""
+        if self.step == self.settings.steps:
+            return None
+        if self.ranks.any(self._should_stop()):
+            return Stopped(f"stopped after step {self.step}, which is saved")
+        samples, rejected = (sum(part) for part in zip((0, 0), *self._rejects, strict=True))
+        if rejected > self.settings.max_rejects * max(samples, REJECT_SAMPLES):
+            return TooManyRejects(
+                f"{rejected} of the last {samples} samples could not be used, as {SKIPPED} says; step {self.step} is "
+                "saved. Where the storage failed, the same call goes on; max_rejects allows more of them"
+            )
+        return None
+
+    def _train(self, data: StepData, interval: Interval) -> float | None:
+        """One optimizer step, with gradient accumulation over the micro batches.
+
+        Returns:
+            Norm of the gradient; None for a step without data, which changes nothing.
+        """
         objective = self._objective
         objective.begin_step(self.step)
-        counts = self.ranks.sums(sum_values([batch.counts for batch in data.batches]))
+        own = sum_values([batch.counts for batch in data.batches])
+        counts = self.ranks.sums(own | {_REJECTED: float(len(data.skipped))})
+        self._count_rejects(int(counts.pop(_REJECTED)))
+        if not any(counts.values()):
+            objective.drop_step()
+            return None
         for number, batch in enumerate(data.batches):
             sync_gradients(objective, enabled=number == len(data.batches) - 1)
             objective.train(batch.weight > 0)  # a placeholder must not change codebooks, which learn in training mode
@@ -165,12 +249,20 @@ class Trainer:
             self._skipped_steps += 1
             self._report(f"step {self.step + 1}: the gradient's norm is {norm}; the step is skipped")
             if self._skipped_steps > self.settings.optimizer.max_skipped:
+                self._commit(wait=True)
+                saved = ", ".join(str(step) for step in self._checkpoints.steps()) or "none"
                 raise Diverged(
-                    f"{self._skipped_steps} steps in a row had no finite gradient. Lower optimizer.lr, or use float32; "
-                    "the last checkpoint is from before, if it is older than that"
+                    f"{self._skipped_steps} steps in a row had no finite gradient. Lower optimizer.lr, or use float32, "
+                    f"and continue from a checkpoint before them with resume_from; there are those of the steps {saved}"
                 )
         self._optimizer.zero_grad()
         return norm
+
+    def _count_rejects(self, rejected: int) -> None:
+        """Adds a step to those whose rejects are counted, and forgets the oldest that are not needed."""
+        self._rejects.append((self._batch, rejected))
+        while (len(self._rejects) - 1) * self._batch >= REJECT_SAMPLES:
+            self._rejects.popleft()
 
     def _forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         draws = Draws(seed, batch.positions, self.ranks.device)
@@ -255,7 +347,19 @@ class Trainer:
         totals = self.ranks.sums(sum_values(sums))
         counts = self.ranks.sums(sum_values([batch.counts for batch in batches]))
         means = mean_terms(totals, counts, self._objective.weights)
-        self._publish({f"validation/{name}": value for name, value in means.items()})
+        metrics = {f"{VALIDATION}{name}": value for name, value in means.items()}
+        self._publish(metrics)
+        self._keep_best(metrics)
+
+    def _keep_best(self, metrics: dict[str, float]) -> None:
+        """Keeps the checkpoint of this step if it is the best by the metric that the settings name."""
+        name = self.settings.keep_best
+        if name is None:
+            return
+        if name not in metrics:
+            raise DataError(f"keep_best is {name}, which is not measured; there are {', '.join(metrics)}")
+        if self._saved_step == self.step and self._checkpoints.note_best(self.step, metrics[name]):
+            self._report(f"the best {name} so far: {metrics[name]:.4g}")
 
     def _write_samples(self) -> None:
         """Writes samples on every rank, since the ranks gather the weights together; those of the first are kept."""
@@ -281,15 +385,37 @@ class Trainer:
         tensors = {f"model.{name}": value.detach() for name, value in model.items() if id(value) not in fixed}
         return tensors | self._optimizer.tensors()
 
-    def _save(self, stream: dict[str, int]) -> None:
-        """Begins a save where one is due, and commits one whose files are written."""
-        if self._due(self.settings.save_every):
+    def _save(self, stream: dict[str, int], is_last: bool) -> None:
+        """Begins a save where one is due, and commits one whose files are written.
+
+        While steps are skipped a save waits for the next that is not: the weights may be broken.
+        """
+        validates = self.settings.keep_best is not None and self._due(self.settings.validate_every)
+        self._save_is_due |= self._due(self.settings.save_every) or validates
+        if is_last or (self._save_is_due and not self._skipped_steps):
             self._commit(wait=True)
             self._count_tokens()
-            state = RunState(self.step, stream, self._identity, dict(self._tokens), self._skipped_steps)
+            state = RunState(
+                self.step,
+                stream,
+                self._identity,
+                dict(self._tokens),
+                self._skipped_steps,
+                self.settings.resume_from,
+            )
             self._checkpoints.save(self.tensors(), state)
+            self._save_is_due, self._saved_step = False, self.step
         if self._checkpoints.saving:
-            self._commit(wait=self.step == self.settings.steps)
+            self._commit(wait=is_last)
+
+    def _refused_changes(self, theirs: dict[str, Any]) -> Mapping[str, str]:
+        """Changes since a checkpoint was made that decide results and are not accepted."""
+        ours = json.loads(json.dumps(self._identity))
+        changed = changes(theirs, ours, json.loads(json.dumps(self.component.defaults)))
+        not_accepted = refused(changed, self.settings.accept_changes)
+        for name in changed.keys() - not_accepted.keys():
+            self._report(f"accepted: {changed[name]}")
+        return not_accepted
 
     def _commit(self, wait: bool) -> None:
         path = self._checkpoints.commit(wait)

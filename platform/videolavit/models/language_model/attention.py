@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..network import ModelError
+from ..errors import ModelError
+from .families import check_packable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,9 +27,11 @@ def attend_within_documents(model: PreTrainedModel) -> None:
     """Changes a model in place: its forward takes `ends`, by which `document_attention` keeps documents apart.
 
     Raises:
-        ModelError: the model's attention cannot be replaced.
+        ModelError: the model's attention cannot be replaced, or has a part that would be lost.
     """
     from transformers import AttentionInterface
+
+    check_packable(model)
 
     AttentionInterface.register(ATTENTION_NAME, document_attention)
     model.set_attn_implementation(ATTENTION_NAME)
@@ -56,6 +59,7 @@ def document_attention(
     *,
     ends: Tensor,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Computes causal attention within each document.
@@ -69,6 +73,7 @@ def document_attention(
         ends: Ends of the documents in the flattened batch after a leading 0, int32 [documents + 1]. No document crosses
             a row, and they fill the batch.
         scaling: Factor of the scores; None for the inverse square root of the channels.
+        sliding_window: Positions that a query sees, its own included; None for all before it.
 
     Returns:
         [batch, length, heads, channels], and None for the weights that `transformers` asks for.
@@ -78,25 +83,30 @@ def document_attention(
         half = torch.get_autocast_dtype(device)
         query, key, value = query.to(half), key.to(half), value.to(half)
     if device == "cuda" and value.dtype != torch.float32:
-        return _in_one_kernel(query, key, value, ends, scaling), None
-    return _one_by_one(query, key, value, ends.tolist(), scaling), None
+        return _in_one_kernel(query, key, value, ends, scaling, sliding_window), None
+    return _one_by_one(query, key, value, ends.tolist(), scaling, sliding_window), None
 
 
-def _in_one_kernel(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, scaling: float | None) -> Tensor:
+def _in_one_kernel(
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, scaling: float | None, sliding_window: int | None
+) -> Tensor:
     """Runs flash attention over documents of different lengths."""
     from torch.nn.attention.varlen import varlen_attn
 
     batch, _, length, _ = query.shape
     q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
     gqa = query.shape[1] != key.shape[1]
+    seen = _CAUSAL if sliding_window is None else (sliding_window - 1, 0)
     # No document is longer than a row. With this bound the lengths need not be copied from the device.
-    mixed = varlen_attn(q, k, v, ends, ends, length, length, scale=scaling, window_size=_CAUSAL, enable_gqa=gqa)
+    mixed = varlen_attn(q, k, v, ends, ends, length, length, scale=scaling, window_size=seen, enable_gqa=gqa)
     assert isinstance(mixed, Tensor), "no further output was asked for"
     return mixed.unflatten(0, (batch, length))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _one_by_one(query: Tensor, key: Tensor, value: Tensor, ends: list[int], scaling: float | None) -> Tensor:
+def _one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, ends: list[int], scaling: float | None, sliding_window: int | None
+) -> Tensor:
     batch, _, length, _ = query.shape
     gqa = query.shape[1] != key.shape[1]
     mixed = []
@@ -104,5 +114,12 @@ def _one_by_one(query: Tensor, key: Tensor, value: Tensor, ends: list[int], scal
         row = start // length
         places = slice(start - row * length, end - row * length)
         q, k, v = (part[row : row + 1, :, places] for part in (query, key, value))
-        mixed.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=gqa))
+        mask = None
+        if sliding_window is not None and end - start > sliding_window:
+            mask = (
+                torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).tril().triu(1 - sliding_window)
+            )
+        mixed.append(
+            F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=gqa)
+        )
     return torch.cat(mixed, dim=2)[0].transpose(0, 1).unflatten(0, (batch, length))

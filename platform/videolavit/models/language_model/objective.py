@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from videolavit.vocabulary.sequences import TokenType
 
 from ..objective import Draws, Objective
 from .attention import attend_within_documents
+from .families import check_trainable, logit_scale
 from .lora import merged
 from .understanding import NO_LABEL, UnderstandingModel
 
@@ -35,13 +37,14 @@ class NextToken(Objective):
         other_lr_scale: Learning rate of embeddings and head, relative to the other parameters'.
 
     Raises:
-        ModelError: documents cannot be kept apart in this model.
+        ModelError: the model computes in a way that training cannot honour.
     """
 
     weights = {"loss": 1.0}  # noqa: RUF012
 
     def __init__(self, model: PreTrainedModel, packed: bool = True, other_lr_scale: float = 1.0) -> None:
         super().__init__()
+        check_trainable(model)
         if packed:
             attend_within_documents(model)
         self.model = model
@@ -53,7 +56,8 @@ class NextToken(Objective):
             input_ids=inputs["ids"], position_ids=inputs["positions"], use_cache=False, **packed
         ).last_hidden_state
         predicting = hidden.flatten(0, 1).index_select(0, inputs["places"])
-        losses = token_losses(self.model.get_output_embeddings(), predicting, inputs["targets"])
+        scaled = predicting * logit_scale(self.model)
+        losses = token_losses(self.model.get_output_embeddings(), scaled, inputs["targets"])
         detached = losses.detach()
         sums = {one.name.lower(): (detached * (inputs["types"] == one)).sum() for one in TokenType}
         return {"loss": losses.sum(), **sums}
@@ -73,9 +77,9 @@ class AnswerObjective(Objective):
     """Next-token prediction on the answers to questions about pictures and videos.
 
     Term: `loss`, over the answers only. Inputs: `prompts` [batch, length] with the placeholders of
-    `vocabulary.conversation`, `labels` [batch, length] and `lengths` [batch]; `frames` [pictures, 3, size, size] and
-    `motion` [clips, 2, time, height, width] of all samples concatenated; `pictures` and `clips`, their numbers per
-    sample, [batch].
+    `vocabulary.conversation`, `labels` [batch, length], `lengths` [batch], and numbers of pictures and videos `media`
+    [batch]; `frames` [pictures, 3, size, size] and `motion` [clips, 2, time, height, width] of all of them
+    concatenated; `pictures` and `clips`, their numbers in each picture or video, [media].
 
     Args:
         model: Understanding model.
@@ -83,6 +87,9 @@ class AnswerObjective(Objective):
         visual_lr_scale: Learning rate of the visual tokenizer's merger and projection, relative to the other
             parameters'.
         lora_scale: Scale of the language model's adapters; 0 without adapters.
+
+    Raises:
+        ModelError: the language model computes in a way that training cannot honour.
     """
 
     weights = {"loss": 1.0}  # noqa: RUF012
@@ -91,6 +98,7 @@ class AnswerObjective(Objective):
         self, model: UnderstandingModel, names: Mapping[str, str], visual_lr_scale: float = 1.0, lora_scale: float = 0.0
     ) -> None:
         super().__init__()
+        check_trainable(model.language_model)
         self.model = model
         self._names, self._visual_lr_scale, self._lora_scale = dict(names), visual_lr_scale, lora_scale
 
@@ -109,25 +117,25 @@ class AnswerObjective(Objective):
             use_cache=False,
         ).last_hidden_state
         labelled = batch.labels[:, 1:] != NO_LABEL
-        losses = token_losses(
-            language_model.get_output_embeddings(), hidden[:, :-1][labelled], batch.labels[:, 1:][labelled]
-        )
+        predicting = hidden[:, :-1][labelled] * logit_scale(language_model)
+        losses = token_losses(language_model.get_output_embeddings(), predicting, batch.labels[:, 1:][labelled])
         return {"loss": losses.sum()}
 
     def _visuals(self, inputs: dict[str, Tensor]) -> list[list[Tensor]]:
-        """Embeds the picture or the video of each sample, [n, hidden]; nothing for a sample without one."""
+        """Embeds the pictures and videos of each sample, [n, hidden] each."""
         frames, motion = inputs["frames"], inputs["motion"]
         pictures = iter(self.model.embed_images(frames)) if len(frames) else iter(())
         clips = iter(self.model.embed_motion(motion)) if len(motion) else iter(())
-        visuals: list[list[Tensor]] = []
+        media: list[Tensor] = []
         for shown, moving in zip(inputs["pictures"].tolist(), inputs["clips"].tolist(), strict=True):
             parts: list[Tensor] = []
             for index in range(shown):
                 parts.append(next(pictures))
                 if index < moving:
                     parts.append(next(clips))
-            visuals.append([torch.cat(parts)] if parts else [])
-        return visuals
+            media.append(torch.cat(parts))
+        of_samples = iter(media)
+        return [list(islice(of_samples, count)) for count in inputs["media"].tolist()]
 
     def _idle(self, inputs: dict[str, Tensor]) -> Tensor | float:
         """Returns a zero that depends on the visual tokenizer, for a batch without pictures.

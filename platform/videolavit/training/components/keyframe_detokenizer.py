@@ -70,7 +70,7 @@ class KeyframeDetokenizerTraining:
     validation_samples: int = Field(default=64, ge=1)
     show_samples: int = Field(default=8, ge=0)
     show_steps: int = Field(default=50, ge=1)
-    show_guidance: float = 3.0
+    show_guidance: float = Field(default=3.0, ge=0)
 
     def build(self, model: ModelFolder, inputs: TrainInputs) -> Component:
         tokenizer, vae = model.load("visual_tokenizer"), model.load(f"{KEYFRAME_DETOKENIZER}/vae")

@@ -66,7 +66,7 @@ class LanguageModelTraining:
     """Training of the language model.
 
     Args:
-        stage: `pretrain` on runs of `videolavit tokenize`, or `chat` on files of conversations (JSON lines as LLaVA's).
+        stage: `pretrain` on runs of `videolavit tokenize`, or `chat` on files of conversations.
         sequence_length: Length of a row, in token ids. Published: 2048.
         packing: Packs several documents into a row; False gives each a row of its own, padded to the longest of a
             micro batch.
