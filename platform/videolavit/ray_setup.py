@@ -31,7 +31,7 @@ KEEPALIVE = {
 }
 """Environment variables by which Ray's clients notice within 25 s that a connection is dead, instead of 7 minutes. An
 answer that is lost while the network is cut otherwise leaves its driver waiting. They count when a process starts, and
-every process of a cluster needs them. Servers of gRPC end connections on which pings come oftener than every 10 s."""
+every process of a cluster needs them."""
 
 LEAST_OPEN_FILES = 128
 """Open files with which Ray starts and runs a worker."""
