@@ -1,8 +1,7 @@
-"""Shared parts of the pipelines: pools of actors, attempts with limits, records of progress."""
+"""Shared parts of the pipelines: pools of actors, attempts with limits."""
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +17,6 @@ from videolavit.sandbox.call import Arguments, CallFailed, IsolatedFunction, Pro
 
 RETRY_PAUSE = 2.0
 """Seconds before a failing storage is tried again, times the attempt."""
-
-PROGRESS_EVERY = 1.0
-"""Seconds between the progress records of an actor: each is a block that Ray has to handle."""
 
 WORKER_MEMORY = 400 << 20
 """Memory of an actor with its child process, in bytes."""
@@ -122,18 +118,6 @@ def work_on_sample(
             seconds=time.monotonic() - started,
         )
         raise Rejected(reject) from error
-
-
-def progress_record(names: Iterable[str], counts: Mapping[str, float], error: str | None = None) -> pa.Table:
-    """A block for the driver: counts to be added up, and why a shard failed."""
-    columns = {name: pa.array([counts.get(name, 0)], pa.float64()) for name in names}
-    return pa.table(columns | {"error": pa.array([error], pa.string())})
-
-
-def records_of(dataset: "ray.data.Dataset") -> Iterator[dict[str, Any]]:
-    """Runs a dataset and yields the rows that come out, as they come."""
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from batch.to_pylist()
 
 
 def from_blocks(blocks: list[pa.Table], block_size: int = 1) -> "ray.data.Dataset":
