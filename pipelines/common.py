@@ -1,9 +1,8 @@
-"""Shared parts of the pipelines: pools of actors, attempts with limits, records of progress."""
+"""Shared parts of the pipelines: pools of actors, attempts with limits."""
 
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -19,9 +18,6 @@ from videolavit.sandbox.call import Arguments, CallFailed, IsolatedFunction, Pro
 
 RETRY_PAUSE = 2.0
 """Seconds before a failing storage is tried again, times the attempt."""
-
-PROGRESS_EVERY = 1.0
-"""Seconds between the progress records of an actor: each is a block that Ray has to handle."""
 
 ENDS_KEPT = 1024
 """Videos of which an actor remembers that they are shorter than their headers declare."""
@@ -120,10 +116,10 @@ class SampleWork(Generic[*Arguments, Result]):
             Rejected: with the reject.
         """
         started = time.monotonic()
-        limits = {"time_limit": self._workers.time_limit, "attempts": self._workers.attempts}
         try:
             self._check_end(row)
-            return call_with_limits(self._function, row, *arguments, **limits)
+            limit, attempts = self._workers.time_limit, self._workers.attempts
+            return call_with_limits(self._function, row, *arguments, time_limit=limit, attempts=attempts)
         except Failed as failure:
             error = failure.reason
             self._note_end(row, error)
@@ -152,18 +148,6 @@ class SampleWork(Generic[*Arguments, Result]):
             self._ends[row.source] = min(start, self._ends.pop(row.source, start))
             if len(self._ends) > ENDS_KEPT:
                 del self._ends[next(iter(self._ends))]
-
-
-def progress_record(names: Iterable[str], counts: Mapping[str, float], error: str | None = None) -> pa.Table:
-    """A block for the driver: counts to be added up, and why a shard failed."""
-    columns = {name: pa.array([counts.get(name, 0)], pa.float64()) for name in names}
-    return pa.table(columns | {"error": pa.array([error], pa.string())})
-
-
-def records_of(dataset: "ray.data.Dataset") -> Iterator[dict[str, Any]]:
-    """Runs a dataset and yields the rows that come out, as they come."""
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from batch.to_pylist()
 
 
 def from_blocks(blocks: list[pa.Table], block_size: int = 1) -> "ray.data.Dataset":

@@ -12,9 +12,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as default
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import ray.data
 
 from videolavit.progress import OnProgress, ignore_progress
 from videolavit.records import schema
@@ -30,22 +32,17 @@ from videolavit.records.source_files import isolated
 from videolavit.records.storage import Folder, StorageSettings, confined
 
 from .common import (
-    PROGRESS_EVERY,
     Rejected,
     SampleWork,
     WorkerSettings,
     actor_pool,
     from_blocks,
-    progress_record,
-    records_of,
 )
-from .faults import FaultWitness, StorageFails
-from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
+from .faults import FaultWitness, OutputFails, StorageFails, check_output, output_faults
+from .run import RUN_FILE, Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
+from .shard_records import ShardTally, WorkThread, node_address
 
 __all__ = ["DecomposeRequest", "Decomposition", "decompose", "plan_decomposition"]
-
-DECOMPOSE_COUNTS = ("samples", "clips", "rejects", "video_seconds")
-"""Counts in progress records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +118,8 @@ class Decomposition(Pipeline):
         clips = sum(-(-int(length * self.settings.sample.fps) // 24) for length in seconds)
         return {"hours": sum(seconds) / 3600, "clips": clips}
 
-    def work(self, shards: list[pa.Table], folder: Folder) -> Iterator[dict[str, Any]]:
-        dataset = from_blocks(shards).map_batches(
+    def work(self, shards: list[pa.Table], folder: Folder) -> "ray.data.Dataset":
+        return from_blocks(shards).map_batches(
             _ClipShardMaker,
             fn_constructor_kwargs={
                 "output": folder.url,
@@ -134,7 +131,6 @@ class Decomposition(Pipeline):
             batch_format="pyarrow",
             **actor_pool(self.workers, len(shards)),
         )
-        return records_of(dataset)
 
     def describe(self, counts: Mapping[str, float], seconds: float) -> str:
         speed = counts["video_seconds"] / seconds
@@ -158,41 +154,57 @@ class _ClipShardMaker:
         self._storage, self._settings = storage, settings
         self._clips = SampleWork(isolated(read_clips, storage), workers, "decompose")
         self._witness = FaultWitness(storage, workers.believe_storage)
+        self._node, self._thread = node_address(), WorkThread()
+        self._can_write = False
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
-        name = plan["shard"][0].as_py()
-        counts: Counter[str] = Counter()
-        error = None
-        reported = time.monotonic()
+        name, error = plan["shard"][0].as_py(), None
+        tally = ShardTally(name, self._node)
         try:
-            with ShardWriter(self._folder, name, extra_fields(plan.schema), CLIP_SHARDS, made_by()) as writer:
-                rows = plan_rows_from(plan)
-                for row in rows:
-                    counts.update(self._make(row, rows, writer))
-                    if time.monotonic() - reported > PROGRESS_EVERY:
-                        yield progress_record(DECOMPOSE_COUNTS, counts)
-                        counts.clear()
-                        reported = time.monotonic()
-                writer.commit()
-        except StorageFails as failure:
+            made = yield from self._thread.run(partial(self._make_shard, plan, tally), tally.alive)
+            tally.add(**made)
+        except (StorageFails, OutputFails) as failure:
             error = f"{name}: {failure}"
         except Exception as failure:
             # The shard stays pending, and the driver can say why. Raising would only lose the reason.
             error = f"{name}: {failure!r}"
-        yield progress_record(DECOMPOSE_COUNTS, counts, error)
+        yield tally.block(error)
 
-    def _make(self, row: PlanRow, rows: Sequence[PlanRow], writer: ShardWriter) -> dict[str, float]:
-        """Adds a sample, or its reject, and returns what to count. Raises StorageFails."""
+    def _make_shard(self, plan: pa.Table, tally: ShardTally) -> dict[str, float]:
+        """Makes and commits a shard, and returns what to count at its end. Raises StorageFails, OutputFails."""
+        if not self._can_write:  # before work that nobody could keep
+            check_output(self._folder, RUN_FILE, self._node)
+            self._can_write = True
+        with ShardWriter(self._folder, tally.shard, extra_fields(plan.schema), CLIP_SHARDS, made_by()) as writer:
+            rows = plan_rows_from(plan)
+            for row in rows:
+                self._make(row, rows, writer, tally)
+            started = time.monotonic()
+            with output_faults(self._node):
+                writer.commit()
+            return {"shards": 1, "bytes": writer.size_bytes, "seconds_commit": time.monotonic() - started}
+
+    def _make(self, row: PlanRow, rows: Sequence[PlanRow], writer: ShardWriter, tally: ShardTally) -> None:
+        """Adds a sample, or its reject, and counts it. Raises StorageFails."""
+        started = time.monotonic()
         try:
             sample = self._clips(row, self._settings, self._storage)
         except Rejected as failure:
             self._witness.check(row, failure.reject.error_type, rows)
             writer.reject(failure.reject)
-            return {"samples": 1, "rejects": 1}
+            tally.reject(failure.reject.error_type)
+            tally.add(samples=1, rejects=1, seconds_decode=time.monotonic() - started)
+            return
+        decoded = time.monotonic()
         self._witness.read(row)
         writer.add(video_sample_to(sample), row.extra)
-        seconds = sample.end_seconds - sample.start_seconds
-        return {"samples": 1, "clips": sample.num_clips, "video_seconds": seconds}
+        tally.add(
+            samples=1,
+            clips=sample.num_clips,
+            video_seconds=sample.end_seconds - sample.start_seconds,
+            seconds_decode=decoded - started,
+            seconds_write=time.monotonic() - decoded,
+        )
 
 
 def versioned_plan(rows: pa.Table) -> pa.Table:

@@ -4,15 +4,17 @@ A file that is gone, or that one may not read any more, is a fault of its sample
 that moment. If they cannot, the credentials, the network or the storage are at fault: no sample is rejected for it.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from videolavit.media.errors import MediaError, SourceForbidden, SourceMissing, SourceUnreadable
 from videolavit.progress import OnProgress, Progress
 from videolavit.records.addresses import protocol_of, shown
 from videolavit.records.rows import PlanRow
-from videolavit.records.storage import StorageError, StorageSettings, open_source
+from videolavit.records.storage import Folder, StorageError, StorageSettings, open_source
 
 SUSPICIOUS = {kind.__name__ for kind in (SourceForbidden, SourceMissing, SourceUnreadable)}
 """Names of errors that a storage gives for a file, and that may be its own."""
@@ -24,6 +26,7 @@ STORAGE_WAIT, LOOK_EVERY = 600.0, 10.0
 """Longest time that a run waits for a storage, and the time between two looks at it, in seconds."""
 
 _MARK = "the storage fails: "
+_OUTPUT_MARK = "the output cannot be written: "
 
 
 class StorageFails(Exception):
@@ -36,6 +39,18 @@ class StorageFails(Exception):
 
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(f"{_MARK}{url}: {reason}")
+
+
+class OutputFails(Exception):
+    """The output cannot be written on a node. The shard stays pending.
+
+    Args:
+        node: Address of the node.
+        reason: Error of the storage.
+    """
+
+    def __init__(self, node: str, reason: object) -> None:
+        super().__init__(f"{_OUTPUT_MARK}{reason} (on {node})")
 
 
 @dataclass(frozen=True)
@@ -105,6 +120,36 @@ def failing_storage(error: str) -> FailingStorage | None:
     _, mark, rest = error.partition(_MARK)
     url, _, reason = rest.partition(": ")
     return FailingStorage(url, reason) if mark else None
+
+
+def check_output(folder: Folder, mark: str, node: str) -> None:
+    """Raises OutputFails if this process cannot write to the output, or sees another folder than the driver.
+
+    Args:
+        mark: Name of a file that the driver has written.
+        node: Address of this node.
+    """
+    probe = f".writable-{uuid.uuid4().hex}"
+    with output_faults(node):
+        if folder.read(mark) is None:
+            raise OutputFails(node, f"{shown(folder.url)} is another folder here than for the driver")
+        folder.create_bytes(probe, b"")
+        folder.remove(probe)
+
+
+@contextlib.contextmanager
+def output_faults(node: str) -> Iterator[None]:
+    """Turns the errors of a storage that is written to into OutputFails."""
+    try:
+        yield
+    except (StorageError, OSError) as error:
+        raise OutputFails(node, error) from error
+
+
+def failing_output(error: str) -> str | None:
+    """Reason why an output could not be written, from the message of a shard's error."""
+    _, mark, reason = error.partition(_OUTPUT_MARK)
+    return f"{mark}{reason}" if mark else None
 
 
 def wait_for_storage(

@@ -5,13 +5,14 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import ray.data
 
 from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.records.files import InputError
@@ -25,7 +26,8 @@ from videolavit.records.storage import Folder, StorageSettings
 from videolavit.sandbox.call import describe_layers
 
 from .common import WorkerSettings
-from .faults import STOP_AFTER, FailingStorage, StorageStopped, failing_storage, wait_for_storage
+from .faults import STOP_AFTER, StorageStopped, wait_for_storage
+from .making import ShardMaking
 from .planning import SOURCES_PER_PLAN, Planner, pending_shards
 from .session import ray_session
 
@@ -77,7 +79,8 @@ class RunSummary:
         left_out: Columns of manifests that do not travel, and why, in words.
         accepted_changes: Versions that differ from those of the run's start and were accepted.
         report: Address of the dataset card.
-        stopped: Reason why the storage of the inputs stopped the run; empty if it did not.
+        stopped: Reason why the run stopped before its time: a storage, or workers of which nothing is heard; empty if
+            it did not.
     """
 
     folder: str
@@ -180,8 +183,8 @@ class Pipeline(ABC):
         """Figures of rows of a plan, by name."""
 
     @abstractmethod
-    def work(self, shards: list[pa.Table], folder: Folder) -> Iterator[dict[str, Any]]:
-        """Makes shards; yields records of counts, that of a failed shard with its `error`."""
+    def work(self, shards: list[pa.Table], folder: Folder) -> "ray.data.Dataset":
+        """Dataset that makes shards; its rows are records of their progress."""
 
     @abstractmethod
     def describe(self, counts: Mapping[str, float], seconds: float) -> str:
@@ -328,53 +331,33 @@ def _work_on_pending(pipeline: Pipeline, ledger: Ledger, storage: StorageSetting
     """Makes the shards that are left; waits for a storage that fails, and goes on when it gives its files again.
 
     Returns:
-        Reason why the storage stopped the work; empty if it did not.
+        Reason why the work stopped; empty if it did not.
     """
     shards = pending_shards(ledger)
     if not shards:
         on_progress(Progress(pipeline.name, message="nothing new to do"))
     in_vain = 0
     while shards:
-        failing = _work(pipeline, shards, ledger.folder, on_progress)
-        if failing is None:
-            return ""
+        count = sum(shard.num_rows for shard in shards)
+        dataset = pipeline.work(shards, ledger.folder)
+        halt = ShardMaking(pipeline.name, pipeline.describe, dataset, count, ledger.folder, on_progress).run()
+        if halt is None or halt.is_final:
+            return halt.reason if halt else ""
         try:
-            wait_for_storage(failing, storage, on_progress)
+            if halt.storage is not None:
+                wait_for_storage(halt.storage, storage, on_progress)
         except StorageStopped as error:
             return str(error)
         left = pending_shards(ledger)
         in_vain = in_vain + 1 if len(left) == len(shards) else 0
         if in_vain == STOP_AFTER:
-            return f"workers cannot read what this process can: {failing.reason}"
+            if halt.storage is not None:
+                return f"workers cannot read what this process can: {halt.reason}"
+            return f"{halt.reason}, {STOP_AFTER} times in a row: look at those nodes and their network"
+        if halt.storage is None and left:
+            on_progress(Progress("silent shards", message=f"{halt.reason}; other workers make what is left"))
         shards = left
     return ""
-
-
-def _work(pipeline: Pipeline, shards: list[pa.Table], folder: Folder, on_progress: OnProgress) -> FailingStorage | None:
-    """Makes shards, and reports the counts so far and why shards failed.
-
-    Returns:
-        Storage that fails, if the last shards failed for it; work on the others is given up when there are several.
-    """
-    count, started = sum(shard.num_rows for shard in shards), time.monotonic()
-    counts: Counter[str] = Counter()
-    on_progress(Progress(pipeline.name, 0, count))
-    failing: list[FailingStorage] = []
-    for record in pipeline.work(shards, folder):
-        error = record.pop("error")
-        if error:
-            found = failing_storage(error)
-            message = error if found is None else f"the storage fails: {found.reason}"
-            on_progress(Progress("failed shard", message=message))
-            failing = [*failing, found] if found else []
-            if len(failing) == STOP_AFTER:
-                break
-        elif record["samples"]:
-            failing = []
-        counts.update(record)
-        line = pipeline.describe(counts, max(time.monotonic() - started, 1e-9))
-        on_progress(Progress(pipeline.name, counts["samples"], count, line))
-    return failing[-1] if failing else None
 
 
 def _finish(pipeline: Pipeline, ledger: Ledger, identity: dict[str, Any], seconds: float) -> RunSummary:

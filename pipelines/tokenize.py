@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from dataclasses import field as default
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -29,7 +29,7 @@ from videolavit.records.inputs import InputSettings
 from videolavit.records.kinds import KINDS, Kind, PlanSettings, prepare_sample, shard_by
 from videolavit.records.plan import assign_token_shards
 from videolavit.records.prepare import PrepareSettings
-from videolavit.records.prepared import PreparedShard, ShardBuilder, failed_block, waiting_block
+from videolavit.records.prepared import PreparedShard, ShardBuilder, failed_block, waiting_block, waiting_node
 from videolavit.records.rows import Reject, extra_fields, plan_rows_from
 from videolavit.records.samples import SampleSettings
 from videolavit.records.schema import PLAN, RESERVED
@@ -40,28 +40,26 @@ from videolavit.records.token_report import write_token_report
 from videolavit.records.tokenizer_info import EncodeSettings, TokenizerInfo
 
 from .common import (
-    PROGRESS_EVERY,
     Rejected,
     SampleWork,
     WorkerSettings,
     cluster_has,
     from_blocks,
-    progress_record,
-    records_of,
 )
 from .decompose import versioned_plan
-from .faults import FaultWitness, StorageFails
-from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
+from .faults import FaultWitness, OutputFails, StorageFails, check_output, output_faults
+from .run import RUN_FILE, Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
 from .session import ray_session
+from .shard_records import ShardTally, WorkThread, node_address, record_block
 
 if TYPE_CHECKING:
     from videolavit.records.encode import Encoder
 
+CALLS_PER_ENCODER = 2
+"""Shards that an encoder works on at once: one is encoded while another is committed."""
+
 PREPARER_MEMORY = 700 << 20
 """Memory of an actor that holds a shard and its copy on the way, 75 MB each, and its decoding child, in bytes."""
-
-TOKENIZE_COUNTS = ("samples", "videos", "images", "texts", "clips", "tokens", "rejects")
-"""Counts in progress records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,14 +204,19 @@ class Tokenization(Pipeline):
         clips = (pc.sum(rows["num_clips"]).as_py() or 0) - modalities["image"]
         return {"clips": clips, "images": modalities["image"], "texts": modalities["text"]}
 
-    def work(self, shards: list[pa.Table], folder: Folder) -> Iterator[dict[str, Any]]:
+    def work(self, shards: list[pa.Table], folder: Folder) -> "ray.data.Dataset":
         task = self.task
         preparing, encoding = _pools(self.workers, self.request.encoders, task, len(shards))
-        dataset = (
+        return (
             from_blocks(shards)
             .map_batches(
                 _Preparer,
-                fn_constructor_kwargs={"settings": task.prepare, "storage": folder.settings, "workers": self.workers},
+                fn_constructor_kwargs={
+                    "output": folder.url,
+                    "settings": task.prepare,
+                    "storage": folder.settings,
+                    "workers": self.workers,
+                },
                 batch_size=None,
                 batch_format="pyarrow",
                 **preparing,
@@ -226,7 +229,6 @@ class Tokenization(Pipeline):
                 **encoding,
             )
         )
-        return records_of(dataset)
 
     def describe(self, counts: Mapping[str, float], seconds: float) -> str:
         parts = [f"{counts[name]:.0f} {name}" for name in ("clips", "images", "texts", "rejects") if counts[name]]
@@ -266,7 +268,7 @@ def _pools(
             min_size=max(min(actors, fits), 1),
             max_size=actors,
             max_tasks_in_flight_per_actor=4,
-            max_concurrent_calls_per_actor=2,
+            max_concurrent_calls_per_actor=CALLS_PER_ENCODER,
             enable_true_multi_threading=True,
         ),
         "num_cpus": 0 if task.gpu_fraction else share,
@@ -278,35 +280,48 @@ def _pools(
 class _Preparer:
     """Actor: makes one shard at a time ready; a child process does the reading and decoding."""
 
-    def __init__(self, settings: PrepareSettings, storage: StorageSettings, workers: WorkerSettings) -> None:
+    def __init__(
+        self, output: str, settings: PrepareSettings, storage: StorageSettings, workers: WorkerSettings
+    ) -> None:
+        self._folder = Folder(output, storage)
         self._settings, self._storage = settings, storage
         self._prepare = SampleWork(isolated(prepare_sample, storage), workers, "tokenize")
         self._witness = FaultWitness(storage, workers.believe_storage)
+        self._node, self._thread = node_address(), WorkThread()
+        self._can_write = False
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
-        reported = time.monotonic()
         name = plan["shard"][0].as_py()
-        shard = ShardBuilder(name, extra_fields(plan.schema))
+        tally = ShardTally(name, self._node)
+
+        def alive(is_due: bool) -> pa.Table | None:
+            return None if tally.alive(is_due) is None else waiting_block(name, self._node)
+
         try:
-            rows = plan_rows_from(plan)
-            for row in rows:
-                try:
-                    sample = self._prepare(row, self._settings, self._storage)
-                except Rejected as failure:
-                    self._witness.check(row, failure.reject.error_type, rows)
-                    shard.rejects.append(failure.reject)
-                else:
-                    self._witness.read(row)
-                    shard.add(row, sample)
-                if time.monotonic() - reported > PROGRESS_EVERY:
-                    yield waiting_block()
-                    reported = time.monotonic()
-            yield shard.to_block()
-        except StorageFails as failure:
+            yield (yield from self._thread.run(partial(self._make_shard, plan), alive))
+        except (StorageFails, OutputFails) as failure:
             yield failed_block(name, str(failure))
         except Exception as failure:
             # The encoder passes the reason on; an exception here would lose it.
             yield failed_block(name, repr(failure))
+
+    def _make_shard(self, plan: pa.Table) -> pa.Table:
+        """Prepares a shard, as a block. Raises StorageFails, OutputFails."""
+        if not self._can_write:  # for the encoders, before work that they could not keep
+            check_output(self._folder, RUN_FILE, self._node)
+            self._can_write = True
+        shard = ShardBuilder(plan["shard"][0].as_py(), extra_fields(plan.schema))
+        rows = plan_rows_from(plan)
+        for row in rows:
+            try:
+                sample = self._prepare(row, self._settings, self._storage)
+            except Rejected as failure:
+                self._witness.check(row, failure.reject.error_type, rows)
+                shard.rejects.append(failure.reject)
+            else:
+                self._witness.read(row)
+                shard.add(row, sample)
+        return shard.to_block()
 
 
 class _Encoder:
@@ -317,17 +332,28 @@ class _Encoder:
         self._device = threading.Lock()
         # Loaded while the first shards are prepared. Every call reports what went wrong with it.
         self._encoder = ThreadPoolExecutor(1).submit(self._load)
+        self._node, self._thread = node_address(), WorkThread(CALLS_PER_ENCODER)
 
-    def __call__(self, block: pa.Table) -> pa.Table:
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         name, error = block["shard"][0].as_py(), block["error"][0].as_py()
-        counts: dict[str, float] = {}
-        if name and not error:
+        preparing = waiting_node(block)
+        if preparing is not None:
+            yield record_block(name, preparing)
+            return
+        tally = ShardTally(name, self._node)
+        if error is None:
             try:
-                counts = self._make(PreparedShard.from_block(block, self._task.prepare))
+                shard = PreparedShard.from_block(block, self._task.prepare)
+                made = yield from self._thread.run(partial(self._make, shard), tally.alive)
+                tally.add(**made)
+                for reject in shard.rejects:
+                    tally.reject(reject.error_type)
+            except OutputFails as failure:
+                error = str(failure)
             except Exception as failure:
                 # The shard stays pending, and the driver can say why. Raising would only lose the reason.
                 error = repr(failure)
-        return progress_record(TOKENIZE_COUNTS, counts, f"{name}: {error}" if error else None)
+        yield tally.block(f"{name}: {error}" if error else None)
 
     def _load(self) -> "Encoder":
         from videolavit.records.encode import Encoder  # torch, which the other actors do without
@@ -336,18 +362,26 @@ class _Encoder:
 
     def _make(self, shard: PreparedShard) -> dict[str, float]:
         with self._device:
+            started = time.monotonic()
             rows = self._encoder.result().rows(shard)
+            encoded = time.monotonic()
         metadata = {**self._task.tokenizers.metadata(), **made_by(_library_versions())}
         with ShardWriter(self._folder, shard.name, shard.extra(), TOKEN_SHARDS, metadata) as writer:
             if rows.num_rows:
                 writer.add(rows)
             for reject in shard.rejects:
                 writer.reject(reject)
-            writer.commit()
+            with output_faults(self._node):
+                writer.commit()
             counts = writer.counts
         rejects = len(shard.rejects)
         return {
             **counts,
+            "shards": 1,
+            "bytes": writer.size_bytes,
+            "seconds_prepare": shard.work_seconds,
+            "seconds_encode": encoded - started,
+            "seconds_commit": time.monotonic() - encoded,
             "samples": rows.num_rows + rejects,
             "tokens": counts["visual_tokens"] + counts["motion_tokens"],
             "rejects": rejects,

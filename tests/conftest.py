@@ -83,6 +83,8 @@ SLOW_PATHS = (
     "tests/pipelines/test_demo.py",
     "tests/pipelines/test_proof.py",
     "tests/test_examples.py",
+    "tests/deploy/test_image_steps.py",  # packages installed from registries
+    "tests/deploy/test_kubernetes_jobs.py",
     "tests/test_fuzz.py",
     "tests/test_wheel.py",
     "tests/pipelines/test_kill.py",  # processes killed at many moments

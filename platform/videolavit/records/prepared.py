@@ -110,9 +110,13 @@ class PreparedShard:
         return [field for field in self.samples.schema if field.name not in own]
 
 
-def waiting_block() -> pa.Table:
-    """Returns the block that an actor sends while it works on a shard, so that it is not taken for stuck."""
-    return _block()
+def waiting_block(shard: str, node: str) -> pa.Table:
+    """Returns the block that an actor sends while it works on a shard, so that it is not taken for stuck.
+
+    Args:
+        node: Address of the actor's node.
+    """
+    return _block(shard=shard, node=node)
 
 
 def failed_block(shard: str, error: str) -> pa.Table:
@@ -120,10 +124,16 @@ def failed_block(shard: str, error: str) -> pa.Table:
     return _block(shard=shard, error=error)
 
 
+def waiting_node(block: pa.Table) -> str | None:
+    """Node that works on a shard, from a waiting block; None for other blocks."""
+    return block["node"][0].as_py()  # type: ignore[no-any-return]
+
+
 _BLOCK = pa.schema(
     [
         ("shard", pa.string()),
         ("error", pa.string()),
+        ("node", pa.string()),
         ("samples", pa.large_binary()),
         ("rejects", pa.large_string()),
         ("num_pictures", pa.list_(pa.int32())),

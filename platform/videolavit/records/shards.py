@@ -113,6 +113,9 @@ class ShardWriter:
         name: Name of the shard.
         extra: Fields of the manifest's further columns.
         metadata: Further Parquet metadata of the shard.
+
+    Attributes:
+        size_bytes: Size of the shard, in bytes; 0 until it is committed.
     """
 
     def __init__(
@@ -125,6 +128,7 @@ class ShardWriter:
     ) -> None:
         self._folder, self._kind, self._summary = folder, kind, ShardSummary(name)
         self._schema = schema.versioned(pa.schema([*kind.schema, *extra]), kind.folder, metadata)
+        self.size_bytes = 0
         self._scratch = contextlib.ExitStack()
         self._file = self._scratch.enter_context(scratch_folder()) / name
         self._writer = pq.ParquetWriter(
@@ -164,6 +168,7 @@ class ShardWriter:
         """Publishes the shard. Returns False if another worker had already published it; that one stays."""
         self._writer.add_key_value_metadata({_FOOTER.decode(): self._summary.to_json()})
         self._writer.close()
+        self.size_bytes = self._file.stat().st_size
         return self._folder.create(f"{self._kind.folder}/{self._summary.name}", self._file)
 
 
