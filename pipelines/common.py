@@ -120,10 +120,12 @@ class SampleWork(Generic[*Arguments, Result]):
             Rejected: with the reject.
         """
         started = time.monotonic()
-        limits = {"time_limit": self._workers.time_limit, "attempts": self._workers.attempts}
+        workers = self._workers
         try:
             self._check_end(row)
-            return call_with_limits(self._function, row, *arguments, **limits)
+            return call_with_limits(
+                self._function, row, *arguments, time_limit=workers.time_limit, attempts=workers.attempts
+            )
         except Failed as failure:
             error = failure.reason
             self._note_end(row, error)
