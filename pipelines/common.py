@@ -103,7 +103,7 @@ class SampleWork(Generic[*Arguments, Result]):
     Once a segment has shown that the stream of its video is over, those behind it are rejected without a call.
 
     Args:
-        function: What is called with a row.
+        function: Function of a row.
         stage: Name of the pipeline.
     """
 
