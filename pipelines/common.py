@@ -99,7 +99,7 @@ class SampleWork(Generic[*Arguments, Result]):
     Once a segment has shown that the stream of its video is over, those behind it are rejected without a call.
 
     Args:
-        function: What is called with a row.
+        function: Function of a row.
         stage: Name of the pipeline.
     """
 
@@ -116,10 +116,12 @@ class SampleWork(Generic[*Arguments, Result]):
             Rejected: with the reject.
         """
         started = time.monotonic()
+        workers = self._workers
         try:
             self._check_end(row)
-            limit, attempts = self._workers.time_limit, self._workers.attempts
-            return call_with_limits(self._function, row, *arguments, time_limit=limit, attempts=attempts)
+            return call_with_limits(
+                self._function, row, *arguments, time_limit=workers.time_limit, attempts=workers.attempts
+            )
         except Failed as failure:
             error = failure.reason
             self._note_end(row, error)

@@ -94,14 +94,14 @@ def test_a_disk_that_fills_up_while_a_model_is_written(
     checkpoints: dict[Any, Path],
     job: Any,
 ) -> None:
-    roomy = shutil.disk_usage("/")._replace(free=1 << 40)  # as before another process took it
+    roomy = shutil.disk_usage("/")._replace(free=1 << 40)  # free space before another process took it
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: roomy)
     _refused(job, checkpoints[job], filling, capsys, "No space left")
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
-    """What the commands read."""
+    """Folders that the commands read."""
     folder = tmp_path_factory.mktemp("checkpoints")
     ModelFolder("tiny").save(folder / "model")
     return {import_checkpoint: make_published(folder / "published"), export_checkpoint: folder / "model"}

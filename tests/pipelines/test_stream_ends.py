@@ -22,11 +22,15 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def _worked(rows: Sequence[PlanRow]) -> tuple[dict[float, int], set[tuple[str | None, str, str, int]]]:
+Worked = tuple[dict[float, int], set[tuple[str, str, str, int]]]
+
+
+def _worked(rows: Sequence[PlanRow]) -> Worked:
     """Clips by the start of the segment, and the rejects: of one worker, in the order of the rows."""
     function = isolated(read_clips, STORAGE)
     work = SampleWork(function, WorkerSettings(), "decompose")
-    clips, rejects = {}, set()
+    clips: dict[float, int] = {}
+    rejects: set[tuple[str, str, str, int]] = set()
     for row in rows:
         try:
             clips[row.start_seconds or 0.0] = work(row, SETTINGS.sample, STORAGE).num_clips

@@ -58,10 +58,9 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def decode() -> Iterator[IsolatedFunction[bytes, "np.ndarray[Any, Any]"]]:
-    function = IsolatedFunction(decode_image, errors=(MediaError,))
-    yield function  # type: ignore[misc]
-    function.close()
+def decode() -> Iterator[Any]:
+    with closing(IsolatedFunction(decode_image, errors=(MediaError,))) as function:
+        yield function
 
 
 def test_a_picture_is_decoded_in_the_memory_of_the_node(large: bytes, decode: Any) -> None:

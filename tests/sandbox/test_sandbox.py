@@ -263,7 +263,7 @@ def test_large_work_waits_for_its_turn(isolate: Isolate) -> None:
 
 
 def test_a_stream_that_runs_out_of_memory_goes_on_in_a_larger_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it was, without what is out already."""
+    """Items that are out already are not repeated."""
     monkeypatch.setattr("videolavit.sandbox.call.usual_limit", lambda: CODE + SMALLEST)
     if large_limit() < 2 * (CODE + SMALLEST):
         pytest.skip("too little memory is free")
