@@ -1,4 +1,4 @@
-"""What the records of conversations become, in the shapes that people publish, and which are refused."""
+"""Records of conversations in the shapes that people publish, and those that are refused."""
 
 import json
 from typing import Any
