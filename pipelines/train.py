@@ -196,9 +196,9 @@ def train(
         objective = replace(objective, cache=absolute_url(objective.cache))  # type: ignore[type-var, attr-defined]
     if Path(model).is_dir():
         model = os.path.abspath(model)
-    folder = _made_folder(output, inputs)
+    folder = _folder(output, inputs)
     task = TrainTask(component, model, inputs, objective, settings or TrainSettings(), str(folder))
-    with _writable(folder), leased(folder):
+    with _writable(folder), _made(folder), leased(folder):
         if cluster is None or not cluster.workers:
             train_rank(task, Ranks.here(), on_progress=on_progress, should_stop=should_stop)
         else:
@@ -217,8 +217,8 @@ def train(
     )
 
 
-def _made_folder(output: str | Path, inputs: TrainInputs) -> Path:
-    """Folder of a run, which exists. Raises StorageError."""
+def _folder(output: str | Path, inputs: TrainInputs) -> Path:
+    """Absolute path of a run's folder. Raises StorageError where it cannot be one."""
     url = absolute_url(str(output))
     if protocol_of(url) != "file":
         filesystem(url, inputs.storage)  # names a scheme that nobody knows
@@ -226,9 +226,20 @@ def _made_folder(output: str | Path, inputs: TrainInputs) -> Path:
     folder = Path(url)
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"cannot write to {folder}: it is a file; choose another output")
-    with _writable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Makes a folder, and removes it again if it was not there and the body leaves it empty."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # a run has begun
+                folder.rmdir()
 
 
 @contextlib.contextmanager

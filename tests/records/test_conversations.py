@@ -1,4 +1,4 @@
-"""What the records of conversations become, in the shapes that people publish, and which are refused."""
+"""Records of conversations in the shapes that people publish, and those that are refused."""
 
 import json
 from typing import Any
@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videolavit.records.conversations import BadRecord, Medium, parse_conversation
+from videolavit.records.conversations import BadRecord, NamedMedium, parse_conversation
 from videolavit.vocabulary import IMAGE, VIDEO
 
-A, B, MOVIE = Medium("image", "a.png"), Medium("image", "b.png"), Medium("video", "a.mp4")
+A, B, MOVIE = NamedMedium("image", "a.png"), NamedMedium("image", "b.png"), NamedMedium("video", "a.mp4")
 
 
 def llava(*texts: Any, **keys: Any) -> dict[str, Any]:
@@ -74,7 +74,7 @@ TURNED = [({"role": "system", "content": "Be short."})]
         ),
     ],
 )
-def test_shapes(record: dict[str, Any], turns: Any, media: list[Medium]) -> None:
+def test_shapes(record: dict[str, Any], turns: Any, media: list[NamedMedium]) -> None:
     found = parse_conversation(json.dumps(record).encode())
     assert list(found.turns) == turns
     assert list(found.media) == media
@@ -83,7 +83,7 @@ def test_shapes(record: dict[str, Any], turns: Any, media: list[Medium]) -> None
 def test_a_picture_may_be_in_the_record() -> None:
     url = "data:image/png;base64,aGVsbG8="
     record = openai([{"type": "image_url", "image_url": {"url": url}}], "x")
-    assert parse_conversation(json.dumps(record).encode()).media == [Medium("image", b"hello")]
+    assert parse_conversation(json.dumps(record).encode()).media == [NamedMedium("image", b"hello")]
 
 
 @pytest.mark.parametrize(

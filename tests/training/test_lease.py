@@ -29,6 +29,13 @@ def test_a_folder_has_one_training_at_a_time_and_a_crash_leaves_it_free(tmp_path
     finally:
         other.kill()
         other.wait()
-    for _ in range(2):
-        with leased(tmp_path):
-            pass
+    with leased(tmp_path):
+        (tmp_path / "metrics.jsonl").write_text("")
+    with leased(tmp_path):
+        pass
+
+
+def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
+    with leased(tmp_path):
+        assert list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""What decides a resume, and what does not."""
+"""Differences that decide a resume, and those that do not."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def without(*keys: str) -> dict[str, Any]:
         without("model", "transformers_version"),
         without("objective", "chat", "max_clips"),
         changed("sources", value=[{"name": "elsewhere", "samples": 12, "content": "aa"}]),
-        changed("sources", value=[{"name": "/data/tokens", "samples": 12}]),  # of an earlier version
+        changed("sources", value=[{"name": "/data/tokens", "samples": 12}]),  # an earlier version
     ],
 )
 def test_what_decides_nothing(theirs: dict[str, Any]) -> None:

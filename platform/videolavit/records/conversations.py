@@ -47,7 +47,7 @@ class BadRecordFile(MediaError):
 
 
 @dataclass(frozen=True)
-class Medium:
+class NamedMedium:
     """Picture or video of a conversation.
 
     Args:
@@ -68,7 +68,7 @@ class Conversation:
     """
 
     turns: Sequence[tuple[MarkedText, str]]
-    media: Sequence[Medium]
+    media: Sequence[NamedMedium]
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def _listed(values: dict[str, Any], kind: MediumKind) -> list[str | bytes]:
 
 def _placed(
     questions: list[list[str | _Mark]], listed: dict[MediumKind, list[str | bytes]]
-) -> tuple[list[MarkedText], list[Medium]]:
+) -> tuple[list[MarkedText], list[NamedMedium]]:
     """Questions with placeholders, and the media that these stand for."""
     open_marks = Counter(
         part.kind for question in questions for part in question if isinstance(part, _Mark) and part.source is None
@@ -232,7 +232,7 @@ def _placed(
         if open_marks[kind] != len(sources):
             raise BadRecord(f"{open_marks[kind]} placeholders of {kind}s, and {len(sources)} {kind}s")
     left = {kind: iter(sources) for kind, sources in listed.items()}
-    media: list[Medium] = []
+    media: list[NamedMedium] = []
     marked: list[MarkedText] = []
     for question in questions:
         parts: list[str | int] = []
@@ -241,7 +241,7 @@ def _placed(
                 parts.append(part)
                 continue
             kind = "video" if as_videos and part.source is None else part.kind
-            media.append(Medium(kind, next(left[kind]) if part.source is None else part.source))
+            media.append(NamedMedium(kind, next(left[kind]) if part.source is None else part.source))
             parts.append(_PLACEHOLDERS[kind])
         marked.append(parts)
     return marked, media

@@ -19,7 +19,7 @@ from videolavit.models.objective import Batch
 from videolavit.models.visual_tokenizer import normalize_images, resize_image
 from videolavit.records import foreign
 from videolavit.records.confinement import check_named
-from videolavit.records.conversations import BadRecord, Medium, parse_conversation, read_records
+from videolavit.records.conversations import BadRecord, NamedMedium, parse_conversation, read_records
 from videolavit.records.storage import StorageSettings, absolute_url
 from videolavit.vocabulary import conversation
 
@@ -136,7 +136,7 @@ class ChatSource:
                 f"{limits.context}; shorten it, or lower chat.max_clips"
             )
 
-    def _load_medium(self, medium: Medium) -> ChatMedia:
+    def _load_medium(self, medium: NamedMedium) -> ChatMedia:
         size, limits = self._limits.image_size, self._limits
         source = medium.source if isinstance(medium.source, bytes) else self._address(medium.source)
         if medium.kind == "image":
@@ -187,13 +187,13 @@ class _Cache:
 
     def __init__(self, limit: int) -> None:
         self._limit, self._used = limit, 0
-        self._kept: OrderedDict[Medium, ChatMedia] = OrderedDict()
+        self._kept: OrderedDict[NamedMedium, ChatMedia] = OrderedDict()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Cache, (self._limit,)  # in another process the cache begins empty
 
-    def get(self, key: Medium, load: Callable[[], ChatMedia]) -> ChatMedia:
+    def get(self, key: NamedMedium, load: Callable[[], ChatMedia]) -> ChatMedia:
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

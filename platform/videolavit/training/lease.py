@@ -40,4 +40,8 @@ def leased(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if os.listdir(folder) == [LEASE]:  # the run never began
+                (folder / LEASE).unlink()

@@ -19,7 +19,7 @@ from .data import DataError, Item, Stream
 LOOK_AHEAD = 256
 """Samples that are tried where a rank has none that can be loaded."""
 
-RETRY_SECONDS = (0.2, 1.0)
+LOAD_AGAIN_SECONDS = (0.2, 1.0)
 """Pauses before a sample whose file is missing, forbidden or unreadable is tried again, in seconds."""
 
 _FAULTS_OF_STORAGE = (SourceMissing, SourceForbidden, SourceUnreadable)
@@ -77,7 +77,7 @@ RemoteLoader = Callable[[RankSampler, dict[str, int], int], Generator[list[Any],
 number of steps; yields the results of `load_item` for the items of each micro batch, in order."""
 
 
-def load_item(item: Item, pauses: Sequence[float] = RETRY_SECONDS) -> Any:
+def load_item(item: Item, pauses: Sequence[float] = LOAD_AGAIN_SECONDS) -> Any:
     """Loads the sample of an item; a SkippedSample stands for one that cannot be loaded.
 
     Args:
@@ -251,7 +251,7 @@ def load_items(items: Sequence[Item], limit: int | None = None) -> list[tuple[It
     """
     loaded: list[tuple[Item, Any]] = []
     for item in items:
-        sample = load_item(item, RETRY_SECONDS if limit is None else ())
+        sample = load_item(item, LOAD_AGAIN_SECONDS if limit is None else ())
         if not isinstance(sample, SkippedSample):
             loaded.append((item, sample))
             if len(loaded) == limit:

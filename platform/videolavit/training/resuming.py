@@ -1,4 +1,4 @@
-"""What decides a resume: what decides results."""
+"""Comparison of a checkpoint with a run: all that decides results decides a resume."""
 
 from collections.abc import Collection, Mapping
 from typing import Any

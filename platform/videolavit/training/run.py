@@ -119,7 +119,7 @@ def train_rank(
             draw_curves(Path(task.output))
             try:
                 save_model(base, target, component.objective.export(state), component.objective.parts())
-            except SafetensorError as error:  # its library names a full disk so
+            except SafetensorError as error:  # a full disk, as its library names it
                 raise StorageError(f"cannot write to {target}: {error}") from None
     ranks.wait()
     return target

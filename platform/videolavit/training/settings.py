@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 from videolavit.models.network import STRICT
 from videolavit.records.storage import StorageSettings
 
-SEEDS = 2**63
+SEED_LIMIT = 2**63
 """Number of seeds that torch and NumPy both take."""
 
 
@@ -29,7 +29,7 @@ class TrainInputs:
     train: list[str]
     weights: list[float] | None = None
     validation: list[str] = Field(default_factory=list)
-    seed: int = Field(default=0, ge=0, lt=SEEDS)
+    seed: int = Field(default=0, ge=0, lt=SEED_LIMIT)
     window: int = Field(default=16, ge=1)
     storage: StorageSettings = Field(default_factory=StorageSettings)
 
@@ -122,7 +122,7 @@ class TrainSettings:
     batch: int = Field(default=64, ge=1)
     batch_tokens: int | None = Field(default=None, ge=1)
     micro_batch: int = Field(default=64, ge=1)
-    seed: int = Field(default=0, ge=0, lt=SEEDS)
+    seed: int = Field(default=0, ge=0, lt=SEED_LIMIT)
     log_every: int = Field(default=10, ge=1)
     validate_every: int = Field(default=0, ge=0)
     show_every: int = Field(default=0, ge=0)

@@ -23,7 +23,7 @@ from videolavit.records.tokenizer_info import TOKENIZER_PARTS
 from videolavit.vocabulary.sequences import DRAWS, Assembler, Ids, Piece, TokenSample
 
 from .data import DataError, Mixture
-from .loader import RETRY_SECONDS
+from .loader import LOAD_AGAIN_SECONDS
 from .packed import Document
 from .sources import content_digest
 
@@ -131,7 +131,7 @@ class TokenSource:
 
     def _table(self, shard: int) -> pa.Table:
         """Table of a shard. It is tried again where the storage may be the reason."""
-        for pause in (*RETRY_SECONDS, None):
+        for pause in (*LOAD_AGAIN_SECONDS, None):
             try:
                 with self._folder.open(self._names[shard]) as file:
                     return ParquetReader(file).read(columns=list(_COLUMNS))

@@ -120,10 +120,10 @@ class Trainer:
             self._batch = settings.batch_tokens // length
         if settings.keep_best is not None and not (component.validation and settings.keep_best.startswith(VALIDATION)):
             raise DataError(f"keep_best is a metric of the validation, such as {VALIDATION}loss, and needs its data")
-        if component.validation:
-            load_items(component.validation, limit=1)
         self._objective = component.objective.to(ranks.device)
         parallelize(self._objective, settings.parallel, ranks)
+        if component.validation:  # here and not in an hour
+            load_items(component.validation, limit=1)
         self._optimizer = Optimizer(self._objective, settings.optimizer, settings.steps)
         self._identity = {**component.identity, "seed": settings.seed, "batch": self._batch}
         folder.mkdir(parents=True, exist_ok=True)
