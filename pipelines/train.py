@@ -22,6 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from videolavit.files import write_beside
 from videolavit.models.network import STRICT, ModelError
 from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.records.files import InputError
@@ -37,6 +38,7 @@ from videolavit.training.settings import TrainInputs, TrainSettings
 from videolavit.training.trainer import SKIPPED, Diverged
 
 from .common import cluster_has
+from .live import LIVE_FILE, live_progress
 from .loaders import ray_loader
 from .progress_file import read_progress, write_progress
 from .session import ray_session
@@ -175,12 +177,13 @@ def train(
         raise DataError(f"the objective of {component} is a {kind.__name__}, not a {type(objective).__name__}")
     inputs = replace(inputs, storage=confined(inputs.storage, [*inputs.train, *inputs.validation]))
     task = TrainTask(component, model, inputs, objective, settings or TrainSettings(), str(output))
-    if cluster is None or not cluster.workers:
-        train_rank(task, Ranks.here(), on_progress=on_progress)
-    else:
-        with ray_session(on_progress):
-            _train_on_ray(task, cluster, on_progress)
     folder = Path(output)
+    with live_progress(component, partial(_write_live, folder), on_progress) as shown:
+        if cluster is None or not cluster.workers:
+            train_rank(task, Ranks.here(), on_progress=shown)
+        else:
+            with ray_session(shown):
+                _train_on_ray(task, cluster, shown)
     found = read_metrics(folder) if (folder / METRICS).exists() else {}
     lines = (folder / SKIPPED).read_text().splitlines() if (folder / SKIPPED).exists() else []
     # a resumed run may have skipped a sample twice, in the same step
@@ -192,6 +195,13 @@ def train(
         skipped=dict(Counter(skipped.values())),
         seconds=time.monotonic() - started,
     )
+
+
+def _write_live(folder: Path, state: bytes) -> None:
+    """Replaces the state of the run, once its folder is there."""
+    if folder.is_dir():
+        with write_beside(folder / LIVE_FILE) as (unfinished,):
+            unfinished.write_bytes(state)
 
 
 def _train_on_ray(task: TrainTask, cluster: ClusterSettings, on_progress: OnProgress) -> None:
