@@ -17,6 +17,7 @@ from videolavit.training.components import COMPONENTS
 
 from .common import INTERRUPTED, JobParser, add_storage_options, console, fail, foreign, pick, user_errors
 from .models import MODEL_HELP
+from .stopping import ends_on_signals
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             storage=pick(StorageSettings, options),
         )
     try:
-        with user_errors(*TRAIN_ERRORS, OSError):
+        with ends_on_signals(), user_errors(*TRAIN_ERRORS, OSError):
             summary = train(
                 name,
                 options.model,
