@@ -136,7 +136,7 @@ def _live(folder: Folder) -> LiveRun | None:
     found = folder.read(LIVE_FILE)
     try:
         return None if found is None else LiveRun.from_json(found)
-    except (ValueError, TypeError):  # of another version
+    except (ValueError, TypeError):  # another version wrote it
         return None
 
 
