@@ -118,7 +118,8 @@ def _data_status(path: str, folder: Folder, run: dict[str, Any], live: LiveRun |
     is_running, state = _state(live, age, LATE_AFTER["data"])
     if run["complete"] and not is_running:
         state = "complete"
-    rejects = live.rejects if live is not None and not run["complete"] else run["counts"]["rejects_by_type"]
+    counted = run.get("counts", {}).get("rejects_by_type", {})  # a run has counts once a start of it has ended
+    rejects = live.rejects if live is not None and not run["complete"] else counted
     return RunStatus(
         path=path,
         kind=kind,

@@ -1,4 +1,4 @@
-"""Dashboards for Grafana: every name in their queries is exported by the code, and every metric of data runs is shown."""
+"""Dashboards for Grafana: their queries name what the code exports, and every metric of data runs is shown."""
 
 import ast
 import json

@@ -14,9 +14,9 @@ import time
 from jobs.stopping import ends_on_signals
 
 with ends_on_signals():
-    print("ready", flush=True)
     while True:
         try:
+            print("ready", flush=True)
             time.sleep(60)
         except BaseException:
             pass
