@@ -16,6 +16,7 @@ COMMANDS = {
     "import-checkpoint": "convert the published weights of Video-LaVIT to a model folder",
     "export-checkpoint": "convert a model folder to the published checkpoint layout",
     "inspect": "show the contents of a video, a shard of clips or tokens, or a run",
+    "status": "show the rate, the time left and the faults of a run, from another terminal",
     "proof": "train every part from scratch on a synthetic corpus, and measure what it learned",
     "serve": "serve a model with the OpenAI API and a web page",
     "synth": "render a captioned corpus of moving shapes with known motion",

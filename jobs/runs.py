@@ -15,6 +15,7 @@ from videolavit.records.storage import StorageError
 
 from .common import INTERRUPTED, JobParser, console, fail, foreign, user_errors
 from .progress import show_progress
+from .stopping import ends_on_signals
 
 USER_ERRORS = (InputError, StorageError, IdentityMismatch, PlanningConflict)
 
@@ -66,7 +67,7 @@ def show_run(
         errors: Further mistakes of users.
     """
     try:
-        with user_errors(*USER_ERRORS, *errors), show_progress() as on_progress:
+        with ends_on_signals(), user_errors(*USER_ERRORS, *errors), show_progress() as on_progress:
             if plan is not None:
                 planned = plan(on_progress)
             else:

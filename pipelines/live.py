@@ -1,16 +1,22 @@
 """State of a run while it runs, in a file of its folder, for whoever asks from elsewhere."""
 
+import contextlib
 import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from videolavit.progress import OnProgress, Progress
 
 LIVE_FILE = "live.json"
 LIVE_EVERY = 5.0
 """Seconds between two states in the file."""
+
+SILENT_AFTER = 60.0
+"""Seconds without a record after which a shard counts as stuck: six signs of life did not come."""
 
 
 @dataclass(kw_only=True)
@@ -78,3 +84,31 @@ class LiveFile:
             self._write(live.to_json())
         except (OSError, ValueError):  # a full disk, or a storage that is away: the run itself will say so
             self._written += LIVE_EVERY
+
+
+@contextlib.contextmanager
+def live_progress(name: str, write: Callable[[bytes], None], on_progress: OnProgress) -> Iterator[OnProgress]:
+    """Yields a callback that hands progress on, and keeps the last of it in the file of a run.
+
+    Args:
+        name: Name of what runs.
+        write: Replaces the content of the file.
+    """
+    live, file = LiveRun(name=name, started=time.time()), LiveFile(write)
+    begin: tuple[float, float] | None = None  # time and units of the first report
+
+    def note(progress: Progress) -> None:
+        nonlocal begin
+        if progress.total:
+            begin = begin or (time.monotonic(), progress.done)
+            passed = time.monotonic() - begin[0]
+            live.done, live.total, live.message = progress.done, progress.total, progress.message or live.message
+            live.rate = (progress.done - begin[1]) / passed if passed else 0.0
+            file.update(lambda: live)
+        on_progress(progress)
+
+    try:
+        yield note
+    finally:
+        live.ended = True
+        file.update(lambda: live, now=True)

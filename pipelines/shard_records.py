@@ -88,7 +88,7 @@ def records_of(dataset: "ray.data.Dataset") -> Iterator[ShardRecord]:
 
 def stop_dataset(dataset: "ray.data.Dataset") -> None:
     """Ends the execution of a dataset, whose iterator may wait for ever in another thread."""
-    executor = dataset._current_executor  # what Ray itself ends when the dataset is collected
+    executor = dataset._current_executor  # Ray itself ends it when the dataset is collected
     if executor is not None:
         executor.shutdown(force=True)
 

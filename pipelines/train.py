@@ -26,6 +26,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from videolavit.files import write_beside
 from videolavit.models.network import STRICT, ModelError
 from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.records.addresses import protocol_of, shown
@@ -43,6 +44,7 @@ from videolavit.training.settings import TrainInputs, TrainSettings
 from videolavit.training.trainer import SKIPPED, Diverged, ShouldStop, Stopped, TooManyRejects, never_stop
 
 from .common import cluster_has
+from .live import LIVE_FILE, live_progress
 from .loaders import ray_loader
 from .progress_file import read_progress, write_progress
 from .session import ray_session
@@ -198,12 +200,13 @@ def train(
         model = os.path.abspath(model)
     folder = _folder(output, inputs)
     task = TrainTask(component, model, inputs, objective, settings or TrainSettings(), str(folder))
-    with _writable(folder), _made(folder), leased(folder):
+    live = live_progress(component, partial(_write_live, folder), on_progress)
+    with _writable(folder), _made(folder), leased(folder), live as shown_progress:
         if cluster is None or not cluster.workers:
-            train_rank(task, Ranks.here(), on_progress=on_progress, should_stop=should_stop)
+            train_rank(task, Ranks.here(), on_progress=shown_progress, should_stop=should_stop)
         else:
-            with ray_session(on_progress):
-                _train_on_ray(task, cluster, on_progress, should_stop)
+            with ray_session(shown_progress):
+                _train_on_ray(task, cluster, shown_progress, should_stop)
     found = read_metrics(folder) if (folder / METRICS).exists() else {}
     lines = (folder / SKIPPED).read_text().splitlines() if (folder / SKIPPED).exists() else []
     # a resumed run may have skipped a sample twice, in the same step
@@ -251,6 +254,13 @@ def _writable(folder: Path) -> Iterator[None]:
         if error.errno not in _DISK_ERRORS:
             raise
         raise StorageError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def _write_live(folder: Path, state: bytes) -> None:
+    """Replaces the state of the run, once it has begun: a run that never does leaves no folder."""
+    if (folder / METRICS).exists():
+        with write_beside(folder / LIVE_FILE) as (unfinished,):
+            unfinished.write_bytes(state)
 
 
 def _train_on_ray(task: TrainTask, cluster: ClusterSettings, on_progress: OnProgress, should_stop: ShouldStop) -> None:

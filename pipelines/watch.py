@@ -4,10 +4,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from .live import SILENT_AFTER
 from .shard_records import ShardRecord, is_last
-
-SILENT_AFTER = 60.0
-"""Seconds without a record after which a shard is named: six signs of life did not come."""
 
 UNBEGUN_LIMIT = 1800.0
 """Longest time that a run waits for a first worker, in seconds; a cluster may have to grow."""

@@ -88,6 +88,7 @@ SLOW_PATHS = (
     "tests/test_fuzz.py",
     "tests/test_wheel.py",
     "tests/pipelines/test_kill.py",  # processes killed at many moments
+    "tests/pipelines/test_hanging_worker.py",
     "tests/pipelines/test_tokenize_kill.py",
     "tests/serve/test_leases.py",
     "tests/serve/test_load.py",
