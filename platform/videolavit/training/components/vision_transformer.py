@@ -22,7 +22,7 @@ from ..loader import load_items
 from ..settings import TrainInputs
 from ..sources import ClipSample, MappedSource, clip_sources, data_identity, sample_stream, validation_items
 
-Sample = tuple[NDArray[np.uint8], str | None]
+CaptionedPicture = tuple[NDArray[np.uint8], str | None]
 """Picture [image_size, image_size, 3] and its caption."""
 
 
@@ -46,13 +46,13 @@ class VisionTransformerTraining:
         tokenizer = model.load("visual_tokenizer")
         side = tokenizer.config.image_size
 
-        def load(clip: ClipSample) -> Sample:
+        def load(clip: ClipSample) -> CaptionedPicture:
             return read_keyframe(clip.keyframe, (side, side)), clip.text
 
         def sources(urls: list[str]) -> list[SampleSource]:
             return [MappedSource(source, load) for source in clip_sources(urls, inputs.storage)]
 
-        def collate(items: Sequence[Item], samples: Sequence[Sample]) -> Batch:
+        def collate(items: Sequence[Item], samples: Sequence[CaptionedPicture]) -> Batch:
             images = torch.from_numpy(np.stack([picture for picture, _ in samples]))
             words = torch.stack([word_buckets(text, self.words) for _, text in samples])
             counts = {"words": float(words.any(1).sum()), "pixels": float(len(items))}
