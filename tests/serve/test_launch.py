@@ -11,6 +11,7 @@ from .running import environment_without_ray
 SCRIPT = """
 import sys
 import ray, requests
+from transformers import PreTrainedModel  # its first import changes warning filters and the environment
 from serve.launch import StartFailed, serving
 from serve.settings import read_settings
 from tests.process_state import unchanged
