@@ -16,7 +16,7 @@ from videolavit.records.samples import SampleSettings
 @pytest.mark.parametrize("declared", [1e8, 700.0])
 def test_a_few_bytes_that_declare_years_are_not_believed(tmp_path: Path, declared: float) -> None:
     file = tmp_path / "long.mkv"
-    make_declaring(file, seconds=2, declared=declared)
+    make_declaring(file, moving_texture(12, 48, 64, 0), declared)
     info = probe(file)
     assert info.seconds == pytest.approx(2.0, abs=0.2)
     assert len(segment_ranges(info, SampleSettings())) == 1

@@ -16,9 +16,10 @@ from typing import Any
 
 import av
 import imageio_ffmpeg
+import numpy as np
 from av.video.frame import PictureType
+from numpy.typing import NDArray
 
-from tests.conftest import moving_texture
 from videolavit.media import DecomposedFrame, DecomposeSettings, MediaError, VideoInput, iter_frames, motion_grid, probe
 from videolavit.sandbox.sendable import sendable
 
@@ -205,15 +206,15 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def make_declaring(file: Path, seconds: int, declared: float) -> None:
-    """Makes a Matroska file of 6 frames per second whose header declares another length, in seconds.
+def make_declaring(file: Path, frames: Iterable[NDArray[np.uint8]], declared: float) -> None:
+    """Makes a Matroska file of frames, 64 x 48 and 6 per second, whose header declares another length, in seconds.
 
     Matroska has its length in milliseconds, as a double behind the bytes 44 89 88.
     """
     with av.open(str(file), "w") as container:
         stream = container.add_stream("libx264", rate=6)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for frame in moving_texture(6 * seconds, 48, 64, 0):
+        for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
     data = bytearray(file.read_bytes())

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.common import Rejected, SampleWork, WorkerSettings
+from tests.conftest import moving_texture
 from tests.media.videos import make_declaring
 from tests.records.kinds.reading import SETTINGS, STORAGE, count_opens, opens, planned
 from videolavit.media.errors import StreamEnded
@@ -18,7 +19,7 @@ from videolavit.records.source_files import isolated
 def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Video of 20 s that declares ten minutes."""
     file = tmp_path_factory.mktemp("short") / "short.mkv"
-    make_declaring(file, seconds=20, declared=600)
+    make_declaring(file, moving_texture(6 * 20, 48, 64, 0), 600)
     return file
 
 
