@@ -11,7 +11,6 @@ from .running import environment_without_ray
 SCRIPT = """
 import sys
 import ray, requests
-from transformers import PreTrainedModel  # its first import changes warning filters and the environment
 from serve.launch import StartFailed, serving
 from serve.settings import read_settings
 from tests.process_state import unchanged
