@@ -25,14 +25,6 @@ LOCAL = "local"
 ANSWER_SECONDS = 5.0
 """Time that a cluster has to accept a connection, and again to answer on it, in seconds."""
 
-KEEPALIVE = {
-    "RAY_grpc_client_keepalive_time_ms": "15000",
-    "RAY_grpc_client_keepalive_timeout_ms": "10000",
-}
-"""Environment variables by which Ray's clients notice within 25 s that a connection is dead, instead of 7 minutes. An
-answer that is lost while the network is cut otherwise leaves its driver waiting. They count when a process starts, and
-every process of a cluster needs them."""
-
 LEAST_OPEN_FILES = 128
 """Open files with which Ray starts and runs a worker."""
 
@@ -99,8 +91,6 @@ def ray_arguments(on_progress: OnProgress) -> Iterator[dict[str, Any]]:
         raise RayUnavailable("the working directory is gone; change to one that exists") from None
     with contextlib.ExitStack() as stack:
         stack.enter_context(restored_process())
-        for name, value in KEEPALIVE.items():
-            os.environ.setdefault(name, value)
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         if not is_local:
             _check_reachable(address)
