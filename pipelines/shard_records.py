@@ -106,9 +106,13 @@ class WorkThread:
         """Calls `work` and returns its result; meanwhile, yields what there is to tell. Raises what `work` raises.
 
         Args:
-            alive: Returns the block to send; called every second, with True where a sign of life is due.
+            alive: Returns the block to send; called at once, so that what hangs from its start has a name, and every
+                second, with True where a sign of life is due.
         """
         running, silence = self._thread.submit(work), 0.0
+        begin = alive(False)
+        if begin is not None:
+            yield begin
         while wait([running], PROGRESS_EVERY).not_done:
             silence += PROGRESS_EVERY
             block = alive(silence >= HEARTBEAT)

@@ -78,10 +78,11 @@ def test_shards_of_workers_that_hang_are_made_by_others(ray_head: str, corpus: P
     output = tmp_path / "out"
     job = start(corpus, output, ray_head)
     wait_for(lambda: job.poll() is not None or len(runs.shards(str(output))) >= 1, "no shard")
-    wait_for(lambda: "ray_videolavit_data_samples_total" in exported(), "no metrics", limit=60)
     with stopped(actors()):
+        wait_for(lambda: "ray_videolavit_data_samples_total" in exported(), "no metrics", limit=60)
         _, shown = job.communicate(timeout=240)
     assert job.returncode == 0, shown
-    assert "has reported nothing for" in shown
+    # a worker that is stopped between two shards has none to be named
+    assert "has reported nothing for" in shown or "nothing was heard" in shown
     assert "other workers make what is left" in shown
     assert len(runs.samples(str(output))) == 8
