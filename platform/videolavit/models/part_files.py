@@ -1,6 +1,7 @@
 """A part of a model on disk: safetensors and JSON in one folder, nothing pickled."""
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,15 @@ def save_part(part: Any, folder: Path) -> None:
             part.save(folder)
         else:
             part.save_pretrained(folder)
+            for file in folder.glob("*config.json"):
+                _forget_place(file)
+
+
+def _forget_place(file: Path) -> None:
+    """Removes the folder that a part was loaded from, a path of this machine, from a config that `diffusers` wrote."""
+    values = json.loads(file.read_text())
+    if values.pop("_name_or_path", None) is not None:
+        file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 @contextlib.contextmanager
