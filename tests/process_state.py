@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import transformers.modeling_utils  # noqa: F401  (its first import adds warning filters and an environment variable)
 from ray.data import DataContext
 
 _LOGGERS = ("", "ray", "ray.data", "ray.serve", "ray.train")

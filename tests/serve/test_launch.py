@@ -11,6 +11,7 @@ from .running import environment_without_ray
 SCRIPT = """
 import sys
 import ray, requests
+import transformers.modeling_utils  # its first import adds warning filters and an environment variable
 from serve.launch import StartFailed, serving
 from serve.settings import read_settings
 from tests.process_state import unchanged

@@ -22,6 +22,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 
+import transformers.modeling_utils  # its first import adds warning filters and an environment variable
 from pipelines.train import ClusterSettings, train
 from tests.process_state import unchanged
 from videolavit.training.components.language_model import LanguageModelTraining
