@@ -1,15 +1,12 @@
 """Parts that all jobs share: command lines, and errors of the user without a traceback."""
 
 import contextlib
-import os
 import re
-import signal
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from types import FrameType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 from pydantic import ValidationError
@@ -126,32 +123,6 @@ def fail(message: object, status: int = 2) -> NoReturn:
     in_one_line = isinstance(message, InputError | StorageError | MediaError)  # others list what differs
     console.print("[red]error:[/]", foreign(message, lines=not in_one_line), soft_wrap=True)
     sys.exit(status)
-
-
-class StopSignals:
-    """SIGTERM and the first Ctrl-C, which ask a job to save and end. A second Ctrl-C ends it at once.
-
-    Attributes:
-        received: Number of the signal; None before one comes.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
-        # not through the console, in whose midst the signal may have come
-        os.write(2, b"saving after this step; Ctrl-C ends at once\n")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""End of a command by a signal, whatever its libraries wait for."""
+"""End of a command by a signal: at once, whatever its libraries wait for, or once it has saved."""
 
 import contextlib
 import os
@@ -7,12 +7,40 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
+from typing import Self
 
 STOP_WITHIN = 8.0
 """Time that a command has to end by itself after a signal, in seconds."""
 
 SIGNALLED = 128
 """Exit status of a process that a signal ended, less the number of the signal, as shells define it."""
+
+
+class StopSignals:
+    """SIGTERM and the first Ctrl-C, which ask a job to save and end. A second Ctrl-C ends it at once.
+
+    Attributes:
+        received: Number of the signal; None before one comes.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        # not through the console, in whose midst the signal may have come
+        os.write(2, b"saving after this step; Ctrl-C ends at once\n")
 
 
 @contextlib.contextmanager

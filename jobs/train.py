@@ -16,18 +16,9 @@ from videolavit.progress import Progress
 from videolavit.records.storage import StorageSettings
 from videolavit.training.components import COMPONENTS
 
-from .common import (
-    INTERRUPTED,
-    JobParser,
-    StopSignals,
-    add_storage_options,
-    console,
-    fail,
-    foreign,
-    pick,
-    user_errors,
-)
+from .common import INTERRUPTED, JobParser, add_storage_options, console, fail, foreign, pick, user_errors
 from .models import MODEL_HELP
+from .stopping import SIGNALLED, StopSignals
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -79,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     except Stopped as error:
         console.print(foreign(f"{error}; the same command continues"), soft_wrap=True)
-        sys.exit(128 + (signals.received or 0))
+        sys.exit(SIGNALLED + (signals.received or 0))
     except TooManyRejects as error:
         fail(error, status=1)
     except TrainingFailed as error:

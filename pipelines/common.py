@@ -14,7 +14,8 @@ from videolavit.media import MediaError
 from videolavit.media.errors import SourceUnreadable, StreamEnded
 from videolavit.records.files import readable
 from videolavit.records.rows import PlanRow, Reject
-from videolavit.sandbox.call import Arguments, CallFailed, IsolatedFunction, ProcessDied, Result
+from videolavit.sandbox.call import Arguments, IsolatedFunction, Result
+from videolavit.sandbox.errors import CallFailed, ProcessDied
 
 RETRY_PAUSE = 2.0
 """Seconds before a failing storage is tried again, times the attempt."""

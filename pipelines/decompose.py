@@ -27,7 +27,7 @@ from videolavit.records.plan import assign_clip_shards
 from videolavit.records.report import write_clip_report
 from videolavit.records.rows import PlanRow, Reject, extra_fields, plan_rows_from, video_sample_to
 from videolavit.records.samples import SampleSettings
-from videolavit.records.shards import CLIP_SHARDS, ShardWriter
+from videolavit.records.shards import CLIP_SHARDS, RUN_FILE, ShardWriter
 from videolavit.records.source_files import isolated
 from videolavit.records.storage import Folder, StorageSettings, confined
 
@@ -39,7 +39,7 @@ from .common import (
     from_blocks,
 )
 from .faults import FaultWitness, OutputFails, StorageFails, check_output, output_faults
-from .run import RUN_FILE, Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
+from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
 from .shard_records import ShardTally, WorkThread, node_address
 
 __all__ = ["DecomposeRequest", "Decomposition", "decompose", "plan_decomposition"]

@@ -80,10 +80,8 @@ class LiveFile:
         self._written = time.monotonic()
         live = state()
         live.updated = time.time()
-        try:
+        with contextlib.suppress(OSError, ValueError):  # a full disk, or a storage that is away: the run will say so
             self._write(live.to_json())
-        except (OSError, ValueError):  # a full disk, or a storage that is away: the run itself will say so
-            self._written += LIVE_EVERY
 
 
 @contextlib.contextmanager

@@ -149,7 +149,7 @@ class ShardMaking:
             nodes={node: dataclasses.asdict(shards) for node, shards in sorted(watch.nodes.items())},
             working=[
                 {"shard": one.shard, "node": one.node, "seconds": now - one.began, "silent": now - one.heard}
-                for one in sorted(watch.working.values(), key=lambda one: one.heard)
+                for one in watch.by_silence
             ],
             failures=list(watch.failures),
         )

@@ -140,7 +140,8 @@ def training_stages(folder: Path, recipe: str, max_steps: int | None, clips: str
     videos = task("video-detokenizer", "video-detokenizer", parts, joined=[video_vae.made, motion.made], cache=cache)
     features = task(VISION_TRANSFORMER, VISION_TRANSFORMER, vae.made)
     has_features = has_recipe(recipe, VISION_TRANSFORMER)  # else they are those of random weights
-    pictures = task("visual-tokenizer", "visual-tokenizer", features.made if has_features else vae.made)
+    before = features if has_features else vae
+    pictures = task("visual-tokenizer", "visual-tokenizer", before.made)
     keyframes = task("keyframe-detokenizer", "keyframe-detokenizer", pictures.made, cache=cache)
     language = task("language-model", "language-model", tokenizers, data=("train-tokens", "held-out-tokens"))
     questions = (f"train/{QUESTIONS}", f"held-out/{QUESTIONS}")
@@ -159,7 +160,7 @@ def training_stages(folder: Path, recipe: str, max_steps: int | None, clips: str
         trained(video_vae, vae.name),
         trained(videos, video_vae.name, motion.name),
         *([trained(features, vae.name)] if has_features else []),
-        trained(pictures, features.name if has_features else vae.name),
+        trained(pictures, before.name),
         trained(keyframes, pictures.name),
         Stage("tokenize-train", tokenizing["train"], (motion.name, pictures.name)),
         Stage("tokenize-held-out", tokenizing["held-out"], ("tokenize-train",)),

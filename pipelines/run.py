@@ -21,7 +21,7 @@ from videolavit.records.kinds import Kind, PlanSettings
 from videolavit.records.listing import Listing, rebatched
 from videolavit.records.report import REPORT
 from videolavit.records.rows import Reject, rejects_to
-from videolavit.records.shards import Ledger, ShardKind, total
+from videolavit.records.shards import RUN_FILE, Ledger, ShardKind, total
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.sandbox.call import describe_layers
 
@@ -31,7 +31,7 @@ from .making import ShardMaking
 from .planning import SOURCES_PER_PLAN, Planner, pending_shards
 from .session import ray_session
 
-RUN_FILE, REJECTS_FILE = "run.json", "rejects.parquet"
+REJECTS_FILE = "rejects.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)

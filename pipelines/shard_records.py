@@ -106,20 +106,18 @@ class WorkThread:
         """Calls `work` and returns its result; meanwhile, yields what there is to tell. Raises what `work` raises.
 
         Args:
-            alive: Returns the block to send; called at once, so that what hangs from its start has a name, and every
-                second, with True where a sign of life is due.
+            alive: Returns the block to send; called at once and then every second, with True where a sign of life is
+                due: at the beginning, so that what hangs from its start has a name, and after each `HEARTBEAT`.
         """
-        running, silence = self._thread.submit(work), 0.0
-        begin = alive(False)
-        if begin is not None:
-            yield begin
-        while wait([running], PROGRESS_EVERY).not_done:
-            silence += PROGRESS_EVERY
+        running, silence = self._thread.submit(work), HEARTBEAT
+        while True:
             block = alive(silence >= HEARTBEAT)
             if block is not None:
                 silence = 0.0
                 yield block
-        return running.result()
+            if wait([running], PROGRESS_EVERY).done:
+                return running.result()
+            silence += PROGRESS_EVERY
 
 
 class ShardTally:
@@ -135,7 +133,6 @@ class ShardTally:
         self._counts: Counter[str] = Counter()
         self._rejected: list[str] = []
         self._lock = threading.Lock()
-        self._has_begun = False
 
     def add(self, **counts: float) -> None:
         """Adds counts."""
@@ -153,12 +150,11 @@ class ShardTally:
             counts, rejected = dict(self._counts), list(self._rejected)
             self._counts.clear()
             self._rejected.clear()
-        self._has_begun = True
         return record_block(self.shard, self.node, counts, rejected, error)
 
     def alive(self, is_due: bool) -> pa.Table | None:
-        """Record if there is something to tell: counts, the beginning, or that it is due."""
-        return self.block() if self._counts or is_due or not self._has_begun else None
+        """Record if there are counts to tell, or a sign of life is due."""
+        return self.block() if self._counts or is_due else None
 
 
 class Listener:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from videolavit.records.inspection import NotARun
-from videolavit.records.shards import CLIP_SHARDS, TOKEN_SHARDS, Ledger
+from videolavit.records.shards import CLIP_SHARDS, RUN_FILE, TOKEN_SHARDS, Ledger
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.records.usage import Facts
 
@@ -17,7 +17,7 @@ LATE_AFTER = {"data": 30.0, "training": 600.0}
 """Seconds without a new state after which a run does not count as running: it writes one every 5 s, and a training one
 with each line of its metrics."""
 
-_RUN, _METRICS = "run.json", "metrics.jsonl"
+_METRICS = "metrics.jsonl"  # `training.metrics` has it too, and loads torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +97,13 @@ def run_status(path: str, storage: StorageSettings | None = None) -> RunStatus:
         StorageError: the location cannot be used.
     """
     folder = Folder(path, storage or StorageSettings())
-    found, live = folder.read(_RUN), _live(folder)
+    found, live = folder.read(RUN_FILE), _live(folder)
     age = max(time.time() - live.updated, 0.0) if live is not None else 0.0
     if found is not None:
         return _data_status(path, folder, json.loads(found), live, age)
     metrics = folder.read(_METRICS)
     if metrics is None and live is None:
-        raise NotARun(f"{path} is no run: it has neither {_RUN} nor {_METRICS}")
+        raise NotARun(f"{path} is no run: it has neither {RUN_FILE} nor {_METRICS}")
     is_running, state = _state(live, age, LATE_AFTER["training"])
     if live is not None and live.ended and live.total and live.done >= live.total:
         state = "complete"

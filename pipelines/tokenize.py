@@ -33,7 +33,7 @@ from videolavit.records.prepared import PreparedShard, ShardBuilder, failed_bloc
 from videolavit.records.rows import Reject, extra_fields, plan_rows_from
 from videolavit.records.samples import SampleSettings
 from videolavit.records.schema import PLAN, RESERVED
-from videolavit.records.shards import TOKEN_SHARDS, ShardWriter
+from videolavit.records.shards import RUN_FILE, TOKEN_SHARDS, ShardWriter
 from videolavit.records.source_files import isolated
 from videolavit.records.storage import Folder, StorageSettings, confined
 from videolavit.records.token_report import write_token_report
@@ -48,7 +48,7 @@ from .common import (
 )
 from .decompose import versioned_plan
 from .faults import FaultWitness, OutputFails, StorageFails, check_output, output_faults
-from .run import RUN_FILE, Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
+from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
 from .session import ray_session
 from .shard_records import ShardTally, WorkThread, node_address, record_block
 
@@ -292,10 +292,9 @@ class _Preparer:
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
         name = plan["shard"][0].as_py()
-        tally = ShardTally(name, self._node)
 
         def alive(is_due: bool) -> pa.Table | None:
-            return None if tally.alive(is_due) is None else waiting_block(name, self._node)
+            return waiting_block(name, self._node) if is_due else None
 
         try:
             yield (yield from self._thread.run(partial(self._make_shard, plan), alive))

@@ -92,10 +92,15 @@ class ShardWatch:
         (begin, before) = self._pace[0]
         return (self.counts["samples"] - before) / max(self.clock() - begin, 1e-9)
 
+    @property
+    def by_silence(self) -> list[WorkingShard]:
+        """Shards in work, the most silent first."""
+        return sorted(self.working.values(), key=lambda one: one.heard)
+
     def silent(self) -> list[WorkingShard]:
         """Shards in work without a record for long, the most silent first."""
         limit = self.clock() - SILENT_AFTER
-        return sorted((one for one in self.working.values() if one.heard < limit), key=lambda one: one.heard)
+        return [one for one in self.by_silence if one.heard < limit]
 
     def newly_silent(self) -> list[WorkingShard]:
         """Silent shards that this call names for the first time since they were heard."""
@@ -120,6 +125,6 @@ class ShardWatch:
 
     def silence(self) -> str:
         """Names the shards in work and their nodes, for people."""
-        shards = [f"{one.shard} on {one.node}" for one in sorted(self.working.values(), key=lambda one: one.heard)]
+        shards = [f"{one.shard} on {one.node}" for one in self.by_silence]
         more = f" and {len(shards) - 3} more" if len(shards) > 3 else ""
         return ", ".join(shards[:3]) + more if shards else "all workers"

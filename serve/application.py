@@ -24,7 +24,7 @@ from .graph import Graph
 from .logs import start_log
 from .service import Service
 from .settings import Replicas, ServeSettings, read_settings
-from .store import check_sqlite
+from .storage import check_sqlite
 
 APPLICATION_NAME = "videolavit"
 """Name of the application."""

@@ -13,7 +13,8 @@ from videolavit.records.storage import Folder, StorageError
 
 from .keys import read_keys
 from .settings import ServeSettings
-from .store import JobStore, check_sqlite, database_url, private_storage
+from .storage import check_sqlite, database_url, private_storage
+from .store import JobStore
 
 PROBE = ".probe"
 """File that is written to the storage, and removed again."""

@@ -36,7 +36,8 @@ from videolavit.media import Clip, MediaError
 from videolavit.models.folder import ModelFolder
 from videolavit.models.language_model import VisualPrompts
 from videolavit.models.sampling import OnStep
-from videolavit.sandbox.call import Arguments, CallFailed, IsolatedFunction, Result, TimeLimitExceeded
+from videolavit.sandbox.call import Arguments, IsolatedFunction, Result
+from videolavit.sandbox.errors import CallFailed, TimeLimitExceeded
 from videolavit.sandbox.pool import ChildPool
 
 from .batching import Finished, StepBatcher, StepDone

@@ -44,7 +44,8 @@ from .protocol.images import GeneratedImage, ImageRequest, ImageResponse
 from .protocol.models import Model
 from .requests import Answer, AnswerRequest, FrameFiles, Upload
 from .settings import ServeSettings
-from .store import JobStore, database_url, private_storage
+from .storage import database_url, private_storage
+from .store import JobStore
 from .video_jobs import JobWorker
 from .video_plan import offered_seconds
 from .videos import Videos

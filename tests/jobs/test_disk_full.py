@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image
 
 from jobs import animate, export_checkpoint, generate, import_checkpoint, inspect, reconstruct, synth
 from tests.conftest import Job, moving_texture
+from tests.disks import disk
 from tests.models.published_folder import make_published
 from videolavit.media import write_mp4
 from videolavit.models.folder import ModelFolder
@@ -23,18 +23,11 @@ TINY = ("--model", "tiny", "--video-steps", "1")
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
     """Folder on a disk of its own without room."""
-    folder = tmp_path / "full"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
-    if made.returncode:
-        pytest.skip("only root can make a disk")
-    try:
+    with disk(tmp_path / "full", "size=64k") as folder:
         with (folder / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
             while filler.write(bytes(4096)):
                 pass
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture

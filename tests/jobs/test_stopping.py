@@ -10,9 +10,10 @@ import pytest
 from tests.conftest import ROOT
 
 IN_A_LIBRARY_THAT_DOES_NOT_RETURN = """
-import time
+import signal, time
 from jobs.stopping import ends_on_signals
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell in the background switches off
 with ends_on_signals():
     while True:
         try:
@@ -23,9 +24,10 @@ with ends_on_signals():
 """
 
 IN_ORDER = """
-import time
+import signal, time
 from jobs.stopping import ends_on_signals
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell in the background switches off
 try:
     with ends_on_signals():
         print("ready", flush=True)
@@ -43,7 +45,10 @@ def end(code: str, number: signal.Signals) -> tuple[int, str, float]:
         assert process.stdout.readline() == "ready\n"
         started = time.monotonic()
         process.send_signal(number)
-        shown, _ = process.communicate(timeout=60)
+        try:
+            shown, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
         return process.returncode, shown, time.monotonic() - started
 
 
@@ -51,7 +56,7 @@ def end(code: str, number: signal.Signals) -> tuple[int, str, float]:
 def test_a_command_that_hangs_is_ended(number: signal.Signals) -> None:
     status, _, seconds = end(IN_A_LIBRARY_THAT_DOES_NOT_RETURN, number)
     assert status == 128 + number
-    assert 7 < seconds < 10
+    assert 7 < seconds < 20  # ten, and what a busy machine adds
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -59,4 +64,4 @@ def test_a_command_that_can_ends_in_order(number: signal.Signals) -> None:
     status, shown, seconds = end(IN_ORDER, number)
     assert status in (128 + number, -number)
     assert shown == "ended in order\n"
-    assert seconds < 7
+    assert seconds < 7  # before it would be ended

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from tests.commands import printed_by
 from tests.conftest import ROOT, Job, command, moving_texture
+from tests.disks import disk
 from tests.training.test_sources import write_run as write_run_of_clips
 from tests.training.token_runs import random_rows, write_run
 from videolavit.media import write_mp4
@@ -230,15 +231,8 @@ def test_workers_have_relative_paths_and_stop_on_a_signal(tokens: Path, tmp_path
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
     """Folder on a disk of its own that cannot be written to."""
-    folder = tmp_path / "read-only"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)], capture_output=True)
-    if made.returncode:
-        pytest.skip("only root can make a disk")
-    try:
+    with disk(tmp_path / "read-only", "ro") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_outputs_that_cannot_be_are_named(

@@ -17,7 +17,7 @@ from tests.conftest import Isolate
 from tests.media.videos import consume, ffmpeg, make, moving, outcome, outcome_and_memory, outline
 from videolavit.media import DecomposeSettings, MediaError, errors, iter_frames, probe, reencode
 from videolavit.media import source as source_module
-from videolavit.sandbox.call import ProcessDied, TimeLimitExceeded
+from videolavit.sandbox.errors import ProcessDied, TimeLimitExceeded
 
 X264 = ("-c:v", "libx264", "-preset", "veryfast", "-threads", "1")
 

@@ -16,8 +16,9 @@ from videolavit.media import MediaError
 from videolavit.records.kinds import read_clips
 from videolavit.records.pictures import decode_image
 from videolavit.records.source_files import isolated
-from videolavit.sandbox.call import IsolatedFunction, NeedsTooMuchMemory, large_limit
-from videolavit.sandbox.memory import CODE, SMALLEST
+from videolavit.sandbox.call import IsolatedFunction
+from videolavit.sandbox.errors import NeedsTooMuchMemory
+from videolavit.sandbox.memory import CODE, SMALLEST, large_limit
 
 SIDE = 8176
 MOST_BYTES = 1 << 20

@@ -28,7 +28,8 @@ from tests.media.videos import (
     spin_in_native_code,
 )
 from videolavit.media import MediaError
-from videolavit.sandbox.call import IsolatedFunction, ProcessDied, TimeLimitExceeded
+from videolavit.sandbox.call import IsolatedFunction
+from videolavit.sandbox.errors import ProcessDied, TimeLimitExceeded
 
 
 class Holder:

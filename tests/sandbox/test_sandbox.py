@@ -23,14 +23,9 @@ from videolavit.media.errors import MediaError, NotAFile, SourceForbidden, Sourc
 from videolavit.records.rows import Source
 from videolavit.records.source_files import isolated
 from videolavit.records.storage import StorageSettings
-from videolavit.sandbox.call import (
-    IsolatedFunction,
-    IsolatedIterator,
-    NeedsTooMuchMemory,
-    ProcessDied,
-    describe_layers,
-)
+from videolavit.sandbox.call import IsolatedFunction, IsolatedIterator, describe_layers
 from videolavit.sandbox.channel import Channel, MessageKind
+from videolavit.sandbox.errors import NeedsTooMuchMemory, ProcessDied
 from videolavit.sandbox.memory import CODE, SMALLEST, large_limit, only_large_one, usual_limit
 from videolavit.sandbox.pool import ChildPool
 

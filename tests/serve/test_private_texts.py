@@ -4,7 +4,6 @@ import base64
 import contextlib
 import json
 import sqlite3
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import pytest
 import requests
 
 from tests.conftest import wait_for
+from tests.disks import disk
 from videolavit.models.folder import ModelFolder
 from videolavit.models.model_file import finish_model_folder
 
@@ -26,21 +26,16 @@ from .running import Running, picture, serving, video
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Service whose storage is a disk of 24 MiB, and whose model fails at each picture, but not at videos of one."""
     folder = tmp_path_factory.mktemp("small")
-    disk = folder / "disk"
-    disk.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True)
-    if made.returncode:
-        pytest.skip("only root can make a disk")
     model = folder / "tiny"
     ModelFolder("tiny").save(model)
     config = model / "keyframe_detokenizer" / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "nothing"}))
     finish_model_folder(model, ModelFolder("tiny").facts)
-    try:
-        with serving(folder, model=str(model), storage=str(disk / "data"), keys=("alice",), lease_seconds=3) as running:
-            yield running
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    with (
+        disk(folder / "disk", "size=24m") as made,
+        serving(folder, model=str(model), storage=str(made / "data"), keys=("alice",), lease_seconds=3) as running,
+    ):
+        yield running
 
 
 def _locked_database(service: Running, text: str) -> None:

@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import text
 
 from serve.settings import read_settings
-from serve.store import HOLDERS, JOBS, TAKEOVERS, Idempotency, Job, JobStore, check_sqlite, new_id
+from serve.storage import check_sqlite
+from serve.store import HOLDERS, JOBS, TAKEOVERS, Idempotency, Job, JobStore, new_id
 from serve.video_jobs import JobWorker
 from videolavit.records.storage import Folder, StorageSettings
 
@@ -372,7 +373,7 @@ def test_a_machine_that_starts_with_a_wrong_clock_does_not_go_back(
 def test_sqlite_is_not_shared_over_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\nserver:/share {tmp_path}/my\\040share nfs4 rw 0 0\n")
-    monkeypatch.setattr("serve.store.MOUNTS", mounts)
+    monkeypatch.setattr("serve.storage.MOUNTS", mounts)
     check_sqlite(f"sqlite:///{tmp_path}/jobs.sqlite")
     check_sqlite("postgresql://host/db", nodes=3)
     with pytest.raises(ValueError, match=r"on a network file system \(nfs4\)"):

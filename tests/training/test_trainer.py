@@ -1,7 +1,6 @@
 """The loop on a toy: the same run however it is cut up, and what happens when something goes wrong."""
 
 import json
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.disks import disk
 from tests.training.toys import BrokenSource, ToyObjective, toy
 from videolavit.models.objective import Draws
 from videolavit.training.checkpoint import CHECKPOINT_MANIFEST, CheckpointError
@@ -401,11 +401,5 @@ def test_averaging_may_begin_and_end_later(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_named_when_a_checkpoint_is_written(tmp_path: Path) -> None:
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(tmp_path)], capture_output=True)
-    if made.returncode:
-        pytest.skip("only root can make a disk")
-    try:
-        with pytest.raises(OSError, match="No space left"):
-            run(tmp_path, save_every=1, keep=100)
-    finally:
-        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+    with disk(tmp_path, "size=40k"), pytest.raises(OSError, match="No space left"):
+        run(tmp_path, save_every=1, keep=100)

@@ -18,7 +18,7 @@ from .parquet import ParquetReader
 from .report import SHEET_CELLS, clip_cell, shard_cells, stored_cells
 from .rows import Reject
 from .schema import kind_of
-from .shards import CLIP_SHARDS, TOKEN_SHARDS, Ledger, total
+from .shards import CLIP_SHARDS, RUN_FILE, TOKEN_SHARDS, Ledger, total
 from .storage import Folder, StorageError, StorageSettings, open_source
 from .token_report import described, sampled_statistics
 from .usage import Facts, TokenStatistics
@@ -200,7 +200,7 @@ def inspect(
     storage = storage or StorageSettings()
     folder = Folder(path, storage)
     names_file = is_web(path) and suffix_of(path) != ""  # a presigned address forbids its neighbours
-    run = None if names_file else folder.read("run.json")
+    run = None if names_file else folder.read(RUN_FILE)
     if run is not None:
         return _run(path, folder, b'"kind": "tokens"' in run)
     if suffix_of(path) == ".parquet":

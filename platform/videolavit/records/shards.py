@@ -24,7 +24,7 @@ from .rows import Reject, keys, reject_from, reject_to
 from .schema import WORK_SECONDS
 from .storage import Folder
 
-PLAN_FOLDER = "plan"
+PLAN_FOLDER, RUN_FILE = "plan", "run.json"
 _FOOTER = b"videolavit.shard"
 _READERS = 16
 

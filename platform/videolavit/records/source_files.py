@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from videolavit.media.errors import MediaError
-from videolavit.sandbox.call import Arguments, CallFailed, IsolatedFunction, Result
+from videolavit.sandbox.call import Arguments, IsolatedFunction, Result
+from videolavit.sandbox.errors import CallFailed
 
 from .confinement import OutsideAddress, begins, check_named
 from .files import TABLE_SUFFIXES, suffix_of

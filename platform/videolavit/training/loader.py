@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from videolavit.media import MediaError
 from videolavit.media.errors import SourceForbidden, SourceMissing, SourceUnreadable
@@ -21,6 +21,8 @@ LOOK_AHEAD = 256
 
 LOAD_AGAIN_SECONDS = (0.2, 1.0)
 """Pauses before a sample whose file is missing, forbidden or unreadable is tried again, in seconds."""
+
+Loaded = TypeVar("Loaded")
 
 _FAULTS_OF_STORAGE = (SourceMissing, SourceForbidden, SourceUnreadable)
 
@@ -83,14 +85,29 @@ def load_item(item: Item, pauses: Sequence[float] = LOAD_AGAIN_SECONDS) -> Any:
     Args:
         pauses: Pauses before it is tried again where a storage may be the reason, in seconds.
     """
-    for pause in (*pauses, None):
+    try:
+        return load_again(item.load, _FAULTS_OF_STORAGE, pauses)
+    except MediaError as error:
+        return SkippedSample(item.source, item.position, type(error).__name__, str(error))
+
+
+def load_again(
+    load: Callable[[], Loaded], faults: tuple[type[Exception], ...], pauses: Sequence[float] = LOAD_AGAIN_SECONDS
+) -> Loaded:
+    """Returns what a function loads; after a fault that a storage may have caused, it is tried again.
+
+    Args:
+        pauses: Pauses before the further tries, in seconds.
+
+    Raises:
+        Exception: what the last try raised, or any error that is none of the faults.
+    """
+    for pause in pauses:
         try:
-            return item.load()
-        except MediaError as error:
-            if pause is None or not isinstance(error, _FAULTS_OF_STORAGE):
-                return SkippedSample(item.source, item.position, type(error).__name__, str(error))
+            return load()
+        except faults:
             time.sleep(pause)
-    raise AssertionError("the last try returns")
+    return load()
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -119,7 +118,7 @@ def train_rank(
             draw_curves(Path(task.output))
             try:
                 save_model(base, target, component.objective.export(state), component.objective.parts())
-            except SafetensorError as error:  # a full disk, as its library names it
+            except OSError as error:  # a full disk, most likely: starting again does not cure it
                 raise StorageError(f"cannot write to {target}: {error}") from None
     ranks.wait()
     return target

@@ -1,9 +1,9 @@
 """Token shards of `videolavit tokenize` as documents of a language model."""
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from videolavit.records.tokenizer_info import TOKENIZER_PARTS
 from videolavit.vocabulary.sequences import DRAWS, Assembler, Ids, Piece, TokenSample
 
 from .data import DataError, Mixture
-from .loader import LOAD_AGAIN_SECONDS
+from .loader import load_again
 from .packed import Document
 from .sources import content_digest
 
@@ -130,19 +130,15 @@ class TokenSource:
         return footer.num_rows, metadata
 
     def _table(self, shard: int) -> pa.Table:
-        """Table of a shard. It is tried again where the storage may be the reason."""
-        for pause in (*LOAD_AGAIN_SECONDS, None):
-            try:
-                with self._folder.open(self._names[shard]) as file:
-                    return ParquetReader(file).read(columns=list(_COLUMNS))
-            except (OSError, pa.ArrowException) as error:
-                if pause is None:
-                    raise DataError(f"cannot read {self.name}/{self._names[shard]}: {error}") from None
-                time.sleep(pause)
-        raise AssertionError("the last try returns or raises")
+        with self._folder.open(self._names[shard]) as file:
+            return ParquetReader(file).read(columns=list(_COLUMNS))
 
     def _read(self, shard: int) -> _Shard:
-        table = self._table(shard)
+        faults = (OSError, pa.ArrowException)
+        try:
+            table = load_again(partial(self._table, shard), faults)
+        except faults as error:
+            raise DataError(f"cannot read {self.name}/{self._names[shard]}: {error}") from None
         texts = self._encode([text or "" for text in table["text"].to_pylist()])
         flat = np.fromiter((token for text in texts for token in text), np.int64)
         clips = table["clips"].combine_chunks()

@@ -18,6 +18,7 @@ from ..prepare import NothingInside
 from ..rows import PlanRow, Source, VideoSample, plan_rows_to
 from ..samples import SampleSettings
 from ..schema import EXTRA_PREFIX, RESERVED
+from ..shards import RUN_FILE
 from ..storage import Folder, StorageError, StorageSettings, open_source
 from ..table_reader import SourceChanged, TableReader
 from ..tables import Table
@@ -40,7 +41,7 @@ class ClipShard(Kind):
         """Shards of a run of `videolavit decompose`."""
         try:
             run = Folder(url, storage)
-            found = run.read("run.json")
+            found = run.read(RUN_FILE)
             made = json.loads(found)["identity"].get("kind", self.name) if found else None
         except (ValueError, KeyError, TypeError, AttributeError, StorageError):
             return None
