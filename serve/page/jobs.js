@@ -10,7 +10,8 @@ const cards = new Map(); // by the id of the job: its element, its state, and th
 const originals = new Map(); // address of the video that a reconstruction was made from, by the id of its job
 let shown = STEP, timer = 0, refreshing = 0, actions = {};
 
-// Shows the list. `actions` are called with a job: `again`, and `ask`, also with its video.
+// Shows the list. `actions` are called with a job: `again`, and `ask`, also with its video; and `back` when the service
+// answers again.
 export function startJobs(given) {
   actions = given;
   $("jobs-more").onclick = () => { shown = Math.min(MOST, shown + STEP); refresh(); };
@@ -31,7 +32,7 @@ export async function refresh() {
   try {
     const list = await (await request(`v1/videos?limit=${shown}`)).json();
     if (mine !== refreshing) return; // a later one is on its way
-    if ($("jobs-state").classList.contains("error")) tell($("jobs-state"), "");
+    if ($("jobs-state").classList.contains("error")) { tell($("jobs-state"), ""); actions.back(); }
     show(list);
     if (list.data.some(job => OPEN.includes(job.status))) timer = setTimeout(refresh, WAIT_MS);
   } catch (error) {

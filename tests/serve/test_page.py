@@ -330,6 +330,18 @@ def test_a_service_that_is_gone_and_comes_back(page: Page) -> None:
     expect(page.locator("#log .assistant")).to_have_count(1)
 
 
+def test_a_page_that_is_opened_during_the_start_learns_about_the_model_later(page: Page, service: Running) -> None:
+    starting = {"error": {"message": "the service is starting or stopping; try again", "code": "unavailable"}}
+    page.route(f"{service.url}/v1/**", lambda route: route.fulfill(status=503, json=starting))
+    page.reload()
+    expect(page.locator("#jobs-state.error")).to_have_text("The service is starting or stopping; try again.")
+    expect(page.locator("#model")).to_have_text("not known")
+    page.unroute(f"{service.url}/v1/**")
+    expect(page.locator("#model")).to_have_text("tiny")
+    expect(page.locator("#video-seconds option").first).to_have_text("4 seconds")
+    expect(page.locator("#jobs-state")).to_have_text("")
+
+
 def test_a_lost_answer_makes_no_second_video(page: Page, service: Running) -> None:
     requests = 0
 
