@@ -139,14 +139,16 @@ function showVideo(entry, job, isNew) {
     urls.push(part(".original video").src = original);
     originals.delete(job.id);
   }
+  [video.width, video.height] = job.size.split("x"); // its place is kept while it is loaded
+  part(".made").hidden = false;
   const failed = error => { part(".error").hidden = false; part(".error").textContent = error.message; };
   part(".keyframes").addEventListener("toggle", () => load("spritesheet", part(".keyframes img")).catch(failed), { once: true });
   const seen = new IntersectionObserver(async ([{ isIntersecting }]) => {
     if (!isIntersecting) return;
     seen.disconnect();
     let blob;
-    try { blob = await load("video", video); } catch (error) { return failed(error); }
-    for (const name of [".made", ".save", ".ask", ".keyframes"]) part(name).hidden = false;
+    try { blob = await load("video", video); } catch (error) { part(".made").hidden = true; return failed(error); }
+    for (const name of [".save", ".ask", ".keyframes"]) part(name).hidden = false;
     part(".ask").onclick = () => actions.ask(job, blob);
     part(".save").href = video.src;
     part(".save").download = `${job.id}.mp4`;
