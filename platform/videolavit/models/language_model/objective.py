@@ -7,9 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from videolavit.vocabulary.sequences import TokenType
 
@@ -17,13 +15,11 @@ from ..objective import Draws, Objective
 from .attention import attend_within_documents
 from .families import check_trainable, logit_scale
 from .lora import merged
+from .loss import token_losses
 from .understanding import NO_LABEL, UnderstandingModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-LOSS_CHUNK = 4096
-"""Positions per chunk of logits: 0.8 GB in float32 for the published vocabulary."""
 
 
 class NextToken(Objective):
@@ -161,19 +157,3 @@ class AnswerObjective(Objective):
 
     def export(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         return {part: merged(tensors, self._lora_scale) for part, tensors in super().export(state).items()}
-
-
-def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Computes the cross-entropy of each position, float32 [n], from hidden states [n, width] and target ids [n].
-
-    Logits are large. Beyond `LOSS_CHUNK` positions they are computed in chunks, and again in the backward pass.
-    """
-
-    def losses(hidden: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(head(hidden).float(), targets, reduction="none")
-
-    if len(hidden) <= LOSS_CHUNK:
-        return losses(hidden, targets)
-    pieces = zip(hidden.split(LOSS_CHUNK), targets.split(LOSS_CHUNK), strict=True)
-    parts = [checkpoint(losses, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
-    return torch.cat(parts)
