@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from videolavit.models.objective import Objective
 
+from .selection import check_patterns, lr_scale, trained
 from .settings import OptimizerSettings
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -25,15 +26,19 @@ class Optimizer:
 
     Args:
         steps: Steps of the whole schedule.
+
+    Raises:
+        DataError: nothing is trained, or a pattern of `lr_scales` matches no parameter that is.
     """
 
     def __init__(self, objective: Objective, settings: OptimizerSettings, steps: int) -> None:
         self._settings, self._steps = settings, steps
-        self._parameters = {name: value for name, value in objective.named_parameters() if value.requires_grad}
+        self._parameters = trained(objective)
+        check_patterns(settings.lr_scales, self._parameters, "optimizer.lr_scales")
         grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, value in self._parameters.items():
             decay = settings.weight_decay if value.ndim > 1 else 0.0
-            grouped.setdefault((objective.lr_scale(name), decay), []).append(value)
+            grouped.setdefault((lr_scale(objective, name, settings.lr_scales), decay), []).append(value)
         groups = [
             {"params": values, "lr": settings.lr * scale, "scale": scale, "weight_decay": decay}
             for (scale, decay), values in grouped.items()

@@ -25,6 +25,7 @@ from .metrics import Interval, MetricsLog, Tracker, log_line, mean_terms, memory
 from .optimizer import Optimizer
 from .parallel import Ranks, autocast, parallelize, reshard, sync_gradients, unsharded
 from .resuming import changes, refused
+from .selection import select_trainable
 from .settings import TrainSettings
 
 TRAIN_STAGE = "train"
@@ -82,7 +83,8 @@ class Trainer:
         should_stop: Asked after every step; once it is true on any rank, all save and stop.
 
     Raises:
-        DataError: the batch or the ranks cannot be divided, or no validation sample can be used.
+        DataError: the batch or the ranks cannot be divided, a pattern matches no parameter, or no validation sample can
+            be used.
         CheckpointError: the folder holds another run.
     """
 
@@ -121,11 +123,14 @@ class Trainer:
         if settings.keep_best is not None and not (component.validation and settings.keep_best.startswith(VALIDATION)):
             raise DataError(f"keep_best is a metric of the validation, such as {VALIDATION}loss, and needs its data")
         self._objective = component.objective.to(ranks.device)
+        select_trainable(self._objective, settings.trainable)
         parallelize(self._objective, settings.parallel, ranks)
         if component.validation:  # here and not in an hour
             load_items(component.validation, limit=1)
         self._optimizer = Optimizer(self._objective, settings.optimizer, settings.steps)
         self._identity = {**component.identity, "seed": settings.seed, "batch": self._batch}
+        if settings.trainable:
+            self._identity["trainable"] = sorted(settings.trainable)
         folder.mkdir(parents=True, exist_ok=True)
         self._checkpoints = Checkpoints(folder / CHECKPOINTS, ranks, settings.keep, self._report)
         resumed = self._checkpoints.resume(self.tensors(), self._refused_changes, settings.resume_from)
