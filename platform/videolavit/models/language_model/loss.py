@@ -22,7 +22,8 @@ def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     """
     if type(head) is not nn.Linear or len(hidden) * head.out_features <= LOGITS:  # adapters change what a head computes
         return F.cross_entropy(head(hidden).float(), targets, reduction="none")
-    weight, bias = head.weight, head.bias
+    weight: Tensor = head.weight
+    bias: Tensor | None = head.bias
     if torch.is_autocast_enabled(hidden.device.type):
         half = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(half), weight.to(half), bias if bias is None else bias.to(half)
@@ -31,7 +32,8 @@ def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
             batch_chunk_size=max(LOGITS // head.out_features, 1), chunking_method=None, acc_policy="compact"
         )
         return F.linear_cross_entropy(hidden, weight, targets, linear_bias=bias, reduction="none", options=options)
-    losses: Tensor = _ByVocabulary.apply(hidden, weight, bias, targets, max(LOGITS // len(hidden), 1))
+    size = max(LOGITS // len(hidden), 1)
+    losses: Tensor = _ByVocabulary.apply(hidden, weight, bias, targets, size)  # type: ignore[no-untyped-call]
     return losses
 
 
