@@ -42,11 +42,13 @@ class Ranks:
         rank: Rank of this process.
         world: Number of ranks. With one, nothing is distributed.
         device: Device of this process.
+        host_group: Process group for values of the host, which need not wait for a GPU; None for the default one.
     """
 
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    host_group: dist.ProcessGroup | None = None
 
     @classmethod
     def here(cls, device: str = "auto") -> "Ranks":
@@ -57,7 +59,8 @@ class Ranks:
         if chosen.type == "cuda" and chosen.index is None:
             chosen = torch.device("cuda", torch.cuda.current_device())
         if dist.is_available() and dist.is_initialized():
-            return cls(dist.get_rank(), dist.get_world_size(), chosen)
+            host_group = dist.new_group(backend="gloo") if chosen.type == "cuda" else None
+            return cls(dist.get_rank(), dist.get_world_size(), chosen, host_group)
         return cls(device=chosen)
 
     @property
@@ -77,7 +80,8 @@ class Ranks:
         if self.world == 1:
             return dict(values)
         names = sorted(values)
-        total = self.sum(torch.tensor([values[name] for name in names], dtype=torch.float64, device=self.device))
+        total = torch.tensor([values[name] for name in names], dtype=torch.float64)
+        dist.all_reduce(total, group=self.host_group)
         return dict(zip(names, total.tolist(), strict=True))
 
     def sum_counts(self, counts: Mapping[str, int]) -> dict[str, float]:
@@ -85,7 +89,7 @@ class Ranks:
         if self.world == 1:
             return {name: float(value) for name, value in counts.items()}
         of_ranks: list[dict[str, int]] = [{}] * self.world
-        dist.all_gather_object(of_ranks, dict(counts))
+        dist.all_gather_object(of_ranks, dict(counts), group=self.host_group)
         total: Counter[str] = Counter()
         for values in of_ranks:
             total.update(values)
@@ -116,15 +120,16 @@ def parallelize(objective: Objective, settings: ParallelSettings, ranks: Ranks) 
             f"parallel.shard is {shard}, and the number of ranks, {ranks.world}, is no multiple of it; choose another "
             "number of workers, or of ranks that share the weights"
         )
+    compiles = ranks.device.type == "cuda" if settings.compile is None else settings.compile
     for unit in objective.units():
         if settings.recompute != "none":
             _checkpoint_activations(unit, selective=settings.recompute == "selective")
-        if settings.compile:
+        if compiles:
             unit.compile()
     if ranks.world == 1:
         return
     half = torch.bfloat16 if settings.precision == "bfloat16" else None
-    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=getattr(torch, settings.reduce))
     frozen = {value for value in objective.parameters() if not value.requires_grad}
     options: dict[str, Any] = {"mesh": _mesh(shard, ranks), "mp_policy": policy, "ignored_params": frozen}
     for unit in objective.units():

@@ -83,16 +83,18 @@ class ParallelSettings:
     Args:
         shard: Ranks over which one copy of the weights is sharded (FSDP); None for all ranks. With fewer ranks there
             are several copies, which are kept equal (HSDP).
-        precision: Precision of forward and backward passes. Weights, optimizer state and gradient sums stay float32.
+        precision: Precision of forward and backward passes. Weights and optimizer state stay float32.
+        reduce: Precision in which gradients are summed over ranks; bfloat16 halves what is sent.
         recompute: Activation checkpointing of each block: `none`, `full`, or `selective` (keeps the results of matrix
             products and attention).
-        compile: Compile every block with torch.compile.
+        compile: Compile every block with torch.compile; None compiles on a GPU.
     """
 
     shard: int | None = Field(default=None, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
+    reduce: Literal["float32", "bfloat16"] = "float32"
     recompute: Literal["none", "full", "selective"] = "none"
-    compile: bool = False
+    compile: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

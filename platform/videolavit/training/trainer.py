@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from videolavit.models.objective import Batch, Draws, to_device
+from videolavit.models.objective import Batch, Draws, Objective, to_device
 from videolavit.progress import OnProgress, Progress, ignore_progress
 
 from .checkpoint import Checkpoints, RunState
@@ -109,6 +109,10 @@ class Trainer:
         self._tokens: Counter[str] = Counter()  # sums of all ranks
         self._new_tokens: Counter[str] = Counter()  # sums of this rank, not added to those of all ranks yet
         self._skipped_steps = 0
+        # elsewhere than on a GPU nothing runs ahead, and what is learned without a gradient needs the verdict
+        learns_aside = type(component.objective).after_step is not Objective.after_step
+        self._judges_at_once = ranks.device.type != "cuda" or learns_aside
+        self._unjudged: deque[tuple[int, Tensor]] = deque()  # steps and norms of their gradients
         self._rejects: deque[tuple[int, int]] = deque()  # samples and rejects of the last steps, of all ranks
         self._save_is_due = False
         self._saved_step = 0
@@ -222,7 +226,7 @@ class Trainer:
             )
         return None
 
-    def _train(self, data: StepData, interval: Interval) -> float | None:
+    def _train(self, data: StepData, interval: Interval) -> Tensor | None:
         """One optimizer step, with gradient accumulation over the micro batches.
 
         Returns:
@@ -245,14 +249,31 @@ class Trainer:
             (batch.weight * torch.stack([term.float() for term in terms]).sum()).backward()
             interval.sums.append({term: value.detach() * batch.weight for term, value in sums.items()})
         norm = self._optimizer.clip()
-        if math.isfinite(norm):
-            self._skipped_steps = 0
-            self._optimizer.step(self.step)
-            objective.after_step(self.ranks.sum)
-        else:  # the norm, and so the decision, is the same on all ranks
+        self._optimizer.step(self.step, norm)
+        self._unjudged.append((self.step, norm))
+        self._judge(leave=0 if self._judges_at_once else 1)
+        self._optimizer.zero_grad()
+        return norm
+
+    def _judge(self, leave: int = 0) -> None:
+        """Counts the steps that the optimizer skipped because their gradient was not finite.
+
+        Reading a norm waits for its step. On a GPU that of the step before is read, while the next one runs.
+
+        Args:
+            leave: Newest steps that are left for later.
+        """
+        objective = self._objective
+        while len(self._unjudged) > leave:
+            step, of_step = self._unjudged.popleft()
+            norm = float(of_step)  # equal on all ranks, and so is the verdict
+            if math.isfinite(norm):
+                self._skipped_steps = 0
+                objective.after_step(self.ranks.sum)
+                continue
             objective.drop_step()
             self._skipped_steps += 1
-            self._report(f"step {self.step + 1}: the gradient's norm is {norm}; the step is skipped")
+            self._report(f"step {step + 1}: the gradient's norm is {norm}; the step is skipped")
             if self._skipped_steps > self.settings.optimizer.max_skipped:
                 self._commit(wait=True)
                 saved = ", ".join(str(step) for step in self._checkpoints.steps()) or "none"
@@ -260,8 +281,6 @@ class Trainer:
                     f"{self._skipped_steps} steps in a row had no finite gradient. Lower optimizer.lr, or use float32, "
                     f"and continue from a checkpoint before them with resume_from; there are those of the steps {saved}"
                 )
-        self._optimizer.zero_grad()
-        return norm
 
     def _count_rejects(self, rejected: int) -> None:
         """Adds a step to those whose rejects are counted, and forgets the oldest that are not needed."""
@@ -397,6 +416,8 @@ class Trainer:
         """
         validates = self.settings.keep_best is not None and self._due(self.settings.validate_every)
         self._save_is_due |= self._due(self.settings.save_every) or validates
+        if is_last or self._save_is_due:
+            self._judge()
         if is_last or (self._save_is_due and not self._skipped_steps):
             self._commit(wait=True)
             self._count_tokens()
