@@ -70,7 +70,7 @@ def as_on_a_gpu(
 
 
 def reads(trainer: Trainer, steps: int) -> Counter[str]:
-    """What the host reads of tensors in some steps."""
+    """Counts what the host reads of tensors in some steps."""
     sampler = RankSampler(trainer._batch, trainer.settings.micro_batch, 0, 1)
     loader = iter(Loader(trainer.component.stream, trainer.component.collate, sampler, steps + 1, threads=0))
     interval, found = Interval(), Counter[str]()
