@@ -19,6 +19,7 @@ from videolavit.models.objective import Objective
 
 from .data import DataError
 from .settings import ParallelSettings
+from .shares import make_tensors
 
 _SAVED_OPERATORS = (
     torch.ops.aten.mm.default,
@@ -111,6 +112,8 @@ class Ranks:
 def parallelize(objective: Objective, settings: ParallelSettings, ranks: Ranks) -> None:
     """Applies activation checkpointing and compilation to every unit, then shards the objective; in place.
 
+    An objective on the meta device gets tensors, of each rank's share, whose values are left open.
+
     Raises:
         DataError: the ranks cannot be divided into groups of `settings.shard`.
     """
@@ -137,12 +140,17 @@ def parallelize(objective: Objective, settings: ParallelSettings, ranks: Ranks) 
             fully_shard(unit, **options)
     # inputs and targets of the loss keep their precision, as in a single process
     fully_shard(objective, **options | {"mp_policy": replace(policy, cast_forward_inputs=False)})
+    is_outline = any(value.is_meta for value in objective.parameters())
+    if is_outline:
+        for network in objective.parts().values():
+            make_tensors(network, ranks.device)
     for module in _fsdp_modules(objective):
         # losses are divided by global counts already
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo can sum, but not average
-        module.unshard()  # a unit that an early stage does not use must know its parameters all the same
-        module.reshard()
+        if not is_outline:  # a unit that an early stage does not use must know its parameters all the same
+            module.unshard()
+            module.reshard()
 
 
 def _mesh(shard: int, ranks: Ranks) -> DeviceMesh:

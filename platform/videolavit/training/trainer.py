@@ -126,9 +126,13 @@ class Trainer:
             self._batch = settings.batch_tokens // length
         if settings.keep_best is not None and not (component.validation and settings.keep_best.startswith(VALIDATION)):
             raise DataError(f"keep_best is a metric of the validation, such as {VALIDATION}loss, and needs its data")
-        self._objective = component.objective.to(ranks.device)
+        self._objective = component.objective
+        if component.fill is None:
+            self._objective.to(ranks.device)
         select_trainable(self._objective, settings.trainable)
         parallelize(self._objective, settings.parallel, ranks)
+        if component.fill is not None:
+            component.fill(ranks.host_group)
         if component.validation:  # here and not in an hour
             load_items(component.validation, limit=1)
         self._optimizer = Optimizer(self._objective, settings.optimizer, settings.steps)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from ..component import Component, WriteSamples
 from ..data import DataError, Item, Mixture
 from ..packed import Document, PackedCollate, PackedStream, PackingSettings, pack_rows, row_item
 from ..settings import TrainInputs
+from ..shares import is_shared_out, read_share
 from ..sources import data_identity, sample_stream, validation_items
 from ..token_sources import TokenDocuments, TokenSource
 
@@ -103,7 +105,9 @@ class LanguageModelTraining:
 
 
 def _pretraining(model: ModelFolder, inputs: TrainInputs, settings: LanguageModelTraining) -> Component:
-    network = model.load("language_model")
+    # ranks that share the weights read their shares; adapters are made where the weights are
+    is_outline = is_shared_out() and model.is_folder and not settings.lora.rank
+    network = model.outline("language_model") if is_outline else model.load("language_model")
     length, context = settings.sequence_length, network.config.max_position_embeddings
     longest = longest_clip(model.num_patches, model.motion_tokens) + 1
     if length > context:
@@ -143,6 +147,7 @@ def _pretraining(model: ModelFolder, inputs: TrainInputs, settings: LanguageMode
         validation=validation,
         write_samples=_caption_samples(model, held_out, replace(assembler, order=TEXT_FIRST), collate, settings),
         tokens_per_item=length,
+        fill=partial(read_share, network, model.path / "language_model") if is_outline else None,
         identity=data_identity(train)
         | {"vocabulary": asdict(model.vocabulary), "model": network.config.to_diff_dict()},
     )
