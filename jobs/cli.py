@@ -14,7 +14,7 @@ COMMANDS = {
     "reconstruct": "encode a video into tokens, decode it again, and measure the difference",
     "animate": "animate a picture with the motion of a video",
     "import-checkpoint": "convert the published weights of Video-LaVIT to a model folder",
-    "export-checkpoint": "convert a model folder to the published checkpoint layout",
+    "export-checkpoint": "convert a model folder to the published layout, or its language model for transformers",
     "inspect": "show the contents of a video, a shard of clips or tokens, or a run",
     "status": "show the rate, the time left and the faults of a run, from another terminal",
     "proof": "train every part from scratch on a synthetic corpus, and measure what it learned",

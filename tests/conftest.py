@@ -85,6 +85,7 @@ SLOW_PATHS = (
     "tests/test_examples.py",
     "tests/deploy/test_image_steps.py",  # packages installed from registries
     "tests/deploy/test_kubernetes_jobs.py",
+    "tests/models/test_loss.py::test_memory",  # gigabytes of logits
     "tests/test_fuzz.py",
     "tests/test_wheel.py",
     "tests/pipelines/test_kill.py",  # processes killed at many moments

@@ -29,7 +29,7 @@ from .language_model import UnderstandingModel, byte_tokenizer
 from .model_file import MODEL_FILE, ModelFacts, finish_model_folder, new_model_folder, read_facts, verify_files
 from .motion_tokenizer import MotionTokenizerConfig
 from .network import CONFIG, ModelError, parse_config, read_json
-from .part_files import open_tensors, read_part, save_part
+from .part_files import open_tensors, outline_language_model, read_part, save_part
 from .parts import NETWORKS, PARTS, build_part, check_part
 from .presets import PRESETS, load_preset
 from .quantizer import CODEBOOK
@@ -141,6 +141,11 @@ class ModelFolder:
         levels = [len(self._channels(f"{unit}/{network}")) - 1 for network in ("vae", "unet")]
         return int(1 << sum(levels))
 
+    @property
+    def is_folder(self) -> bool:
+        """True if the parts lie in files; False for a preset."""
+        return self._preset is None
+
     def has(self, part: str) -> bool:
         return self._preset is not None or (self.path / part).is_dir()
 
@@ -187,6 +192,17 @@ class ModelFolder:
             if isinstance(module, nn.Module):
                 module.eval().requires_grad_(False).to(device=device, dtype=dtype)
         return module
+
+    def outline(self, part: str) -> Any:
+        """Makes a language model without its weights, on the meta device, in float32; its files are verified.
+
+        Raises:
+            ModelError: there is no such part in a folder, or it cannot be read.
+        """
+        if self._preset or not self.has(part):
+            raise ModelError(f"{self.location} has no files of a {part}")
+        self._verify(part)
+        return outline_language_model(self.path / part).eval()
 
     def text_tokenizer(self, part: str = "language_model") -> PreTrainedTokenizerBase:
         """Loads the text tokenizer of a language model, which reads `</s>` and the like in a text as letters.

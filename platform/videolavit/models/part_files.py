@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -107,18 +108,34 @@ def _read_diffusers(folder: Path, class_name: str) -> Any:
     return network
 
 
-def _read_language_model(folder: Path) -> Any:
+def outline_language_model(folder: Path) -> Any:
+    """Makes a language model without its weights, on the meta device. Raises ModelError."""
     from transformers import LlamaForCausalLM
+
+    config = _language_config(folder)
+    with _naming(folder), torch.device("meta"):
+        return LlamaForCausalLM(config)
+
+
+def _language_config(folder: Path) -> Any:
+    from transformers import LlamaConfig
 
     config = read_json(folder / CONFIG)
     if config.get("model_type") != LANGUAGE_MODEL_TYPE:
         raise ModelError(f"{folder} holds a {config.get('model_type')!r}; language models are {LANGUAGE_MODEL_TYPE!r}")
     # code, attention and kernels that a config names are those of a stranger
     plain = {name: value for name, value in config.items() if name not in STRANGERS_CHOICES}
+    return LlamaConfig.from_dict(plain)
+
+
+def _read_language_model(folder: Path) -> Any:
+    from transformers import LlamaForCausalLM
+
+    config = _language_config(folder)
     with _naming(folder):
         return LlamaForCausalLM.from_pretrained(
             folder,
-            config=LlamaForCausalLM.config_class.from_dict(plain),
+            config=config,
             local_files_only=True,
             use_safetensors=True,
             dtype="auto",

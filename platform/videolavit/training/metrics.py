@@ -56,7 +56,7 @@ class Interval:
 
     started: float = field(default_factory=time.perf_counter)
     steps: int = 0
-    grad_norm: float = 0.0
+    grad_norm: Tensor | float = 0.0
     sums: list[dict[str, Tensor]] = field(default_factory=list)
     counts: list[dict[str, float]] = field(default_factory=list)
     tokens: Counter[str] = field(default_factory=Counter)
@@ -66,7 +66,7 @@ class Interval:
     def seconds(self) -> float:
         return time.perf_counter() - self.started
 
-    def add(self, data: StepData, grad_norm: float | None) -> None:
+    def add(self, data: StepData, grad_norm: Tensor | None) -> None:
         """Adds a step; the norm is None for one without data."""
         self.steps += 1
         self.grad_norm = self.grad_norm if grad_norm is None else grad_norm
@@ -91,7 +91,7 @@ class Interval:
         counts = ranks.sums(sum_values(self.counts))
         metrics: dict[str, float] = {}
         if any(counts.values()):
-            metrics = {**mean_terms(sums, counts, weights), "grad_norm": self.grad_norm}
+            metrics = {**mean_terms(sums, counts, weights), "grad_norm": float(self.grad_norm)}
         metrics |= {"samples_per_second": work["samples"] / seconds, "step_seconds": seconds / self.steps}
         if work["size"]:  # sequences
             metrics |= {"tokens_per_second": tokens / seconds, "packing": tokens / work["size"]}

@@ -31,7 +31,7 @@ from .parallel import Ranks
 from .settings import TrainInputs, TrainSettings
 from .trainer import OnSave, ShouldStop, Trainer, never_stop
 
-MODEL_FOLDER = "model"
+MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,10 @@ def train_rank(
         if ranks.is_first:
             draw_curves(Path(task.output))
             try:
+                if component.objective.keeps_beside:
+                    with write_beside(Path(task.output) / ADAPTER_FOLDER) as (unfinished,):
+                        unfinished.mkdir()
+                        component.objective.save_beside(state, unfinished)
                 save_model(base, target, component.objective.export(state), component.objective.parts())
             except OSError as error:  # a full disk, most likely: starting again does not cure it
                 raise StorageError(f"cannot write to {target}: {error}") from None
