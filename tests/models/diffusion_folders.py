@@ -61,6 +61,10 @@ def write_video_diffusion(folder: Path) -> Path:
     unet.save_pretrained(folder / "unet")
     vae.save_pretrained(folder / "vae")
     diffusers.EulerDiscreteScheduler(
-        prediction_type="v_prediction", timestep_type="continuous", use_karras_sigmas=True, sigma_min=0.002, sigma_max=700.0
+        prediction_type="v_prediction",
+        timestep_type="continuous",
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
     ).save_pretrained(folder / "scheduler")
     return folder

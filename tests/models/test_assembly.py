@@ -88,7 +88,9 @@ def test_pictures_start_as_those_of_the_source(model: ModelFolder, sources: Path
     empty = {"text_embeds": torch.zeros(2, POOLED), "time_ids": ids}
     with torch.no_grad():
         expected = source(latents, 500, torch.zeros(2, 77, CONTEXT), added_cond_kwargs=empty).sample
-        found = detokenizer.unet(latents, 500, conditions.context, added_cond_kwargs=empty | {"text_embeds": conditions.pooled})
+        found = detokenizer.unet(
+            latents, 500, conditions.context, added_cond_kwargs=empty | {"text_embeds": conditions.pooled}
+        )
     torch.testing.assert_close(found.sample, expected)
     assert type(detokenizer.scheduler).__name__ == "DDIMScheduler"
 

@@ -21,7 +21,13 @@ from videolavit.training.run import TrainTask, train_rank
 from videolavit.training.settings import TrainInputs, TrainSettings
 from videolavit.training.trainer import Stopped
 
-FAMILIES = ("llama", "qwen 2, tied and padded", "mistral with a window", "gemma 3, tied", "phi, with a bias in its head")
+FAMILIES = (
+    "llama",
+    "qwen 2, tied and padded",
+    "mistral with a window",
+    "gemma 3, tied",
+    "phi, with a bias in its head",
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,7 +6,7 @@ it are zeros, which is how both are told nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -120,7 +120,7 @@ def _vae_problems(values: Mapping[str, Any]) -> list[str]:
     return [] if channels == OUT_CHANNELS else [f"latent_channels is {channels}, not {OUT_CHANNELS}"]
 
 
-def _stock_network(part: str, folder: Path, problems: Any) -> FoundPart:
+def _stock_network(part: str, folder: Path, problems: Callable[[Mapping[str, Any]], list[str]]) -> FoundPart:
     """Takes a network of `diffusers` as it is."""
     import diffusers
 
