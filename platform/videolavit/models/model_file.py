@@ -87,7 +87,7 @@ def finish_model_folder(folder: Path, facts: ModelFacts, known: Mapping[str, str
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     digests = known or {}
     vocabulary = facts.vocabulary if _has_vocabulary(folder) else None
-    if vocabulary is not None:
+    if _has_vocabulary(folder):
         _check_vocabulary(vocabulary, folder)
     content = {
         "format": FORMAT,
@@ -137,8 +137,10 @@ def _sizes_of_tables(folder: Path) -> tuple[int, int, int]:
     return visual, motion, read_json(folder / LANGUAGE_MODEL / CONFIG)["vocab_size"]
 
 
-def _check_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
+def _check_vocabulary(vocabulary: Vocabulary | None, folder: Path) -> None:
     """Raises ModelError unless a vocabulary is that of the parts; the language model may have rows that pad it."""
+    if vocabulary is None:
+        raise ModelError(f"the parts in {folder} have a vocabulary, whose layout must be named")
     visual, motion, rows = _sizes_of_tables(folder)
     if (vocabulary.visual_codes, vocabulary.motion_codes) != (visual, motion) or vocabulary.size > rows:
         raise ModelError(

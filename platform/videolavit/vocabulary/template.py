@@ -35,7 +35,8 @@ def templated(tokenizer: Any, messages: Sequence[Sequence[str | int]], is_open: 
     rendered = _render(tokenizer, len(messages), is_open)
     specials = sorted(_special_ids(tokenizer), key=len, reverse=True)
     special = re.compile(f"({'|'.join(map(re.escape, specials))})") if specials else re.compile("(?!)")
-    writer, place, found = _Writer(tokenizer), 0, []
+    writer, place = _Writer(tokenizer), 0
+    found: list[int] = []
     for slot in _SLOT.finditer(rendered):
         _write_template(writer, rendered[place : slot.start()], special)
         number, place = int(slot[2]), slot.end()
