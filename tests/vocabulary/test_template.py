@@ -79,7 +79,7 @@ def test_ends_come_from_the_template_and_the_tokenizer() -> None:
     tokenizer = text_tokenizer()
     assert stop_ids(tokenizer) == tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     assert stop_strings(tokenizer) == ()
-    assert begin_id(tokenizer) is None  # it puts nothing in front of a text
+    assert begin_id(tokenizer) is None  # nothing stands in front of a text
     published = byte_tokenizer(64)
     assert stop_ids(published) == [published.eos_token_id]
     assert stop_strings(published) == ("\\n",)

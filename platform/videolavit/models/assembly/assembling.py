@@ -162,14 +162,14 @@ def _fitted(like: ModelConfig, found: Mapping[str, FoundPart], backbone: Backbon
     visual = replace(given("visual_tokenizer", like.visual_tokenizer), features_dim=language.hidden_size)
     keyframe, video = like.keyframe_detokenizer, like.video_detokenizer
     conditions, unet = keyframe.conditions, keyframe.unet
-    if "keyframe_detokenizer/conditions" in found:  # of a model, with the U-Net that reads them
+    if "keyframe_detokenizer/conditions" in found:  # a model brings the U-Net that reads them too
         conditions = found["keyframe_detokenizer/conditions"].config
         unet = replace(unet, cross_attention_dim=sum(conditions.context_dims), pooled_dim=conditions.pooled_dim)
     else:
         if "keyframe_detokenizer/unet" in found:
             values = found["keyframe_detokenizer/unet"].config
             unet = replace(unet, cross_attention_dim=values["cross_attention_dim"], pooled_dim=pooled_size(values))
-        first = unet.cross_attention_dim * 3 // 8  # as published: 768 of 2048
+        first = unet.cross_attention_dim * 3 // 8  # published: 768 of 2048
         conditions = replace(
             conditions,
             num_codes=visual.num_codes,
