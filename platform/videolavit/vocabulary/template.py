@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-EDGE = "\u2003"
+SLOT_EDGE = "\u2003"
 """Space around a placeholder: a template that strips its messages removes it."""
 
-_SLOT = re.compile(f"({EDGE}?)\ue000(\\d+)\ue001{EDGE}?")
+_SLOT = re.compile(f"({SLOT_EDGE}?)\ue000(\\d+)\ue001{SLOT_EDGE}?")
 """Placeholder of a message in what a template wrote."""
 
 _SPACES = re.compile(r" *\Z")
@@ -64,7 +64,9 @@ def _render(tokenizer: Any, count: int, is_open: bool) -> str:
     from jinja2 import TemplateError
 
     roles = ("user", "assistant")
-    messages = [{"role": roles[number % 2], "content": f"{EDGE}\ue000{number}\ue001{EDGE}"} for number in range(count)]
+    messages = [
+        {"role": roles[number % 2], "content": f"{SLOT_EDGE}\ue000{number}\ue001{SLOT_EDGE}"} for number in range(count)
+    ]
     try:
         # models that think aloud would otherwise begin an answer in another way than the answers that they learn
         return str(
