@@ -13,6 +13,7 @@ COMMANDS = {
     "describe": "answer a question about an image or a video",
     "reconstruct": "encode a video into tokens, decode it again, and measure the difference",
     "animate": "animate a picture with the motion of a video",
+    "assemble": "make a model folder from a language model, diffusion models and tokenizers that are on disk",
     "import-checkpoint": "convert the published weights of Video-LaVIT to a model folder",
     "export-checkpoint": "convert a model folder to the published layout, or its language model for transformers",
     "inspect": "show the contents of a video, a shard of clips or tokens, or a run",

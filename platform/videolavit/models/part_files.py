@@ -14,9 +14,6 @@ from .layers import set_norm_groups, speed_up_temporal_convolutions
 from .network import CONFIG, ModelError, Network, read_json
 from .parts import DIFFUSERS, NETWORKS, SCHEDULERS
 
-LANGUAGE_MODEL_TYPE = "llama"
-"""Architecture of all language models here, as `transformers` calls it."""
-
 STRANGERS_CHOICES = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config", "use_kernels")
 """Entries of a config by which `transformers` would load other code than the network's own."""
 
@@ -98,7 +95,7 @@ def _read_diffusers(folder: Path, class_name: str) -> Any:
 
     with open_tensors(folder) as (names, tensor):
         stored = tensor(names[0]).dtype  # without it diffusers converts to float32
-    with _naming(folder):
+    with naming_folder(folder):
         network = getattr(diffusers, class_name).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=stored
         )
@@ -110,30 +107,36 @@ def _read_diffusers(folder: Path, class_name: str) -> Any:
 
 def outline_language_model(folder: Path) -> Any:
     """Makes a language model without its weights, on the meta device. Raises ModelError."""
-    from transformers import LlamaForCausalLM
-
-    config = _language_config(folder)
-    with _naming(folder), torch.device("meta"):
-        return LlamaForCausalLM(config)
+    kind, config = language_model_class(folder)
+    with naming_folder(folder), torch.device("meta"):
+        return kind(config)
 
 
-def _language_config(folder: Path) -> Any:
-    from transformers import LlamaConfig
+def language_model_class(folder: Path) -> tuple[Any, Any]:
+    """Finds the class of a causal language model of any family of `transformers`, and reads its config.
+
+    Raises:
+        ModelError: the config cannot be read, is of no such family, or of quantised weights.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = read_json(folder / CONFIG)
-    if config.get("model_type") != LANGUAGE_MODEL_TYPE:
-        raise ModelError(f"{folder} holds a {config.get('model_type')!r}; language models are {LANGUAGE_MODEL_TYPE!r}")
+    family = config.get("model_type")
+    if family not in CONFIG_MAPPING or CONFIG_MAPPING[family] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{folder} holds a {family!r}, which is no causal language model of `transformers`")
+    if config.get("quantization_config"):
+        raise ModelError(f"the weights in {folder} are quantised (quantization_config); take those that are not")
     # code, attention and kernels that a config names are those of a stranger
     plain = {name: value for name, value in config.items() if name not in STRANGERS_CHOICES}
-    return LlamaConfig.from_dict(plain)
+    kind = CONFIG_MAPPING[family]
+    with naming_folder(folder):
+        return MODEL_FOR_CAUSAL_LM_MAPPING[kind], kind.from_dict(plain)
 
 
 def _read_language_model(folder: Path) -> Any:
-    from transformers import LlamaForCausalLM
-
-    config = _language_config(folder)
-    with _naming(folder):
-        return LlamaForCausalLM.from_pretrained(
+    kind, config = language_model_class(folder)
+    with naming_folder(folder):
+        return kind.from_pretrained(
             folder,
             config=config,
             local_files_only=True,
@@ -154,9 +157,9 @@ def _read_scheduler(folder: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _naming(folder: Path) -> Iterator[None]:
+def naming_folder(folder: Path) -> Iterator[None]:
     """Turns the libraries' errors about a folder into a ModelError that names it."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"cannot load {folder}: {error}") from None

@@ -66,7 +66,7 @@ def expected_part(name: str, folder: Path, config: ModelConfig, found: Mapping[s
     file = folder / CONFIG_FOLDERS[name] / config_name(name) if name in CONFIG_FOLDERS else None
     values = read_json(file, WeightsError) if file is not None and file.is_file() else {}
     if name.endswith("scheduler"):
-        return _scheduler(name, values)
+        return scheduler_part(name, values)
     try:
         with torch.device("meta"), quiet_libraries():
             if name in DIFFUSERS:
@@ -98,14 +98,18 @@ def _diffusers_part(name: str, values: dict[str, Any]) -> ExpectedPart:
     if stored != expected:
         raise ValueError(f"it is of a {stored}, expected {expected}")
     network = getattr(diffusers, expected).from_config(values)
-    renamed = {
+    return ExpectedPart(name, values, _shapes(network), renamed_attention(network), weights_name(name))
+
+
+def renamed_attention(network: nn.Module) -> dict[str, str]:
+    """Returns the names of tensors of attention layers by the older names that are read as well."""
+    return {
         f"{path}.{old}.{end}": f"{path}.{new}.{end}"
         for path, module in network.named_modules()
         if getattr(module, "_from_deprecated_attn_block", False)
         for old, new in OLD_ATTENTION.items()
         for end in ("weight", "bias")
     }
-    return ExpectedPart(name, values, _shapes(network), renamed, weights_name(name))
 
 
 def _language_model(name: str, values: dict[str, Any]) -> ExpectedPart:
@@ -116,8 +120,12 @@ def _language_model(name: str, values: dict[str, Any]) -> ExpectedPart:
     return ExpectedPart(name, config, _shapes(network))
 
 
-def _scheduler(name: str, values: dict[str, Any]) -> ExpectedPart:
-    """The keyframes' scheduler is DDIM unless the config says EulerAncestral (docs/model.md, section 4.2)."""
+def scheduler_part(name: str, values: dict[str, Any]) -> ExpectedPart:
+    """Works out a scheduler: that of keyframes is DDIM unless it is EulerAncestral (docs/model.md, section 4.2).
+
+    Raises:
+        WeightsError: there is no such scheduler here.
+    """
     kind = values.get("_class_name")
     if name.startswith("keyframe_detokenizer") and kind not in ("DDIMScheduler", "EulerAncestralDiscreteScheduler"):
         remark = f"{name}: the config is of a {kind}; DDIM runs it, as in the published code"

@@ -23,6 +23,7 @@ from videolavit.models.language_model.lora import LoRASettings, add_lora
 from videolavit.models.language_model.objective import AnswerObjective, NextToken
 from videolavit.models.network import STRICT, ModelError
 from videolavit.models.objective import Draws, Objective
+from videolavit.vocabulary import begin_id
 from videolavit.vocabulary.sequences import Assembler, OrderSettings, TokenSample, longest_clip
 
 from ..chat import ChatLimits, ChatSource, collate_chat
@@ -117,7 +118,7 @@ def _pretraining(model: ModelFolder, inputs: TrainInputs, settings: LanguageMode
     tokenizer = model.text_tokenizer()
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the text tokenizer of {model.location} has no id that ends a text; set its eos_token")
-    assembler = Assembler(model.vocabulary, length, tokenizer.eos_token_id, tokenizer.bos_token_id, settings.order)
+    assembler = Assembler(model.vocabulary, length, tokenizer.eos_token_id, begin_id(tokenizer), settings.order)
     packing = PackingSettings(length, settings.packing, settings.pack_over, inputs.seed)
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
