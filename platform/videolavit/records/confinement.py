@@ -1,14 +1,11 @@
 """Confinement of tables. They come from strangers: their rows must not lead a reader to other files, or into networks
 that only this machine reaches."""
 
-import errno
 import functools
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Any
 from urllib.parse import urlsplit
 
 from videolavit.media.errors import MediaError
@@ -46,7 +43,7 @@ def check_named(address: str, table: str, allow: Sequence[str]) -> None:
     if is_web(address) or any(begins(address, one) for one in allow):
         return
     if protocol_of(address) != "file":
-        if _bucket(address) != _bucket(table):
+        if _bucket(address) != _bucket(table) or ".." in address.split("/"):  # clients of storages resolve it
             raise _outside(address, table, "outside of its bucket", f"{_bucket(address)}/")
     elif protocol_of(table) != "file":
         raise _outside(address, table, "a file of this machine", os.path.dirname(address))
@@ -97,6 +94,15 @@ def _real_folder(folder: str) -> str:
 
 # ---- web servers ----------------------------------------------------------------------------------------------------
 
+Server = tuple[str, int]
+"""Name or address of a web server, and its port."""
+
+
+def server_of(url: str) -> Server | None:
+    """Server of a web address; None if it names none."""
+    parts = urlsplit(url)
+    return (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)) if parts.hostname else None
+
 
 @dataclass(frozen=True)
 class WebTrust:
@@ -111,6 +117,14 @@ class WebTrust:
     def covers(self, url: str) -> bool:
         """True if an address is on one of the servers."""
         return any(begins(without_query(url), one) for one in self.allow)
+
+    def servers(self, url: str) -> tuple[Server, ...] | None:
+        """Servers on private networks that may be connected to for an address, wherever it redirects to; None for any
+        server."""
+        if not self.covers(url):
+            return ()
+        found = [server_of(one) for one in self.allow]
+        return None if None in found else tuple(filter(None, found))
 
 
 def trust_of(inputs: Sequence[str], allow: Sequence[str]) -> WebTrust:
@@ -134,11 +148,3 @@ def is_public(address: str) -> bool:
 
 class NotPublic(PermissionError):
     """An address is not on the public internet."""
-
-
-def public_socket(info: tuple[Any, ...]) -> socket.socket:
-    """Socket for a connection to an address, as `aiohttp` asks for it. Raises NotPublic."""
-    family, kind, protocol, _, (host, *_) = info
-    if not is_public(host.partition("%")[0]):
-        raise NotPublic(errno.EACCES, "not on the public internet")
-    return socket.socket(family, kind, protocol)
