@@ -16,8 +16,14 @@ from .parts import DIFFUSERS, NETWORKS, SCHEDULERS
 LANGUAGE_MODEL_TYPE = "llama"
 """Architecture of all language models here, as `transformers` calls it."""
 
-STRANGERS_CHOICES = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config", "use_kernels")
-"""Entries of a config by which `transformers` would load other code than the network's own."""
+STRANGERS_CHOICES = (
+    *("auto_map", "attn_implementation", "_attn_implementation", "quantization_config", "use_kernels"),
+    "transformers_weights",
+)
+"""Entries of a config by which `transformers` would load other code or files than the network's own."""
+
+STRANGERS_FILES = ("adapter_config.json", "shard-*.safetensors")
+"""Files beside the weights by which `transformers` would change the network, or read other weights."""
 
 SCHEDULER_CONFIG = "scheduler_config.json"
 
@@ -52,6 +58,12 @@ def save_part(part: Any, folder: Path) -> None:
                 _forget_place(file)
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Writes a text tokenizer in the format of `transformers`. Raises OSError."""
+    with naming_disk_faults():
+        tokenizer.save_pretrained(folder)
+
+
 def _forget_place(file: Path) -> None:
     """Removes the folder that a part was loaded from, a path of this machine, from a config that `diffusers` wrote."""
     values = json.loads(file.read_text())
@@ -69,6 +81,10 @@ def naming_disk_faults() -> Iterator[None]:
     except RuntimeError as error:  # torch's writer, which ends its archive although a write has failed
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
+        raise
+    except Exception as error:
+        if type(error) is Exception:  # the writer of tokenizers has no errors of its own
+            raise OSError(str(error)) from None
         raise
 
 
@@ -95,6 +111,8 @@ def open_tensors(folder: Path) -> Iterator[tuple[list[str], Callable[[str], Tens
 def _read_diffusers(folder: Path, class_name: str) -> Any:
     import diffusers
 
+    if read_json(folder / CONFIG).get("quantization_config") is not None:
+        raise ModelError(f"{folder} is quantized (quantization_config), by code that its config names; it is not read")
     with open_tensors(folder) as (names, tensor):
         stored = tensor(names[0]).dtype  # without it diffusers converts to float32
     with _naming(folder):
@@ -107,18 +125,32 @@ def _read_diffusers(folder: Path, class_name: str) -> Any:
     return network
 
 
-def _read_language_model(folder: Path) -> Any:
-    from transformers import LlamaForCausalLM
+def language_model_config(folder: Path) -> Any:
+    """Reads the config of a language model, without code, attention and kernels that a stranger's may name.
+
+    Raises:
+        ModelError: it cannot be read, or is of another architecture.
+    """
+    from transformers import LlamaConfig
 
     config = read_json(folder / CONFIG)
     if config.get("model_type") != LANGUAGE_MODEL_TYPE:
         raise ModelError(f"{folder} holds a {config.get('model_type')!r}; language models are {LANGUAGE_MODEL_TYPE!r}")
-    # code, attention and kernels that a config names are those of a stranger
-    plain = {name: value for name, value in config.items() if name not in STRANGERS_CHOICES}
+    with _naming(folder):
+        return LlamaConfig.from_dict({name: value for name, value in config.items() if name not in STRANGERS_CHOICES})
+
+
+def _read_language_model(folder: Path) -> Any:
+    from transformers import LlamaForCausalLM
+
+    config = language_model_config(folder)
+    strange = sorted(file.name for pattern in STRANGERS_FILES for file in folder.glob(pattern))
+    if strange:
+        raise ModelError(f"{folder} has {strange[0]}, which is no file of a language model here; remove it")
     with _naming(folder):
         return LlamaForCausalLM.from_pretrained(
             folder,
-            config=LlamaForCausalLM.config_class.from_dict(plain),
+            config=config,
             local_files_only=True,
             use_safetensors=True,
             dtype="auto",
@@ -133,7 +165,8 @@ def _read_scheduler(folder: Path) -> Any:
     name = config.get("_class_name")
     if name not in SCHEDULERS:
         raise ModelError(f"{folder} has the scheduler {name!r}; known are {', '.join(SCHEDULERS)}")
-    return getattr(diffusers, name).from_config(config)
+    with _naming(folder):
+        return getattr(diffusers, name).from_config(config)
 
 
 @contextlib.contextmanager
@@ -141,5 +174,7 @@ def _naming(folder: Path) -> Iterator[None]:
     """Turns the libraries' errors about a folder into a ModelError that names it."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load {folder}: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # configs of strangers make the libraries raise nearly every type
+        raise ModelError(f"cannot load {folder}: {error or type(error).__name__}") from None
