@@ -9,6 +9,7 @@ import resource
 import secrets
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import warnings
@@ -29,6 +30,9 @@ LEAST_OPEN_FILES = 128
 """Open files with which Ray starts and runs a worker."""
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - Ray's place for objects
+
+_CLUSTERS, _RAY_CONSTANTS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "ray._private.ray_constants"
+"""Environment variable by which Ray knows of other machines, and its module that has read the variable."""
 
 _SOCKET_FOLDER_BYTES = 107 - len("/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 """Longest path of a folder below which Linux takes the paths of Ray's sockets, in bytes."""
@@ -99,6 +103,7 @@ def ray_arguments(on_progress: OnProgress) -> Iterator[dict[str, Any]]:
         _check_open_files()
         _check_loopback()
         _name_user()
+        stack.enter_context(_on_loopback())
         # A dashboard takes a tenth of a core all the time; a cluster has its own.
         arguments["include_dashboard"] = False
         if "RAY_TMPDIR" not in os.environ:
@@ -113,12 +118,14 @@ def ray_arguments(on_progress: OnProgress) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def starting_ray(address: str) -> Iterator[None]:
-    """Turns errors of `ray.init`, the body, into `RayUnavailable`, and keeps messages of Ray's C++ core out of stderr.
+    """Turns errors of `ray.init`, the body, into `RayUnavailable`, keeps messages of Ray's C++ core out of stderr, and
+    a working folder of data off the path of its workers.
 
     It prints them at level ERROR, and announces a change of level. One of them, about the restart of actors
     (ray-project/ray#53727), appears for every actor pool of Ray Data.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_away_from_strangers())
         if "RAY_BACKEND_LOG_LEVEL" not in os.environ:
             os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
             stack.enter_context(_no_stderr())
@@ -129,6 +136,25 @@ def starting_ray(address: str) -> Iterator[None]:
             if address != LOCAL:
                 raise _no_answer(address, f" ({reason})") from error
             raise RayUnavailable(f"Ray cannot start on this machine: {reason}") from error
+
+
+@contextlib.contextmanager
+def _away_from_strangers() -> Iterator[None]:
+    """Leaves the working folder during the body, unless this process takes code from there too.
+
+    Ray puts the folder in which it is started or joined on the path of its workers, before all others: they would run
+    an `av.py` that lies among the videos of a stranger.
+    """
+    if os.path.realpath(os.getcwd()) in map(os.path.realpath, sys.path):
+        yield
+        return
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    os.chdir("/")
+    try:
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 @contextlib.contextmanager
@@ -190,6 +216,21 @@ def _check_loopback() -> None:
             f"Ray cannot start on this machine: no connection to 127.0.0.1 ({error.strerror or error}); "
             "allow network connections within the machine, or name a cluster in RAY_ADDRESS"
         ) from None
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Has a Ray that is started in the body listen on loopback only, as it does on systems where it has no clusters.
+
+    By default it listens on all networks of the machine, with a token.
+    """
+    os.environ[_CLUSTERS] = "0"  # for its processes
+    constants: Any = sys.modules[_RAY_CONSTANTS]
+    before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
 
 
 def _name_user() -> None:
