@@ -23,6 +23,12 @@ def test_a_small_file_that_holds_much_takes_no_memory_of_this_process(tmp_path: 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
+def test_a_column_twice_is_a_fault_of_the_table(tmp_path: Path) -> None:
+    pq.write_table(pa.table([[1], [2]], names=["a", "a"]), tmp_path / "twice.parquet")
+    with pytest.raises(MediaError, match="has a column twice: a, a"):
+        inspect(str(tmp_path / "twice.parquet"))
+
+
 @pytest.mark.parametrize("kind", ["", "plan"])
 def test_a_table_without_rows_or_columns(tmp_path: Path, kind: str) -> None:
     fields = pa.schema({"video": pa.string(), "clips": pa.list_(pa.int8())}, {"videolavit.kind": kind})

@@ -49,10 +49,10 @@ def check_named(address: str, table: str, allow: Sequence[str]) -> None:
         raise _outside(address, table, "a file of this machine", os.path.dirname(address))
     else:
         folder = os.path.realpath(folder_of(os.path.abspath(table)))
-        if not _is_in(_real(address), folder):
-            through_link = _is_in(os.path.normpath(address), folder)
+        if not is_in(real_path(address), folder):
+            through_link = is_in(os.path.normpath(address), folder)
             why = "outside of its folder" + (", through a symbolic link" if through_link else "")
-            raise _outside(address, table, why, os.path.dirname(_real(address)))
+            raise _outside(address, table, why, os.path.dirname(real_path(address)))
 
 
 def _outside(address: str, table: str, why: str, fix: str) -> OutsideAddress:
@@ -62,7 +62,7 @@ def _outside(address: str, table: str, why: str, fix: str) -> OutsideAddress:
 def begins(address: str, prefix: str) -> bool:
     """True if an address is, or lies below, another one; a prefix that ends with a slash is any beginning."""
     if protocol_of(prefix) == "file" and protocol_of(address) == "file":
-        return _is_in(_real(address), os.path.realpath(prefix))
+        return is_in(real_path(address), os.path.realpath(prefix))
     return address == prefix or address.startswith(prefix if prefix.endswith("/") else f"{prefix}/")
 
 
@@ -76,11 +76,12 @@ def _bucket(url: str) -> str:
     return f"{protocol}://{'/'.join(parts[:count])}"
 
 
-def _is_in(path: str, folder: str) -> bool:
+def is_in(path: str, folder: str) -> bool:
+    """True if a local path is a folder, or lies below it."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
-def _real(path: str) -> str:
+def real_path(path: str) -> str:
     """Path without symbolic links; the folder's is looked up once for many files."""
     folder, name = os.path.split(path)
     real = os.path.join(_real_folder(folder), name)

@@ -22,6 +22,7 @@ from .schema import kind_of
 from .shards import CLIP_SHARDS, RUN_FILE, TOKEN_SHARDS, Ledger, total
 from .storage import Folder, StorageError, StorageSettings, open_source
 from .table_files import parquet_rows, table_content
+from .table_reader import CorruptTable
 from .token_report import described, sampled_statistics
 from .usage import Facts, TokenStatistics
 
@@ -239,12 +240,15 @@ def _clip(clip: Clip) -> ClipFacts:
 
 def _shard(path: str, storage: StorageSettings) -> ShardFacts:
     content = table_content(path, storage)
-    kind = kind_of(content.columns.schema)
-    rows = _first_rows(path, storage, content.columns.select(_shown(kind, content.columns.column_names)))
+    kind, names = kind_of(content.columns.schema), content.columns.column_names
+    if len(set(names)) < len(names):
+        raise CorruptTable(f"{path} has a column twice: {', '.join(names)}")
+    rows = _first_rows(path, storage, content.columns.select(_shown(kind, names)))
     if kind == "tokens":
         place = rows.schema.get_field_index("clips")
         rows = rows.set_column(place, "clips", pc.list_value_length(rows["clips"]))
-    statistics, cells = None, []
+    statistics: TokenStatistics | None = None
+    cells: list[Cell] = []
     if kind in ("tokens", "clips"):
         with open_source(path, storage) as file:
             shard = ParquetReader(file)
