@@ -204,7 +204,7 @@ def _reject_all(planner: Planner) -> None:
 
 @pytest.mark.parametrize("name", ["stray_sources", "stray_captions", "stray_kinds", "stray_plan", "no_plan"])
 def test_a_child_that_was_broken_into_has_no_file_of_others_opened(tmp_path: Path, name: str) -> None:
-    """What it plans would be opened by its parent, and be read by the next child."""
+    """Files that it plans would be opened by its parent, and read by the next child."""
     storage, file = StorageSettings(), tmp_path / "set.tar"
     file.write_bytes(b"")
     reader = _HeaderReader(SETTINGS, storage, WorkerSettings(attempts=1), [])

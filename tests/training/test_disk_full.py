@@ -94,6 +94,6 @@ def test_lines_of_a_run_that_broke_off(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_on_a_full_disk(tmp_path: Path) -> None:
-    """Its writer has no errors of its own, and a command knows those of the disk."""
+    """A writer without errors of its own; commands know those of the disk."""
     with disk(tmp_path / "small", "size=4k") as small, pytest.raises(OSError, match="No space left"):
         save_tokenizer(byte_tokenizer(128), small)

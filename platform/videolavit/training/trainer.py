@@ -150,7 +150,7 @@ class Trainer:
         if ranks.is_first:
             config = asdict(settings) | self._identity
             self._metrics_log = MetricsLog(folder, [*settings.trackers, *trackers], config, self.step)
-            keep_lines(folder / SKIPPED, self.step)  # those after it are skipped again
+            keep_lines(folder / SKIPPED, self.step)  # later ones are skipped again
 
     # ---- the loop ---------------------------------------------------------------------------------------------
 
