@@ -31,9 +31,6 @@ LEAST_OPEN_FILES = 128
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - Ray's place for objects
 
-_CLUSTERS, _RAY_CONSTANTS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "ray._private.ray_constants"
-"""Environment variable by which Ray knows of other machines, and its module that has read the variable."""
-
 _SOCKET_FOLDER_BYTES = 107 - len("/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 """Longest path of a folder below which Linux takes the paths of Ray's sockets, in bytes."""
 
@@ -103,7 +100,6 @@ def ray_arguments(on_progress: OnProgress) -> Iterator[dict[str, Any]]:
         _check_open_files()
         _check_loopback()
         _name_user()
-        stack.enter_context(_on_loopback())
         # A dashboard takes a tenth of a core all the time; a cluster has its own.
         arguments["include_dashboard"] = False
         if "RAY_TMPDIR" not in os.environ:
@@ -216,21 +212,6 @@ def _check_loopback() -> None:
             f"Ray cannot start on this machine: no connection to 127.0.0.1 ({error.strerror or error}); "
             "allow network connections within the machine, or name a cluster in RAY_ADDRESS"
         ) from None
-
-
-@contextlib.contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Has a Ray that is started in the body listen on loopback only, as it does on systems where it has no clusters.
-
-    By default it listens on all networks of the machine, with a token.
-    """
-    os.environ[_CLUSTERS] = "0"  # for its processes
-    constants: Any = sys.modules[_RAY_CONSTANTS]
-    before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
-    try:
-        yield
-    finally:
-        constants.ENABLE_RAY_CLUSTER = before
 
 
 def _name_user() -> None:
