@@ -12,12 +12,13 @@ from videolavit.progress import OnProgress
 from videolavit.records.files import InputError
 from videolavit.records.identity import VERSIONS, IdentityMismatch
 from videolavit.records.storage import StorageError
+from videolavit.sandbox.errors import ProcessNotStarted
 
 from .common import INTERRUPTED, JobParser, console, fail, foreign, user_errors
 from .progress import show_progress
 from .stopping import ends_on_signals
 
-USER_ERRORS = (InputError, StorageError, IdentityMismatch, PlanningConflict)
+USER_ERRORS = (InputError, StorageError, IdentityMismatch, PlanningConflict, ProcessNotStarted)
 
 
 def add_run_options(parser: JobParser, inputs: str) -> None:

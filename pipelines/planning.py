@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from videolavit.progress import OnProgress, Progress
 from videolavit.records import schema
+from videolavit.records.confinement import OutsideAddress, check_named
 from videolavit.records.files import InputError
 from videolavit.records.kinds import KINDS, PlanSettings, expand_source, plan_source, unread_row
 from videolavit.records.listing import Listing, rebatched, without_repeats
@@ -26,11 +27,13 @@ from videolavit.records.rows import (
     plan_rows_to,
     sources_from,
     sources_of_plan,
+    sources_to,
 )
 from videolavit.records.schema import EXTRA_PREFIX, TEXTS
 from videolavit.records.shards import Ledger
 from videolavit.records.source_files import isolated
 from videolavit.records.storage import StorageSettings
+from videolavit.sandbox.errors import ProcessDied
 
 from .common import Failed, WorkerSettings, actor_pool, call_with_limits, from_blocks
 
@@ -263,13 +266,14 @@ class _HeaderReader:
                 inside = call_with_limits(
                     self._expand, source, self._settings, self._storage, time_limit=limit, attempts=attempts
                 )
+                self._check_answer(source, inside)
             except Failed:
                 inside = []
             if not inside:
                 yield plan_rows_to([unread_row(source, self._settings)], self._extra)
         for one in inside:
             try:
-                yield call_with_limits(
+                rows = call_with_limits(
                     self._plan,
                     one,
                     self._settings,
@@ -278,8 +282,29 @@ class _HeaderReader:
                     time_limit=min(HEADER_TIME_LIMIT, limit),
                     attempts=attempts,
                 )
+                self._check_answer(one, rows)
             except Failed:
-                yield plan_rows_to([unread_row(one, self._settings)], self._extra)
+                rows = plan_rows_to([unread_row(one, self._settings)], self._extra)
+            yield rows
+
+    def _check_answer(self, source: Source, answer: pa.Table | Iterable[Source]) -> None:
+        """Keeps a child to files that its source may name, as the rows of a table are kept to those of the table: one
+        that was broken into would have any other opened and handed to the next child.
+
+        Raises:
+            Failed: it names another file, or is no answer.
+        """
+        try:
+            rows = answer if isinstance(answer, pa.Table) else sources_to(answer)
+            named = {one for column in ("url", "text_url") for one in rows[column].to_pylist() if one is not None}
+            for address in named - {source.url, source.text_url}:
+                check_named(address, source.url, self._storage.allow)
+            if not set(rows["kind"].to_pylist()) <= KINDS.keys():
+                raise TypeError("of no kind")
+        except OutsideAddress as error:
+            raise Failed(error, 1) from None
+        except (AttributeError, KeyError, TypeError, pa.ArrowException):
+            raise Failed(ProcessDied("its process answers with something else"), 1) from None
 
 
 def _joined(tables: Sequence[pa.Table]) -> pa.Table:

@@ -22,7 +22,7 @@ from videolavit.records.listing import Listing, rebatched
 from videolavit.records.report import REPORT
 from videolavit.records.rows import Reject, rejects_to
 from videolavit.records.shards import RUN_FILE, Ledger, ShardKind, total
-from videolavit.records.storage import Folder, StorageSettings
+from videolavit.records.storage import Folder, StorageSettings, naming_location
 from videolavit.sandbox.call import describe_layers
 
 from .common import WorkerSettings
@@ -252,13 +252,15 @@ def start_run(
     open_run(pipeline, output, storage, settings)  # another run may have claimed the folder
     if accepted:
         found = json.loads(ledger.folder.read(RUN_FILE) or b"{}")
-        ledger.folder.replace(RUN_FILE, _json(found | {"identity": identity, "complete": False}))
+        with naming_location(ledger.folder.url):
+            ledger.folder.replace(RUN_FILE, _json(found | {"identity": identity, "complete": False}))
     on_progress(Progress("sandbox", message=describe_layers()))
     with ray_session(on_progress):
         planner = Planner(ledger, pipeline.assign, pipeline.settings, pipeline.workers, storage, on_progress)
         if settings.retry_rejects:
             planner.commit_retries(settings.only)
         if listing is not None:
+            _name_links(listing, on_progress)
             planner.commit(listing)
         stopped = _work_on_pending(pipeline, ledger, storage, on_progress)
     summary = _finish(pipeline, ledger, identity, time.monotonic() - started)
@@ -284,6 +286,7 @@ def plan_run(
     ledger = open_run(pipeline, output, storage, settings)[0] if output else None
     with ray_session(on_progress):
         planner = Planner(ledger, pipeline.assign, pipeline.settings, pipeline.workers, storage, on_progress)
+        _name_links(listing, on_progress)
         new = Work()
         for batch in rebatched(iter(listing), SOURCES_PER_PLAN):
             sources = planner.new(batch)
@@ -304,6 +307,12 @@ def plan_run(
 def list_inputs(pipeline: Pipeline, inputs: Sequence[str], storage: StorageSettings) -> Listing:
     """Listing of the inputs of a pipeline."""
     return Listing(inputs, pipeline.settings.inputs, storage, pipeline.takes, pipeline.reserved, pipeline.name)
+
+
+def _name_links(listing: Listing, on_progress: OnProgress) -> None:
+    """Names files of others that come along: a folder of a stranger may have links to private ones."""
+    for line in listing.linked:
+        on_progress(Progress("links", message=line))
 
 
 def _measured(pipeline: Pipeline, rows: pa.Table) -> Work:
@@ -368,7 +377,6 @@ def _finish(pipeline: Pipeline, ledger: Ledger, identity: dict[str, Any], second
     totals, folder = total(summaries), ledger.folder
     sink = pa.BufferOutputStream()
     pq.write_table(rejects_to(rejects), sink)
-    folder.replace(REJECTS_FILE, sink.getvalue().to_pybytes())
     counts: dict[str, Any] = {
         "planned": len(standing),
         "samples": totals["samples"],
@@ -383,7 +391,9 @@ def _finish(pipeline: Pipeline, ledger: Ledger, identity: dict[str, Any], second
     if not left and counts["samples"] + counts["rejects"] != counts["planned"]:
         raise AssertionError(f"{counts['planned']} samples were planned, the shards account for others: {counts}")
     run = {"identity": identity, "complete": not left, "counts": counts, "last_start_seconds": seconds}
-    folder.replace(RUN_FILE, _json(run))
+    with naming_location(folder.url):
+        folder.replace(REJECTS_FILE, sink.getvalue().to_pybytes())
+        folder.replace(RUN_FILE, _json(run))
     pipeline.write_report(folder, run, rejects)
     own = {one.name for one in dataclasses.fields(RunSummary)}
     return RunSummary(

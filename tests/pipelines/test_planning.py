@@ -10,15 +10,18 @@ import pytest
 
 from pipelines.common import WorkerSettings
 from pipelines.decompose import DecomposeRequest, Decomposition
-from pipelines.planning import Planner, PlanningConflict
+from pipelines.planning import Planner, PlanningConflict, _HeaderReader
+from tests.records.kinds.reading import SETTINGS
 from tests.records.listed import STORAGE, sources, videos
+from tests.sandbox import hostile
 from videolavit.progress import ignore_progress
 from videolavit.records.files import InputError
 from videolavit.records.kinds import KINDS
 from videolavit.records.listing import Listing
 from videolavit.records.rows import PlanRow, Reject, Source, extra_fields, plan_rows_to, sources_from, sources_to
 from videolavit.records.shards import Ledger, ShardWriter
-from videolavit.records.storage import Folder
+from videolavit.records.source_files import isolated
+from videolavit.records.storage import Folder, StorageSettings
 
 
 class WithoutRay(Planner):
@@ -197,3 +200,16 @@ def _reject_all(planner: Planner) -> None:
                     )
                 )
                 writer.commit()
+
+
+@pytest.mark.parametrize("name", ["stray_sources", "stray_captions", "stray_kinds", "stray_plan", "no_plan"])
+def test_a_child_that_was_broken_into_has_no_file_of_others_opened(tmp_path: Path, name: str) -> None:
+    """Files that it plans would be opened by its parent, and read by the next child."""
+    storage, file = StorageSettings(), tmp_path / "set.tar"
+    file.write_bytes(b"")
+    reader = _HeaderReader(SETTINGS, storage, WorkerSettings(attempts=1), [])
+    place = "_plan" if "plan" in name else "_expand"
+    setattr(reader, place, isolated(getattr(hostile, name), storage))
+    source = Source(source=str(file), url=str(file), kind="video" if place == "_plan" else "tar")
+    (row,) = reader(sources_to([source])).to_pylist()
+    assert (row["url"], row["text_url"], row["kind"]) == (source.url, None, source.kind)

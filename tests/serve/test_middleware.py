@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -414,8 +415,10 @@ def test_json_of_very_many_parts_is_refused_at_once(stack: Stack) -> None:
     fields = {"prompt": "x"} | {f"k{number}": number for number in range(60_000)}
     body = json.dumps(fields).encode()
     assert len(body) < 1 << 20
-    for path in ("/v1/videos", "/v1/chat/completions", "/v1/images/generations"):
-        headers = stack.headers | {"Content-Type": "application/json"}
+    for path, kind in itertools.product(
+        ("/v1/videos", "/v1/chat/completions", "/v1/images/generations"), ("application/json", "Application/JSON")
+    ):
+        headers = stack.headers | {"Content-Type": kind}
         answer = requests.post(stack.url + path, data=body, headers=headers, timeout=30)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "too_large")
 

@@ -29,7 +29,7 @@ from .language_model import UnderstandingModel, byte_tokenizer
 from .model_file import MODEL_FILE, ModelFacts, finish_model_folder, new_model_folder, read_facts, verify_files
 from .motion_tokenizer import MotionTokenizerConfig
 from .network import CONFIG, ModelError, parse_config, read_json
-from .part_files import open_tensors, outline_language_model, read_part, save_part
+from .part_files import language_model_class, open_tensors, outline_language_model, read_part, save_part, save_tokenizer
 from .parts import NETWORKS, PARTS, build_part, check_part
 from .presets import PRESETS, load_preset
 from .quantizer import CODEBOOK
@@ -121,11 +121,8 @@ class ModelFolder:
         """Largest number of tokens of the language model's context."""
         if self._preset:
             return self._preset.language_model.max_positions
-        from transformers import AutoConfig
-
-        return int(
-            AutoConfig.from_pretrained(self.path / "language_model", local_files_only=True).max_position_embeddings
-        )
+        _, config = language_model_class(self.path / "language_model")
+        return int(config.max_position_embeddings)
 
     def config(self, part: str) -> Any:
         """Returns the config of a part that is one of this project's networks. Raises ModelError."""
@@ -254,7 +251,7 @@ class ModelFolder:
             with quiet_libraries():
                 save_part(self.load(part, dtype=dtype), target / part)
             if part.endswith("language_model"):
-                self.text_tokenizer(part).save_pretrained(target / part)
+                save_tokenizer(self.text_tokenizer(part), target / part)
         finish_model_folder(target, replace(self.facts, **{"trained": self.trained_parts} | changes))
 
     # ---- details ------------------------------------------------------------------------------------------------

@@ -14,8 +14,14 @@ from .layers import set_norm_groups, speed_up_temporal_convolutions
 from .network import CONFIG, ModelError, Network, read_json
 from .parts import DIFFUSERS, NETWORKS, SCHEDULERS
 
-STRANGERS_CHOICES = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config", "use_kernels")
-"""Entries of a config by which `transformers` would load other code than the network's own."""
+STRANGERS_CHOICES = (
+    *("auto_map", "attn_implementation", "_attn_implementation", "quantization_config", "use_kernels"),
+    "transformers_weights",
+)
+"""Entries of a config by which `transformers` would load other code or files than the network's own."""
+
+STRANGERS_FILES = ("adapter_config.json", "shard-*.safetensors")
+"""Files beside the weights by which `transformers` would change the network, or read other weights."""
 
 SCHEDULER_CONFIG = "scheduler_config.json"
 
@@ -50,6 +56,12 @@ def save_part(part: Any, folder: Path) -> None:
                 _forget_place(file)
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Writes a text tokenizer in the format of `transformers`. Raises OSError."""
+    with naming_disk_faults():
+        tokenizer.save_pretrained(folder)
+
+
 def _forget_place(file: Path) -> None:
     """Removes the folder that a part was loaded from, a path of this machine, from a config that `diffusers` wrote."""
     values = json.loads(file.read_text())
@@ -67,6 +79,10 @@ def naming_disk_faults() -> Iterator[None]:
     except RuntimeError as error:  # torch's writer, which ends its archive although a write has failed
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
+        raise
+    except Exception as error:
+        if type(error) is Exception:  # the writer of tokenizers has no errors of its own
+            raise OSError(str(error)) from None
         raise
 
 
@@ -93,6 +109,8 @@ def open_tensors(folder: Path) -> Iterator[tuple[list[str], Callable[[str], Tens
 def _read_diffusers(folder: Path, class_name: str) -> Any:
     import diffusers
 
+    if read_json(folder / CONFIG).get("quantization_config") is not None:
+        raise ModelError(f"{folder} is quantized (quantization_config), by code that its config names; it is not read")
     with open_tensors(folder) as (names, tensor):
         stored = tensor(names[0]).dtype  # without it diffusers converts to float32
     with naming_folder(folder):
@@ -135,6 +153,9 @@ def language_model_class(folder: Path) -> tuple[Any, Any]:
 
 def _read_language_model(folder: Path) -> Any:
     kind, config = language_model_class(folder)
+    strange = sorted(file.name for pattern in STRANGERS_FILES for file in folder.glob(pattern))
+    if strange:
+        raise ModelError(f"{folder} has {strange[0]}, which is no file of a language model here; remove it")
     with naming_folder(folder):
         return kind.from_pretrained(
             folder,
@@ -153,7 +174,8 @@ def _read_scheduler(folder: Path) -> Any:
     name = config.get("_class_name")
     if name not in SCHEDULERS:
         raise ModelError(f"{folder} has the scheduler {name!r}; known are {', '.join(SCHEDULERS)}")
-    return getattr(diffusers, name).from_config(config)
+    with naming_folder(folder):
+        return getattr(diffusers, name).from_config(config)
 
 
 @contextlib.contextmanager
@@ -161,5 +183,7 @@ def naming_folder(folder: Path) -> Iterator[None]:
     """Turns the libraries' errors about a folder into a ModelError that names it."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"cannot load {folder}: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # configs of strangers make the libraries raise nearly every type
+        raise ModelError(f"cannot load {folder}: {error or type(error).__name__}") from None

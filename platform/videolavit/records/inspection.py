@@ -1,5 +1,6 @@
 """Contents of a video, a shard or a run, for people who look at them."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from .rows import Reject
 from .schema import kind_of
 from .shards import CLIP_SHARDS, RUN_FILE, TOKEN_SHARDS, Ledger, total
 from .storage import Folder, StorageError, StorageSettings, open_source
+from .table_files import parquet_rows, table_content
+from .table_reader import CorruptTable
 from .token_report import described, sampled_statistics
 from .usage import Facts, TokenStatistics
 
@@ -236,34 +239,52 @@ def _clip(clip: Clip) -> ClipFacts:
 
 
 def _shard(path: str, storage: StorageSettings) -> ShardFacts:
-    with open_source(path, storage) as file:
-        shard = ParquetReader(file)
-        kind = kind_of(shard.schema_arrow)
-        rows = _first_rows(shard, _COLUMNS.get(kind or ""))
-        if kind == "tokens":
-            place = rows.schema.get_field_index("clips")
-            rows = rows.set_column(place, "clips", pc.list_value_length(rows["clips"]))
-        statistics = None
-        if kind == "tokens":
-            statistics = TokenStatistics()
-            statistics.add(shard)
-        return ShardFacts(
-            path=path,
-            kind=kind or None,
-            num_rows=shard.metadata.num_rows,
-            rows=tuple(rows.to_pylist()),
-            statistics=statistics,
-            cells=tuple(shard_cells(shard, SHEET_CELLS)) if kind == "clips" else (),
-        )
+    content = table_content(path, storage)
+    kind, names = kind_of(content.columns.schema), content.columns.column_names
+    if len(set(names)) < len(names):
+        raise CorruptTable(f"{path} has a column twice: {', '.join(names)}")
+    rows = _first_rows(path, storage, content.columns.select(_shown(kind, names)))
+    if kind == "tokens":
+        place = rows.schema.get_field_index("clips")
+        rows = rows.set_column(place, "clips", pc.list_value_length(rows["clips"]))
+    statistics: TokenStatistics | None = None
+    cells: list[Cell] = []
+    if kind in ("tokens", "clips"):
+        with open_source(path, storage) as file:
+            shard = ParquetReader(file)
+            if kind == "tokens":
+                statistics = TokenStatistics()
+                statistics.add(shard)
+            else:
+                cells = shard_cells(shard, SHEET_CELLS)
+    return ShardFacts(
+        path=path,
+        kind=kind or None,
+        num_rows=content.num_rows,
+        rows=tuple(rows.to_pylist()),
+        statistics=statistics,
+        cells=tuple(cells),
+    )
 
 
-def _first_rows(shard: ParquetReader, columns: Sequence[str] | None) -> pa.Table:
-    """Reads the first rows of a table, and no more row groups than they need."""
-    groups, rows = 0, 0
-    while groups < shard.num_row_groups and rows < MAX_ROWS:
-        rows += shard.metadata.row_group(groups).num_rows
-        groups += 1
-    return shard.read_row_groups(range(groups), columns=columns).slice(0, MAX_ROWS)
+def _shown(kind: str, columns: Sequence[str]) -> list[str]:
+    """Columns of a table that are shown."""
+    return [name for name in _COLUMNS.get(kind, columns) if name in columns]
+
+
+def _first_rows(path: str, storage: StorageSettings, empty: pa.Table) -> pa.Table:
+    """Reads the first rows of a table, in a child process: a few bytes of a stranger may hold any amount of data.
+
+    Args:
+        empty: Columns to read, without rows.
+    """
+    found: list[pa.Table] = []
+    with contextlib.closing(parquet_rows(path, storage, empty.column_names)) as batches:
+        for batch in batches:
+            found.append(batch.rows.slice(0, MAX_ROWS))
+            if sum(one.num_rows for one in found) >= MAX_ROWS:
+                break
+    return pa.concat_tables(found, promote_options="permissive").slice(0, MAX_ROWS) if found else empty
 
 
 def _run(path: str, folder: Folder, of_tokens: bool) -> RunFacts:

@@ -20,7 +20,7 @@ from .parquet import ParquetReader
 from .rows import Reject
 from .samples import stored_clip
 from .shards import CLIP_SHARDS, Ledger
-from .storage import Folder
+from .storage import Folder, naming_location
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class Plot:
 
 
 def write_clip_report(folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
-    """Writes `report.html` from a run's shards and counts."""
+    """Writes `report.html` from a run's shards and counts. Raises StorageError where it cannot be written."""
     counts = run["counts"]
     names = spread(sorted(Ledger(folder).committed()), SAMPLED_SHARDS)
     tables = [_read_numbers(folder, name) for name in names] or [dict.fromkeys(_NUMBERS.values(), np.zeros(0))]
@@ -75,7 +75,8 @@ def write_clip_report(folder: Folder, run: dict[str, Any], rejects: Sequence[Rej
         rejects=rejects,
         details=json.dumps(run["identity"], indent=2),
     )
-    folder.replace(REPORT, page.encode())
+    with naming_location(folder.url):
+        folder.replace(REPORT, page.encode())
 
 
 def render_page(

@@ -92,8 +92,8 @@ def filesystem(url: str, settings: StorageSettings) -> tuple[Any, str]:
         options |= {"default_cache_type": "readahead", "default_block_size": READ_AHEAD}
     try:
         if is_web(url):
-            public_only = isinstance(settings, ConfinedStorage) and not settings.trust.covers(url)
-            fs = WebFileSystem(block_size=READ_AHEAD, public_only=public_only)
+            private = settings.trust.servers(url) if isinstance(settings, ConfinedStorage) else None
+            fs = WebFileSystem(block_size=READ_AHEAD, private=private)
         else:
             fs = fsspec.filesystem(protocol, **options)
     except (ImportError, ValueError) as error:
@@ -323,9 +323,9 @@ class Folder:
         """`create` for small content that is in memory."""
         with scratch_folder() as scratch:
             file = scratch / "data"
-            file.write_bytes(data)
             try:
                 with naming_location(self.url):
+                    file.write_bytes(data)
                     return self.create(name, file)
             except FileNotFoundError as error:
                 raise StorageError(f"cannot write to {shown(self.url)}: {error}; does the bucket exist?") from None

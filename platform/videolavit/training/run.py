@@ -17,7 +17,7 @@ from videolavit.files import write_beside
 from videolavit.models.folder import ModelFolder
 from videolavit.models.model_file import finish_model_folder, new_model_folder
 from videolavit.models.network import Network
-from videolavit.models.part_files import save_part
+from videolavit.models.part_files import save_part, save_tokenizer
 from videolavit.models.parts import PARTS
 from videolavit.models.quiet import quiet_libraries
 from videolavit.progress import OnProgress, ignore_progress
@@ -159,7 +159,7 @@ def save_model(
                             module.load_state_dict(states[part], strict=True)
                         save_part(module, unfinished / part)
                     if part.endswith("language_model"):
-                        base.text_tokenizer(part).save_pretrained(unfinished / part)
+                        save_tokenizer(base.text_tokenizer(part), unfinished / part)
             trained_parts = sorted({*base.trained_parts, *states})
             finish_model_folder(unfinished, replace(base.facts, trained=trained_parts), linked)
     finally:

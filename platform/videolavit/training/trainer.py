@@ -21,7 +21,17 @@ from .checkpoint import Checkpoints, RunState
 from .component import Component
 from .data import DataError
 from .loader import Loader, RankSampler, RemoteLoader, SkippedSample, StepData, load_items, validation_batches
-from .metrics import Interval, MetricsLog, Tracker, log_line, mean_terms, memory_bytes, peak_flops, sum_values
+from .metrics import (
+    Interval,
+    MetricsLog,
+    Tracker,
+    keep_lines,
+    log_line,
+    mean_terms,
+    memory_bytes,
+    peak_flops,
+    sum_values,
+)
 from .optimizer import Optimizer
 from .parallel import Ranks, autocast, parallelize, reshard, sync_gradients, unsharded
 from .resuming import changes, refused
@@ -153,6 +163,7 @@ class Trainer:
         if ranks.is_first:
             config = asdict(settings) | self._identity
             self._metrics_log = MetricsLog(folder, [*settings.trackers, *trackers], config, self.step)
+            keep_lines(folder / SKIPPED, self.step)  # later ones are skipped again
 
     # ---- the loop ---------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from .. import published
 from ..config import ModelConfig
 from ..network import WEIGHTS, Network, read_json
+from ..part_files import STRANGERS_CHOICES
 from ..parts import DIFFUSERS, PARTS, SCHEDULERS
 from ..quiet import quiet_libraries
 from ..video_detokenizer import MotionConditionEncoder, MotionUNet
@@ -114,7 +115,8 @@ def renamed_attention(network: nn.Module) -> dict[str, str]:
 
 def _language_model(name: str, values: dict[str, Any]) -> ExpectedPart:
     """Takes any language model as the Llama that it is: the published class name and code are not needed."""
-    shape = {key: value for key, value in values.items() if key not in ("model_type", "architectures", "auto_map")}
+    left_out = ("model_type", "architectures", *STRANGERS_CHOICES)
+    shape = {key: value for key, value in values.items() if key not in left_out}
     network = LlamaForCausalLM(LlamaConfig.from_dict(shape))
     config = shape | {"model_type": "llama", "architectures": [LlamaForCausalLM.__name__]}
     return ExpectedPart(name, config, _shapes(network))
