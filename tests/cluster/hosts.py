@@ -1,0 +1,281 @@
+"""Hosts on this machine: network namespaces on a bridge, that can be cut off, healed and killed, and Ray on them."""
+
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT, command, wait_for
+
+RAY_PORT = 6379
+OBJECT_STORE = 100_000_000
+"""Bytes of each host's object store; Ray takes no less than 75 MiB."""
+
+NODES = """
+import json, os, sys, time
+from ray._raylet import GcsClient
+
+client, file = GcsClient(address=sys.argv[1]), sys.argv[2]
+while True:
+    nodes = [node for node in client.get_all_node_info().values() if node.state == 0]
+    alive = [[node.node_manager_address, dict(node.resources_total).get("CPU", 0)] for node in nodes]
+    with open(file + ".new", "w") as out:
+        json.dump(alive, out)
+    os.replace(file + ".new", file)
+    time.sleep(0.5)
+"""
+"""Program that keeps the addresses and cores of the nodes that are alive in a file."""
+
+
+def ip(*words: str) -> str:
+    """Runs the command `ip` and returns what it printed."""
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+@dataclass(eq=False)
+class Host:
+    """A network namespace with an address of its own.
+
+    Args:
+        name: Name of the namespace.
+        address: IPv4 address.
+        link: End of its cable at the bridge.
+        folder: Folder of its temporary files and logs.
+        environment: Environment variables of its processes.
+    """
+
+    name: str
+    address: str
+    link: str
+    folder: Path
+    environment: dict[str, str]
+    started: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    def start(self, words: Sequence[str], log: Path, **environment: str) -> "subprocess.Popen[bytes]":
+        """Starts a process on the host, with both of its streams in a file."""
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", self.name, *words],
+                cwd=ROOT,
+                env=self.environment | environment,
+                stdout=output,
+                stderr=output,
+            )
+        self.started.append(process)
+        return process
+
+    def output(self, words: Sequence[str]) -> str:
+        """Runs a process on the host, and returns what it printed."""
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.name, *words], env=self.environment, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    def cut(self) -> None:
+        """Cuts the host off."""
+        ip("link", "set", self.link, "down")
+
+    def heal(self) -> None:
+        """Connects the host again."""
+        ip("link", "set", self.link, "up")
+
+    def processes(self, word: str = "") -> list[psutil.Process]:
+        """Processes of the host whose command line has a word."""
+        found = []
+        for pid in ip("netns", "pids", self.name).split():
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(int(pid))
+                if word in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    def kill(self) -> None:
+        """Kills all processes at once, as a power failure would."""
+        while processes := self.processes():  # a killed one may have started another
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            time.sleep(0.05)
+        for process in self.started:
+            process.wait()
+
+
+@dataclass(eq=False)
+class Network:
+    """Hosts on a bridge of their own, all below a folder.
+
+    Args:
+        name: Name of the bridge; those of hosts and links begin with it.
+        prefix: First three numbers of all addresses.
+        folder: Folder of the hosts' files; its path is short, for the sake of Ray's sockets.
+        environment: Environment variables of all hosts, beside those of this process that are not Ray's.
+    """
+
+    name: str
+    prefix: str
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    hosts: list[Host] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """Address of this machine, for servers that all hosts reach."""
+        return f"{self.prefix}.1"
+
+    def add(self) -> Host:
+        """Makes a host."""
+        number = len(self.hosts) + 2
+        name, link, far = f"{self.name}-{number}", f"{self.name}{number}", f"{self.name}{number}p"
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        folder = self.folder / str(number)
+        folder.mkdir()
+        host = Host(name, f"{self.prefix}.{number}", link, folder, inherited | path | self.environment)
+        ip("netns", "add", name)
+        self.hosts.append(host)
+        ip("link", "add", link, "type", "veth", "peer", "name", far)
+        ip("link", "set", far, "netns", name, "name", "eth0")
+        ip("-n", name, "addr", "add", f"{host.address}/24", "dev", "eth0")
+        ip("-n", name, "link", "set", "eth0", "up")
+        ip("-n", name, "link", "set", "lo", "up")
+        ip("link", "set", link, "master", self.name, "up")
+        ip("-n", name, "route", "add", "default", "via", self.address)  # by which Ray finds the address of a host
+        return host
+
+
+@contextlib.contextmanager
+def network(**environment: str) -> Iterator[Network]:
+    """A bridge for hosts, which are ended with all of their processes. Skips the test where only root could."""
+    number = secrets.token_bytes(3)
+    name, prefix = f"vl{number.hex()}", f"10.{100 + number[0] % 100}.{number[1]}"
+    with contextlib.ExitStack() as stack:
+        try:
+            ip("link", "add", name, "type", "bridge")
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"hosts need root and network namespaces: {getattr(error, 'stderr', error)}".strip())
+        stack.callback(ip, "link", "del", name)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vl-", ignore_cleanup_errors=True)))
+        made = Network(name, prefix, folder, environment)
+        stack.callback(_remove, made.hosts)
+        ip("addr", "add", f"{made.address}/24", "dev", name)
+        ip("link", "set", name, "up")
+        yield made
+
+
+def _remove(hosts: list[Host]) -> None:
+    for host in hosts:
+        host.kill()
+        with contextlib.suppress(subprocess.CalledProcessError):  # with its namespace, which was not finished
+            ip("link", "del", host.link)
+        ip("netns", "del", host.name)
+
+
+@contextlib.contextmanager
+def saying(log: Path) -> Iterator[None]:
+    """Adds the end of a log to the error of a wait."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}; the log says: {log.read_text(errors='replace')[-3000:]}") from None
+
+
+@dataclass(eq=False)
+class Job:
+    """A command on the head.
+
+    Args:
+        process: Process of the command.
+        log: File of what it prints.
+    """
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    @property
+    def shown(self) -> str:
+        """All that it has printed."""
+        return self.log.read_text(errors="replace")
+
+    def wait_until(self, condition: Callable[[], bool], what: str, limit: float = 240) -> None:
+        """Waits for a condition, which must come before the end of the command."""
+        with saying(self.log):
+            wait_for(lambda: self.process.poll() is not None or condition(), what, limit)
+        assert self.process.poll() is None, f"{what}, and it has ended: {self.shown}"
+
+    def wait(self, limit: float = 300) -> int:
+        """Waits for the end and returns the exit status."""
+        with saying(self.log):
+            wait_for(lambda: self.process.poll() is not None, "no end", limit)
+        return self.process.wait()
+
+    def kill(self) -> None:
+        """Kills the process of the command."""
+        self.process.kill()
+        self.process.wait()
+
+
+class Cluster:
+    """Ray over hosts: a head without cores, and nodes that join and leave.
+
+    Args:
+        network: Network of the hosts.
+        head_environment: Further environment variables of the head's Ray.
+        head_options: Further options of the head's `ray start`.
+    """
+
+    def __init__(self, network: Network, head_options: Sequence[str] = (), **head_environment: str) -> None:
+        self.network = network
+        network.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.head = network.add()
+        self.address = f"{self.head.address}:{RAY_PORT}"
+        self._nodes, self._jobs = self.head.folder / "nodes", 0
+        words = ["--head", f"--port={RAY_PORT}", "--num-cpus=0", "--include-dashboard=false", *head_options]
+        self._ray(self.head, words, **head_environment)
+        watcher = [sys.executable, "-c", NODES, self.address, str(self._nodes)]
+        with saying(self.head.folder / "ray.log"):
+            wait_for(lambda: bool(self.head.processes("gcs_server")), "no head")
+            self.head.start(watcher, self.head.folder / "nodes.log")
+            wait_for(lambda: self.head.address in self.alive(), "no head")
+
+    def add(self, cores: int = 1) -> Host:
+        """Starts a node on a new host, and waits until the head knows it."""
+        host = self.network.add()
+        self._ray(host, [f"--address={self.address}", f"--num-cpus={cores}"])
+        with saying(host.folder / "ray.log"):
+            wait_for(lambda: host.address in self.alive(), "the node did not join")
+        return host
+
+    def alive(self) -> dict[str, float]:
+        """Cores of the nodes that the head takes for alive, by address; those of one address together."""
+        if not self._nodes.exists():
+            return {}
+        cores: dict[str, float] = {}
+        for address, count in json.loads(self._nodes.read_text()):
+            cores[address] = cores.get(address, 0) + count
+        return cores
+
+    def start(self, *words: Any, **environment: str) -> Job:
+        """Starts a command of this project on the head."""
+        self._jobs += 1
+        log = self.head.folder / f"job{self._jobs}.log"
+        return Job(self.head.start(command(*words), log, RAY_ADDRESS=self.address, **environment), log)
+
+    def _ray(self, host: Host, words: list[str], **environment: str) -> None:
+        ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
+        own = [
+            f"--node-ip-address={host.address}",
+            f"--temp-dir={host.folder}/r",
+            f"--object-store-memory={OBJECT_STORE}",
+        ]
+        host.start([*ray, *own, *words], host.folder / "ray.log", **environment)
