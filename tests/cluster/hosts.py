@@ -19,6 +19,9 @@ import pytest
 from tests.conftest import ROOT, command, wait_for
 
 RAY_PORT = 6379
+STARTS = 3
+"""Starts of Ray on a host until a test gives up."""
+
 OBJECT_STORE = 100_000_000
 """Bytes of each host's object store; Ray takes no less than 75 MiB."""
 
@@ -26,14 +29,19 @@ NODES = """
 import json, os, sys, time
 from ray._raylet import GcsClient
 
-client, file = GcsClient(address=sys.argv[1]), sys.argv[2]
+address, file = sys.argv[1:]
+client = None
 while True:
-    nodes = [node for node in client.get_all_node_info().values() if node.state == 0]
+    time.sleep(0.5)
+    try:
+        client = client or GcsClient(address=address)
+        nodes = [node for node in client.get_all_node_info().values() if node.state == 0]
+    except Exception:  # the head is not up yet
+        continue
     alive = [[node.node_manager_address, dict(node.resources_total).get("CPU", 0)] for node in nodes]
     with open(file + ".new", "w") as out:
         json.dump(alive, out)
     os.replace(file + ".new", file)
-    time.sleep(0.5)
 """
 """Program that keeps the addresses and cores of the nodes that are alive in a file."""
 
@@ -241,19 +249,13 @@ class Cluster:
         self.address = f"{self.head.address}:{RAY_PORT}"
         self._nodes, self._jobs = self.head.folder / "nodes", 0
         words = ["--head", f"--port={RAY_PORT}", "--num-cpus=0", "--include-dashboard=false", *head_options]
-        self._ray(self.head, words, **head_environment)
-        watcher = [sys.executable, "-c", NODES, self.address, str(self._nodes)]
-        with saying(self.head.folder / "ray.log"):
-            wait_for(lambda: bool(self.head.processes("gcs_server")), "no head")
-            self.head.start(watcher, self.head.folder / "nodes.log")
-            wait_for(lambda: self.head.address in self.alive(), "no head")
+        self._start_ray(self.head, words, **head_environment)
 
     def add(self, cores: int = 1) -> Host:
         """Starts a node on a new host, and waits until the head knows it."""
         host = self.network.add()
-        self._ray(host, [f"--address={self.address}", f"--num-cpus={cores}"])
-        with saying(host.folder / "ray.log"):
-            wait_for(lambda: host.address in self.alive(), "the node did not join")
+        words = [f"--address={self.address}", f"--num-cpus={cores}"]
+        self._start_ray(host, words)
         return host
 
     def alive(self) -> dict[str, float]:
@@ -271,11 +273,20 @@ class Cluster:
         log = self.head.folder / f"job{self._jobs}.log"
         return Job(self.head.start(command(*words), log, RAY_ADDRESS=self.address, **environment), log)
 
-    def _ray(self, host: Host, words: list[str], **environment: str) -> None:
+    def _start_ray(self, host: Host, words: list[str], **environment: str) -> None:
+        """Starts Ray on a host, and again if it gives up: on a busy machine its own time limits are short."""
         ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
-        own = [
-            f"--node-ip-address={host.address}",
-            f"--temp-dir={host.folder}/r",
-            f"--object-store-memory={OBJECT_STORE}",
-        ]
-        host.start([*ray, *own, *words], host.folder / "ray.log", **environment)
+        own = [f"--node-ip-address={host.address}", f"--temp-dir={host.folder}/r"]
+        store = f"--object-store-memory={OBJECT_STORE}"
+        log = host.folder / "ray.log"
+        with saying(log):
+            for _ in range(STARTS):
+                process = host.start([*ray, *own, store, *words], log, **environment)
+                if host is self.head:
+                    watcher = [sys.executable, "-c", NODES, self.address, str(self._nodes)]
+                    host.start(watcher, host.folder / "nodes.log")
+                wait_for(lambda: process.poll() is not None or host.address in self.alive(), "Ray is not up")  # noqa: B023
+                if process.poll() is None:
+                    return
+                host.kill()
+            raise TimeoutError(f"Ray gave up {STARTS} times")
