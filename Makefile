@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo proof serve check test test-slow fuzz soak lint types unit bench clean
+.PHONY: demo proof serve check test test-slow fuzz lint types unit bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m jobs.demo
@@ -29,11 +29,6 @@ test-slow: $(VENV)/dev $(VENV)/demo
 # Fuzzing for an hour or more: changed files, tables, archives, pictures, answers and requests.
 fuzz: $(VENV)/dev
 	FUZZ_EXAMPLES=20000 $(BIN)/pytest tests/test_fuzz.py --timeout 7200
-
-# Kills and cuts at random over several hosts for an hour, as root: runs, the service, memory.
-MINUTES ?= 60
-soak: $(VENV)/dev
-	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 # Lint, types and the quick tests, in at most three minutes on two cores.
 check: lint types

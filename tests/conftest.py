@@ -79,7 +79,7 @@ SERVICE_FILES = {f"tests/serve/test_{name}.py" for name in ("api", "clients", "l
 """Files of tests that share a service, which takes long to start."""
 
 SLOW_PATHS = (
-    "tests/cluster/",  # hosts that are cut off and killed
+    "tests/cluster/",  # hosts that are cut off
     "tests/media/test_hostile.py",  # fuzzing
     "tests/evaluation/test_shapes.py",  # whole products, from nothing
     "tests/pipelines/test_demo.py",
@@ -229,18 +229,7 @@ def on_head(ray_head: str, run_job: Job) -> Job:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment variables for a real S3 server on loopback that has a bucket `bucket`."""
-    with s3_server(tmp_path_factory.mktemp("s3")) as environment:
-        yield environment
-
-
-@contextlib.contextmanager
-def s3_server(folder: Path, address: str = "127.0.0.1") -> Iterator[dict[str, str]]:
-    """A real S3 server with a bucket `bucket`, as environment variables.
-
-    Args:
-        folder: Folder of its files, removed at the end.
-        address: Address of this machine that it listens on.
-    """
+    folder = tmp_path_factory.mktemp("s3")
     identities = folder / "identities.json"
     identities.write_text(
         '{"identities": [{"name": "tests", "credentials": [{"accessKey": "tests", "secretKey": "tests-secret"}],'
@@ -256,8 +245,8 @@ def s3_server(folder: Path, address: str = "127.0.0.1") -> Iterator[dict[str, st
                 str(weed),
                 "server",
                 f"-dir={folder}",
-                f"-ip={address}",
-                f"-ip.bind={address}",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
                 "-s3",
                 f"-s3.port={port}",
                 f"-s3.config={identities}",
@@ -274,7 +263,7 @@ def s3_server(folder: Path, address: str = "127.0.0.1") -> Iterator[dict[str, st
             stderr=subprocess.STDOUT,
         )
     environment = {
-        "AWS_ENDPOINT_URL": f"http://{address}:{port}",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "tests",
         "AWS_SECRET_ACCESS_KEY": "tests-secret",
         "AWS_DEFAULT_REGION": "us-east-1",
