@@ -43,6 +43,7 @@ CLUSTER_FIXTURES = {"ray_head", "run_job", "s3", "service", "busy", "browser", "
 """Fixtures that start a command, a server or a browser. Tests that use one are marked `cluster`."""
 
 CLUSTER_PATHS = (
+    "tests/cluster/",
     "tests/pipelines/",
     "tests/serve/test_launch.py",
     "tests/serve/test_leases.py",
@@ -80,6 +81,7 @@ SERVICE_FILES = {f"tests/serve/test_{name}.py" for name in ("api", "clients", "l
 """Files of tests that share a service, which takes long to start."""
 
 SLOW_PATHS = (
+    "tests/cluster/",  # hosts that are cut off
     "tests/media/test_hostile.py",  # fuzzing
     "tests/evaluation/test_shapes.py",  # whole products, from nothing
     "tests/pipelines/test_demo.py",
