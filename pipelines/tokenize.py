@@ -36,6 +36,7 @@ from videolavit.records.schema import PLAN, RESERVED
 from videolavit.records.shards import RUN_FILE, TOKEN_SHARDS, ShardWriter
 from videolavit.records.source_files import isolated
 from videolavit.records.storage import Folder, StorageSettings, confined
+from videolavit.records.token_index import TokenIndex
 from videolavit.records.token_report import write_token_report
 from videolavit.records.tokenizer_info import EncodeSettings, TokenizerInfo
 
@@ -240,6 +241,9 @@ class Tokenization(Pipeline):
 
     def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
         write_token_report(folder, run, rejects)
+
+    def write_index(self, folder: Folder) -> int:
+        return TokenIndex(folder).update()
 
 
 def _pools(

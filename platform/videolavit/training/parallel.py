@@ -5,7 +5,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from videolavit.models.objective import Objective
 
 from .data import DataError
 from .settings import ParallelSettings
+
+Shared = TypeVar("Shared")
 
 _SAVED_OPERATORS = (
     torch.ops.aten.mm.default,
@@ -102,6 +104,22 @@ class Ranks:
     def wait(self) -> None:
         """Waits for all ranks."""
         self.agree(True)
+
+    def from_first(self, make: Callable[[], Shared]) -> Shared:
+        """Gives all ranks what the first one makes. All of them raise the error that it has."""
+        if self.world == 1:
+            return make()
+        made: list[Any] = [None, None]  # value and error
+        if self.is_first:
+            try:
+                made[0] = make()
+            except Exception as error:
+                made[1] = error
+        dist.broadcast_object_list(made, device=self.device if self.device.type == "cuda" else None)
+        value, error = made
+        if error is not None:
+            raise error
+        return value  # type: ignore[no-any-return]
 
 
 def parallelize(objective: Objective, settings: ParallelSettings, ranks: Ranks) -> None:
