@@ -97,6 +97,9 @@ def _print_plan(summary: PlanSummary) -> None:
     Console(highlight=False).print(table)
     if summary.calibrated_on:
         print(f"the estimate is calibrated on {summary.calibrated_on} shards of the run")
+    if summary.encoder_device:
+        unit = "GPU-hours" if summary.encoder_device == "cuda" else "core-hours"
+        print(f"tokenizers, as timed on a few batches: ~{summary.encoder_hours:.2g} {unit} in addition")
     if summary.new.unread:
         print(f"{summary.new.unread} sources have no readable header; they will most likely be rejected")
     _print_notes(summary.joined_rows, summary.ignored_captions, summary.left_out)

@@ -145,6 +145,8 @@ class PlanSummary:
         new: Sources that no plan of the run has.
         waiting: Samples that are planned and not done.
         calibrated_on: Committed shards that the costs were calibrated on; 0 for those of the model.
+        encoder_hours: Hours of a GPU, or of a core, that the tokenizers need; 0 where they were not timed.
+        encoder_device: Device that they were timed on: `cuda`, `cpu` or empty.
         joined_rows: Rows of manifests that gave a video a further caption.
         ignored_captions: Captions that are not applied, since an earlier input named their video or it is planned
             already.
@@ -154,6 +156,8 @@ class PlanSummary:
     new: Work
     waiting: Work
     calibrated_on: int = 0
+    encoder_hours: float = 0.0
+    encoder_device: str = ""
     joined_rows: int = 0
     ignored_captions: int = 0
     left_out: Sequence[str] = ()

@@ -1,5 +1,7 @@
 """The estimate of a run's cost: a model that holds on videos that it was not fitted on."""
 
+from typing import Any
+
 import pytest
 
 from benchmarks.estimate import FIGURES, Errors, Measured, fit, read_measured
@@ -7,8 +9,9 @@ from videolavit.media import VideoInfo
 from videolavit.records.cost import COST, estimated_cost, with_pipeline
 
 
-def video(width: int = 320, height: int = 240, rate: float = 30.0, codec: str = "h264", **more: int) -> VideoInfo:
-    return VideoInfo("mp4", codec, width, height, 10.0, rate, more.get("num_frames", 0), more.get("bit_rate", 0))
+def video(width: int = 320, height: int = 240, rate: float = 30.0, codec: str = "h264", **more: Any) -> VideoInfo:
+    """Header of ten seconds."""
+    return VideoInfo("mp4", codec, width, height, 10.0, rate, **{"num_frames": 0} | more)
 
 
 def test_cost_grows_with_what_is_decoded() -> None:
@@ -17,6 +20,7 @@ def test_cost_grows_with_what_is_decoded() -> None:
     assert estimated_cost(video(), 20, 6) > 1.8 * small
     assert estimated_cost(video(bit_rate=20_000_000), 10, 6) > small
     assert estimated_cost(video(rate=60.0), 10, 6) > small
+    assert estimated_cost(video(pixel_format="yuv420p10le"), 10, 6) > small
 
 
 def test_a_clock_is_no_frame_rate() -> None:

@@ -30,6 +30,7 @@ class VideoInfo:
         seconds: Length, in seconds; None if it is unknown.
         frame_rate: Frames per second.
         num_frames: Number of frames by the header; 0 if it is unknown.
+        pixel_format: Name of the pixel format in libavutil.
         bit_rate: Bits per second of the picture, or of the whole file if the header does not say; 0 if it is unknown.
     """
 
@@ -40,6 +41,7 @@ class VideoInfo:
     seconds: float | None
     frame_rate: float
     num_frames: int
+    pixel_format: str = "yuv420p"
     bit_rate: int = 0
 
 
@@ -61,6 +63,7 @@ def probe(source: VideoInput, settings: DecomposeSettings | None = None) -> Vide
             seconds=seconds,
             frame_rate=float(stream.guessed_rate or 0),
             num_frames=stream.frames,
+            pixel_format=stream.codec_context.pix_fmt or "",
             bit_rate=stream.bit_rate or container.bit_rate or 0,
         )
 

@@ -5,6 +5,9 @@ from videolavit.media import VideoInfo
 CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4")
 """Codecs with a cost of their own. Others cost as much as MPEG-4 does."""
 
+OUTPUT_FORMAT = "yuv420p"
+"""Pixel format that is encoded; pictures of others, such as those of full range, are converted first."""
+
 BITS_PER_PIXEL = 0.1
 """Bits of a pixel where the header does not tell the bit rate."""
 
@@ -12,16 +15,16 @@ MOST_FRAMES_A_SECOND = 240.0
 """Containers without a frame rate name that of their clock, which may be thousands."""
 
 COST = {
-    "h264 pixels": 4.0e-9,
-    "hevc pixels": 6.0e-9,
-    "av1 pixels": 5.0e-9,
-    "vp9 pixels": 4.0e-9,
-    "mpeg4 pixels": 3.0e-9,
-    "bits": 2.0e-8,
-    "frames": 3.0e-5,
-    "output pixels": 1.6e-8,
-    "output frames": 1.0e-4,
-    "samples": 0.01,
+    "h264 pixels": 1.3e-9,
+    "hevc pixels": 1.11e-9,
+    "av1 pixels": 1.09e-9,
+    "vp9 pixels": 2.56e-9,
+    "mpeg4 pixels": 1e-10,
+    "bits": 6.0e-9,
+    "output pixels": 4.1e-9,
+    "converted pixels": 1.9e-8,
+    "output frames": 2.4e-4,
+    "samples": 0.0077,
 }
 """Core-seconds of each unit that `cost_units` counts, on one core of a server."""
 
@@ -44,8 +47,8 @@ def cost_units(info: VideoInfo, seconds: float, fps: int) -> dict[str, float]:
     return {
         f"{codec} pixels": frames * pixels,
         "bits": seconds * info.bit_rate if info.bit_rate else frames * pixels * BITS_PER_PIXEL,
-        "frames": frames,
         "output pixels": seconds * fps * pixels,
+        "converted pixels": seconds * fps * pixels * (info.pixel_format != OUTPUT_FORMAT),
         "output frames": seconds * fps,
         "samples": 1.0,
     }

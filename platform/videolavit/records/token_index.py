@@ -83,11 +83,6 @@ class CodeLengths:
     visual: NDArray[np.int64]
     motion: NDArray[np.int64]
 
-    @classmethod
-    def of(cls, num_clips: Sequence[int], visual: Sequence[int], motion: Sequence[int]) -> "CodeLengths":
-        ends = np.concatenate([[0], np.cumsum(np.asarray(num_clips, np.int64))])
-        return cls(ends, np.asarray(visual, np.int64), np.asarray(motion, np.int64))
-
 
 class TokenIndex:
     """Index in the folder of a token run."""
@@ -159,7 +154,8 @@ class TokenIndex:
         if listed.files[shard] < 0:
             return None
         row = self._row(_file(int(listed.files[shard])), int(listed.places[shard]), _LENGTHS)
-        return CodeLengths.of(*(_flat(row, name) for name in _LENGTHS))
+        num_clips, visual, motion = (_flat(row, name) for name in _LENGTHS)
+        return CodeLengths(np.concatenate([[0], np.cumsum(num_clips)]), visual, motion)
 
     # ---- lengths of texts -----------------------------------------------------------------------------------------
 
@@ -227,15 +223,15 @@ class TokenIndex:
         return footer.num_rows, _made_by(name, footer)
 
     def _index_row(self, name: str) -> dict[str, Any] | None:
-        """Row of the index for a shard; None for a file that is none."""
-        with self._folder.open(f"{TOKEN_SHARDS.folder}/{name}") as file:
-            reader = ParquetReader(file)
-            try:
+        """Row of the index for a shard; None for a file that is none, or that cannot be read: a training says so."""
+        try:
+            with self._folder.open(f"{TOKEN_SHARDS.folder}/{name}") as file:
+                reader = ParquetReader(file)
                 made_by = _made_by(name, reader.metadata)
-            except NoTokenShard:
-                return None
-            clips = reader.read(columns=["clips"])["clips"].combine_chunks()
-        lengths = {name: list_lengths(clips.flatten().field(name)) for name in _LENGTHS[1:]}
+                clips = reader.read(columns=["clips"])["clips"].combine_chunks()
+        except (NoTokenShard, OSError, pa.ArrowException):
+            return None
+        lengths = {column: list_lengths(clips.flatten().field(column)) for column in _LENGTHS[1:]}
         return {"shard": name, "rows": len(clips), "made_by": made_by, "num_clips": list_lengths(clips), **lengths}
 
 

@@ -109,17 +109,17 @@ class Ranks:
         """Gives all ranks what the first one makes. All of them raise the error that it has."""
         if self.world == 1:
             return make()
-        made: list[Any] = [None, None]  # value and error
+        made: list[Any] = [None, None]  # value and failure
         if self.is_first:
             try:
                 made[0] = make()
             except Exception as error:
                 made[1] = error
         dist.broadcast_object_list(made, device=self.device if self.device.type == "cuda" else None)
-        value, error = made
-        if error is not None:
-            raise error
-        return value  # type: ignore[no-any-return]
+        value, failure = made
+        if failure is not None:
+            raise failure
+        return value
 
 
 def parallelize(objective: Objective, settings: ParallelSettings, ranks: Ranks) -> None:
