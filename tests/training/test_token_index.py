@@ -93,7 +93,7 @@ def test_new_shards_get_a_file_of_their_own(
     gone.unlink()
     assert index_of(run).update() == 4
     gone.write_bytes(kept)
-    partly = source_of(run, texts)  # as a training that starts while a run goes on
+    partly = source_of(run, texts)  # a training that starts while a run goes on
     assert index_of(run).update() == 1
     whole = source_of(run, texts)
     assert lengths(partly) == lengths(whole) == loaded_lengths(whole)
