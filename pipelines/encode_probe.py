@@ -1,4 +1,4 @@
-"""Short measurement of the tokenizers, on a device that a run would use, for the estimate of `--plan`."""
+"""Short measurement of the tokenizers, on a device that a run would use, for the estimate of a plan."""
 
 import time
 from collections.abc import Callable, Mapping
