@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import ray.data
 
 from videolavit.progress import OnProgress, Progress, ignore_progress
+from videolavit.records.cost import with_pipeline
 from videolavit.records.files import InputError
 from videolavit.records.identity import IdentityMismatch, check_identity
 from videolavit.records.kinds import Kind, PlanSettings
@@ -26,6 +27,7 @@ from videolavit.records.storage import Folder, StorageSettings, naming_location
 from videolavit.sandbox.call import describe_layers
 
 from .common import WorkerSettings
+from .estimate import Calibration, calibrate, shard_costs
 from .faults import STOP_AFTER, StorageStopped, wait_for_storage
 from .making import ShardMaking
 from .planning import SOURCES_PER_PLAN, Planner, pending_shards
@@ -71,6 +73,7 @@ class RunSummary:
         shards_left: Planned shards that are not committed.
         video_hours: Hours of video in the shards.
         core_hours: Core-hours that decomposing them took.
+        planned_core_hours: Core-hours that the plan said of the committed shards; 0 where it says nothing of that.
         counts: Further counts, such as clips and frames.
         seconds: Duration of this start, in seconds.
         joined_rows: Rows of manifests that gave a video a further caption.
@@ -94,6 +97,7 @@ class RunSummary:
     core_hours: float
     counts: Mapping[str, int]
     seconds: float
+    planned_core_hours: float = 0.0
     joined_rows: int = 0
     ignored_captions: int = 0
     left_out: Sequence[str] = ()
@@ -119,7 +123,8 @@ class Work:
     Args:
         sources: Number of sources.
         samples: Number of samples.
-        core_hours: Estimated core-hours, without the tokenizers.
+        core_hours: Estimated core-hours, without the tokenizers and with the share of the pipeline around the work.
+        spread: Factor by which a run may take more or less.
         figures: Further figures, by name.
         unread: Sources without a readable header.
     """
@@ -127,6 +132,7 @@ class Work:
     sources: int = 0
     samples: int = 0
     core_hours: float = 0.0
+    spread: float = 1.0
     figures: Mapping[str, float] = field(default_factory=dict)
     unread: int = 0
 
@@ -138,6 +144,9 @@ class PlanSummary:
     Args:
         new: Sources that no plan of the run has.
         waiting: Samples that are planned and not done.
+        calibrated_on: Committed shards that the costs were calibrated on; 0 for those of the model.
+        encoder_hours: Hours of a GPU, or of a core, that the tokenizers need; 0 where they were not timed.
+        encoder_device: Device that they were timed on: `cuda`, `cpu` or empty.
         joined_rows: Rows of manifests that gave a video a further caption.
         ignored_captions: Captions that are not applied, since an earlier input named their video or it is planned
             already.
@@ -146,6 +155,9 @@ class PlanSummary:
 
     new: Work
     waiting: Work
+    calibrated_on: int = 0
+    encoder_hours: float = 0.0
+    encoder_device: str = ""
     joined_rows: int = 0
     ignored_captions: int = 0
     left_out: Sequence[str] = ()
@@ -197,6 +209,10 @@ class Pipeline(ABC):
     @abstractmethod
     def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
         """Writes the dataset card."""
+
+    def write_index(self, folder: Folder) -> int:
+        """Writes what a training looks up instead of opening every shard; returns the number of shards that are new."""
+        return 0
 
 
 def open_run(
@@ -263,6 +279,7 @@ def start_run(
             _name_links(listing, on_progress)
             planner.commit(listing)
         stopped = _work_on_pending(pipeline, ledger, storage, on_progress)
+        pipeline.write_index(ledger.folder)
     summary = _finish(pipeline, ledger, identity, time.monotonic() - started)
     return dataclasses.replace(
         summary,
@@ -271,6 +288,7 @@ def start_run(
         left_out=listing.left_out if listing is not None else (),
         accepted_changes=accepted,
         stopped=stopped,
+        planned_core_hours=_planned_core_hours(ledger) if pipeline.settings.makes_clips else 0.0,
     )
 
 
@@ -284,6 +302,7 @@ def plan_run(
 ) -> PlanSummary:
     """Computes the work of `start_run` and its cost, and writes nothing."""
     ledger = open_run(pipeline, output, storage, settings)[0] if output else None
+    calibration = calibrate(ledger) if ledger else Calibration()
     with ray_session(on_progress):
         planner = Planner(ledger, pipeline.assign, pipeline.settings, pipeline.workers, storage, on_progress)
         _name_links(listing, on_progress)
@@ -296,8 +315,9 @@ def plan_run(
     for shard in pending_shards(ledger) if ledger else ():
         waiting = _added(waiting, _measured(pipeline, shard))
     return PlanSummary(
-        new=new,
-        waiting=waiting,
+        new=_calibrated(new, calibration),
+        waiting=_calibrated(waiting, calibration),
+        calibrated_on=calibration.shards,
         joined_rows=listing.joined_rows,
         ignored_captions=planner.ignored_captions,
         left_out=listing.left_out,
@@ -323,6 +343,13 @@ def _measured(pipeline: Pipeline, rows: pa.Table) -> Work:
         figures=pipeline.figures(rows),
         unread=rows["planned_seconds"].null_count,
     )
+
+
+def _calibrated(work: Work, calibration: Calibration) -> Work:
+    """Work whose core-hours are those that are expected, from those of the plan."""
+    core_seconds = 3600 * work.core_hours * calibration.factor
+    core_hours = with_pipeline(core_seconds, work.samples) / 3600
+    return dataclasses.replace(work, core_hours=core_hours, spread=calibration.spread)
 
 
 def _added(one: Work, other: Work) -> Work:
@@ -403,6 +430,12 @@ def _finish(pipeline: Pipeline, ledger: Ledger, identity: dict[str, Any], second
         seconds=seconds,
         report=folder.join(REPORT) if folder.is_local else f"{folder.url}/{REPORT}",
     )
+
+
+def _planned_core_hours(ledger: Ledger) -> float:
+    """Core-hours that the plan said of the committed shards."""
+    done = ledger.committed()
+    return sum(cost for shard, cost in shard_costs(ledger) if shard in done) / 3600
 
 
 def _json(value: Any) -> bytes:

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as default
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from videolavit.records.schema import PLAN, RESERVED
 from videolavit.records.shards import RUN_FILE, TOKEN_SHARDS, ShardWriter
 from videolavit.records.source_files import isolated
 from videolavit.records.storage import Folder, StorageSettings, confined
+from videolavit.records.token_index import TokenIndex
 from videolavit.records.token_report import write_token_report
 from videolavit.records.tokenizer_info import EncodeSettings, TokenizerInfo
 
@@ -47,6 +48,7 @@ from .common import (
     from_blocks,
 )
 from .decompose import versioned_plan
+from .encode_probe import measure_on_cluster
 from .faults import FaultWitness, OutputFails, StorageFails, check_output, output_faults
 from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
 from .session import ray_session
@@ -125,12 +127,22 @@ def tokenize(request: TokenizeRequest, on_progress: OnProgress = ignore_progress
 
 
 def plan_tokenization(request: TokenizeRequest, on_progress: OnProgress = ignore_progress) -> PlanSummary:
-    """Computes the work of `tokenize` and its cost, and writes nothing. Raises the errors of `tokenize`."""
+    """Computes the work of `tokenize` and its cost, and writes nothing. The tokenizers are timed on a few batches.
+
+    Raises the errors of `tokenize`.
+    """
     pipeline = Tokenization(request, _read_tokenizers(request, on_progress))
     storage = confined(request.storage, request.inputs)
     listing = list_inputs(pipeline, request.inputs, storage)
     with ray_session(on_progress):
-        return plan_run(pipeline, listing, request.output, storage, request.run, on_progress)
+        summary = plan_run(pipeline, listing, request.output, storage, request.run, on_progress)
+        task = pipeline.task
+        on_progress(Progress("model", message="timing the tokenizers"))
+        speed = measure_on_cluster(task.encode, task.tokenizers, task.gpu_fraction)
+    if speed is None:
+        return summary
+    hours = speed.hours(summary.new.figures) + speed.hours(summary.waiting.figures)
+    return replace(summary, encoder_hours=hours * (task.gpu_fraction or 1.0), encoder_device=task.device)
 
 
 def _read_tokenizers(request: TokenizeRequest, on_progress: OnProgress) -> TokenizerInfo:
@@ -240,6 +252,9 @@ class Tokenization(Pipeline):
 
     def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
         write_token_report(folder, run, rejects)
+
+    def write_index(self, folder: Folder) -> int:
+        return TokenIndex(folder).update()
 
 
 def _pools(

@@ -5,7 +5,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,8 @@ from videolavit.models.objective import Objective
 from .data import DataError
 from .settings import ParallelSettings
 from .shares import make_tensors
+
+Shared = TypeVar("Shared")
 
 _SAVED_OPERATORS = (
     torch.ops.aten.mm.default,
@@ -107,6 +109,22 @@ class Ranks:
     def wait(self) -> None:
         """Waits for all ranks."""
         self.agree(True)
+
+    def from_first(self, make: Callable[[], Shared]) -> Shared:
+        """Gives all ranks what the first one makes. All of them raise the error that it has."""
+        if self.world == 1:
+            return make()
+        made: list[Any] = [None, None]  # value and failure
+        if self.is_first:
+            try:
+                made[0] = make()
+            except Exception as error:
+                made[1] = error
+        dist.broadcast_object_list(made, device=self.device if self.device.type == "cuda" else None)
+        value, failure = made
+        if failure is not None:
+            raise failure
+        return value
 
 
 def parallelize(objective: Objective, settings: ParallelSettings, ranks: Ranks) -> None:

@@ -30,9 +30,11 @@ from ..chat import ChatLimits, ChatSource, collate_chat
 from ..component import Component, WriteSamples
 from ..data import DataError, Item, Mixture
 from ..packed import Document, PackedCollate, PackedStream, PackingSettings, pack_rows, row_item
+from ..parallel import Ranks
 from ..settings import TrainInputs
 from ..shares import is_shared_out, read_share
 from ..sources import data_identity, sample_stream, validation_items
+from ..texts import TextEncoder
 from ..token_sources import TokenDocuments, TokenSource
 
 TOKENIZERS = ("visual_tokenizer", "motion_tokenizer")
@@ -121,12 +123,10 @@ def _pretraining(model: ModelFolder, inputs: TrainInputs, settings: LanguageMode
     assembler = Assembler(model.vocabulary, length, tokenizer.eos_token_id, begin_id(tokenizer), settings.order)
     packing = PackingSettings(length, settings.packing, settings.pack_over, inputs.seed)
 
-    def encode(texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
-        return ids
+    texts, ranks = TextEncoder(tokenizer), Ranks.here()
 
     def sources(urls: list[str]) -> list[TokenSource]:
-        found = [TokenSource(url, inputs.storage, encode, 2 * inputs.window) for url in urls]
+        found = [TokenSource(url, inputs.storage, texts, 2 * inputs.window, ranks) for url in urls]
         for source in found:
             source.check(model)
         return found
@@ -162,7 +162,7 @@ def _caption_samples(
     settings: LanguageModelTraining,
 ) -> WriteSamples | None:
     """Function that measures the effect of held-out captions, and generates videos from some; None without captions."""
-    rows = [(source, shard, row) for source in held_out for shard, n in enumerate(source.sizes) for row in range(n)]
+    rows = ((source, shard, row) for source in held_out for shard, n in enumerate(source.sizes) for row in range(n))
     samples = (source.load(shard, row) for source, shard, row in rows)
     captioned = list(islice((one for one in samples if len(one.text) and one.clips), settings.show_captions))
     captions = [str(model.text_tokenizer().decode(one.text)) for one in captioned[: settings.show_videos]]
