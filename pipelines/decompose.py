@@ -24,8 +24,9 @@ from videolavit.records.identity import made_by, run_identity
 from videolavit.records.inputs import InputSettings
 from videolavit.records.kinds import Kind, PlanSettings, read_clips, shard_by
 from videolavit.records.plan import assign_clip_shards
+from videolavit.records.rejects import RejectFacts
 from videolavit.records.report import write_clip_report
-from videolavit.records.rows import PlanRow, Reject, extra_fields, plan_rows_from, video_sample_to
+from videolavit.records.rows import PlanRow, extra_fields, plan_rows_from, video_sample_to
 from videolavit.records.samples import SampleSettings
 from videolavit.records.shards import CLIP_SHARDS, RUN_FILE, ShardWriter
 from videolavit.records.source_files import isolated
@@ -139,7 +140,7 @@ class Decomposition(Pipeline):
     def counts(self, totals: Counter[str]) -> dict[str, int]:
         return {"clips": totals["clips"], "frames": totals["frames"]}
 
-    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
+    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[RejectFacts]) -> None:
         write_clip_report(folder, run, rejects)
 
 

@@ -30,7 +30,8 @@ from videolavit.records.kinds import KINDS, Kind, PlanSettings, prepare_sample, 
 from videolavit.records.plan import assign_token_shards
 from videolavit.records.prepare import PrepareSettings
 from videolavit.records.prepared import PreparedShard, ShardBuilder, failed_block, waiting_block, waiting_node
-from videolavit.records.rows import Reject, extra_fields, plan_rows_from
+from videolavit.records.rejects import RejectFacts
+from videolavit.records.rows import extra_fields, plan_rows_from
 from videolavit.records.samples import SampleSettings
 from videolavit.records.schema import PLAN, RESERVED
 from videolavit.records.shards import RUN_FILE, TOKEN_SHARDS, ShardWriter
@@ -238,7 +239,7 @@ class Tokenization(Pipeline):
         names = ("videos", "images", "texts", "clips", "visual_tokens", "motion_tokens")
         return {name: totals[name] for name in names}
 
-    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
+    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[RejectFacts]) -> None:
         write_token_report(folder, run, rejects)
 
 

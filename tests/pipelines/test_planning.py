@@ -18,6 +18,7 @@ from videolavit.records.kinds import KINDS
 from videolavit.records.listing import Listing
 from videolavit.records.rows import PlanRow, Reject, Source, extra_fields, plan_rows_to, sources_from, sources_to
 from videolavit.records.shards import Ledger, ShardWriter
+from videolavit.records.standing import Standing
 from videolavit.records.storage import Folder
 
 
@@ -83,7 +84,7 @@ def test_a_retry_that_another_run_plans_after_the_rejects_were_read_is_noticed(t
     first, second = _planner(tmp_path / "out"), _planner(tmp_path / "out")
 
     class SlowLedger(Ledger):
-        def standing(self) -> dict[str, str]:
+        def standing(self) -> Standing:
             found = super().standing()
             first.commit_retries(None)
             return found
