@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from pipelines.common import WorkerSettings
 from pipelines.decompose import DecomposeRequest, Decomposition
-from pipelines.planning import Planner, pending_shards
+from pipelines.feeding import waiting_shards
+from pipelines.planning import Planner
 from pipelines.run import finish_run, list_inputs, new_work, waiting_work
 from videolavit.progress import ignore_progress
 from videolavit.records import schema
@@ -62,7 +63,7 @@ def _start(folder: str) -> None:
     """What is handed to workers."""
     _, planner = _planner(folder)
     assert planner.ledger is not None
-    assert pending_shards(planner.ledger)
+    assert waiting_shards(planner.ledger).count
 
 
 def _show(folder: str) -> None:

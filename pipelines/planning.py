@@ -56,18 +56,6 @@ class PlanningIncomplete(RuntimeError):
     """Planning lost sources to failing workers; starting again continues it."""
 
 
-def pending_shards(ledger: Ledger) -> list[pa.Table]:
-    """Plan rows of every shard that is not committed, a table a shard, the most work first."""
-    pending: list[tuple[float, pa.Table]] = []
-    for plan in pending_rows(ledger):
-        names = plan["shard"].to_pylist()
-        starts = [index for index, name in enumerate(names) if not index or name != names[index - 1]]
-        for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
-            rows = plan.slice(start, end - start)
-            pending.append((pc.sum(rows["cost"]).as_py(), rows))
-    return [rows for _, rows in sorted(pending, key=lambda item: -item[0])]
-
-
 def pending_rows(ledger: Ledger) -> Iterator[pa.Table]:
     """Rows of each plan whose shards are not committed, the oldest plan first."""
     for name, shards in ledger.pending():

@@ -28,8 +28,9 @@ from videolavit.scratch import scratch_folder
 
 from .common import WorkerSettings
 from .faults import STOP_AFTER, StorageStopped, wait_for_storage
+from .feeding import WaitingShards, waiting_shards
 from .making import ShardMaking
-from .planning import SOURCES_PER_PLAN, Planner, pending_rows, pending_shards
+from .planning import SOURCES_PER_PLAN, Planner, pending_rows
 from .session import ray_session
 
 REJECTS_FILE = "rejects.parquet"
@@ -184,7 +185,7 @@ class Pipeline(ABC):
         """Figures of rows of a plan, by name."""
 
     @abstractmethod
-    def work(self, shards: list[pa.Table], folder: Folder) -> "ray.data.Dataset":
+    def work(self, shards: WaitingShards, folder: Folder) -> "ray.data.Dataset":
         """Dataset that makes shards; its rows are records of their progress."""
 
     @abstractmethod
@@ -346,14 +347,14 @@ def _work_on_pending(pipeline: Pipeline, ledger: Ledger, storage: StorageSetting
         Reason why the work stopped; empty if it did not.
     """
     ledger.forget_incomplete()
-    shards = pending_shards(ledger)
-    if not shards:
+    shards = waiting_shards(ledger)
+    if not shards.count:
         on_progress(Progress(pipeline.name, message="nothing new to do"))
     in_vain = 0
-    while shards:
-        count = sum(shard.num_rows for shard in shards)
+    while shards.count:
         dataset = pipeline.work(shards, ledger.folder)
-        halt = ShardMaking(pipeline.name, pipeline.describe, dataset, count, ledger.folder, on_progress).run()
+        making = ShardMaking(pipeline.name, pipeline.describe, dataset, shards.samples, ledger.folder, on_progress)
+        halt = making.run()
         if halt is None or halt.is_final:
             return halt.reason if halt else ""
         try:
@@ -361,13 +362,13 @@ def _work_on_pending(pipeline: Pipeline, ledger: Ledger, storage: StorageSetting
                 wait_for_storage(halt.storage, storage, on_progress)
         except StorageStopped as error:
             return str(error)
-        left = pending_shards(ledger)
-        in_vain = in_vain + 1 if len(left) == len(shards) else 0
+        left = waiting_shards(ledger)
+        in_vain = in_vain + 1 if left.count == shards.count else 0
         if in_vain == STOP_AFTER:
             if halt.storage is not None:
                 return f"workers cannot read what this process can: {halt.reason}"
             return f"{halt.reason}, {STOP_AFTER} times in a row: look at those nodes and their network"
-        if halt.storage is None and left:
+        if halt.storage is None and left.count:
             on_progress(Progress("silent shards", message=f"{halt.reason}; other workers make what is left"))
         shards = left
     return ""

@@ -116,7 +116,7 @@ def test_footers_of_a_finished_plan_are_read_once(tmp_path: Path) -> None:
     (tmp_path / "clips" / "00000-1.parquet").write_bytes(b"no Parquet, and not opened")
     (tmp_path / PLAN_FOLDER / "00000.parquet").write_bytes(b"no Parquet, and not opened")
     assert list(ledger.summaries()) == before
-    assert list(ledger.pending()) == [("00001.parquet", {"00001-4.parquet"})]
+    assert list(ledger.pending()) == [("00001.parquet", {"00001-4.parquet": 2})]
 
 
 def test_a_summary_does_not_outlive_a_shard(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_summary_does_not_outlive_a_shard(tmp_path: Path) -> None:
     ledger = _run(tmp_path)
     ledger.compact()
     (tmp_path / "clips" / "00000-1.parquet").unlink()
-    assert dict(ledger.pending())["00000.parquet"] == {"00000-1.parquet"}
+    assert dict(ledger.pending())["00000.parquet"] == {"00000-1.parquet": 2}
     assert [one.name for one in ledger.summaries()] == ["00000-0.parquet", "00000-2.parquet", "00001-3.parquet"]
     ledger.forget_incomplete()
     assert ledger.folder.names(SUMMARY_FOLDER, "") == []

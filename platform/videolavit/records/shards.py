@@ -250,14 +250,15 @@ class Ledger:
         with self.open_plan(name) as plan:
             return plan.metadata.num_rows, _IS_NEW in (plan.metadata.metadata or {})
 
-    def pending(self) -> Iterator[tuple[str, set[str]]]:
-        """Plans of which shards are not committed, the oldest first, with the names of those shards."""
+    def pending(self) -> Iterator[tuple[str, dict[str, int]]]:
+        """Plans of which shards are not committed, the oldest first, with the sizes of those shards in samples."""
         committed, summarized = self._committed_by_plan(), self._summarized()
         for name in self.plans():
             generation = _generation(name)
             done = committed.get(generation, [])
             if summarized.get(generation) != len(done):  # a summary is written when all shards of a plan are there
-                missing = self.shard_sizes(name).keys() - set(done)
+                there = set(done)
+                missing = {shard: size for shard, size in self.shard_sizes(name).items() if shard not in there}
                 if missing:
                     yield name, missing
 
