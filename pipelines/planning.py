@@ -5,8 +5,9 @@ published since, so that two runs never plan the same source twice.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -100,32 +101,48 @@ class Planner:
         """
         assert self.ledger is not None
         self.generation = len(self.ledger.plans())  # before the rejects, so that a retry of another run is noticed
-        attempts: dict[str, int] = {}
+        standing, plans = self.ledger.standing(), self.ledger.plans_by_generation()
         kinds: Counter[str] = Counter()
-        for one in self.ledger.rejects():
-            kinds[one.error_type] += 1
-            if only in (None, one.error_type):
-                attempts[one.sample_id] = one.attempts
-        if not attempts:
+        chosen: list[pa.Table] = []
+        is_any = False
+        for generation, summaries in groupby(self.ledger.summaries(), lambda one: one.generation):
+            rejects = [reject for one in summaries for reject in one.standing_rejects(standing)]
+            kinds.update(one.error_type for one in rejects)
+            attempts = {one.sample_id: one.attempts for one in rejects if only in (None, one.error_type)}
+            if attempts:
+                chosen.append(self._rows_of(plans[generation], attempts))
+            if sum(rows.num_rows for rows in chosen) >= SOURCES_PER_PLAN:
+                self._retry(pa.concat_tables(chosen, promote_options="permissive"))
+                chosen, is_any = [], True
+        if chosen:
+            self._retry(pa.concat_tables(chosen, promote_options="permissive"))
+        elif not is_any:
             self.on_progress(Progress("plan", message=f"no rejects to retry; the run has {dict(kinds) or 'none'}"))
-            return
-        latest = self._latest_rows(list(attempts))
-        fields = extra_fields(latest.schema)
-        rows = [replace(row, attempts=attempts[row.sample_id]) for row in plan_rows_from(latest)]
-        parts = [plan_rows_to([row for row in rows if row.planned_seconds is not None], fields)]
-        unread = [row for row in rows if row.planned_seconds is None]
-        if unread:
+
+    def _rows_of(self, plan: str, attempts: Mapping[str, int]) -> pa.Table:
+        """Rows of some samples of a plan, with the attempts that were made at them."""
+        assert self.ledger is not None
+        found = self.ledger.plan(plan)
+        found = found.filter(pc.is_in(found["sample_id"], pa.array(list(attempts), pa.string())))
+        rows = [replace(row, attempts=attempts[row.sample_id]) for row in plan_rows_from(found)]
+        return plan_rows_to(rows, extra_fields(found.schema))
+
+    def _retry(self, rows: pa.Table) -> None:
+        """Publishes a plan of rows of earlier plans: of known segments as they are, of unread sources as read now."""
+        assert self.ledger is not None
+        is_known = pc.is_valid(rows["planned_seconds"])
+        parts, unread = [rows.filter(is_known)], rows.filter(pc.invert(is_known))
+        if unread.num_rows:
             self._planned.follow(self.ledger, self.generation)
-            sources = plan_rows_to(unread, fields)
-            again = self.read(sources_of_plan(sources))
-            counts = dict(zip(keys(sources).to_pylist(), sources["attempts"].to_pylist(), strict=True))
+            again = self.read(sources_of_plan(unread))
+            counts = dict(zip(keys(unread).to_pylist(), unread["attempts"].to_pylist(), strict=True))
             named = zip(keys(again).to_pylist(), again["url"].to_pylist(), strict=True)
             before = pa.array([counts.get(key, counts.get(url, 0)) for key, url in named], pa.int32())
             again = again.set_column(again.schema.get_field_index("attempts"), schema.PLAN.field("attempts"), before)
-            parts.append(self._not_planned(again, retried=list(attempts)))
-        rows = pa.concat_tables(parts, promote_options="permissive")
-        rows = without_repeats(rows, rows["sample_id"])
-        self._publish(rows, is_new=False)  # a damaged tar lists rejects of its members again
+            parts.append(self._not_planned(again, retried=rows["sample_id"].to_pylist()))
+        together = pa.concat_tables(parts, promote_options="permissive")
+        # a damaged tar lists rejects of its members again
+        self._publish(without_repeats(together, together["sample_id"]), is_new=False)
 
     def new(self, sources: pa.Table) -> pa.Table:
         """The sources that no plan of the run has, each once.
@@ -193,14 +210,6 @@ class Planner:
         rows = without_repeats(rows, rows["sample_id"])
         before = self._planned.samples(rows["sample_id"].to_pylist())
         return rows.filter(pc.or_(pc.invert(before), pc.is_in(rows["sample_id"], pa.array(retried, pa.string()))))
-
-    def _latest_rows(self, samples: list[str]) -> pa.Table:
-        assert self.ledger is not None
-        chosen = pa.array(samples)
-        plans = [plan.filter(pc.is_in(plan["sample_id"], chosen)) for plan in self.ledger.planned()]
-        rows = pa.concat_tables(plans, promote_options="permissive")
-        latest = {sample: index for index, sample in enumerate(rows["sample_id"].to_pylist())}
-        return rows.take(sorted(latest.values()))
 
     def _publish(self, rows: pa.Table, is_new: bool) -> None:
         assert self.ledger is not None

@@ -304,12 +304,6 @@ class Ledger:
             if len(committed.get(generation, [])) != count:
                 self.folder.remove(_summary_file(generation, count))
 
-    def rejects(self) -> Iterator[Reject]:
-        """Rejects that stand: those of samples that no later plan took up again."""
-        standing = self.standing()
-        for summary in self.summaries():
-            yield from summary.standing_rejects(standing)
-
     def _committed_by_plan(self) -> dict[str, list[str]]:
         """Names of the committed shards by the number of their plan, both sorted."""
         names = self.folder.names(self.kind.folder, ".parquet")
