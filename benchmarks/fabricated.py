@@ -60,7 +60,7 @@ def _plan(folder: str) -> None:
 
 
 def _start(folder: str) -> None:
-    """What is handed to workers."""
+    """Names of the shards that are handed to workers."""
     _, planner = _planner(folder)
     assert planner.ledger is not None
     assert waiting_shards(planner.ledger).count
@@ -75,7 +75,7 @@ def _show(folder: str) -> None:
 
 
 def _resume(folder: str) -> None:
-    """The same command again on a run that is half done, until work would begin."""
+    """Start of the same command on a run that is half done, until work would begin."""
     _plan(folder)
     _start(folder)
 

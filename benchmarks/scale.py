@@ -1,4 +1,4 @@
-"""What a run costs beyond its work as a corpus grows: CPU time and memory a sample of each step, on fabricated runs.
+"""Cost of a run beyond its work as a corpus grows: CPU time and memory a sample of each step, on fabricated runs.
 
 Reading headers and making shards is the work of actors, and linear. Here plans are fabricated in place of headers, and
 shards without rows in place of work, so that what remains is what the driver does.

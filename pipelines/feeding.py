@@ -14,7 +14,7 @@ from videolavit.records.storage import Folder, StorageSettings
 
 from .common import from_blocks
 
-READERS = 2
+PLAN_READERS = 2
 """Plans that are read at once. A plan is some 256 shards."""
 
 
@@ -61,7 +61,7 @@ def feed(shards: WaitingShards, folder: Folder) -> "ray.data.Dataset":
         fn_kwargs={"output": folder.url, "storage": folder.settings},
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=READERS),
+        compute=ray.data.TaskPoolStrategy(size=PLAN_READERS),
         num_cpus=0,
         scheduling_strategy=here,
     )

@@ -1,4 +1,4 @@
-"""What the plans of a run have, looked up by name: a source is compared with one entry, however many there are."""
+"""Index of what the plans of a run have: a source is compared with one entry, however many there are."""
 
 from collections.abc import Sequence
 

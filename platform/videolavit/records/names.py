@@ -4,7 +4,7 @@ import hashlib
 import sqlite3
 from collections.abc import Collection, Iterable
 
-CACHE_KIBIBYTES = 65536
+INDEX_CACHE = 65536
 """Memory that an index takes at most, about; what is more lies in a file without a name, gone with its process."""
 
 
@@ -16,7 +16,7 @@ class NameIndex:
 
     def __init__(self) -> None:
         self._database = sqlite3.connect("", isolation_level=None)  # on the disk, in a file that only this process sees
-        self._database.execute(f"PRAGMA cache_size = -{CACHE_KIBIBYTES}")
+        self._database.execute(f"PRAGMA cache_size = -{INDEX_CACHE}")
         self._database.execute("CREATE TABLE names (name BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID")
         self._database.execute("CREATE TEMP TABLE asked (place INTEGER PRIMARY KEY, name BLOB)")
 
@@ -49,7 +49,7 @@ def repeated_hashes(names: Iterable[Collection[str]]) -> frozenset[int]:
     """Hashes, of this process, of the names that come more than once in many batches."""
     database = sqlite3.connect("", isolation_level=None)
     try:
-        database.execute(f"PRAGMA cache_size = -{CACHE_KIBIBYTES}")
+        database.execute(f"PRAGMA cache_size = -{INDEX_CACHE}")
         database.execute("CREATE TABLE seen (hash INTEGER)")
         database.execute("BEGIN")
         for batch in names:

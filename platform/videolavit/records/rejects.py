@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from . import schema
 from .rows import Reject, rejects_to
 
-ROWS_AT_A_TIME = 10_000
+REJECTS_AT_A_TIME = 10_000
 """Rejects of a row group."""
 
 
@@ -62,5 +62,5 @@ def write_rejects(file: Path, rejects: Iterable[Reject]) -> None:
     """Writes the table `rejects.parquet`, some rows at a time."""
     coming = iter(rejects)
     with pq.ParquetWriter(file, schema.versioned(schema.REJECTS, "rejects")) as writer:
-        while some := list(islice(coming, ROWS_AT_A_TIME)):
+        while some := list(islice(coming, REJECTS_AT_A_TIME)):
             writer.write_table(rejects_to(some))

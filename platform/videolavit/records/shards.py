@@ -25,7 +25,7 @@ from . import schema
 from .parquet import ParquetReader
 from .rows import Reject, reject_from, reject_to
 from .schema import WORK_SECONDS
-from .standing import COLUMNS, Standing, standing
+from .standing import STANDING_COLUMNS, Standing, standing
 from .storage import Folder
 
 PLAN_FOLDER, SUMMARY_FOLDER, RUN_FILE = "plan", "summaries", "run.json"
@@ -243,7 +243,7 @@ class Ledger:
         with ThreadPoolExecutor(_READERS) as readers:
             facts = list(readers.map(self._plan_facts, names))
         again = [number for number, (_, is_new) in enumerate(facts) if number and not is_new]
-        return standing([size for size, _ in facts], again, lambda number: self.plan(names[number], COLUMNS))
+        return standing([size for size, _ in facts], again, lambda number: self.plan(names[number], STANDING_COLUMNS))
 
     def _plan_facts(self, name: str) -> tuple[int, bool]:
         """Number of rows of a plan, and True if nothing of it is in earlier plans."""

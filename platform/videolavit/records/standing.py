@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from .rows import keys, planned_names
 
-COLUMNS = ["sample_id", "source", "url", "key", "offset", "planned_seconds", "shard"]
+STANDING_COLUMNS = ["sample_id", "source", "url", "key", "offset", "planned_seconds", "shard"]
 """Columns of a plan that decide."""
 
 
@@ -36,7 +36,7 @@ def standing(sizes: Sequence[int], again: Sequence[int], read: Callable[[int], p
     Args:
         sizes: Number of rows of each plan, the oldest first.
         again: Numbers of the plans that may have a source or a sample of an earlier plan, such as retries.
-        read: Returns COLUMNS of a plan by its number.
+        read: Returns STANDING_COLUMNS of a plan by its number.
     """
     if not again:
         return Standing(sum(sizes), {})
