@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray.data
 
 from videolavit.progress import OnProgress, Progress, ignore_progress
@@ -20,17 +19,20 @@ from videolavit.records.files import InputError
 from videolavit.records.identity import IdentityMismatch, check_identity
 from videolavit.records.kinds import Kind, PlanSettings
 from videolavit.records.listing import Listing, rebatched
+from videolavit.records.rejects import RejectFacts, write_rejects
 from videolavit.records.report import REPORT
-from videolavit.records.rows import Reject, rejects_to
-from videolavit.records.shards import RUN_FILE, Ledger, ShardKind, total
+from videolavit.records.shards import RUN_FILE, Ledger, ShardKind
 from videolavit.records.storage import Folder, StorageSettings, naming_location
+from videolavit.records.totals import RunTotals
 from videolavit.sandbox.call import describe_layers
+from videolavit.scratch import scratch_folder
 
 from .common import WorkerSettings
 from .estimate import Calibration, calibrate, shard_costs
 from .faults import STOP_AFTER, StorageStopped, wait_for_storage
+from .feeding import WaitingShards, waiting_shards
 from .making import ShardMaking
-from .planning import SOURCES_PER_PLAN, Planner, pending_shards
+from .planning import SOURCES_PER_PLAN, Planner, pending_rows
 from .session import ray_session
 
 REJECTS_FILE = "rejects.parquet"
@@ -195,7 +197,7 @@ class Pipeline(ABC):
         """Figures of rows of a plan, by name."""
 
     @abstractmethod
-    def work(self, shards: list[pa.Table], folder: Folder) -> "ray.data.Dataset":
+    def work(self, shards: WaitingShards, folder: Folder) -> "ray.data.Dataset":
         """Dataset that makes shards; its rows are records of their progress."""
 
     @abstractmethod
@@ -207,7 +209,7 @@ class Pipeline(ABC):
         """Further counts of the run, from the footers of its shards."""
 
     @abstractmethod
-    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
+    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[RejectFacts]) -> None:
         """Writes the dataset card."""
 
     def write_index(self, folder: Folder) -> int:
@@ -280,7 +282,7 @@ def start_run(
             planner.commit(listing)
         stopped = _work_on_pending(pipeline, ledger, storage, on_progress)
         pipeline.write_index(ledger.folder)
-    summary = _finish(pipeline, ledger, identity, time.monotonic() - started)
+    summary = finish_run(pipeline, ledger, identity, time.monotonic() - started)
     return dataclasses.replace(
         summary,
         joined_rows=listing.joined_rows if listing is not None else 0,
@@ -306,14 +308,8 @@ def plan_run(
     with ray_session(on_progress):
         planner = Planner(ledger, pipeline.assign, pipeline.settings, pipeline.workers, storage, on_progress)
         _name_links(listing, on_progress)
-        new = Work()
-        for batch in rebatched(iter(listing), SOURCES_PER_PLAN):
-            sources = planner.new(batch)
-            if sources.num_rows:
-                new = _added(new, _measured(pipeline, planner.read(sources)))
-    waiting = Work()
-    for shard in pending_shards(ledger) if ledger else ():
-        waiting = _added(waiting, _measured(pipeline, shard))
+        new = new_work(pipeline, planner, listing)
+    waiting = waiting_work(pipeline, ledger) if ledger else Work()
     return PlanSummary(
         new=_calibrated(new, calibration),
         waiting=_calibrated(waiting, calibration),
@@ -322,6 +318,24 @@ def plan_run(
         ignored_captions=planner.ignored_captions,
         left_out=listing.left_out,
     )
+
+
+def new_work(pipeline: Pipeline, planner: Planner, listing: Listing) -> Work:
+    """Work of the sources that no plan has."""
+    new = Work()
+    for batch in rebatched(iter(listing), SOURCES_PER_PLAN):
+        sources = planner.new(batch)
+        if sources.num_rows:
+            new = _added(new, _measured(pipeline, planner.read(sources)))
+    return new
+
+
+def waiting_work(pipeline: Pipeline, ledger: Ledger) -> Work:
+    """Work that is planned and not done."""
+    waiting = Work()
+    for rows in pending_rows(ledger):
+        waiting = _added(waiting, _measured(pipeline, rows))
+    return waiting
 
 
 def list_inputs(pipeline: Pipeline, inputs: Sequence[str], storage: StorageSettings) -> Listing:
@@ -369,14 +383,15 @@ def _work_on_pending(pipeline: Pipeline, ledger: Ledger, storage: StorageSetting
     Returns:
         Reason why the work stopped; empty if it did not.
     """
-    shards = pending_shards(ledger)
-    if not shards:
+    ledger.forget_incomplete()
+    shards = waiting_shards(ledger)
+    if not shards.count:
         on_progress(Progress(pipeline.name, message="nothing new to do"))
     in_vain = 0
-    while shards:
-        count = sum(shard.num_rows for shard in shards)
+    while shards.count:
         dataset = pipeline.work(shards, ledger.folder)
-        halt = ShardMaking(pipeline.name, pipeline.describe, dataset, count, ledger.folder, on_progress).run()
+        making = ShardMaking(pipeline.name, pipeline.describe, dataset, shards.samples, ledger.folder, on_progress)
+        halt = making.run()
         if halt is None or halt.is_final:
             return halt.reason if halt else ""
         try:
@@ -384,42 +399,43 @@ def _work_on_pending(pipeline: Pipeline, ledger: Ledger, storage: StorageSetting
                 wait_for_storage(halt.storage, storage, on_progress)
         except StorageStopped as error:
             return str(error)
-        left = pending_shards(ledger)
-        in_vain = in_vain + 1 if len(left) == len(shards) else 0
+        left = waiting_shards(ledger)
+        in_vain = in_vain + 1 if left.count == shards.count else 0
         if in_vain == STOP_AFTER:
             if halt.storage is not None:
                 return f"workers cannot read what this process can: {halt.reason}"
             return f"{halt.reason}, {STOP_AFTER} times in a row: look at those nodes and their network"
-        if halt.storage is None and left:
+        if halt.storage is None and left.count:
             on_progress(Progress("silent shards", message=f"{halt.reason}; other workers make what is left"))
         shards = left
     return ""
 
 
-def _finish(pipeline: Pipeline, ledger: Ledger, identity: dict[str, Any], seconds: float) -> RunSummary:
+def finish_run(pipeline: Pipeline, ledger: Ledger, identity: dict[str, Any], seconds: float) -> RunSummary:
     """Writes the files that are derived from the shards."""
-    left = len(ledger.pending())
-    summaries, standing = ledger.summaries(), ledger.standing()
-    rejects = ledger.rejects(summaries, standing)
-    totals, folder = total(summaries), ledger.folder
-    sink = pa.BufferOutputStream()
-    pq.write_table(rejects_to(rejects), sink)
+    ledger.compact()
+    left = sum(len(shards) for _, shards in ledger.pending())
+    totals, folder = RunTotals(ledger.standing()), ledger.folder
+    with scratch_folder() as scratch, naming_location(folder.url):
+        file = scratch / REJECTS_FILE
+        write_rejects(file, totals.add(ledger.summaries()))
+        folder.replace_with(REJECTS_FILE, file)
+    sums, rejects = totals.counts, totals.rejects.facts
     counts: dict[str, Any] = {
-        "planned": len(standing),
-        "samples": totals["samples"],
-        **pipeline.counts(totals),
-        "rejects": len(rejects),
-        "rejects_by_type": dict(Counter(reject.error_type for reject in rejects).most_common()),
-        "shards": len(summaries),
+        "planned": totals.standing.planned,
+        "samples": sums["samples"],
+        **pipeline.counts(sums),
+        "rejects": sum(one.count for one in rejects),
+        "rejects_by_type": {one.error_type: one.count for one in rejects},
+        "shards": totals.shards,
         "shards_left": left,
-        "video_hours": totals["video_seconds"] / 3600,
-        "core_hours": totals["work_seconds"] / 3600,
+        "video_hours": sums["video_seconds"] / 3600,
+        "core_hours": sums["work_seconds"] / 3600,
     }
     if not left and counts["samples"] + counts["rejects"] != counts["planned"]:
         raise AssertionError(f"{counts['planned']} samples were planned, the shards account for others: {counts}")
     run = {"identity": identity, "complete": not left, "counts": counts, "last_start_seconds": seconds}
     with naming_location(folder.url):
-        folder.replace(REJECTS_FILE, sink.getvalue().to_pybytes())
         folder.replace(RUN_FILE, _json(run))
     pipeline.write_report(folder, run, rejects)
     own = {one.name for one in dataclasses.fields(RunSummary)}

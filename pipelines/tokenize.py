@@ -30,7 +30,8 @@ from videolavit.records.kinds import KINDS, Kind, PlanSettings, prepare_sample, 
 from videolavit.records.plan import assign_token_shards
 from videolavit.records.prepare import PrepareSettings
 from videolavit.records.prepared import PreparedShard, ShardBuilder, failed_block, waiting_block, waiting_node
-from videolavit.records.rows import Reject, extra_fields, plan_rows_from
+from videolavit.records.rejects import RejectFacts
+from videolavit.records.rows import extra_fields, plan_rows_from
 from videolavit.records.samples import SampleSettings
 from videolavit.records.schema import PLAN, RESERVED
 from videolavit.records.shards import RUN_FILE, TOKEN_SHARDS, ShardWriter
@@ -45,11 +46,11 @@ from .common import (
     SampleWork,
     WorkerSettings,
     cluster_has,
-    from_blocks,
 )
 from .decompose import versioned_plan
 from .encode_probe import measure_on_cluster
 from .faults import FaultWitness, OutputFails, StorageFails, check_output, output_faults
+from .feeding import WaitingShards, feed, planned_rows
 from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
 from .session import ray_session
 from .shard_records import ShardTally, WorkThread, node_address, record_block
@@ -216,11 +217,11 @@ class Tokenization(Pipeline):
         clips = (pc.sum(rows["num_clips"]).as_py() or 0) - modalities["image"]
         return {"clips": clips, "images": modalities["image"], "texts": modalities["text"]}
 
-    def work(self, shards: list[pa.Table], folder: Folder) -> "ray.data.Dataset":
+    def work(self, shards: WaitingShards, folder: Folder) -> "ray.data.Dataset":
         task = self.task
-        preparing, encoding = _pools(self.workers, self.request.encoders, task, len(shards))
+        preparing, encoding = _pools(self.workers, self.request.encoders, task, shards.count)
         return (
-            from_blocks(shards)
+            feed(shards, folder)
             .map_batches(
                 _Preparer,
                 fn_constructor_kwargs={
@@ -250,7 +251,7 @@ class Tokenization(Pipeline):
         names = ("videos", "images", "texts", "clips", "visual_tokens", "motion_tokens")
         return {name: totals[name] for name in names}
 
-    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
+    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[RejectFacts]) -> None:
         write_token_report(folder, run, rejects)
 
     def write_index(self, folder: Folder) -> int:
@@ -305,14 +306,14 @@ class _Preparer:
         self._node, self._thread = node_address(), WorkThread()
         self._can_write = False
 
-    def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
-        name = plan["shard"][0].as_py()
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        name = block["shard"][0].as_py()
 
         def alive(is_due: bool) -> pa.Table | None:
             return waiting_block(name, self._node) if is_due else None
 
         try:
-            yield (yield from self._thread.run(partial(self._make_shard, plan), alive))
+            yield (yield from self._thread.run(partial(self._make_shard, planned_rows(block)), alive))
         except (StorageFails, OutputFails) as failure:
             yield failed_block(name, str(failure))
         except Exception as failure:

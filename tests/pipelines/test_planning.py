@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipelines import planning
 from pipelines.common import WorkerSettings
 from pipelines.decompose import DecomposeRequest, Decomposition
 from pipelines.planning import Planner, PlanningConflict, _HeaderReader
@@ -21,6 +22,7 @@ from videolavit.records.listing import Listing
 from videolavit.records.rows import PlanRow, Reject, Source, extra_fields, plan_rows_to, sources_from, sources_to
 from videolavit.records.shards import Ledger, ShardWriter
 from videolavit.records.source_files import isolated
+from videolavit.records.standing import Standing
 from videolavit.records.storage import Folder, StorageSettings
 
 
@@ -86,7 +88,7 @@ def test_a_retry_that_another_run_plans_after_the_rejects_were_read_is_noticed(t
     first, second = _planner(tmp_path / "out"), _planner(tmp_path / "out")
 
     class SlowLedger(Ledger):
-        def standing(self) -> dict[str, str]:
+        def standing(self) -> Standing:
             found = super().standing()
             first.commit_retries(None)
             return found
@@ -95,6 +97,24 @@ def test_a_retry_that_another_run_plans_after_the_rejects_were_read_is_noticed(t
     with pytest.raises(PlanningConflict):
         second.commit_retries(None)
     assert _planned(first) == ["a.mp4", "a.mp4"]
+
+
+def test_many_rejects_are_retried_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planner = _planner(tmp_path / "out")
+    for name in ("a.mp4", "b.mp4", "c.mp4"):  # a plan each
+        planner.commit(_listing(tmp_path, name))
+    _reject_all(planner)
+    monkeypatch.setattr(planning, "SOURCES_PER_PLAN", 2)
+    again = _planner(tmp_path / "out")
+    again.commit_retries(None)
+    assert again.ledger is not None
+    plans = list(again.ledger.planned())[3:]
+    assert [sorted(url.rsplit("/", 1)[1] for url in plan["url"].to_pylist()) for plan in plans] == [
+        ["a.mp4", "b.mp4"],
+        ["c.mp4"],
+    ]
+    assert [plan["attempts"].to_pylist() for plan in plans] == [[1, 1], [1]]
+    assert again.ledger.standing().planned == 3
 
 
 def test_columns_keep_their_types_through_a_run(tmp_path: Path) -> None:

@@ -352,10 +352,21 @@ class Folder:
     def replace(self, name: str, data: bytes) -> None:
         """Writes a derived file (a summary, a report) in one step over what may be there."""
         if self.is_local:
-            with _complete_copy(Path(self.join(name)), io.BytesIO(data)) as copy:
-                publish(copy, Path(self.join(name)))
+            self._replace_local(name, io.BytesIO(data))
         else:
             self.fs.pipe_file(self.join(name), data)
+
+    def replace_with(self, name: str, local_file: Path) -> None:
+        """`replace` with the content of a finished local file."""
+        if self.is_local:
+            with local_file.open("rb") as source:
+                self._replace_local(name, source)
+        else:
+            self.fs.put_file(str(local_file), self.join(name))
+
+    def _replace_local(self, name: str, source: BinaryIO) -> None:
+        with _complete_copy(Path(self.join(name)), source) as copy:
+            publish(copy, Path(self.join(name)))
 
 
 @contextlib.contextmanager
