@@ -87,6 +87,7 @@ SLOW_PATHS = (
     "tests/deploy/test_kubernetes_jobs.py",
     "tests/test_fuzz.py",
     "tests/test_wheel.py",
+    "tests/pipelines/test_drain.py",  # a cluster of its own
     "tests/pipelines/test_kill.py",  # processes killed at many moments
     "tests/pipelines/test_hanging_worker.py",
     "tests/pipelines/test_tokenize_kill.py",

@@ -13,6 +13,9 @@ from videolavit.models.objective import Objective
 from .settings import OptimizerSettings
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+WEIGHT_PREFIX = "model."
+"""Beginning of the names of weights in checkpoints."""
+
 AVERAGE_PREFIX = "average."
 """Beginning of the names of averaged weights in checkpoints."""
 

@@ -2,10 +2,9 @@
 
 import contextlib
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +18,8 @@ from videolavit.models.objective import Objective
 
 from .data import DataError
 from .settings import ParallelSettings
+
+T = TypeVar("T")
 
 _SAVED_OPERATORS = (
     torch.ops.aten.mm.default,
@@ -80,16 +81,18 @@ class Ranks:
         total = self.sum(torch.tensor([values[name] for name in names], dtype=torch.float64, device=self.device))
         return dict(zip(names, total.tolist(), strict=True))
 
-    def sum_counts(self, counts: Mapping[str, int]) -> dict[str, float]:
+    def sum_counts(self, counts: Mapping[str, float]) -> dict[str, float]:
         """Sums over all ranks, which may name different values."""
-        if self.world == 1:
-            return {name: float(value) for name, value in counts.items()}
-        of_ranks: list[dict[str, int]] = [{}] * self.world
-        dist.all_gather_object(of_ranks, dict(counts))
-        total: Counter[str] = Counter()
-        for values in of_ranks:
-            total.update(values)
-        return {name: float(value) for name, value in sorted(total.items())}
+        of_ranks = self.gather(dict(counts))
+        names = sorted({name for values in of_ranks for name in values})
+        return {name: float(sum(values.get(name, 0) for values in of_ranks)) for name in names}
+
+    def gather(self, value: T) -> list[T]:
+        """Values of all ranks, on each of them."""
+        of_ranks: list[Any] = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(of_ranks, value)
+        return of_ranks
 
     def agree(self, yes: bool) -> bool:
         """Reduces a decision over all ranks: True if it is True on each of them."""

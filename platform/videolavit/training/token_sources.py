@@ -18,12 +18,12 @@ from videolavit.recent import Recent
 from videolavit.records import schema
 from videolavit.records.parquet import ParquetReader
 from videolavit.records.shards import TOKEN_SHARDS, Ledger
-from videolavit.records.storage import Folder, StorageSettings
+from videolavit.records.storage import Folder, StorageError, StorageSettings, naming_location
 from videolavit.records.tokenizer_info import TOKENIZER_PARTS
 from videolavit.vocabulary.sequences import DRAWS, Assembler, Ids, Piece, TokenSample
 
 from .data import DataError, Mixture
-from .loader import load_again
+from .loader import WAIT_SECONDS, load_again
 from .packed import Document
 from .sources import content_digest
 
@@ -87,6 +87,7 @@ class TokenSource:
         self._metadata = [metadata for _, metadata in footers]
         self.content = content_digest([*self._names, *self.sizes])
         self._shard = Recent(self._read, cached_shards)
+        self._sample_ids = Recent(self._read_sample_ids, 4)
 
     def check(self, model: ModelFolder) -> None:
         """Raises DataError unless all shards were made by the tokenizers of the model."""
@@ -121,6 +122,9 @@ class TokenSource:
         clips = [(tokens.visual[clip], tokens.motion[clip]) for clip in range(tokens.clips[row], tokens.clips[row + 1])]
         return TokenSample(tokens.text[row], clips)
 
+    def identify(self, shard: int, row: int) -> str:
+        return self._sample_ids(shard)[row]
+
     def _footer(self, name: str) -> tuple[int, dict[str, str]]:
         with self._folder.open(name) as file:
             footer = pq.read_metadata(file)
@@ -129,14 +133,19 @@ class TokenSource:
             raise DataError(f"{self.name}/{name} is no token shard; make one with `videolavit tokenize`")
         return footer.num_rows, metadata
 
-    def _table(self, shard: int) -> pa.Table:
-        with self._folder.open(self._names[shard]) as file:
-            return ParquetReader(file).read(columns=list(_COLUMNS))
+    def _table(self, shard: int, columns: Sequence[str] = _COLUMNS) -> pa.Table:
+        with naming_location(self._folder.url), self._folder.open(self._names[shard]) as file:
+            return ParquetReader(file).read(columns=list(columns))
+
+    def _read_sample_ids(self, shard: int) -> list[str]:
+        ids: list[str] = self._table(shard, ("sample_id",))["sample_id"].to_pylist()
+        return ids
 
     def _read(self, shard: int) -> _Shard:
-        faults = (OSError, pa.ArrowException)
+        faults = (OSError, StorageError, pa.ArrowException)
+        load = partial(load_again, partial(self._table, shard), faults)
         try:
-            table = load_again(partial(self._table, shard), faults)
+            table = load_again(load, (StorageError,), () if self._folder.is_local else WAIT_SECONDS)
         except faults as error:
             raise DataError(f"cannot read {self.name}/{self._names[shard]}: {error}") from None
         texts = self._encode([text or "" for text in table["text"].to_pylist()])
@@ -175,6 +184,10 @@ class TokenDocuments:
 
     def source(self, position: int) -> str:
         return self._sources[self._mixture.locate(position).source].name
+
+    def identify(self, position: int) -> str:
+        location = self._mixture.locate(position)
+        return self._sources[location.source].identify(location.shard, location.row)
 
     def load(self, position: int, index: int) -> Document:
         location = self._mixture.locate(position)

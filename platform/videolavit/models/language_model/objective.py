@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from videolavit.vocabulary.sequences import TokenType
 
-from ..objective import Draws, Objective
+from ..objective import SAMPLE_LOSSES, Draws, Objective
 from .attention import attend_within_documents
 from .families import check_trainable, logit_scale
 from .lora import merged
@@ -60,7 +60,7 @@ class NextToken(Objective):
         losses = token_losses(self.model.get_output_embeddings(), scaled, inputs["targets"])
         detached = losses.detach()
         sums = {one.name.lower(): (detached * (inputs["types"] == one)).sum() for one in TokenType}
-        return {"loss": losses.sum(), **sums}
+        return {"loss": losses.sum(), **sums, SAMPLE_LOSSES: _by_document(detached, inputs)}
 
     def parts(self) -> dict[str, nn.Module]:
         return {"language_model": self.model}
@@ -119,7 +119,8 @@ class AnswerObjective(Objective):
         labelled = batch.labels[:, 1:] != NO_LABEL
         predicting = hidden[:, :-1][labelled] * logit_scale(language_model)
         losses = token_losses(language_model.get_output_embeddings(), predicting, batch.labels[:, 1:][labelled])
-        return {"loss": losses.sum()}
+        rows = labelled.nonzero()[:, 0]
+        return {"loss": losses.sum(), SAMPLE_LOSSES: _by_sample(losses.detach(), rows, len(prompts))}
 
     def _visuals(self, inputs: dict[str, Tensor]) -> list[list[Tensor]]:
         """Embeds the pictures and videos of each sample, [n, hidden] each."""
@@ -161,6 +162,22 @@ class AnswerObjective(Objective):
 
     def export(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         return {part: merged(tensors, self._lora_scale) for part, tensors in super().export(state).items()}
+
+
+def _by_document(losses: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Sums the losses of each document of packed rows, or of each row that is one document, as `SAMPLE_LOSSES`."""
+    places = inputs["places"]
+    if "ends" not in inputs:
+        rows, length = inputs["ids"].shape
+        return _by_sample(losses, places // length, rows)
+    ends = inputs["ends"][1:].to(places.dtype)
+    return _by_sample(losses, torch.bucketize(places, ends, right=True), len(ends))
+
+
+def _by_sample(losses: Tensor, samples: Tensor, number: int) -> Tensor:
+    """Sums the losses [n] of each sample, given the index of the sample of each, as `SAMPLE_LOSSES`."""
+    pairs = torch.stack([losses, torch.ones_like(losses)], 1)
+    return pairs.new_zeros(number, 2).index_add_(0, samples, pairs)
 
 
 def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
