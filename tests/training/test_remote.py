@@ -89,7 +89,7 @@ def dying(trainer: Trainer, stop: int) -> Callable[..., Any]:
 
 
 def test_a_run_goes_on_from_the_storage_alone(url: str, s3: dict[str, str], tmp_path: Path) -> None:
-    """As if its first machine were gone; old checkpoints are removed, and nothing else is there."""
+    """A first machine is gone; old checkpoints are removed, and nothing else is there."""
     whole = run(tmp_path / "whole")
     trained(url, tmp_path / "one", stop=12)
     assert committed(url, s3) == [5, 10]

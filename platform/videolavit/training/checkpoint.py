@@ -47,7 +47,7 @@ BEST = "best.json"
 """File that names the checkpoint with the best validation."""
 
 
-Files = dict[str, Any]
+FileDigests = dict[str, Any]
 """Sizes and digests of files by their names."""
 
 
@@ -140,7 +140,7 @@ class Checkpoints:
         self._remote, self._broken = remote, set[str]()
         self._run = remote.url if remote is not None else str(folder.parent)  # for messages
         self._attempt = ranks.gather(secrets.token_hex(4))[0]
-        self._pending: tuple[RunState, Future[Files]] | None = None
+        self._pending: tuple[RunState, Future[FileDigests]] | None = None
         self._best: tuple[int, float] | None = None  # step and value
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         # a process group of its own: saves communicate in the background while the training does too
@@ -167,7 +167,7 @@ class Checkpoints:
         written = async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         self._pending = state, self._writer.submit(self._record_files, target, written)
 
-    def _record_files(self, target: Path, written: Any) -> Files:
+    def _record_files(self, target: Path, written: Any) -> FileDigests:
         """Waits until this rank's files are written, and returns their sizes and digests."""
         try:
             written.result()

@@ -22,7 +22,7 @@ LOOK_AHEAD = 256
 LOAD_AGAIN_SECONDS = (0.2, 1.0)
 """Pauses before a sample whose file is missing, forbidden or unreadable is tried again, in seconds."""
 
-WAIT_SECONDS = (5.0, 10.0, 15.0, 30.0, 60.0)
+STORAGE_WAIT_SECONDS = (5.0, 10.0, 15.0, 30.0, 60.0)
 """Pauses before a file of a remote storage that fails is tried again, in seconds."""
 
 Loaded = TypeVar("Loaded")

@@ -195,7 +195,7 @@ class RemoteRun:
             manifest = json.loads((folder / CHECKPOINT_MANIFEST).read_text())
             names, attempt = list(manifest["files"]), manifest[_ATTEMPT]
         except (ValueError, KeyError, TypeError):
-            return  # what is wrong with it is said where it is read
+            return  # whoever reads it says what is wrong
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 self.bring(f"{CHECKPOINTS}/{folder.name}/{attempt}-{name}", f"{CHECKPOINTS}/{folder.name}/{name}")

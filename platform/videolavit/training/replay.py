@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessException, spawn
 
+from videolavit.files import write_beside
 from videolavit.models.network import ModelError
 from videolavit.progress import OnProgress, ignore_progress
 from videolavit.records.files import InputError
@@ -25,13 +26,13 @@ from .metrics import METRICS
 from .parallel import Ranks
 from .remote import RemoteRun, brought_here, is_remote
 from .run import build_component
-from .task import Start, TrainTask, start_of
+from .task import RunStart, TrainTask, start_of
 from .trainer import Trainer
 
 REPLAY_ERRORS = (CheckpointError, DataError, InputError, ModelError, StorageError)
 """Errors of `replay`: the run, its model or its data are not there any more, or are others."""
 
-_RESULT, _FAILURE = "result.json", "error.json"
+_RESULT, _FAILURE = "result.json", "-error.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +174,7 @@ def _replay_rank(task: TrainTask, ranks: Ranks, step: int, on_progress: OnProgre
 # ---- several ranks ------------------------------------------------------------------------------------------------
 
 
-def _replay_group(start: Start, step: int) -> ReplayedStep:
+def _replay_group(start: RunStart, step: int) -> ReplayedStep:
     """Computes a step on as many processes of this machine as the run had ranks."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -182,9 +183,10 @@ def _replay_group(start: Start, step: int) -> ReplayedStep:
         try:
             spawn(_replay_process, (start, step, port, scratch), nprocs=start.world)
         except ProcessException:
-            if not (scratch / _FAILURE).exists():
+            failures = sorted(scratch.glob(f"*{_FAILURE}"))
+            if not failures:
                 raise
-            failure = json.loads((scratch / _FAILURE).read_text())
+            failure = json.loads(failures[0].read_text())
             kind = next(one for one in REPLAY_ERRORS if one.__name__ == failure["type"])
             raise kind(failure["message"]) from None
         values = json.loads((scratch / _RESULT).read_text())
@@ -196,7 +198,7 @@ def _replay_group(start: Start, step: int) -> ReplayedStep:
     )
 
 
-def _replay_process(rank: int, start: Start, step: int, port: int, scratch: Path) -> None:
+def _replay_process(rank: int, start: RunStart, step: int, port: int, scratch: Path) -> None:
     torch.set_num_threads(start.threads)
     backend = "gloo"
     if torch.cuda.is_available():
@@ -207,7 +209,8 @@ def _replay_process(rank: int, start: Start, step: int, port: int, scratch: Path
         found = _replay_rank(start.task, Ranks.here(), step, ignore_progress)
     except REPLAY_ERRORS as error:
         kind = next(one for one in REPLAY_ERRORS if isinstance(error, one))
-        (scratch / _FAILURE).write_text(json.dumps({"type": kind.__name__, "message": str(error)}))
+        with write_beside(scratch / f"{rank}{_FAILURE}") as (unfinished,):  # another rank's failure may end this one
+            unfinished.write_text(json.dumps({"type": kind.__name__, "message": str(error)}))
         raise
     if rank == 0:
         (scratch / _RESULT).write_text(json.dumps(asdict(found)))

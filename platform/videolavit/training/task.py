@@ -45,7 +45,7 @@ class TrainTask:
 
 
 @dataclass(frozen=True)
-class Start:
+class RunStart:
     """A start of a run.
 
     Args:
@@ -89,7 +89,7 @@ def start_in(starts: Sequence[dict[str, Any]], step: int) -> dict[str, Any] | No
     return next((one for one in reversed(starts) if one["step"] < step), None)
 
 
-def start_of(folder: Folder, step: int) -> Start:
+def start_of(folder: Folder, step: int) -> RunStart:
     """Finds the start that computed a step last.
 
     Raises:
@@ -100,7 +100,7 @@ def start_of(folder: Folder, step: int) -> Start:
         raise CheckpointError(f"{shown(folder.url)} is no folder of a training: no start is recorded in {STARTS}")
     task = found["task"]
     try:
-        return Start(
+        return RunStart(
             found["step"],
             found["world"],
             found["threads"],

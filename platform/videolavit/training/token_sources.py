@@ -23,7 +23,7 @@ from videolavit.records.tokenizer_info import TOKENIZER_PARTS
 from videolavit.vocabulary.sequences import DRAWS, Assembler, Ids, Piece, TokenSample
 
 from .data import DataError, Mixture
-from .loader import WAIT_SECONDS, load_again
+from .loader import STORAGE_WAIT_SECONDS, load_again
 from .packed import Document
 from .sources import content_digest
 
@@ -145,7 +145,7 @@ class TokenSource:
         faults = (OSError, StorageError, pa.ArrowException)
         load = partial(load_again, partial(self._table, shard), faults)
         try:
-            table = load_again(load, (StorageError,), () if self._folder.is_local else WAIT_SECONDS)
+            table = load_again(load, (StorageError,), () if self._folder.is_local else STORAGE_WAIT_SECONDS)
         except faults as error:
             raise DataError(f"cannot read {self.name}/{self._names[shard]}: {error}") from None
         texts = self._encode([text or "" for text in table["text"].to_pylist()])
