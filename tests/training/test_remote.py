@@ -220,19 +220,13 @@ def test_a_storage_that_stays_away_ends_the_run(
     same(run(tmp_path / "whole"), trained(url, tmp_path / "two"))
 
 
-def test_places_that_cannot_be_written_to_are_refused_before_training(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_places_that_cannot_be_written_to_are_refused_before_training(url: str, tmp_path: Path) -> None:
     for address, expected in (
-        ("s3://nosuchbucket/run", "nosuchbucket"),
         ("nosuch://run", "cannot use nosuch://run"),
         ("https://localhost:1/run", "cannot"),
     ):
         with pytest.raises(StorageError, match=expected):
             RemoteRun(address, StorageSettings(), tmp_path).claim()
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(StorageError):
-        RemoteRun(f"{url}-other", StorageSettings(), tmp_path).claim()
 
 
 # ---- the command ------------------------------------------------------------------------------------------------
@@ -251,6 +245,7 @@ def arguments(tokens: Path | str, output: Path | str, *more: Any) -> list[Any]:
     return ["train", "language-model", "--model", "tiny", "--input", tokens, "--output", output, *named, *length, *more]
 
 
+@pytest.mark.slow
 def test_the_command_killed_in_a_save_goes_on_bit_for_bit(
     url: str, s3: dict[str, str], tokens: Path, tmp_path: Path, run_job: Job
 ) -> None:
@@ -298,6 +293,7 @@ def test_a_model_that_is_not_there_is_named(url: str, s3: dict[str, str], tokens
         replay(url, 1)
 
 
+@pytest.mark.slow
 def test_two_workers_write_to_s3_and_another_machine_goes_on(
     url: str, s3: dict[str, str], tokens: Path, tmp_path: Path, on_head: Job, run_job: Job
 ) -> None:
