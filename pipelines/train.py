@@ -5,6 +5,7 @@ import contextlib
 import errno
 import json
 import math
+import os
 import re
 import tempfile
 import time
@@ -18,7 +19,6 @@ from typing import Any
 
 import ray
 import ray.train
-from pyarrow.fs import FSSpecHandler, PyFileSystem
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from ray._private.state import state as cluster_state  # a drain notice is nowhere else
@@ -30,9 +30,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from videolavit.files import write_beside
 from videolavit.models.network import STRICT, ModelError
 from videolavit.progress import OnProgress, Progress, ignore_progress
-from videolavit.records.addresses import joined
+from videolavit.records.addresses import joined, shown
 from videolavit.records.files import InputError
-from videolavit.records.storage import Folder, StorageDown, StorageError, StorageSettings, absolute_url, confined
+from videolavit.records.storage import StorageDown, StorageError, StorageSettings, absolute_url, confined
 from videolavit.scratch import scratch_folder
 from videolavit.training.checkpoint import CheckpointError
 from videolavit.training.component import ComponentSettings
@@ -51,6 +51,7 @@ from videolavit.training.trainer import SKIPPED, TRAIN_STAGE, Diverged, ShouldSt
 from .common import cluster_has
 from .live import LIVE_FILE, live_progress
 from .loaders import ray_loader
+from .progress_file import read_progress, write_progress
 from .session import ray_session
 
 RAY_FILES = "ray"
@@ -61,9 +62,9 @@ LOG = "train.log"
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
-_SHARED = ".shared"
+_PROGRESS, _ERROR, _SHARED, _STOP = ".progress.jsonl", ".error.json", ".shared", ".stop"
 POLL_SECONDS = 0.5
-"""Interval at which the driver looks for progress of the workers, and they for a wish to stop, in seconds."""
+"""Interval at which the progress of the workers is polled, and they look whether their node goes away, in seconds."""
 
 
 class TrainingFailed(RuntimeError):
@@ -170,7 +171,7 @@ def train(
         component: Name of the component, see `videolavit.training.components.COMPONENTS`.
         model: Model folder or preset that training starts from; None for that of `settings.continue_from`.
         inputs: Training and held-out data.
-        output: Folder of the run, or address of one on S3; on a cluster, a folder that all nodes share, or an address.
+        output: Folder of the run; with workers, one that all nodes share. Without, also the address of one on S3.
         objective: Settings of the component; None for its defaults.
         settings: Settings of the training loop; None for the defaults.
         cluster: Workers; None trains in this process, without Ray. With workers, the connected Ray is used, or else
@@ -207,9 +208,11 @@ def train(
     url = _checked(output)
     task = TrainTask(component, model, inputs, objective, settings, url)
     if is_remote(url):
+        if cluster is not None and cluster.workers:
+            raise StorageError(f"workers cannot write to {shown(url)}; name a folder on a disk that all nodes share")
         with scratch_folder() as scratch:
             folder = scratch / "run"
-            _train_there(task, cluster, folder, on_progress, should_stop)
+            _train_there(task, folder, on_progress, should_stop)
             return _summary(folder, joined(url, MODEL_FOLDER), settings.steps, started)
     folder = Path(url)
     live = live_progress(component, partial(_write_live, folder), on_progress)
@@ -222,38 +225,26 @@ def train(
     return _summary(folder, folder / MODEL_FOLDER, settings.steps, started)
 
 
-def _train_there(
-    task: TrainTask,
-    cluster: ClusterSettings | None,
-    folder: Path,
-    on_progress: OnProgress,
-    should_stop: ShouldStop,
-) -> None:
-    """Trains in a folder of this machine, or of each worker's, that is sent to the remote output of the task."""
+def _train_there(task: TrainTask, folder: Path, on_progress: OnProgress, should_stop: ShouldStop) -> None:
+    """Trains in this process, in a folder of this machine that is sent to the remote output of the task."""
 
     def say(message: str) -> None:
         on_progress(Progress(TRAIN_STAGE, 0, task.settings.steps, message))
 
     remote = RemoteRun(task.output, task.inputs.storage, folder, say)
     remote.claim()
+    live = live_progress(task.component, partial(_write_live, folder), on_progress)
     with _writable(folder), _made(folder), remote.leased():
         remote.fetch()
-        if cluster is None or not cluster.workers:
-            remote.sweep()
-            live = live_progress(task.component, partial(_write_live, folder), on_progress)
-            with remote.sending(), live as shown_progress:
-                train_rank(task, Ranks.here(), on_progress=shown_progress, should_stop=should_stop, remote=remote)
-        else:
-            live = live_progress(task.component, partial(_send_live, remote), on_progress)
-            with live as shown_progress, ray_session(shown_progress):
-                _train_on_ray(task, cluster, shown_progress, should_stop)
-            remote.fetch()
+        remote.sweep()
+        with remote.sending(), live as shown_progress:
+            train_rank(task, Ranks.here(), on_progress=shown_progress, should_stop=should_stop, remote=remote)
 
 
 def _summary(folder: Path, model: Path | str, steps: int, started: float) -> TrainSummary:
     """Summary of a run from the files in its folder."""
     found = read_metrics(folder) if (folder / METRICS).exists() else {}
-    lines = [line for file in folder.glob(f"{SKIPPED}*") for line in file.read_text().splitlines()]
+    lines = (folder / SKIPPED).read_text().splitlines() if (folder / SKIPPED).exists() else []
     # a resumed run may have skipped a sample twice, in the same step
     skipped = {(one["source"], one["position"]): one["error_type"] for one in map(json.loads, lines)}
     return TrainSummary(
@@ -320,12 +311,6 @@ def _writable(folder: Path) -> Iterator[None]:
         raise StorageError(f"cannot write to {folder}: {error.strerror}") from None
 
 
-def _send_live(remote: RemoteRun, state: bytes) -> None:
-    """Replaces the state of a remote run. A storage that fails for the moment gets the next one."""
-    with contextlib.suppress(StorageError, OSError):
-        remote.replace(LIVE_FILE, state)
-
-
 def _write_live(folder: Path, state: bytes) -> None:
     """Replaces the state of the run, once it has begun: a run that never does leaves no folder."""
     if (folder / METRICS).exists():
@@ -337,76 +322,45 @@ def _train_on_ray(task: TrainTask, cluster: ClusterSettings, on_progress: OnProg
     """Trains on the workers of the connected Ray, and hands their progress on."""
     _check_counts(task, cluster)
     _check_cores(cluster)
-    token = None if is_remote(task.output) else _mark(Path(task.output))
+    output = Path(task.output)
+    token = _mark(output)
+    for name in (_ERROR, _PROGRESS, _STOP):
+        (output / name).unlink(missing_ok=True)
     # Ray Train's `fit` blocks, and changes the signal handlers of its process: it has one of its own
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    here = {"num_cpus": 0, "scheduling_strategy": node}
-    mailbox = ray.remote(**here)(Mailbox).remote()
-    running = ray.remote(max_retries=0, **here)(_fit).remote(task, cluster, token, mailbox)
+    fit = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=node)(_fit)
+    running = fit.remote(task, cluster, token)
+    progress = read_progress(output / _PROGRESS)
     try:
         done: list[Any] = []
         while not done:
             done, _ = ray.wait([running], timeout=POLL_SECONDS)
-            for report in ray.get(mailbox.take.remote()):
+            for report in next(progress):
                 on_progress(report)
             if should_stop():
-                ray.get(mailbox.ask_to_stop.remote())
+                (output / _STOP).touch()
     except BaseException:
         ray.cancel(running, force=True)
         raise
     failure: str | None = ray.get(running)
-    error: tuple[str, str] | None = ray.get(mailbox.failure.remote())
-    if error is not None:
-        name, message = error
-        raise next(kind for kind in (*TRAIN_ERRORS, *_ENDINGS) if kind.__name__ == name)(message)
+    if (output / _ERROR).exists():
+        error = json.loads((output / _ERROR).read_text())
+        raise next(kind for kind in (*TRAIN_ERRORS, *_ENDINGS) if kind.__name__ == error["type"])(error["message"])
     if failure is not None:
         raise TrainingFailed(failure)
 
 
-class Mailbox:
-    """Actor beside the driver, by which workers tell their progress and how they ended, and are asked to stop."""
-
-    def __init__(self) -> None:
-        self._reports: list[Progress] = []
-        self._failure: tuple[str, str] | None = None
-        self._stops = False
-
-    def report(self, progress: Progress) -> None:
-        self._reports.append(progress)
-
-    def take(self) -> list[Progress]:
-        """Reports since the last call."""
-        taken, self._reports = self._reports, []
-        return taken
-
-    def fail(self, name: str, message: str) -> None:
-        """Notes the error that ends the run, by the name of its type."""
-        self._failure = name, message
-
-    def failure(self) -> tuple[str, str] | None:
-        return self._failure
-
-    def ask_to_stop(self) -> None:
-        self._stops = True
-
-    def stops(self) -> bool:
-        return self._stops
-
-
-def _fit(task: TrainTask, cluster: ClusterSettings, token: str | None, mailbox: Any) -> str | None:
+def _fit(task: TrainTask, cluster: ClusterSettings, token: str) -> str | None:
     """Runs Ray Train; returns the reason of a failure."""
     use_gpu = cluster_has("GPU") > 0
-    output = Folder(task.output, task.inputs.storage)
-    remote = None if output.is_local else PyFileSystem(FSSpecHandler(output.fs))
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"task": task, "token": token, "mailbox": mailbox, "loaders": cluster.loaders},
+        train_loop_config={"task": task, "token": token, "loaders": cluster.loaders},
         scaling_config=cluster.scaling(use_gpu),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=cluster.timeout),
         run_config=RunConfig(
             name=f"{task.component}-{uuid.uuid4().hex[:8]}",
-            storage_path=output.join(RAY_FILES),
-            storage_filesystem=remote,
+            storage_path=os.path.abspath(Path(task.output) / RAY_FILES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
@@ -452,74 +406,50 @@ def _check_cores(cluster: ClusterSettings) -> None:
 def _worker(config: dict[str, Any]) -> None:
     """Training loop of a worker, for Ray Train."""
     task: TrainTask = config["task"]
-    mailbox = config["mailbox"]
-    if config["token"] is not None:
-        _check_shared(Path(task.output), config["token"])
-    if ray.get(mailbox.failure.remote()) is not None:
+    output = Path(task.output)
+    _check_shared(output, config["token"])
+    if (output / _ERROR).exists():
         return  # Ray Train restarts workers after any error; this one would come again
     first = ray.train.get_context().get_world_rank() == 0
+    drained, stop = NodeDrain(), output / _STOP
     try:
-        with _folder_here(task, first) as (folder, remote):
-            train_rank(
-                task,
-                Ranks.here(),
-                trackers=[RayMetrics(task.component)] if first else [],
-                on_progress=partial(_report, folder, mailbox),
-                on_save=_report_checkpoint,
-                remote_loader=partial(ray_loader, actors=config["loaders"]) if config["loaders"] else None,
-                should_stop=StopNotice(mailbox),
-                remote=remote,
-            )
+        train_rank(
+            task,
+            Ranks.here(),
+            trackers=[RayMetrics(task.component)] if first else [],
+            on_progress=partial(_report, output),
+            on_save=_report_checkpoint,
+            remote_loader=partial(ray_loader, actors=config["loaders"]) if config["loaders"] else None,
+            should_stop=lambda: drained() or (first and stop.exists()),
+        )
     except _ENDINGS as error:  # Ray Train would start the workers again after an error
         if first:
-            ray.get(mailbox.fail.remote(type(error).__name__, str(error)))
+            (output / _ERROR).write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
     except TRAIN_ERRORS as error:
         kind = next(one for one in TRAIN_ERRORS if isinstance(error, one))
-        ray.get(mailbox.fail.remote(kind.__name__, str(error)))
+        (output / _ERROR).write_text(json.dumps({"type": kind.__name__, "message": str(error)}))
         raise
 
 
-@contextlib.contextmanager
-def _folder_here(task: TrainTask, first: bool) -> Iterator[tuple[Path, RemoteRun | None]]:
-    """Folder of the run for this worker: the shared one; or one of its own, which is sent to the remote one."""
-    if not is_remote(task.output):
-        yield Path(task.output), None
-        return
-    with scratch_folder() as scratch:
-        remote = RemoteRun(task.output, task.inputs.storage, scratch / "run")
-        remote.fetch()
-        if first:
-            remote.sweep()  # no rank sends anything before all have begun
-        with remote.sending():
-            yield remote.local, remote
+class NodeDrain:
+    """Notice that Ray takes this node away, as it does with a spot node; looked for now and then."""
 
-
-class StopNotice:
-    """Wish that the run saves and ends: of the driver, or of Ray, which takes away this node, such as a spot node.
-
-    Args:
-        mailbox: The driver's mailbox.
-    """
-
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
+    def __init__(self) -> None:
         self._node = ray.get_runtime_context().get_node_id()
-        self._next_look, self._stops = 0.0, False
+        self._next_look, self._is_drained = 0.0, False
 
     def __call__(self) -> bool:
-        """Looks for one, but not after every step."""
-        if not self._stops and time.monotonic() >= self._next_look:
+        if not self._is_drained and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + POLL_SECONDS
-            draining = self._node in cluster_state.get_draining_nodes()
-            self._stops = draining or ray.get(self._mailbox.stops.remote())
-        return self._stops
+            self._is_drained = self._node in cluster_state.get_draining_nodes()
+        return self._is_drained
 
 
-def _report(folder: Path, mailbox: Any, progress: Progress) -> None:
-    """Writes messages for people to the log, and tells the driver all of it."""
-    with (folder / LOG).open("a") as log:
+def _report(output: Path, progress: Progress) -> None:
+    """Reports progress through files: messages for people to the log, all of it for the driver beside it."""
+    with (output / LOG).open("a") as log:
         log.write(progress.message + "\n")
-    ray.get(mailbox.report.remote(progress))
+    write_progress(output / _PROGRESS, progress)
 
 
 def _report_checkpoint(checkpoint: Path, metrics: dict[str, float]) -> None:

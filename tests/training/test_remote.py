@@ -289,25 +289,8 @@ def test_a_model_that_is_not_there_is_named(url: str, s3: dict[str, str], tokens
     done = run_job(*arguments(tokens, url, "--model", "s3://bucket/nowhere"))
     assert done.returncode == 2
     assert "no model in s3://bucket/nowhere: model.json is missing" in done.stderr
+    done = run_job(*arguments(tokens, url, "--workers", 2))
+    assert done.returncode == 2
+    assert f"workers cannot write to {url}; name a folder on a disk that all nodes share" in done.stderr
     with pytest.raises(CheckpointError, match="no folder of a training"):
         replay(url, 1)
-
-
-@pytest.mark.slow
-def test_two_workers_write_to_s3_and_another_machine_goes_on(
-    url: str, s3: dict[str, str], tokens: Path, tmp_path: Path, on_head: Job, run_job: Job
-) -> None:
-    """Without a shared disk; one process then continues what two began."""
-    words = ["--workers", 2, "--cpus-per-worker", 0.5]
-    done = on_head(*arguments(tokens, url, "--steps", 6, *words), **s3)
-    assert done.returncode == 0, done.stderr
-    manifest = json.loads(s3_filesystem(s3).cat_file(f"{url}/checkpoints/step-00000006/manifest.json"))
-    assert manifest["world"] == 2
-    assert len(manifest["files"]) == 2
-    assert "model/model.json" in names(url, s3)
-    assert "step 6/6" in s3_filesystem(s3).cat_file(f"{url}/train.log").decode()
-    assert committed(url, s3) == [4, 6]
-    alone = run_job(*arguments(tokens, url, "--steps", 8))
-    assert "continues from step-00000006" in alone.stderr
-    lines = [json.loads(line) for line in s3_filesystem(s3).cat_file(f"{url}/metrics.jsonl").decode().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 9))

@@ -156,11 +156,6 @@ class RemoteRun:
         thread.join()
         self.send()
 
-    def replace(self, name: str, content: bytes) -> None:
-        """Replaces a small file, without waiting for a storage that fails."""
-        with naming_location(self.folder.url):
-            self.folder.replace(name, content)
-
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def send_checkpoint(self, folder: Path, names: list[str], attempt: str) -> None:

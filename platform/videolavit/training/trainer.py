@@ -110,8 +110,6 @@ class Trainer:
         self._on_progress = on_progress if ranks.is_first else ignore_progress
         self._on_save, self._remote_loader, self._should_stop = on_save, remote_loader, should_stop
         self._replays = replays
-        # each rank has a folder of its own where the run is remote
-        self._skipped_file = SKIPPED if remote is None or ranks.is_first else f"{SKIPPED}.{ranks.rank}"
         self._tokens: Counter[str] = Counter()  # sums of all ranks
         self._new_tokens: Counter[str] = Counter()  # sums of this rank, not added to those of all ranks yet
         self._skipped_steps = 0
@@ -343,7 +341,7 @@ class Trainer:
     def _record_skipped(self, skipped: list[SkippedSample]) -> None:
         if skipped:
             self._report(f"{len(skipped)} samples cannot be used; the first: {skipped[0].source}: {skipped[0].message}")
-            with (self.folder / self._skipped_file).open("a") as file:
+            with (self.folder / SKIPPED).open("a") as file:
                 file.writelines(json.dumps({"step": self.step, **asdict(sample)}) + "\n" for sample in skipped)
 
     @contextlib.contextmanager
