@@ -52,7 +52,7 @@ def measure_memory(output: Path, seconds: int) -> dict[str, Any]:
 
     def under_ray(folder: str) -> dict[str, float]:
         with local_ray(), _watched("kinds:read_clips") as seen:
-            for record in through_ray([plan], folder, SampleSettings(), workers=1):
+            for record in through_ray(plan, folder, SampleSettings(), workers=1):
                 if record["rejects"]:
                     raise RuntimeError("a segment was rejected")
         return seen

@@ -18,8 +18,7 @@ from videolavit.records.kinds import read_clips, shard_by
 from videolavit.records.plan import assign_clip_shards
 from videolavit.records.rows import PlanRow, plan_rows_from, plan_rows_to
 from videolavit.records.samples import SampleSettings
-from videolavit.records.shards import Ledger
-from videolavit.records.storage import Folder, StorageSettings
+from videolavit.records.storage import StorageSettings
 
 from .shared import WORKERS, console, fresh_folder, local_ray, planned, process_tree, result_table, through_ray, verdict
 
@@ -122,14 +121,9 @@ def _run_pool(rows: list[PlanRow], settings: SampleSettings, storage: StorageSet
 
 
 def _run_ray(plan: pa.Table, output: Path, settings: SampleSettings) -> Run:
-    from pipelines.planning import pending_shards
-
     with fresh_folder(output, "pipeline") as folder, local_ray():
-        ledger = Ledger(Folder(folder, StorageSettings()))
-        ledger.add_plan(0, plan)
-        shards = pending_shards(ledger)
         clock = _Clock()
-        for record in through_ray(shards, folder, settings, WORKERS):
+        for record in through_ray(plan, folder, settings, WORKERS):
             if record["rejects"]:
                 raise RuntimeError("a segment was rejected; `videolavit decompose` on the same videos says why")
             clock.result(int(record["samples"]))

@@ -168,7 +168,7 @@ class _Inside:
         settings = DescribeSettings(min_tokens=tokens, max_tokens=tokens)
         prompt = embed_chat_prompt(self._model, self._text, (), [question]).embeds
         end = threading.Event()
-        policy, draws = answer_policy(self._model, settings, tokens), torch.Generator()
+        policy, draws = answer_policy(self._model, self._text, settings, tokens), torch.Generator()
         self._engine.submit(EngineRequest(prompt, policy, GREEDY, draws, None, on_token, lambda error: end.set()))
         return end
 

@@ -23,6 +23,7 @@ from videolavit.records.kinds import PlanSettings, plan_source, shard_by
 from videolavit.records.plan import assign_clip_shards
 from videolavit.records.rows import Source
 from videolavit.records.samples import SampleSettings
+from videolavit.records.shards import Ledger
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.synth import SynthSettings, draw_scene, render
 
@@ -87,16 +88,17 @@ def planned(videos: Iterable[Path], settings: SampleSettings, storage: StorageSe
     return assign_clip_shards(rows, 0, shard_by)
 
 
-def through_ray(
-    shards: list[pa.Table], folder: str, settings: SampleSettings, workers: int
-) -> Iterator[dict[str, Any]]:
-    """Makes shards as `videolavit decompose` does; yields its records of counts."""
+def through_ray(plan: pa.Table, folder: str, settings: SampleSettings, workers: int) -> Iterator[dict[str, Any]]:
+    """Makes the shards of a plan as `videolavit decompose` does; yields its records of counts."""
     from pipelines.common import WorkerSettings
     from pipelines.decompose import DecomposeRequest, Decomposition
+    from pipelines.feeding import waiting_shards
 
+    ledger = Ledger(Folder(folder, StorageSettings()))
+    ledger.add_plan(0, plan)
     pool = WorkerSettings(workers=workers, time_limit=TIME_LIMIT)
     pipeline = Decomposition.of(DecomposeRequest(sample=settings, workers=pool))
-    return pipeline.work(shards, Folder(folder, StorageSettings()))
+    return pipeline.work(waiting_shards(ledger), ledger.folder)
 
 
 def process_tree() -> list[psutil.Process]:

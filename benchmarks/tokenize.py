@@ -119,7 +119,8 @@ def _rows(clips: Path) -> Iterator[dict[str, Any]]:
 
 def _pipeline(model: str, clips: Path, folder: str) -> float:
     """Seconds from the plan to the last committed shard, the start of the actors included; Ray is running before."""
-    from pipelines.planning import Planner, pending_shards
+    from pipelines.feeding import waiting_shards
+    from pipelines.planning import Planner
     from pipelines.run import list_inputs
     from pipelines.tokenize import EncoderPoolSettings, Tokenization, TokenizeRequest
     from videolavit.progress import ignore_progress
@@ -135,7 +136,7 @@ def _pipeline(model: str, clips: Path, folder: str) -> float:
         settings, workers, storage = pipeline.settings, request.workers, request.storage
         planner = Planner(ledger, pipeline.assign, settings, workers, storage, ignore_progress)
         planner.commit(list_inputs(pipeline, [str(clips)], storage))
-        for record in pipeline.work(pending_shards(ledger), ledger.folder):
+        for record in pipeline.work(waiting_shards(ledger), ledger.folder):
             if record["error"]:
                 raise AssertionError(record["error"])
         return time.monotonic() - started

@@ -1,10 +1,13 @@
-"""Convert a model folder to the published layout of `rain1011/Video-LaVIT-v1`, for code that reads that layout.
+"""Convert a model folder to the published layout of `rain1011/Video-LaVIT-v1`, for code that reads that layout, or its
+language model to a folder for plain `transformers`.
 
 Tensors are copied bit for bit, a file at a time. Weights that were imported keep the licences of the published ones.
+With `--layout transformers` the tokenizer names the ids of pictures and motion: `[IMG]`, `<visual_0>`, `<motion_0>`.
 `video_3d_unet.bin` is not written: its tensors are those of `video_detokenizer/unet` in another arrangement.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 from rich.console import Console
 
@@ -19,11 +22,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Exports a checkpoint. Exits with 2 after a user's mistake, with 130 when interrupted."""
     parser = JobParser("export-checkpoint", __doc__)
     parser.add_argument("--from", type=str, required=True, help="model folder")
-    parser.add_argument("--to", type=str, required=True, help="new folder for the published layout")
+    parser.add_argument("--to", type=str, required=True, help="new folder")
+    parser.add_argument(
+        "--layout",
+        type=Literal["published", "transformers"],
+        default=ExportSettings.layout,
+        help="layout of the new folder: `published`, or `transformers` for one language model with its tokenizer",
+    )
     add_only(parser, "parts to export")
     options = parser.parse(argv)
     with user_errors(ModelError, OSError), interruptible(), files_bar() as on_progress:
-        settings = ExportSettings(only=tuple(options.only) if options.only else None)
+        settings = ExportSettings(layout=options.layout, only=tuple(options.only) if options.only else None)
         summary = export_checkpoint(options["from"], options.to, settings, on_progress)
     stdout = Console(highlight=False)
     for remark in summary.remarks:

@@ -7,17 +7,19 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.planning import PlanningConflict, PlanningIncomplete
-from pipelines.run import PlanSummary, RunSettings, RunSummary
+from pipelines.run import PlanSummary, RunSettings, RunSummary, Work
 from videolavit.progress import OnProgress
+from videolavit.records.cost import with_pipeline
 from videolavit.records.files import InputError
 from videolavit.records.identity import VERSIONS, IdentityMismatch
 from videolavit.records.storage import StorageError
+from videolavit.sandbox.errors import ProcessNotStarted
 
 from .common import INTERRUPTED, JobParser, console, fail, foreign, user_errors
 from .progress import show_progress
 from .stopping import ends_on_signals
 
-USER_ERRORS = (InputError, StorageError, IdentityMismatch, PlanningConflict)
+USER_ERRORS = (InputError, StorageError, IdentityMismatch, PlanningConflict, ProcessNotStarted)
 
 
 def add_run_options(parser: JobParser, inputs: str) -> None:
@@ -92,11 +94,22 @@ def _print_plan(summary: PlanSummary) -> None:
         table.add_column(heading, justify="right" if heading else "left")
     for name, work in (("new", summary.new), ("planned before, not done", summary.waiting)):
         values = [_figure(figure, work.figures.get(figure, 0)) for figure in figures]
-        table.add_row(name, f"{work.sources:,}", f"{work.samples:,}", *values, f"~{work.core_hours:.2g}")
+        table.add_row(name, f"{work.sources:,}", f"{work.samples:,}", *values, _core_hours(work))
     Console(highlight=False).print(table)
+    if summary.calibrated_on:
+        print(f"the estimate is calibrated on {summary.calibrated_on} shards of the run")
+    if summary.encoder_device:
+        unit = "GPU-hours" if summary.encoder_device == "cuda" else "core-hours"
+        print(f"tokenizers, as timed on a few batches: ~{summary.encoder_hours:.2g} {unit} in addition")
     if summary.new.unread:
         print(f"{summary.new.unread} sources have no readable header; they will most likely be rejected")
     _print_notes(summary.joined_rows, summary.ignored_captions, summary.left_out)
+
+
+def _core_hours(work: Work) -> str:
+    """Estimate with the interval that most runs fall into."""
+    low, high = work.core_hours / work.spread, work.core_hours * work.spread
+    return f"~{work.core_hours:.2g} ({low:.2g} to {high:.2g})" if work.core_hours else "0"
 
 
 def _figure(name: str, value: float) -> str:
@@ -113,6 +126,12 @@ def print_run(summary: RunSummary) -> None:
     for name, number in summary.counts.items():
         table.add_row(name.replace("_", " "), f"{number:,}")
     table.add_row("video", f"{summary.video_hours:.3f} h")
+    if summary.core_hours and summary.planned_core_hours:
+        took, planned = (
+            with_pipeline(3600 * hours, summary.samples) / 3600
+            for hours in (summary.core_hours, summary.planned_core_hours)
+        )
+        table.add_row("core-hours", f"{took:.2g}; planned {planned:.2g} ({planned / took - 1:+.0%})")
     if summary.core_hours:
         table.add_row("speed", f"{summary.video_hours / summary.core_hours:.1f} video hours a core hour")
     table.add_row("this start", f"{summary.seconds:.1f} s")

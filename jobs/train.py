@@ -142,7 +142,15 @@ def _add_options(parser: JobParser, kinds: list[Any]) -> None:
     objective, *others = kinds
     parser.add_class_arguments(objective, "objective")
     for kind in others:
-        parser.add_class_arguments(kind, skip={"accept_changes"})
+        parser.add_class_arguments(kind, skip={"accept_changes", "trainable"})
+    parser.add_argument(
+        "--trainable",
+        type=str,
+        nargs="+",
+        default=[],
+        help="patterns of the names of the parameters that are trained, such as '*lm_head*'; by default those that the "
+        "component trains",
+    )
     parser.add_argument(
         "--accept_changes",
         type=str,

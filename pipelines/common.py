@@ -15,7 +15,7 @@ from videolavit.media.errors import SourceUnreadable, StreamEnded
 from videolavit.records.files import readable
 from videolavit.records.rows import PlanRow, Reject
 from videolavit.sandbox.call import Arguments, IsolatedFunction, Result
-from videolavit.sandbox.errors import CallFailed, ProcessDied
+from videolavit.sandbox.errors import CallFailed, ProcessDied, ProcessNotStarted
 
 RETRY_PAUSE = 2.0
 """Seconds before a failing storage is tried again, times the attempt."""
@@ -80,11 +80,14 @@ def call_with_limits(
 
     Raises:
         Failed: with the reason.
+        ProcessNotStarted: this machine cannot start a process now, which is no fault of what the call is about.
     """
     deadline = time.monotonic() + time_limit
     for attempt in range(1, attempts + 1):
         try:
             return function(*arguments, time_limit=max(deadline - time.monotonic(), 0.01))
+        except ProcessNotStarted:
+            raise
         except Exception as error:
             chance = isinstance(error, ProcessDied | SourceUnreadable)
             pause = RETRY_PAUSE * attempt if isinstance(error, SourceUnreadable) else 0.0
@@ -115,6 +118,7 @@ class SampleWork(Generic[*Arguments, Result]):
 
         Raises:
             Rejected: with the reject.
+            ProcessNotStarted: see `call_with_limits`.
         """
         started = time.monotonic()
         workers = self._workers

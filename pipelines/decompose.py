@@ -24,8 +24,9 @@ from videolavit.records.identity import made_by, run_identity
 from videolavit.records.inputs import InputSettings
 from videolavit.records.kinds import Kind, PlanSettings, read_clips, shard_by
 from videolavit.records.plan import assign_clip_shards
+from videolavit.records.rejects import RejectFacts
 from videolavit.records.report import write_clip_report
-from videolavit.records.rows import PlanRow, Reject, extra_fields, plan_rows_from, video_sample_to
+from videolavit.records.rows import PlanRow, extra_fields, plan_rows_from, video_sample_to
 from videolavit.records.samples import SampleSettings
 from videolavit.records.shards import CLIP_SHARDS, RUN_FILE, ShardWriter
 from videolavit.records.source_files import isolated
@@ -36,9 +37,9 @@ from .common import (
     SampleWork,
     WorkerSettings,
     actor_pool,
-    from_blocks,
 )
 from .faults import FaultWitness, OutputFails, StorageFails, check_output, output_faults
+from .feeding import WaitingShards, feed, planned_rows
 from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
 from .shard_records import ShardTally, WorkThread, node_address
 
@@ -118,8 +119,8 @@ class Decomposition(Pipeline):
         clips = sum(-(-int(length * self.settings.sample.fps) // 24) for length in seconds)
         return {"hours": sum(seconds) / 3600, "clips": clips}
 
-    def work(self, shards: list[pa.Table], folder: Folder) -> "ray.data.Dataset":
-        return from_blocks(shards).map_batches(
+    def work(self, shards: WaitingShards, folder: Folder) -> "ray.data.Dataset":
+        return feed(shards, folder).map_batches(
             _ClipShardMaker,
             fn_constructor_kwargs={
                 "output": folder.url,
@@ -129,7 +130,7 @@ class Decomposition(Pipeline):
             },
             batch_size=None,
             batch_format="pyarrow",
-            **actor_pool(self.workers, len(shards)),
+            **actor_pool(self.workers, shards.count),
         )
 
     def describe(self, counts: Mapping[str, float], seconds: float) -> str:
@@ -139,7 +140,7 @@ class Decomposition(Pipeline):
     def counts(self, totals: Counter[str]) -> dict[str, int]:
         return {"clips": totals["clips"], "frames": totals["frames"]}
 
-    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
+    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[RejectFacts]) -> None:
         write_clip_report(folder, run, rejects)
 
 
@@ -157,11 +158,12 @@ class _ClipShardMaker:
         self._node, self._thread = node_address(), WorkThread()
         self._can_write = False
 
-    def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
-        name, error = plan["shard"][0].as_py(), None
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        name, error = block["shard"][0].as_py(), None
         tally = ShardTally(name, self._node)
         try:
-            made = yield from self._thread.run(partial(self._make_shard, plan, tally), tally.alive)
+            work = partial(self._make_shard, planned_rows(block), tally)
+            made = yield from self._thread.run(work, tally.alive)
             tally.add(**made)
         except (StorageFails, OutputFails) as failure:
             error = f"{name}: {failure}"

@@ -5,34 +5,36 @@ published since, so that two runs never plan the same source twice.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from videolavit.progress import OnProgress, Progress
 from videolavit.records import schema
+from videolavit.records.confinement import OutsideAddress, check_named
 from videolavit.records.files import InputError
 from videolavit.records.kinds import KINDS, PlanSettings, expand_source, plan_source, unread_row
 from videolavit.records.listing import Listing, rebatched, without_repeats
 from videolavit.records.rows import (
     Source,
-    extra_column,
     extra_fields,
     keys,
     plan_rows_from,
     plan_rows_to,
     sources_from,
     sources_of_plan,
+    sources_to,
 )
-from videolavit.records.schema import EXTRA_PREFIX, TEXTS
 from videolavit.records.shards import Ledger
 from videolavit.records.source_files import isolated
 from videolavit.records.storage import StorageSettings
+from videolavit.sandbox.errors import ProcessDied
 
 from .common import Failed, WorkerSettings, actor_pool, call_with_limits, from_blocks
+from .planned import PlannedNames, other_captions
 
 SOURCES_PER_PLAN = 20_000
 """Largest number of sources per plan: an interrupted planning of a large corpus repeats the headers of one plan."""
@@ -58,18 +60,11 @@ class PlanningIncomplete(RuntimeError):
     """Planning lost sources to failing workers; starting again continues it."""
 
 
-def pending_shards(ledger: Ledger) -> list[pa.Table]:
-    """Plan rows of every shard that is not committed, a table a shard, the most work first."""
-    done = ledger.committed()
-    pending: list[tuple[float, pa.Table]] = []
-    for plan in ledger.planned():
-        names = plan["shard"].to_pylist()
-        starts = [index for index, name in enumerate(names) if not index or name != names[index - 1]]
-        for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
-            if names[start] not in done:
-                rows = plan.slice(start, end - start)
-                pending.append((pc.sum(rows["cost"]).as_py(), rows))
-    return [rows for _, rows in sorted(pending, key=lambda item: -item[0])]
+def pending_rows(ledger: Ledger) -> Iterator[pa.Table]:
+    """Rows of each plan whose shards are not committed, the oldest plan first."""
+    for name, shards in ledger.pending():
+        plan = ledger.plan(name)
+        yield plan.filter(pc.is_in(plan["shard"], pa.array(sorted(shards), pa.string())))
 
 
 @dataclass
@@ -91,13 +86,15 @@ class Planner:
     on_progress: OnProgress
     generation: int = 0
     ignored_captions: int = 0
+    _planned: PlannedNames = field(default_factory=PlannedNames, init=False)
 
     def commit(self, listing: Listing) -> None:
         """Plans the sources that no plan of the run has, and publishes the plans, a part at a time."""
         for batch in rebatched(iter(listing), SOURCES_PER_PLAN):
             new = self.new(batch)
             if new.num_rows:
-                self._publish(self._not_planned(self.read(new)))
+                rows = self._not_planned(self.read(new))
+                self._publish(rows, is_new=not self._planned.has_source_of(rows))
 
     def commit_retries(self, only: str | None) -> None:
         """Plans standing rejects again: known segments as they were, unreadable sources from their headers on.
@@ -107,27 +104,48 @@ class Planner:
         """
         assert self.ledger is not None
         self.generation = len(self.ledger.plans())  # before the rejects, so that a retry of another run is noticed
-        rejects = self.ledger.rejects(self.ledger.summaries(), self.ledger.standing())
-        attempts = {one.sample_id: one.attempts for one in rejects if only in (None, one.error_type)}
-        if not attempts:
-            kinds = dict(Counter(one.error_type for one in rejects))
-            self.on_progress(Progress("plan", message=f"no rejects to retry; the run has {kinds or 'none'}"))
-            return
-        latest = self._latest_rows(list(attempts))
-        fields = extra_fields(latest.schema)
-        rows = [replace(row, attempts=attempts[row.sample_id]) for row in plan_rows_from(latest)]
-        parts = [plan_rows_to([row for row in rows if row.planned_seconds is not None], fields)]
-        unread = [row for row in rows if row.planned_seconds is None]
-        if unread:
-            sources = plan_rows_to(unread, fields)
-            again = self.read(sources_of_plan(sources))
-            counts = dict(zip(keys(sources).to_pylist(), sources["attempts"].to_pylist(), strict=True))
+        standing, plans = self.ledger.standing(), self.ledger.plans_by_generation()
+        kinds: Counter[str] = Counter()
+        chosen: list[pa.Table] = []
+        is_any = False
+        for generation, summaries in groupby(self.ledger.summaries(), lambda one: one.generation):
+            rejects = [reject for one in summaries for reject in one.standing_rejects(standing)]
+            kinds.update(one.error_type for one in rejects)
+            attempts = {one.sample_id: one.attempts for one in rejects if only in (None, one.error_type)}
+            if attempts:
+                chosen.append(self._rows_of(plans[generation], attempts))
+            if sum(rows.num_rows for rows in chosen) >= SOURCES_PER_PLAN:
+                self._retry(pa.concat_tables(chosen, promote_options="permissive"))
+                chosen, is_any = [], True
+        if chosen:
+            self._retry(pa.concat_tables(chosen, promote_options="permissive"))
+        elif not is_any:
+            self.on_progress(Progress("plan", message=f"no rejects to retry; the run has {dict(kinds) or 'none'}"))
+
+    def _rows_of(self, plan: str, attempts: Mapping[str, int]) -> pa.Table:
+        """Rows of some samples of a plan, with the attempts that were made at them."""
+        assert self.ledger is not None
+        found = self.ledger.plan(plan)
+        found = found.filter(pc.is_in(found["sample_id"], pa.array(list(attempts), pa.string())))
+        rows = [replace(row, attempts=attempts[row.sample_id]) for row in plan_rows_from(found)]
+        return plan_rows_to(rows, extra_fields(found.schema))
+
+    def _retry(self, rows: pa.Table) -> None:
+        """Publishes a plan of rows of earlier plans: of known segments as they are, of unread sources as read now."""
+        assert self.ledger is not None
+        is_known = pc.is_valid(rows["planned_seconds"])
+        parts, unread = [rows.filter(is_known)], rows.filter(pc.invert(is_known))
+        if unread.num_rows:
+            self._planned.follow(self.ledger, self.generation)
+            again = self.read(sources_of_plan(unread))
+            counts = dict(zip(keys(unread).to_pylist(), unread["attempts"].to_pylist(), strict=True))
             named = zip(keys(again).to_pylist(), again["url"].to_pylist(), strict=True)
             before = pa.array([counts.get(key, counts.get(url, 0)) for key, url in named], pa.int32())
             again = again.set_column(again.schema.get_field_index("attempts"), schema.PLAN.field("attempts"), before)
-            parts.append(self._not_planned(again, retried=list(attempts)))
-        rows = pa.concat_tables(parts, promote_options="permissive")
-        self._publish(without_repeats(rows, rows["sample_id"]))  # a damaged tar lists rejects of its members again
+            parts.append(self._not_planned(again, retried=rows["sample_id"].to_pylist()))
+        together = pa.concat_tables(parts, promote_options="permissive")
+        # a damaged tar lists rejects of its members again
+        self._publish(without_repeats(together, together["sample_id"]), is_new=False)
 
     def new(self, sources: pa.Table) -> pa.Table:
         """The sources that no plan of the run has, each once.
@@ -137,21 +155,13 @@ class Planner:
         """
         named = sources
         sources = without_repeats(named, keys(named))
-        names = keys(sources)
-        ignored = _other_captions(named, sources) if sources.num_rows < named.num_rows else set()
-        self.ignored_captions += len(ignored)
+        self.ignored_captions += other_captions(sources, named) if sources.num_rows < named.num_rows else 0
         if self.ledger is None:
             return sources
-        self.generation = len(self.ledger.plans())
-        ignored = set()
-        known = pa.array([False] * len(names))
-        for plan in self.ledger.planned():
-            sources = _typed_as(plan.schema, sources)
-            planned = keys(plan)
-            own_files = plan["url"].filter(pc.equal(planned, plan["source"]))  # a tar's members have its address
-            known = pc.or_(known, pc.or_(pc.is_in(names, pc.unique(planned)), pc.is_in(names, pc.unique(own_files))))
-            ignored |= _other_captions(sources, plan)
-        self.ignored_captions += len(ignored)
+        self.generation = self._planned.follow(self.ledger)
+        sources = self._planned.typed(sources)
+        known, ignored = self._planned.sources(sources)
+        self.ignored_captions += ignored
         return sources.filter(pc.invert(known))
 
     def read(self, sources: pa.Table) -> pa.Table:
@@ -200,25 +210,14 @@ class Planner:
 
     def _not_planned(self, rows: pa.Table, retried: Sequence[str] = ()) -> pa.Table:
         """Rows without samples that another source gave already, such as a video and the clips of that video."""
-        assert self.ledger is not None
         rows = without_repeats(rows, rows["sample_id"])
-        for plan in islice(self.ledger.planned(["sample_id"]), self.generation):
-            before = pc.is_in(rows["sample_id"], plan["sample_id"])
-            rows = rows.filter(pc.or_(pc.invert(before), pc.is_in(rows["sample_id"], pa.array(retried, pa.string()))))
-        return rows
+        before = self._planned.samples(rows["sample_id"].to_pylist())
+        return rows.filter(pc.or_(pc.invert(before), pc.is_in(rows["sample_id"], pa.array(retried, pa.string()))))
 
-    def _latest_rows(self, samples: list[str]) -> pa.Table:
-        assert self.ledger is not None
-        chosen = pa.array(samples)
-        plans = [plan.filter(pc.is_in(plan["sample_id"], chosen)) for plan in self.ledger.planned()]
-        rows = pa.concat_tables(plans, promote_options="permissive")
-        latest = {sample: index for index, sample in enumerate(rows["sample_id"].to_pylist())}
-        return rows.take(sorted(latest.values()))
-
-    def _publish(self, rows: pa.Table) -> None:
+    def _publish(self, rows: pa.Table, is_new: bool) -> None:
         assert self.ledger is not None
         if rows.num_rows:
-            if not self.ledger.add_plan(self.generation, self.assign(rows, self.generation)):
+            if not self.ledger.add_plan(self.generation, self.assign(rows, self.generation), is_new):
                 raise PlanningConflict("another run has planned into this output meanwhile; start again to join it")
             self.generation += 1
 
@@ -263,13 +262,14 @@ class _HeaderReader:
                 inside = call_with_limits(
                     self._expand, source, self._settings, self._storage, time_limit=limit, attempts=attempts
                 )
+                self._check_answer(source, inside)
             except Failed:
                 inside = []
             if not inside:
                 yield plan_rows_to([unread_row(source, self._settings)], self._extra)
         for one in inside:
             try:
-                yield call_with_limits(
+                rows = call_with_limits(
                     self._plan,
                     one,
                     self._settings,
@@ -278,8 +278,29 @@ class _HeaderReader:
                     time_limit=min(HEADER_TIME_LIMIT, limit),
                     attempts=attempts,
                 )
+                self._check_answer(one, rows)
             except Failed:
-                yield plan_rows_to([unread_row(one, self._settings)], self._extra)
+                rows = plan_rows_to([unread_row(one, self._settings)], self._extra)
+            yield rows
+
+    def _check_answer(self, source: Source, answer: pa.Table | Iterable[Source]) -> None:
+        """Keeps a child to files that its source may name, as the rows of a table are kept to those of the table: one
+        that was broken into would have any other opened and handed to the next child.
+
+        Raises:
+            Failed: it names another file, or is no answer.
+        """
+        try:
+            rows = answer if isinstance(answer, pa.Table) else sources_to(answer)
+            named = {one for column in ("url", "text_url") for one in rows[column].to_pylist() if one is not None}
+            for address in named - {source.url, source.text_url}:
+                check_named(address, source.url, self._storage.allow)
+            if not set(rows["kind"].to_pylist()) <= KINDS.keys():
+                raise TypeError("of no kind")
+        except OutsideAddress as error:
+            raise Failed(error, 1) from None
+        except (AttributeError, KeyError, TypeError, pa.ArrowException):
+            raise Failed(ProcessDied("its process answers with something else"), 1) from None
 
 
 def _joined(tables: Sequence[pa.Table]) -> pa.Table:
@@ -292,47 +313,6 @@ def _joined(tables: Sequence[pa.Table]) -> pa.Table:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise InputError(f"the further columns of the input do not fit together: {error}") from None
-
-
-def _other_captions(sources: pa.Table, applied: pa.Table) -> set[int]:
-    """Rows of sources that are in a listing or plan with other captions."""
-    places = pc.index_in(keys(sources), keys(applied))
-    again = pc.indices_nonzero(pc.is_valid(places))
-    if not len(again):
-        return set()
-    ours, theirs = sources.take(again), applied.take(pc.drop_null(places))
-    if extra_column(ours, TEXTS) is None and extra_column(theirs, TEXTS) is None:
-        differs = pc.and_(pc.is_valid(ours["text"]), pc.fill_null(pc.not_equal(ours["text"], theirs["text"]), True))
-        return set(again.filter(differs).to_pylist())
-    pairs = zip(again.to_pylist(), _captions(ours), _captions(theirs), strict=True)
-    return {index for index, our, their in pairs if our and our != their}
-
-
-def _captions(rows: pa.Table) -> list[list[str]]:
-    """All captions of each row of a listing or plan."""
-    texts = extra_column(rows, TEXTS)
-    several = texts.to_pylist() if texts is not None else [None] * rows.num_rows
-    one = rows["text"].to_pylist()
-    return [many or ([] if text is None else [text]) for many, text in zip(several, one, strict=True)]
-
-
-def _typed_as(planned: pa.Schema, sources: pa.Table) -> pa.Table:
-    """The sources with further columns of the types that they have in the run.
-
-    Raises:
-        InputError: a value does not fit.
-    """
-    for field in extra_fields(planned):
-        name = EXTRA_PREFIX + field.name
-        index = sources.schema.get_field_index(name)
-        if index < 0 or sources.schema.field(index).type == field.type:
-            continue
-        try:
-            sources = sources.set_column(index, name, sources.column(index).cast(field.type))
-        except pa.ArrowException:
-            kinds = f"{field.type} in this run, {sources.schema.field(index).type} in the new manifest"
-            raise InputError(f"the column `{field.name}` is {kinds}; choose another output") from None
-    return sources
 
 
 def _chunks(values: pa.Array | pa.ChunkedArray) -> list[pa.Array]:

@@ -22,7 +22,7 @@ from videolavit.evaluation.synthetic import (
 from videolavit.files import write_beside
 from videolavit.generation.output import side_by_side
 from videolavit.generation.runtime import Runtime
-from videolavit.generation.settings import GenerateSettings
+from videolavit.generation.settings import GenerateSettings, settings_of_model
 from videolavit.media import Cell, contact_sheet, motion_features
 from videolavit.media.quality import explained_variance, psnr
 from videolavit.media.resize import resize_picture
@@ -60,9 +60,6 @@ GENERATION = GenerateSettings(
 )
 """Settings of generation. Temperature and guidance were chosen by the colour of keyframes for held-out captions, after
 a first look at two hundred of them on the second hundred; the first hundred are measured."""
-
-RECONSTRUCTION = replace(GENERATION, keyframe_guidance=1.0)
-"""Settings of reconstructions that are compared with their originals: guidance makes them clearer, and less alike."""
 
 EXAMPLES = Examples(
     video=(
@@ -116,12 +113,12 @@ def measure(output: Path, prompts: int, videos: SynthSettings, on_progress: OnPr
         on_progress: Receives the progress of generation and questions.
     """
     runtime = Runtime(ModelFolder(output / MODEL_FOLDER))
-    sizes = runtime.model.sizes
+    settings, sizes = settings_of_model(runtime.model, GenerateSettings), runtime.model.sizes
     on_progress(Progress("generate", message="training a classifier of forms"))
     classifier = train_shape_classifier(replace(videos, split="all"), (sizes.video_height, sizes.video_width))
     criteria = [
-        *_of_generation(output, runtime, prompts, classifier, on_progress),
-        *_of_reconstruction(output, runtime),
+        *_of_generation(output, runtime, settings, prompts, classifier, on_progress),
+        *_of_reconstruction(output, runtime, settings),
         *_of_language(output),
         *_of_understanding(output, runtime, on_progress),
     ]
@@ -144,14 +141,17 @@ def _criterion(name: str, value: float, least: float) -> Criterion:
 
 
 def _of_generation(
-    output: Path, runtime: Runtime, prompts: int, classifier: ShapeClassifier, on_progress: OnProgress
+    output: Path,
+    runtime: Runtime,
+    settings: GenerateSettings,
+    prompts: int,
+    classifier: ShapeClassifier,
+    on_progress: OnProgress,
 ) -> list[Criterion]:
     rows = _manifest(output / "held-out")[:prompts]
     criteria = [_criterion("accuracy of the classifier of forms", classifier.accuracy, 0.98)]
     for name, seed in SEEDS.items():
-        evaluate = partial(
-            evaluate_generation, runtime, rows, classifier, GENERATION, seed=seed, on_progress=on_progress
-        )
+        evaluate = partial(evaluate_generation, runtime, rows, classifier, settings, seed=seed, on_progress=on_progress)
         videos, long = evaluate(), evaluate(clips=2)
         if seed == 0:
             _save_generated(output / GENERATED_SHEET, videos)
@@ -178,7 +178,7 @@ def _caption(one: EvaluatedVideo) -> str:
     return f"{one.row['text']}: seen {one.colours[0]} {one.shapes[0]}, {one.direction or 'still'}"
 
 
-def _of_reconstruction(output: Path, runtime: Runtime) -> list[Criterion]:
+def _of_reconstruction(output: Path, runtime: Runtime, settings: GenerateSettings) -> list[Criterion]:
     clips = _held_out_clips(output)[:RECONSTRUCTED]
     config = runtime.model.config("motion_tokenizer")
     size = (config.grid_height, config.grid_width)
@@ -188,7 +188,8 @@ def _of_reconstruction(output: Path, runtime: Runtime) -> list[Criterion]:
     originals = [
         resize_picture(decode_image(one.keyframe), sizes.keyframe_height, sizes.keyframe_width) for one in clips
     ]
-    reconstructed = reconstruct_keyframes(runtime, originals, RECONSTRUCTION)
+    # guidance makes reconstructions clearer, and less alike
+    reconstructed = reconstruct_keyframes(runtime, originals, replace(settings, keyframe_guidance=1.0))
     pairs = list(zip(originals, reconstructed, strict=True))
     save_sheet(output / "keyframes.png", [Cell(side_by_side(*pair), f"{psnr(*pair):.1f} dB") for pair in pairs[:24]])
     folder = Folder(str(output / "held-out-tokens"), StorageSettings())

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from videolavit.files import write_beside
-from videolavit.generation.settings import differing_settings
+from videolavit.generation.settings import GenerateSettings, differing_settings
 from videolavit.models.folder import ModelFolder
 from videolavit.progress import OnProgress
 from videolavit.records.tokenizer_info import EncodeSettings
 from videolavit.synth import MANIFEST, QUESTIONS, SynthSettings, render_corpus
+from videolavit.training.components.visual_tokenizer import VisualTokenizerTraining
 from videolavit.training.recipes import has_recipe, load_recipe, recipe_file
 from videolavit.training.run import MODEL_FOLDER, merge_models
 from videolavit.training.settings import TrainInputs
@@ -206,11 +207,19 @@ def _tokenize(folder: Path, split: str, model: Path, joined: Sequence[Path], on_
 def measure_model(folder: Path, sizes: ProofSizes, on_progress: OnProgress) -> None:
     _join_all(folder, "chat", folder / JOINED)
     if not (folder / MODEL_FOLDER).exists():  # half precision costs nothing, and halves the files
+        model = ModelFolder(folder / JOINED)
+        generation = differing_settings(_generation_settings(model, sizes.recipe))
         with write_beside(folder / MODEL_FOLDER) as (unfinished,):
-            ModelFolder(folder / JOINED).save(
-                unfinished, torch.float16, generation=differing_settings(GENERATION), examples=EXAMPLES
-            )
+            model.save(unfinished, torch.float16, generation=generation, examples=EXAMPLES)
     measure(folder, sizes.prompts, sizes.videos("held-out"), on_progress)
+
+
+def _generation_settings(model: ModelFolder, recipe: str) -> GenerateSettings:
+    """Settings of generation that suit the model; where its tokenizer keeps all patches, a picture has all codes."""
+    tokenizer = load_recipe(recipe, "visual-tokenizer").objective
+    assert isinstance(tokenizer, VisualTokenizerTraining)
+    all_patches = model.config("visual_tokenizer").num_patches
+    return GENERATION if tokenizer.rho < 1 else replace(GENERATION, min_visual=all_patches)
 
 
 def compare_model(folder: Path, on_progress: OnProgress) -> None:

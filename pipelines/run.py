@@ -11,24 +11,28 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray.data
 
 from videolavit.progress import OnProgress, Progress, ignore_progress
+from videolavit.records.cost import with_pipeline
 from videolavit.records.files import InputError
 from videolavit.records.identity import IdentityMismatch, check_identity
 from videolavit.records.kinds import Kind, PlanSettings
 from videolavit.records.listing import Listing, rebatched
+from videolavit.records.rejects import RejectFacts, write_rejects
 from videolavit.records.report import REPORT
-from videolavit.records.rows import Reject, rejects_to
-from videolavit.records.shards import RUN_FILE, Ledger, ShardKind, total
-from videolavit.records.storage import Folder, StorageSettings
+from videolavit.records.shards import RUN_FILE, Ledger, ShardKind
+from videolavit.records.storage import Folder, StorageSettings, naming_location
+from videolavit.records.totals import RunTotals
 from videolavit.sandbox.call import describe_layers
+from videolavit.scratch import scratch_folder
 
 from .common import WorkerSettings
+from .estimate import Calibration, calibrate, shard_costs
 from .faults import STOP_AFTER, StorageStopped, wait_for_storage
+from .feeding import WaitingShards, waiting_shards
 from .making import ShardMaking
-from .planning import SOURCES_PER_PLAN, Planner, pending_shards
+from .planning import SOURCES_PER_PLAN, Planner, pending_rows
 from .session import ray_session
 
 REJECTS_FILE = "rejects.parquet"
@@ -71,6 +75,7 @@ class RunSummary:
         shards_left: Planned shards that are not committed.
         video_hours: Hours of video in the shards.
         core_hours: Core-hours that decomposing them took.
+        planned_core_hours: Core-hours that the plan said of the committed shards; 0 where it says nothing of that.
         counts: Further counts, such as clips and frames.
         seconds: Duration of this start, in seconds.
         joined_rows: Rows of manifests that gave a video a further caption.
@@ -94,6 +99,7 @@ class RunSummary:
     core_hours: float
     counts: Mapping[str, int]
     seconds: float
+    planned_core_hours: float = 0.0
     joined_rows: int = 0
     ignored_captions: int = 0
     left_out: Sequence[str] = ()
@@ -119,7 +125,8 @@ class Work:
     Args:
         sources: Number of sources.
         samples: Number of samples.
-        core_hours: Estimated core-hours, without the tokenizers.
+        core_hours: Estimated core-hours, without the tokenizers and with the share of the pipeline around the work.
+        spread: Factor by which a run may take more or less.
         figures: Further figures, by name.
         unread: Sources without a readable header.
     """
@@ -127,6 +134,7 @@ class Work:
     sources: int = 0
     samples: int = 0
     core_hours: float = 0.0
+    spread: float = 1.0
     figures: Mapping[str, float] = field(default_factory=dict)
     unread: int = 0
 
@@ -138,6 +146,9 @@ class PlanSummary:
     Args:
         new: Sources that no plan of the run has.
         waiting: Samples that are planned and not done.
+        calibrated_on: Committed shards that the costs were calibrated on; 0 for those of the model.
+        encoder_hours: Hours of a GPU, or of a core, that the tokenizers need; 0 where they were not timed.
+        encoder_device: Device that they were timed on: `cuda`, `cpu` or empty.
         joined_rows: Rows of manifests that gave a video a further caption.
         ignored_captions: Captions that are not applied, since an earlier input named their video or it is planned
             already.
@@ -146,6 +157,9 @@ class PlanSummary:
 
     new: Work
     waiting: Work
+    calibrated_on: int = 0
+    encoder_hours: float = 0.0
+    encoder_device: str = ""
     joined_rows: int = 0
     ignored_captions: int = 0
     left_out: Sequence[str] = ()
@@ -183,7 +197,7 @@ class Pipeline(ABC):
         """Figures of rows of a plan, by name."""
 
     @abstractmethod
-    def work(self, shards: list[pa.Table], folder: Folder) -> "ray.data.Dataset":
+    def work(self, shards: WaitingShards, folder: Folder) -> "ray.data.Dataset":
         """Dataset that makes shards; its rows are records of their progress."""
 
     @abstractmethod
@@ -195,8 +209,12 @@ class Pipeline(ABC):
         """Further counts of the run, from the footers of its shards."""
 
     @abstractmethod
-    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
+    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[RejectFacts]) -> None:
         """Writes the dataset card."""
+
+    def write_index(self, folder: Folder) -> int:
+        """Writes what a training looks up instead of opening every shard; returns the number of shards that are new."""
+        return 0
 
 
 def open_run(
@@ -252,16 +270,19 @@ def start_run(
     open_run(pipeline, output, storage, settings)  # another run may have claimed the folder
     if accepted:
         found = json.loads(ledger.folder.read(RUN_FILE) or b"{}")
-        ledger.folder.replace(RUN_FILE, _json(found | {"identity": identity, "complete": False}))
+        with naming_location(ledger.folder.url):
+            ledger.folder.replace(RUN_FILE, _json(found | {"identity": identity, "complete": False}))
     on_progress(Progress("sandbox", message=describe_layers()))
     with ray_session(on_progress):
         planner = Planner(ledger, pipeline.assign, pipeline.settings, pipeline.workers, storage, on_progress)
         if settings.retry_rejects:
             planner.commit_retries(settings.only)
         if listing is not None:
+            _name_links(listing, on_progress)
             planner.commit(listing)
         stopped = _work_on_pending(pipeline, ledger, storage, on_progress)
-    summary = _finish(pipeline, ledger, identity, time.monotonic() - started)
+        pipeline.write_index(ledger.folder)
+    summary = finish_run(pipeline, ledger, identity, time.monotonic() - started)
     return dataclasses.replace(
         summary,
         joined_rows=listing.joined_rows if listing is not None else 0,
@@ -269,6 +290,7 @@ def start_run(
         left_out=listing.left_out if listing is not None else (),
         accepted_changes=accepted,
         stopped=stopped,
+        planned_core_hours=_planned_core_hours(ledger) if pipeline.settings.makes_clips else 0.0,
     )
 
 
@@ -282,28 +304,49 @@ def plan_run(
 ) -> PlanSummary:
     """Computes the work of `start_run` and its cost, and writes nothing."""
     ledger = open_run(pipeline, output, storage, settings)[0] if output else None
+    calibration = calibrate(ledger) if ledger else Calibration()
     with ray_session(on_progress):
         planner = Planner(ledger, pipeline.assign, pipeline.settings, pipeline.workers, storage, on_progress)
-        new = Work()
-        for batch in rebatched(iter(listing), SOURCES_PER_PLAN):
-            sources = planner.new(batch)
-            if sources.num_rows:
-                new = _added(new, _measured(pipeline, planner.read(sources)))
-    waiting = Work()
-    for shard in pending_shards(ledger) if ledger else ():
-        waiting = _added(waiting, _measured(pipeline, shard))
+        _name_links(listing, on_progress)
+        new = new_work(pipeline, planner, listing)
+    waiting = waiting_work(pipeline, ledger) if ledger else Work()
     return PlanSummary(
-        new=new,
-        waiting=waiting,
+        new=_calibrated(new, calibration),
+        waiting=_calibrated(waiting, calibration),
+        calibrated_on=calibration.shards,
         joined_rows=listing.joined_rows,
         ignored_captions=planner.ignored_captions,
         left_out=listing.left_out,
     )
 
 
+def new_work(pipeline: Pipeline, planner: Planner, listing: Listing) -> Work:
+    """Work of the sources that no plan has."""
+    new = Work()
+    for batch in rebatched(iter(listing), SOURCES_PER_PLAN):
+        sources = planner.new(batch)
+        if sources.num_rows:
+            new = _added(new, _measured(pipeline, planner.read(sources)))
+    return new
+
+
+def waiting_work(pipeline: Pipeline, ledger: Ledger) -> Work:
+    """Work that is planned and not done."""
+    waiting = Work()
+    for rows in pending_rows(ledger):
+        waiting = _added(waiting, _measured(pipeline, rows))
+    return waiting
+
+
 def list_inputs(pipeline: Pipeline, inputs: Sequence[str], storage: StorageSettings) -> Listing:
     """Listing of the inputs of a pipeline."""
     return Listing(inputs, pipeline.settings.inputs, storage, pipeline.takes, pipeline.reserved, pipeline.name)
+
+
+def _name_links(listing: Listing, on_progress: OnProgress) -> None:
+    """Names files of others that come along: a folder of a stranger may have links to private ones."""
+    for line in listing.linked:
+        on_progress(Progress("links", message=line))
 
 
 def _measured(pipeline: Pipeline, rows: pa.Table) -> Work:
@@ -314,6 +357,13 @@ def _measured(pipeline: Pipeline, rows: pa.Table) -> Work:
         figures=pipeline.figures(rows),
         unread=rows["planned_seconds"].null_count,
     )
+
+
+def _calibrated(work: Work, calibration: Calibration) -> Work:
+    """Work whose core-hours are those that are expected, from those of the plan."""
+    core_seconds = 3600 * work.core_hours * calibration.factor
+    core_hours = with_pipeline(core_seconds, work.samples) / 3600
+    return dataclasses.replace(work, core_hours=core_hours, spread=calibration.spread)
 
 
 def _added(one: Work, other: Work) -> Work:
@@ -333,14 +383,15 @@ def _work_on_pending(pipeline: Pipeline, ledger: Ledger, storage: StorageSetting
     Returns:
         Reason why the work stopped; empty if it did not.
     """
-    shards = pending_shards(ledger)
-    if not shards:
+    ledger.forget_incomplete()
+    shards = waiting_shards(ledger)
+    if not shards.count:
         on_progress(Progress(pipeline.name, message="nothing new to do"))
     in_vain = 0
-    while shards:
-        count = sum(shard.num_rows for shard in shards)
+    while shards.count:
         dataset = pipeline.work(shards, ledger.folder)
-        halt = ShardMaking(pipeline.name, pipeline.describe, dataset, count, ledger.folder, on_progress).run()
+        making = ShardMaking(pipeline.name, pipeline.describe, dataset, shards.samples, ledger.folder, on_progress)
+        halt = making.run()
         if halt is None or halt.is_final:
             return halt.reason if halt else ""
         try:
@@ -348,42 +399,44 @@ def _work_on_pending(pipeline: Pipeline, ledger: Ledger, storage: StorageSetting
                 wait_for_storage(halt.storage, storage, on_progress)
         except StorageStopped as error:
             return str(error)
-        left = pending_shards(ledger)
-        in_vain = in_vain + 1 if len(left) == len(shards) else 0
+        left = waiting_shards(ledger)
+        in_vain = in_vain + 1 if left.count == shards.count else 0
         if in_vain == STOP_AFTER:
             if halt.storage is not None:
                 return f"workers cannot read what this process can: {halt.reason}"
             return f"{halt.reason}, {STOP_AFTER} times in a row: look at those nodes and their network"
-        if halt.storage is None and left:
+        if halt.storage is None and left.count:
             on_progress(Progress("silent shards", message=f"{halt.reason}; other workers make what is left"))
         shards = left
     return ""
 
 
-def _finish(pipeline: Pipeline, ledger: Ledger, identity: dict[str, Any], seconds: float) -> RunSummary:
+def finish_run(pipeline: Pipeline, ledger: Ledger, identity: dict[str, Any], seconds: float) -> RunSummary:
     """Writes the files that are derived from the shards."""
-    left = len(ledger.pending())
-    summaries, standing = ledger.summaries(), ledger.standing()
-    rejects = ledger.rejects(summaries, standing)
-    totals, folder = total(summaries), ledger.folder
-    sink = pa.BufferOutputStream()
-    pq.write_table(rejects_to(rejects), sink)
-    folder.replace(REJECTS_FILE, sink.getvalue().to_pybytes())
+    ledger.compact()
+    left = sum(len(shards) for _, shards in ledger.pending())
+    totals, folder = RunTotals(ledger.standing()), ledger.folder
+    with scratch_folder() as scratch, naming_location(folder.url):
+        file = scratch / REJECTS_FILE
+        write_rejects(file, totals.add(ledger.summaries()))
+        folder.replace_with(REJECTS_FILE, file)
+    sums, rejects = totals.counts, totals.rejects.facts
     counts: dict[str, Any] = {
-        "planned": len(standing),
-        "samples": totals["samples"],
-        **pipeline.counts(totals),
-        "rejects": len(rejects),
-        "rejects_by_type": dict(Counter(reject.error_type for reject in rejects).most_common()),
-        "shards": len(summaries),
+        "planned": totals.standing.planned,
+        "samples": sums["samples"],
+        **pipeline.counts(sums),
+        "rejects": sum(one.count for one in rejects),
+        "rejects_by_type": {one.error_type: one.count for one in rejects},
+        "shards": totals.shards,
         "shards_left": left,
-        "video_hours": totals["video_seconds"] / 3600,
-        "core_hours": totals["work_seconds"] / 3600,
+        "video_hours": sums["video_seconds"] / 3600,
+        "core_hours": sums["work_seconds"] / 3600,
     }
     if not left and counts["samples"] + counts["rejects"] != counts["planned"]:
         raise AssertionError(f"{counts['planned']} samples were planned, the shards account for others: {counts}")
     run = {"identity": identity, "complete": not left, "counts": counts, "last_start_seconds": seconds}
-    folder.replace(RUN_FILE, _json(run))
+    with naming_location(folder.url):
+        folder.replace(RUN_FILE, _json(run))
     pipeline.write_report(folder, run, rejects)
     own = {one.name for one in dataclasses.fields(RunSummary)}
     return RunSummary(
@@ -393,6 +446,12 @@ def _finish(pipeline: Pipeline, ledger: Ledger, identity: dict[str, Any], second
         seconds=seconds,
         report=folder.join(REPORT) if folder.is_local else f"{folder.url}/{REPORT}",
     )
+
+
+def _planned_core_hours(ledger: Ledger) -> float:
+    """Core-hours that the plan said of the committed shards."""
+    done = ledger.committed()
+    return sum(cost for shard, cost in shard_costs(ledger) if shard in done) / 3600
 
 
 def _json(value: Any) -> bytes:

@@ -152,10 +152,10 @@ class _RunningStage:
         self._log, self._file = logs / f"{stage.name}.log", logs / f"{stage.name}.progress.jsonl"
         self._file.unlink(missing_ok=True)
         self.progress = self._read()
-        path = os.pathsep.join(entry for entry in sys.path if entry)
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         with self._log.open("ab") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.stages"],
+                [sys.executable, "-P", "-m", "pipelines.stages"],
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=out,

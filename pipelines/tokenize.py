@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as default
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -30,12 +30,14 @@ from videolavit.records.kinds import KINDS, Kind, PlanSettings, prepare_sample, 
 from videolavit.records.plan import assign_token_shards
 from videolavit.records.prepare import PrepareSettings
 from videolavit.records.prepared import PreparedShard, ShardBuilder, failed_block, waiting_block, waiting_node
-from videolavit.records.rows import Reject, extra_fields, plan_rows_from
+from videolavit.records.rejects import RejectFacts
+from videolavit.records.rows import extra_fields, plan_rows_from
 from videolavit.records.samples import SampleSettings
 from videolavit.records.schema import PLAN, RESERVED
 from videolavit.records.shards import RUN_FILE, TOKEN_SHARDS, ShardWriter
 from videolavit.records.source_files import isolated
 from videolavit.records.storage import Folder, StorageSettings, confined
+from videolavit.records.token_index import TokenIndex
 from videolavit.records.token_report import write_token_report
 from videolavit.records.tokenizer_info import EncodeSettings, TokenizerInfo
 
@@ -44,10 +46,11 @@ from .common import (
     SampleWork,
     WorkerSettings,
     cluster_has,
-    from_blocks,
 )
 from .decompose import versioned_plan
+from .encode_probe import measure_on_cluster
 from .faults import FaultWitness, OutputFails, StorageFails, check_output, output_faults
+from .feeding import WaitingShards, feed, planned_rows
 from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
 from .session import ray_session
 from .shard_records import ShardTally, WorkThread, node_address, record_block
@@ -125,12 +128,22 @@ def tokenize(request: TokenizeRequest, on_progress: OnProgress = ignore_progress
 
 
 def plan_tokenization(request: TokenizeRequest, on_progress: OnProgress = ignore_progress) -> PlanSummary:
-    """Computes the work of `tokenize` and its cost, and writes nothing. Raises the errors of `tokenize`."""
+    """Computes the work of `tokenize` and its cost, and writes nothing. The tokenizers are timed on a few batches.
+
+    Raises the errors of `tokenize`.
+    """
     pipeline = Tokenization(request, _read_tokenizers(request, on_progress))
     storage = confined(request.storage, request.inputs)
     listing = list_inputs(pipeline, request.inputs, storage)
     with ray_session(on_progress):
-        return plan_run(pipeline, listing, request.output, storage, request.run, on_progress)
+        summary = plan_run(pipeline, listing, request.output, storage, request.run, on_progress)
+        task = pipeline.task
+        on_progress(Progress("model", message="timing the tokenizers"))
+        speed = measure_on_cluster(task.encode, task.tokenizers, task.gpu_fraction)
+    if speed is None:
+        return summary
+    hours = speed.hours(summary.new.figures) + speed.hours(summary.waiting.figures)
+    return replace(summary, encoder_hours=hours * (task.gpu_fraction or 1.0), encoder_device=task.device)
 
 
 def _read_tokenizers(request: TokenizeRequest, on_progress: OnProgress) -> TokenizerInfo:
@@ -204,11 +217,11 @@ class Tokenization(Pipeline):
         clips = (pc.sum(rows["num_clips"]).as_py() or 0) - modalities["image"]
         return {"clips": clips, "images": modalities["image"], "texts": modalities["text"]}
 
-    def work(self, shards: list[pa.Table], folder: Folder) -> "ray.data.Dataset":
+    def work(self, shards: WaitingShards, folder: Folder) -> "ray.data.Dataset":
         task = self.task
-        preparing, encoding = _pools(self.workers, self.request.encoders, task, len(shards))
+        preparing, encoding = _pools(self.workers, self.request.encoders, task, shards.count)
         return (
-            from_blocks(shards)
+            feed(shards, folder)
             .map_batches(
                 _Preparer,
                 fn_constructor_kwargs={
@@ -238,8 +251,11 @@ class Tokenization(Pipeline):
         names = ("videos", "images", "texts", "clips", "visual_tokens", "motion_tokens")
         return {name: totals[name] for name in names}
 
-    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
+    def write_report(self, folder: Folder, run: dict[str, Any], rejects: Sequence[RejectFacts]) -> None:
         write_token_report(folder, run, rejects)
+
+    def write_index(self, folder: Folder) -> int:
+        return TokenIndex(folder).update()
 
 
 def _pools(
@@ -290,14 +306,14 @@ class _Preparer:
         self._node, self._thread = node_address(), WorkThread()
         self._can_write = False
 
-    def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
-        name = plan["shard"][0].as_py()
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        name = block["shard"][0].as_py()
 
         def alive(is_due: bool) -> pa.Table | None:
             return waiting_block(name, self._node) if is_due else None
 
         try:
-            yield (yield from self._thread.run(partial(self._make_shard, plan), alive))
+            yield (yield from self._thread.run(partial(self._make_shard, planned_rows(block)), alive))
         except (StorageFails, OutputFails) as failure:
             yield failed_block(name, str(failure))
         except Exception as failure:

@@ -23,7 +23,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from ray._private.state import state as cluster_state  # a drain notice is nowhere else
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -53,6 +53,7 @@ from .live import LIVE_FILE, live_progress
 from .loaders import ray_loader
 from .progress_file import read_progress, write_progress
 from .session import ray_session
+from .train_nodes import NodeTorchConfig, NodeWatch, alive_nodes
 
 RAY_FILES = "ray"
 """Folder of the run for files of Ray Train."""
@@ -124,6 +125,10 @@ class ClusterSettings:
             raise ValueError("loaders are for training under Ray Train; set workers to 1 or more")
         if self.min_workers is not None and not 1 <= self.min_workers <= max(self.workers, 1):
             raise ValueError(f"min_workers must be 1 to workers ({self.workers}), not {self.min_workers}")
+
+    def worker_resources(self, use_gpu: bool) -> dict[str, float]:
+        """Resources of a worker, by Ray's names."""
+        return {"CPU": self.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
 
     def scaling(self, use_gpu: bool) -> ScalingConfig:
         elastic = self.min_workers is not None and self.min_workers < self.workers
@@ -331,12 +336,19 @@ def _train_on_ray(task: TrainTask, cluster: ClusterSettings, on_progress: OnProg
     fit = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=node)(_fit)
     running = fit.remote(task, cluster, token)
     progress = read_progress(output / _PROGRESS)
+    watch = NodeWatch(
+        cluster.min_workers or cluster.workers, cluster.worker_resources(cluster_has("GPU") > 0), alive_nodes
+    )
     try:
         done: list[Any] = []
         while not done:
             done, _ = ray.wait([running], timeout=POLL_SECONDS)
             for report in next(progress):
+                watch.heard()
                 on_progress(report)
+            line = watch.look()
+            if line is not None:
+                on_progress(Progress("nodes", message=line))
             if should_stop():
                 (output / _STOP).touch()
     except BaseException:
@@ -357,7 +369,7 @@ def _fit(task: TrainTask, cluster: ClusterSettings, token: str) -> str | None:
         _worker,
         train_loop_config={"task": task, "token": token, "loaders": cluster.loaders},
         scaling_config=cluster.scaling(use_gpu),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=cluster.timeout),
+        torch_config=NodeTorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=cluster.timeout),
         run_config=RunConfig(
             name=f"{task.component}-{uuid.uuid4().hex[:8]}",
             storage_path=os.path.abspath(Path(task.output) / RAY_FILES),

@@ -132,8 +132,12 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-        response = error_response(request, ApiError(error.status_code, str(error.detail), code))
+        called = f"{request.method} {request.scope['path']}"
+        code, message = {
+            404: ("not_found", f"there is no {called}: calls begin with /v1, and /docs lists them"),
+            405: ("method_not_allowed", f"there is no {called}: /docs lists the methods of this path"),
+        }.get(error.status_code, ("invalid_request", str(error.detail)))
+        response = error_response(request, ApiError(error.status_code, message, code))
         response.headers.update(error.headers or {})
         return response
 

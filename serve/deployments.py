@@ -205,7 +205,7 @@ class LanguageModelDeployment:
         tokens = _TokenQueue()
         engine_request = EngineRequest(
             prompt.embeds,
-            answer_policy(model, settings, max_tokens),
+            answer_policy(model, tokenizer, settings, max_tokens),
             settings.sampling(),
             generator(settings.seed, "answer"),
             None,

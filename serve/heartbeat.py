@@ -44,9 +44,9 @@ class Heartbeat:
             if self._process.poll() is None:
                 return
             log.warning("the heartbeat process ended with status %s; starting another", self._process.returncode)
-        path = os.pathsep.join(entry for entry in sys.path if entry)
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
+            [sys.executable, "-P", "-m", __name__], stdin=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
         )
         # on the pipe, because a URL may hold a password and every user can read command lines
         arguments = {"url": self._store.url, "holder": self.holder, "lease_seconds": self._lease_seconds}

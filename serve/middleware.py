@@ -137,7 +137,7 @@ class AdmissionMiddleware:
 
 def _check_parts(headers: Headers, messages: Iterable[Message]) -> None:
     """Raises ApiError for JSON of so many parts that reading it would stop the service: a million take seconds."""
-    if "json" not in headers.get("content-type", ""):
+    if "json" not in headers.get("content-type", "").lower():  # the case has no meaning
         return
     parts = sum(message.get("body", b"").count(mark) for message in messages for mark in MARKS)
     if parts > MAX_MARKS:

@@ -19,7 +19,7 @@ def check_prompt(prompt: str, settings: ServeSettings, required: bool = True) ->
     if required and not prompt.strip():
         raise bad_request("the prompt is empty", "prompt")
     if len(prompt) > limit:
-        raise bad_request(f"the prompt has more than {limit} characters", "prompt")
+        raise bad_request(f"the prompt has {len(prompt)} characters; at most {limit} are accepted", "prompt")
     check_text(prompt, "prompt")
     if "\0" in prompt:  # which databases and the metadata of files do not hold
         raise bad_request("the prompt has a NUL character", "prompt")

@@ -142,8 +142,10 @@ class Service:
             raise bad_request(f"min_tokens must not be above max_tokens, {most or limits.tokens}", "min_tokens")
         turns, question = read_conversation(request, request.images_as_video_fps or self.settings.images_as_video_fps)
         texts, media = texts_of(turns, question), media_of(turns, question)
-        if sum(map(len, texts)) > limits.prompt_characters:
-            raise bad_request(f"the messages have more than {limits.prompt_characters} characters", "messages")
+        characters = sum(map(len, texts))
+        if characters > limits.prompt_characters:
+            message = f"the messages have {characters} characters; at most {limits.prompt_characters} are accepted"
+            raise bad_request(message, "messages")
         for text in texts:
             check_text(text, "messages")
         files = sum(len(medium.urls) for medium in media)

@@ -43,6 +43,7 @@ CLUSTER_FIXTURES = {"ray_head", "run_job", "s3", "service", "busy", "browser", "
 """Fixtures that start a command, a server or a browser. Tests that use one are marked `cluster`."""
 
 CLUSTER_PATHS = (
+    "tests/cluster/",
     "tests/pipelines/",
     "tests/serve/test_launch.py",
     "tests/serve/test_leases.py",
@@ -60,10 +61,12 @@ NETWORK_PATHS = (
     "tests/generation/test_library.py",
     "tests/generation/test_reconstruct.py",
     "tests/generation/test_runtime.py",
+    "tests/models/test_assembly.py",
     "tests/models/test_checkpoint",
     "tests/models/test_keyframe_detokenizer.py",
     "tests/models/test_video_detokenizer.py",
     "tests/parity/test_modules.py",
+    "tests/training/test_assembled.py",
     "tests/training/test_detokenizer",
     "tests/training/test_loader.py",
     "tests/training/test_language_model.py",
@@ -78,6 +81,7 @@ SERVICE_FILES = {f"tests/serve/test_{name}.py" for name in ("api", "clients", "l
 """Files of tests that share a service, which takes long to start."""
 
 SLOW_PATHS = (
+    "tests/cluster/",  # hosts that are cut off
     "tests/media/test_hostile.py",  # fuzzing
     "tests/evaluation/test_shapes.py",  # whole products, from nothing
     "tests/pipelines/test_demo.py",
@@ -85,6 +89,7 @@ SLOW_PATHS = (
     "tests/test_examples.py",
     "tests/deploy/test_image_steps.py",  # packages installed from registries
     "tests/deploy/test_kubernetes_jobs.py",
+    "tests/models/test_loss.py::test_memory",  # gigabytes of logits
     "tests/test_fuzz.py",
     "tests/test_wheel.py",
     "tests/pipelines/test_drain.py",  # a cluster of its own

@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 
 
+def resize(folder: Path, size: str) -> None:
+    """Changes the size of a disk from `disk`, such as `64k`."""
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+
+
 @contextlib.contextmanager
 def disk(folder: Path, options: str) -> Iterator[Path]:
     """Mounts a disk in memory on a folder, which is made if missing; skips the test where only root could.

@@ -28,7 +28,7 @@ class WebServer:
     Attributes:
         requests: Method, path and range of each request.
         faults: Answer to a path in place of its file: a status, `cut` for half of the bytes that were announced,
-            `silent` for none at all, or an address to redirect to.
+            `silent` for none at all, `more` for ranges that are longer than asked for, or an address to redirect to.
         login: Name and password that every request must have, as `NAME:PASSWORD`; empty for none.
     """
 
@@ -78,14 +78,14 @@ class WebServer:
                     data = file.read_bytes()
                     self._send(200, data[: len(data) // 2], {"Content-Length": str(len(data))})
                     self.close_connection = True
-                elif fault is not None:
-                    self._send(302, b"", {"Location": fault, "Content-Length": "0"})
+                elif fault not in (None, "more"):
+                    self._send(302, b"", {"Location": str(fault), "Content-Length": "0"})
                 elif served.ranges and wanted and file.is_file():
-                    self._send_range(file.read_bytes(), wanted)
+                    self._send_range(file.read_bytes(), wanted, 10**7 if fault == "more" else 0)
                 else:
                     super().do_GET()
 
-            def _send_range(self, data: bytes, wanted: str) -> None:
+            def _send_range(self, data: bytes, wanted: str, more: int) -> None:
                 found = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
                 assert found is not None
                 start, end = int(found[1]), min(int(found[2]) + 1, len(data))
@@ -93,7 +93,8 @@ class WebServer:
                     self._send(416, b"", {"Content-Range": f"bytes */{len(data)}", "Content-Length": "0"})
                     return
                 span = f"bytes {start}-{end - 1}/{len(data)}"
-                self._send(206, data[start:end], {"Content-Range": span, "Content-Length": str(end - start)})
+                body = data[start:end] + bytes(more)
+                self._send(206, body, {"Content-Range": span, "Content-Length": str(len(body))})
 
             def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
                 self.send_response(status)

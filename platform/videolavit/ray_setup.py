@@ -9,6 +9,7 @@ import resource
 import secrets
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import warnings
@@ -113,12 +114,14 @@ def ray_arguments(on_progress: OnProgress) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def starting_ray(address: str) -> Iterator[None]:
-    """Turns errors of `ray.init`, the body, into `RayUnavailable`, and keeps messages of Ray's C++ core out of stderr.
+    """Turns errors of `ray.init`, the body, into `RayUnavailable`, keeps messages of Ray's C++ core out of stderr, and
+    a working folder of data off the path of its workers.
 
     It prints them at level ERROR, and announces a change of level. One of them, about the restart of actors
     (ray-project/ray#53727), appears for every actor pool of Ray Data.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_away_from_strangers())
         if "RAY_BACKEND_LOG_LEVEL" not in os.environ:
             os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
             stack.enter_context(_no_stderr())
@@ -129,6 +132,25 @@ def starting_ray(address: str) -> Iterator[None]:
             if address != LOCAL:
                 raise _no_answer(address, f" ({reason})") from error
             raise RayUnavailable(f"Ray cannot start on this machine: {reason}") from error
+
+
+@contextlib.contextmanager
+def _away_from_strangers() -> Iterator[None]:
+    """Leaves the working folder during the body, unless this process takes code from there too.
+
+    Ray puts the folder in which it is started or joined on the path of its workers, before all others: they would run
+    an `av.py` that lies among the videos of a stranger.
+    """
+    if os.path.realpath(os.getcwd()) in map(os.path.realpath, sys.path):
+        yield
+        return
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    os.chdir("/")
+    try:
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ const CONVERSATION = "videolavit-conversation", EMPTY = "(an empty answer)";
 const MOST_TOKENS = 256; // of an answer, so that the next questions find space
 const form = $("chat-form"), text = $("chat-text"), log = $("log"), state = form.querySelector(".state");
 const attached = picker($("chat-file"));
+const toEnd = new ResizeObserver(() => { log.scrollTop = log.scrollHeight; }); // also when pictures appear, and the tab
 let turns = []; // {role, text, file: {name, type, url}, stopped}; a file that was too large to be kept has no url
 
 // Begins the chat; `model` finds the name of the model.
@@ -46,7 +47,6 @@ async function ask(model, signal, say) {
       signal.throwIfAborted(); // what has come in the meantime is not shown
       answer.text += event.choices[0]?.delta.content || "";
       line.textContent = answer.text || "…";
-      log.scrollTop = log.scrollHeight;
     }
     line.textContent = answer.text || EMPTY;
   } catch (error) {
@@ -104,13 +104,13 @@ function show(turn) {
   const shown = bubble(turn);
   log.append(shown);
   showLog();
-  log.scrollTop = log.scrollHeight;
   return shown;
 }
 
 function bubble({ role, text, file, stopped }) {
   const element = document.createElement("div"), line = document.createElement("p");
   element.className = `turn ${role}`;
+  toEnd.observe(element);
   line.className = "text";
   line.textContent = text || EMPTY;
   if (file?.url) element.append(preview(file.type, file.url));

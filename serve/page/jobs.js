@@ -10,7 +10,8 @@ const cards = new Map(); // by the id of the job: its element, its state, and th
 const originals = new Map(); // address of the video that a reconstruction was made from, by the id of its job
 let shown = STEP, timer = 0, refreshing = 0, actions = {};
 
-// Shows the list. `actions` are called with a job: `again`, and `ask`, also with its video.
+// Shows the list. `actions` are called with a job: `again`, and `ask`, also with its video; and `back` when the service
+// answers again.
 export function startJobs(given) {
   actions = given;
   $("jobs-more").onclick = () => { shown = Math.min(MOST, shown + STEP); refresh(); };
@@ -31,7 +32,7 @@ export async function refresh() {
   try {
     const list = await (await request(`v1/videos?limit=${shown}`)).json();
     if (mine !== refreshing) return; // a later one is on its way
-    if ($("jobs-state").classList.contains("error")) tell($("jobs-state"), "");
+    if ($("jobs-state").classList.contains("error")) { tell($("jobs-state"), ""); actions.back(); }
     show(list);
     if (list.data.some(job => OPEN.includes(job.status))) timer = setTimeout(refresh, WAIT_MS);
   } catch (error) {
@@ -138,14 +139,16 @@ function showVideo(entry, job, isNew) {
     urls.push(part(".original video").src = original);
     originals.delete(job.id);
   }
+  [video.width, video.height] = job.size.split("x"); // its place is kept while it is loaded
+  part(".made").hidden = false;
   const failed = error => { part(".error").hidden = false; part(".error").textContent = error.message; };
   part(".keyframes").addEventListener("toggle", () => load("spritesheet", part(".keyframes img")).catch(failed), { once: true });
   const seen = new IntersectionObserver(async ([{ isIntersecting }]) => {
     if (!isIntersecting) return;
     seen.disconnect();
     let blob;
-    try { blob = await load("video", video); } catch (error) { return failed(error); }
-    for (const name of [".made", ".save", ".ask", ".keyframes"]) part(name).hidden = false;
+    try { blob = await load("video", video); } catch (error) { part(".made").hidden = true; return failed(error); }
+    for (const name of [".save", ".ask", ".keyframes"]) part(name).hidden = false;
     part(".ask").onclick = () => actions.ask(job, blob);
     part(".save").href = video.src;
     part(".save").download = `${job.id}.mp4`;

@@ -112,6 +112,7 @@ function showExamples(place, prompts) {
 open(location.hash.slice(1));
 startChat(async () => { if (!model) await showModel(); return model; });
 startJobs({
+  back: () => { if (!model) showModel(); },
   ask: (job, video) => { open("chat"); attach(new File([video], `${job.id}.mp4`, { type: "video/mp4" })); },
   again: job => {
     open("video");

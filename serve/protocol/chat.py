@@ -115,7 +115,7 @@ class Message(Request):
     """Message of a chat; an assistant's may be one that a client got from this or another service."""
 
     ignored = ("name", "annotations", "reasoning", "reasoning_content", "reasoning_details")
-    neutral: ClassVar[NeutralValues] = {"audio": (), "function_call": (), "tool_calls": ([],)}
+    neutral: ClassVar[NeutralValues] = {"audio": (), "function_call": (), "tool_call_id": (), "tool_calls": ([],)}
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Parts | None = None

@@ -63,7 +63,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_part(network, folder / part)
         if part.endswith("language_model"):
             ModelFolder("tiny").text_tokenizer().save_pretrained(folder / part)
-    finish_model_folder(folder, ModelFacts(sizes=sizes, trained=[]))
+    finish_model_folder(folder, ModelFacts(sizes=sizes, trained=[], vocabulary=config.vocabulary))
     return folder
 
 

@@ -1,18 +1,20 @@
 """Commands whose disk is full: one line that says so, and nothing half written."""
 
 import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from jobs import animate, export_checkpoint, generate, import_checkpoint, inspect, reconstruct, synth
 from tests.conftest import Job, moving_texture
-from tests.disks import disk
+from tests.disks import disk, resize
 from tests.models.published_folder import make_published
 from videolavit.media import write_mp4
 from videolavit.models.folder import ModelFolder
@@ -127,3 +129,28 @@ def test_commands_with_workers(full: Path, video: Path, on_head: Job, tmp_path: 
     assert "No space left" in done.stderr
     assert "Traceback" not in done.stderr
     assert not [path for path in full.rglob("*.parquet") if os.path.getsize(path)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ["decompose", "tokenize"])
+def test_every_write_of_a_data_run_fails_once(video: Path, on_head: Job, tmp_path: Path, name: str) -> None:
+    """A disk that grows by a page whenever it was full. The start that has room for all finds what others have left."""
+    words = [name, "--input", video, *(["--model", "tiny"] if name == "tokenize" else [])]
+    assert on_head(*words, "--output", tmp_path / "whole").returncode == 0
+    failures = 0
+    with disk(tmp_path / "small", "size=4k") as small:
+        for pages in itertools.count(1):
+            resize(small, f"{4 * pages}k")
+            done = on_head(*words, "--output", small / "run")
+            assert "Traceback" not in done.stderr
+            if done.returncode == 0:
+                break
+            failures += 1
+            assert done.returncode in (1, 2)
+            assert "No space left" in done.stderr
+        assert failures > 5
+        for file in (tmp_path / "whole").rglob("*.parquet"):
+            found = pq.read_table(small / "run" / file.relative_to(tmp_path / "whole"))
+            assert found.equals(pq.read_table(file))
+        assert not list((small / "run").rglob(".*"))

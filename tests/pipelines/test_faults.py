@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -11,12 +12,18 @@ from pathlib import Path
 import pytest
 
 from pipelines import faults
+from pipelines.common import SampleWork, WorkerSettings
 from pipelines.faults import FailingStorage, FaultWitness, StorageFails, StorageStopped, failing_storage
 from tests import runs
 from tests.conftest import Job
+from tests.disks import disk
 from videolavit.progress import Progress
+from videolavit.records.kinds import read_clips
 from videolavit.records.rows import PlanRow
+from videolavit.records.samples import SampleSettings
+from videolavit.records.source_files import isolated
 from videolavit.records.storage import StorageSettings
+from videolavit.sandbox.errors import ProcessNotStarted
 
 
 def row_of(path: Path, planned: float | None = 4.0) -> PlanRow:
@@ -53,6 +60,19 @@ def test_the_last_good_file_is_the_witness(tmp_path: Path) -> None:
     good.unlink()
     with pytest.raises(StorageFails):
         witness.check(row_of(gone, planned=0.0), "SourceMissing", [])
+
+
+def test_a_machine_that_starts_no_process_rejects_nothing(
+    small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child is started in a folder of its own, for which there may be no room."""
+    row, storage = row_of(small_corpus / "video0.mp4"), StorageSettings()
+    work = SampleWork(isolated(read_clips, storage), WorkerSettings(), "decompose")
+    with disk(tmp_path / "full", "nr_inodes=1") as full, monkeypatch.context() as patched:
+        patched.setattr(tempfile, "tempdir", str(full))
+        with pytest.raises(ProcessNotStarted, match="No space left"):
+            work(row, SampleSettings(), storage)
+    assert work(row, SampleSettings(), storage).num_clips == 1
 
 
 def test_a_storage_is_waited_for(tmp_path: Path) -> None:

@@ -8,17 +8,22 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipelines import planning
 from pipelines.common import WorkerSettings
 from pipelines.decompose import DecomposeRequest, Decomposition
-from pipelines.planning import Planner, PlanningConflict
+from pipelines.planning import Planner, PlanningConflict, _HeaderReader
+from tests.records.kinds.reading import SETTINGS
 from tests.records.listed import STORAGE, sources, videos
+from tests.sandbox import hostile
 from videolavit.progress import ignore_progress
 from videolavit.records.files import InputError
 from videolavit.records.kinds import KINDS
 from videolavit.records.listing import Listing
 from videolavit.records.rows import PlanRow, Reject, Source, extra_fields, plan_rows_to, sources_from, sources_to
 from videolavit.records.shards import Ledger, ShardWriter
-from videolavit.records.storage import Folder
+from videolavit.records.source_files import isolated
+from videolavit.records.standing import Standing
+from videolavit.records.storage import Folder, StorageSettings
 
 
 class WithoutRay(Planner):
@@ -83,7 +88,7 @@ def test_a_retry_that_another_run_plans_after_the_rejects_were_read_is_noticed(t
     first, second = _planner(tmp_path / "out"), _planner(tmp_path / "out")
 
     class SlowLedger(Ledger):
-        def standing(self) -> dict[str, str]:
+        def standing(self) -> Standing:
             found = super().standing()
             first.commit_retries(None)
             return found
@@ -92,6 +97,24 @@ def test_a_retry_that_another_run_plans_after_the_rejects_were_read_is_noticed(t
     with pytest.raises(PlanningConflict):
         second.commit_retries(None)
     assert _planned(first) == ["a.mp4", "a.mp4"]
+
+
+def test_many_rejects_are_retried_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planner = _planner(tmp_path / "out")
+    for name in ("a.mp4", "b.mp4", "c.mp4"):  # a plan each
+        planner.commit(_listing(tmp_path, name))
+    _reject_all(planner)
+    monkeypatch.setattr(planning, "SOURCES_PER_PLAN", 2)
+    again = _planner(tmp_path / "out")
+    again.commit_retries(None)
+    assert again.ledger is not None
+    plans = list(again.ledger.planned())[3:]
+    assert [sorted(url.rsplit("/", 1)[1] for url in plan["url"].to_pylist()) for plan in plans] == [
+        ["a.mp4", "b.mp4"],
+        ["c.mp4"],
+    ]
+    assert [plan["attempts"].to_pylist() for plan in plans] == [[1, 1], [1]]
+    assert again.ledger.standing().planned == 3
 
 
 def test_columns_keep_their_types_through_a_run(tmp_path: Path) -> None:
@@ -197,3 +220,16 @@ def _reject_all(planner: Planner) -> None:
                     )
                 )
                 writer.commit()
+
+
+@pytest.mark.parametrize("name", ["stray_sources", "stray_captions", "stray_kinds", "stray_plan", "no_plan"])
+def test_a_child_that_was_broken_into_has_no_file_of_others_opened(tmp_path: Path, name: str) -> None:
+    """Files that it plans would be opened by its parent, and read by the next child."""
+    storage, file = StorageSettings(), tmp_path / "set.tar"
+    file.write_bytes(b"")
+    reader = _HeaderReader(SETTINGS, storage, WorkerSettings(attempts=1), [])
+    place = "_plan" if "plan" in name else "_expand"
+    setattr(reader, place, isolated(getattr(hostile, name), storage))
+    source = Source(source=str(file), url=str(file), kind="video" if place == "_plan" else "tar")
+    (row,) = reader(sources_to([source])).to_pylist()
+    assert (row["url"], row["text_url"], row["kind"]) == (source.url, None, source.kind)

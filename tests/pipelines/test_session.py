@@ -52,6 +52,24 @@ with unchanged():
 print(message)
 """
 
+AMONG_FILES_OF_A_STRANGER = """
+import os, sys
+sys.path = [entry for entry in sys.path if entry]  # as of an installed command
+import ray
+from pipelines.session import ray_session
+
+def look():
+    import colorsys
+    return sys.path, colorsys.__file__
+
+here = os.getcwd()
+with ray_session():
+    path, file = ray.get(ray.remote(look).remote())
+assert os.getcwd() == here
+assert here not in path, path
+assert os.path.dirname(file) == os.path.dirname(os.__file__), file
+"""
+
 IN_A_FOLDER_THAT_IS_GONE = """
 import os, sys, tempfile
 from pipelines.session import ray_session
@@ -84,6 +102,23 @@ def can_unshare(*options: str) -> bool:
     """True where tests may make namespaces: as root, outside of most containers."""
     command = shutil.which("unshare")
     return command is not None and subprocess.run([command, *options, "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("joins", [True, False], ids=["of a cluster", "of its own"])
+def test_workers_take_no_code_from_the_working_folder(ray_head: str, tmp_path: Path, joins: bool) -> None:
+    """A command that is started among videos of a stranger, with a module beside them."""
+    (tmp_path / "colorsys.py").write_text("raise SystemExit('a stranger runs')")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = kept | {"PYTHONPATH": os.pathsep.join((str(ROOT / "platform"), str(ROOT)))}
+    done = subprocess.run(
+        [sys.executable, "-c", AMONG_FILES_OF_A_STRANGER],
+        cwd=tmp_path,
+        env=environment | ({"RAY_ADDRESS": ray_head} if joins else {}),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_session_starts_ray_and_leaves_the_process_as_it_was() -> None:

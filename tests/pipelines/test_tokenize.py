@@ -225,6 +225,7 @@ def test_plan_writes_nothing(on_head: Job, clips: Path, model: Path, tmp_path: P
     done = on_head("tokenize", "--input", clips / "run", "--output", tmp_path / "out", "--model", model, "--plan")
     assert done.returncode == 0, done.stderr
     assert "core-hours" in done.stdout
+    assert "tokenizers, as timed on a few batches: ~" in done.stdout
     assert not (tmp_path / "out").exists()
 
 

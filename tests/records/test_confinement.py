@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.web import WebServer
 from videolavit.media.errors import MediaError
 from videolavit.records.confinement import OutsideAddress, check_named
 from videolavit.records.files import InputError
 from videolavit.records.inputs import InputSettings
 from videolavit.records.listing import Listing
 from videolavit.records.storage import StorageSettings, confined, open_source
+from videolavit.records.web import WebFileSystem
 
 
 def listed(manifest: Path, allow: Sequence[str] = ()) -> list[str]:
@@ -88,6 +90,9 @@ def test_what_is_allowed_may_be_named(tmp_path: Path) -> None:
         ("s3://a/x.mp4", "https://example.com/m.csv", False),
         ("hf://datasets/o/n/x.mp4", "hf://datasets/o/n/lists/m.csv", True),
         ("hf://datasets/o/secret/x.mp4", "hf://datasets/o/n/m.csv", False),
+        ("hf://datasets/o/n/../../../o/secret/x.mp4", "hf://datasets/o/n/m.csv", False),
+        ("s3://a/../b/x.mp4", "s3://a/m.csv", False),
+        ("s3://a/x..y/..z.mp4", "s3://a/m.csv", True),
     ],
 )
 def test_tables_in_a_storage_name_their_own_bucket(address: str, table: str, may: bool) -> None:
@@ -146,3 +151,50 @@ def test_servers_that_the_user_named_may_be_private(private: str) -> None:
     ):
         with open_source(f"{private}/x.mp4", storage) as file:
             assert file.read() == b"secret"
+
+
+def test_servers_that_the_user_named_lead_into_no_private_network(private: str, tmp_path: Path) -> None:
+    """A redirect of a server that is trusted to be private to another one, of another port."""
+    server = WebServer(tmp_path)
+    try:
+        server.faults = {"/x.mp4": f"{private}/x.mp4", "/y.mp4": "/z.mp4"}
+        (tmp_path / "z.mp4").write_bytes(b"own")
+        storage = confined(StorageSettings(), [f"{server.url}/list.csv"])
+        with open_source(f"{server.url}/y.mp4", storage) as file:
+            assert file.read() == b"own"
+        with (
+            pytest.raises(OutsideAddress, match="not on the public internet"),
+            open_source(f"{server.url}/x.mp4", storage) as file,
+        ):
+            file.read()
+        assert _Private.asked == []
+        both = confined(StorageSettings(allow=[private]), [f"{server.url}/list.csv"])
+        with open_source(f"{server.url}/x.mp4", both) as file:
+            assert file.read() == b"secret"
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("variables", [{"no_proxy": "localhost"}, {"http_proxy": "PROXY", "no_proxy": "127.0.0.1"}])
+def test_proxies_open_no_private_network(
+    private: str, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    """Neither an environment that names hosts without a proxy only, nor a proxy that is passed by."""
+    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Private)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.replace("PROXY", f"http://127.0.0.1:{proxy.server_port}"))
+    WebFileSystem.clear_instance_cache()
+    storage = confined(StorageSettings(), ["list.csv"])
+    try:
+        with pytest.raises(OutsideAddress), open_source(f"{private}/x.mp4", storage) as file:
+            file.read()
+        assert _Private.asked == []
+        if "http_proxy" in variables:  # a proxy is on a private network more often than not
+            with open_source("http://videos.example/x.mp4", storage) as file:
+                assert file.read() == b"secret"
+            assert set(_Private.asked) == {"http://videos.example/x.mp4"}
+    finally:
+        WebFileSystem.clear_instance_cache()
+        proxy.shutdown()
+        proxy.server_close()

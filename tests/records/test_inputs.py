@@ -10,10 +10,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from tests.records.listed import STORAGE, list_videos
+from tests.records.listed import STORAGE, list_videos, videos
 from videolavit.media.errors import NotAFile
 from videolavit.records import schema
-from videolavit.records.files import InputError
+from videolavit.records.files import InputError, find_files
 from videolavit.records.rows import sources_from
 from videolavit.records.storage import open_source
 
@@ -142,6 +142,12 @@ def test_links_to_folders_are_followed(tmp_path: Path) -> None:
     assert list_videos(tmp_path / "in")["url"].to_pylist() == [f"{tmp_path}/in/{name}" for name in found]
     assert _names(tmp_path / "in" / "**" / "*.mp4") == ["a.mp4", "gone.mp4", "b.mp4", "c.mp4"]
     assert _names(tmp_path / "in" / "linked") == ["b.mp4", "c.mp4"]
+    outside = [f"{tmp_path}/in/{name}" for name in ("linked/b.mp4", "linked/deep/c.mp4", "one")]
+    assert find_files(str(tmp_path / "in"), STORAGE).linked == outside
+    assert find_files(f"{tmp_path}/in/**/*.mp4", STORAGE).linked == outside[:2]
+    assert find_files(str(tmp_path / "in" / "linked"), STORAGE).linked == []  # which was named
+    (line,) = videos([tmp_path / "in"]).linked
+    assert line.startswith(f"3 files of {tmp_path}/in are symbolic links that lead out of it")
 
 
 def test_only_regular_files_are_tried(tmp_path: Path) -> None:

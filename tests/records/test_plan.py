@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +11,6 @@ from videolavit.records.plan import (
     MAX_CLIP_SHARD_BYTES,
     assign_clip_shards,
     clip_bytes,
-    estimated_cost,
     segment_ranges,
 )
 from videolavit.records.rows import PlanRow, plan_rows_from, plan_rows_to
@@ -46,12 +44,6 @@ def test_segments_of_known_videos() -> None:
     assert _ranges(123, 120) == [(0, None)]  # 3 s more are no clip of their own
     assert _ranges(250, 120) == [(0, 120), (120, 240), (240, None)]
     assert _ranges(243, 120) == [(0, 120), (120, None)]
-
-
-def test_cost_grows_with_what_is_decoded() -> None:
-    small, large = _video(10.0), _video(10.0, 1920, 1080)
-    assert estimated_cost(large, 10, 6) == pytest.approx(27 * estimated_cost(small, 10, 6))
-    assert estimated_cost(small, 20, 6) == pytest.approx(2 * estimated_cost(small, 10, 6))
 
 
 def _rows(costs: list[float], info: VideoInfo) -> list[PlanRow]:

@@ -134,6 +134,19 @@ def test_a_large_file_needs_range_requests(web: WebServer, monkeypatch: pytest.M
         read(f"{web.url}/a.mp4")
 
 
+def test_answers_are_bounded(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends without end must not fill the memory of a process that keeps credentials."""
+    (web.folder / "videos").mkdir()
+    (web.folder / "videos" / "a.mp4").write_bytes(b"x" * 1000)
+    if web.ranges:
+        web.faults["/videos/a.mp4"] = "more"
+        with pytest.raises(SourceUnreadable, match="the server sent more than 1000 bytes"):
+            read(f"{web.url}/videos/a.mp4")
+    monkeypatch.setattr(web_files, "MAX_PAGE", 100)
+    with pytest.raises(StorageError, match="the server sent more than 100 bytes"):
+        list_videos(f"{web.url}/videos")
+
+
 # ---- inputs ---------------------------------------------------------------------------------------------------------
 
 

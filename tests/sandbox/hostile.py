@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pickle
+import resource
 import signal
 import socket
 import struct
@@ -11,12 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from videolavit.records.rows import Source
+from videolavit.records.rows import PlanRow, Source, plan_rows_to
 from videolavit.records.storage import StorageSettings, open_source
 from videolavit.sandbox import serving
 
@@ -73,6 +75,14 @@ def surroundings() -> dict[str, Any]:
     return {"environment": dict(os.environ), "path": sys.path, "in folder": attempt(lambda: os.listdir("."))}
 
 
+def limits() -> dict[str, tuple[int, int]]:
+    """Limits of the process, soft and hard, and its processor time so far, in seconds."""
+    names = ("RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_CORE", "RLIMIT_NOFILE", "RLIMIT_CPU")
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    found = {name: resource.getrlimit(getattr(resource, name)) for name in names}
+    return found | {"used": (int(used.ru_utime + used.ru_stime), 0)}
+
+
 def start_threads(count: int) -> int:
     """Starts threads, as decoders do."""
     threads = [threading.Thread(target=time.sleep, args=(0.01,)) for _ in range(count)]
@@ -92,6 +102,18 @@ def raw(parts: list[bytes], then: str = "sleep") -> str:
     if then == "sleep":
         time.sleep(60)
     return "honest"
+
+
+def smuggle(parts: list[bytes]) -> None:
+    """Writes bytes to the parent in place of an answer, with a file descriptor beside them."""
+    assert serving.parent is not None
+    for part in parts:
+        socket.send_fds(serving.parent._channel._end, [part], [1])
+    time.sleep(60)
+
+
+def write_to_the_log(data: bytes) -> None:
+    os.write(2, data)
 
 
 def message(number: int, body: bytes, kind: int = ANSWER, length: int | None = None) -> bytes:
@@ -137,6 +159,27 @@ def read_parts(address: str) -> list[bytes]:
             file.seek(place, os.SEEK_END if place < 0 else os.SEEK_SET)
             parts.append(file.read(40))
         return parts
+
+
+def stray_sources(source: Source, *rest: Any) -> list[Source]:
+    """Content of a container, in place of which a file of somebody else is named."""
+    return [Source(source="a.txt", url="/etc/passwd", kind="text")]
+
+
+def stray_captions(source: Source, *rest: Any) -> list[Source]:
+    return [replace(source, kind="image", text_url="/etc/passwd")]
+
+
+def stray_kinds(source: Source, *rest: Any) -> list[Source]:
+    return [replace(source, kind="strange")]
+
+
+def stray_plan(source: Source, *rest: Any) -> Any:
+    return plan_rows_to([PlanRow(source="a.txt", url="/etc/passwd", kind="text", sample_id="0")])
+
+
+def no_plan(source: Source, *rest: Any) -> list[int]:
+    return [1]
 
 
 def busy(seconds: float) -> None:

@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from videolavit.records.source_files import isolated
 from videolavit.records.storage import StorageSettings
 from videolavit.sandbox.call import IsolatedFunction, IsolatedIterator, describe_layers
 from videolavit.sandbox.channel import Channel, MessageKind
-from videolavit.sandbox.errors import NeedsTooMuchMemory, ProcessDied
+from videolavit.sandbox.errors import NeedsTooMuchMemory, ProcessDied, ProcessNotStarted
 from videolavit.sandbox.memory import CODE, SMALLEST, large_limit, only_large_one, usual_limit
 from videolavit.sandbox.pool import ChildPool
 
@@ -94,6 +95,16 @@ def test_strangers_code_is_not_run(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_a_child_has_limits(isolate: Isolate) -> None:
+    """Also of processor time, which ends a child whose parent is stopped."""
+    found = isolate(hostile.limits)(time_limit=30)
+    assert found["RLIMIT_FSIZE"] == found["RLIMIT_CORE"] == (0, 0)
+    assert max(found["RLIMIT_NOFILE"]) <= 256
+    assert found["RLIMIT_AS"] == (usual_limit(), usual_limit())
+    soft, _ = found["RLIMIT_CPU"]
+    assert 0 < soft - found["used"][0] <= 34
+
+
 def test_decoders_may_have_threads(isolate: Isolate) -> None:
     assert isolate(hostile.start_threads)(32, time_limit=60) == 32
 
@@ -148,6 +159,31 @@ def test_left_over_answers_are_nobodys(isolate: Isolate) -> None:
     with pytest.raises(ProcessDied, match="a message for call 1 in call 2"):
         function([], "answer", time_limit=60)
     assert function([], "answer", time_limit=60) == "honest"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [hostile.message(1, b"", length=3 << 30), hostile.message(7, b"\2\0\0\0[]"), hostile.message(1, b"x")[:9]],
+    ids=["length", "number", "cut"],
+)
+def test_files_of_a_child_are_not_kept(isolate: Isolate, body: bytes) -> None:
+    """Descriptors beside a lie would fill the parent's table, one for each hostile file."""
+    function = isolate(hostile.smuggle)
+    function.layers(time_limit=60)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(Exception, match=r"protocol|not finished"):
+        function([body], time_limit=3)
+    assert len(os.listdir("/proc/self/fd")) <= len(before)
+
+
+def test_what_a_child_prints_does_not_control_a_terminal(isolate: Isolate, capfd: pytest.CaptureFixture[str]) -> None:
+    """Not by characters of one byte, nor by those of Unicode, which are two in UTF-8."""
+    isolate(hostile.write_to_the_log)(b"a\x1b[2Jb\rc\xc2\x9bd\xe2\x80\xaee\n", time_limit=60)
+    printed, deadline = "", time.monotonic() + 10
+    while "\n" not in printed and time.monotonic() < deadline:
+        printed += capfd.readouterr().err
+        time.sleep(0.02)
+    assert printed == "a?[2Jb?c??d???e\n"
 
 
 def test_a_fault_while_receiving_ends_the_child(isolate: Isolate, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,6 +293,13 @@ def test_large_work_waits_for_its_turn(isolate: Isolate) -> None:
     assert function(count, time_limit=60) == count
 
 
+def test_a_lock_of_somebody_else_is_no_fault_of_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"videolavit-{os.getuid()}.lock").symlink_to("somewhere")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(ProcessNotStarted, match="cannot be locked"), only_large_one(time.monotonic() + 1):
+        raise AssertionError
+
+
 def test_a_stream_that_runs_out_of_memory_goes_on_in_a_larger_child(monkeypatch: pytest.MonkeyPatch) -> None:
     """Items that are out already are not repeated."""
     monkeypatch.setattr("videolavit.sandbox.call.usual_limit", lambda: CODE + SMALLEST)
@@ -309,6 +352,9 @@ def test_only_files_that_the_call_is_about(tmp_path: Path) -> None:
     reader = _reader(hostile.read)
     with pytest.raises(SourceForbidden):
         reader(str(secret)[::-1], "another", time_limit=60)  # the function turns the address around
+    for named in (f"{secret}/video.mp4", f"{secret}#video.mp4"):  # only tars and tables hold what is named after them
+        with pytest.raises(SourceForbidden):
+            reader(str(secret)[::-1], named, time_limit=60)
     assert reader(str(secret), time_limit=60) == b"secret"
     row = Source(source="a.mp4", url="a.mp4", kind="video", text=str(secret), extra={"note": f"{tmp_path}/x.parquet"})
     with pytest.raises(SourceForbidden):  # a caption is no address

@@ -1,6 +1,7 @@
 """Mistakes that are found before a service starts."""
 
 import json
+import resource
 import shutil
 import socket
 import subprocess
@@ -91,8 +92,16 @@ def test_ipv6_addresses_are_accepted(tmp_path: Path) -> None:
 
 def test_a_mistake_ends_the_command_with_one_line(taken: int, tmp_path: Path) -> None:
     words = command("serve", "--port", taken, "--storage", tmp_path)
+    before = _core_seconds()
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240, env=environment_without_ray())
     assert done.returncode == 2
     assert done.stderr.startswith("error: cannot listen on")
     assert len(done.stderr.splitlines()) == 1
     assert not done.stdout
+    assert _core_seconds() - before < 20  # on one core; by the clock it takes longer where other tests run
+
+
+def _core_seconds() -> float:
+    """Time that cores have worked for ended child processes, in seconds."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -208,6 +209,20 @@ def test_documentation_and_page_load_from_the_service_alone(stack: Stack, prefix
     assert requests.get(f"{url}/page/none.js", timeout=30).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status", "says"),
+    [
+        ("POST", "/chat/completions", 404, "there is no POST /chat/completions: calls begin with /v1"),
+        ("POST", "/v1/images/edits", 404, "there is no POST /v1/images/edits"),
+        ("PUT", "/v1/videos", 405, "there is no PUT /v1/videos: /docs lists the methods"),
+    ],
+)
+def test_calls_that_do_not_exist_are_named(stack: Stack, method: str, path: str, status: int, says: str) -> None:
+    answer = requests.request(method, stack.url + path, headers=stack.headers, timeout=30)
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"].startswith(says)
+
+
 def test_keys_are_checked_behind_a_prefix_too(stack: Stack) -> None:
     assert requests.get(f"{stack.behind}/v1/models", timeout=30).status_code == 401
     assert requests.get(f"{stack.behind}/v1/models", headers=stack.headers, timeout=30).status_code == 200
@@ -400,8 +415,10 @@ def test_json_of_very_many_parts_is_refused_at_once(stack: Stack) -> None:
     fields = {"prompt": "x"} | {f"k{number}": number for number in range(60_000)}
     body = json.dumps(fields).encode()
     assert len(body) < 1 << 20
-    for path in ("/v1/videos", "/v1/chat/completions", "/v1/images/generations"):
-        headers = stack.headers | {"Content-Type": "application/json"}
+    for path, kind in itertools.product(
+        ("/v1/videos", "/v1/chat/completions", "/v1/images/generations"), ("application/json", "Application/JSON")
+    ):
+        headers = stack.headers | {"Content-Type": kind}
         answer = requests.post(stack.url + path, data=body, headers=headers, timeout=30)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "too_large")
 

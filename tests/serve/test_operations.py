@@ -52,3 +52,14 @@ def test_metrics_tell_the_speed_and_the_load_of_the_language_model(service: Runn
     assert 0 < service.metric("videolavit_time_per_output_token_seconds_sum") < 3
     assert service.metric("videolavit_language_model_requests_running") == 0
     assert requests.head(f"{service.url}/metrics", headers=service.headers(), timeout=30).status_code == 200
+
+
+def test_metrics_tell_what_the_prefix_cache_held(service: Running) -> None:
+    def held() -> float:
+        return service.metric("videolavit_prefix_cache_hit_tokens_total")
+
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "a long question " * 8}], "max_tokens": 8}
+    service.post("/v1/chat/completions", json=body)
+    before = held()
+    usage = service.post("/v1/chat/completions", json=body).json()["usage"]
+    assert held() - before == usage["prompt_tokens_details"]["cached_tokens"] > 0

@@ -182,6 +182,23 @@ def test_a_finished_video_is_used_again_and_deleted(page: Page, service: Running
     assert "a star" not in [job.prompt for job in service.client(OWNER).videos.list().data]
 
 
+def test_a_video_has_its_place_before_it_is_loaded(page: Page, service: Running) -> None:
+    job = service.client(OWNER).videos.create_and_poll(prompt="a place", seconds="4")
+    held: list[Route] = []
+    page.route(f"{service.url}/v1/videos/{job.id}/content*", lambda route: held.append(route))
+    page.reload()
+    place = _newest(page).locator(".made video")
+    expect(place).to_be_visible()
+    before = place.bounding_box()
+    expect(_newest(page).locator(".save")).to_be_hidden()
+    for route in held:
+        route.continue_()
+    expect(_newest(page).locator(".save")).to_be_visible()
+    assert before is not None
+    assert before["width"] / before["height"] == pytest.approx(72 / 48, rel=0.05)
+    assert place.bounding_box() == before
+
+
 def test_a_picture_is_made_and_a_video_from_it_alone(page: Page) -> None:
     page.locator("#tab-picture").click()
     page.locator("#panel-picture .examples button").click()
@@ -221,6 +238,14 @@ def test_a_conversation_survives_a_file_and_a_reload(page: Page, tmp_path: Path)
     page.reload()
     expect(page.locator("#log .user")).to_have_count(2)
     expect(page.locator("#log .user img")).to_have_count(1)
+    page.locator("#tab-video").click()
+    page.reload()
+    page.locator("#tab-chat").click()
+    rest = "document.querySelector('#log').scrollHeight - document.querySelector('#log').clientHeight"
+    wait_for(
+        lambda: bool(page.evaluate(f"{rest} - document.querySelector('#log').scrollTop < 2")), "the end is not seen"
+    )
+    assert page.evaluate(rest) > 0
     _ask(page, "Why?")
     expect(page.locator("#log .assistant")).to_have_count(3)
     expect(page.locator("#chat-form .state")).to_have_text("")
@@ -328,6 +353,18 @@ def test_a_service_that_is_gone_and_comes_back(page: Page) -> None:
     page.context.set_offline(False)
     page.keyboard.press("Enter")
     expect(page.locator("#log .assistant")).to_have_count(1)
+
+
+def test_a_page_that_is_opened_during_the_start_learns_about_the_model_later(page: Page, service: Running) -> None:
+    starting = {"error": {"message": "the service is starting or stopping; try again", "code": "unavailable"}}
+    page.route(f"{service.url}/v1/**", lambda route: route.fulfill(status=503, json=starting))
+    page.reload()
+    expect(page.locator("#jobs-state.error")).to_have_text("The service is starting or stopping; try again.")
+    expect(page.locator("#model")).to_have_text("not known")
+    page.unroute(f"{service.url}/v1/**")
+    expect(page.locator("#model")).to_have_text("tiny")
+    expect(page.locator("#video-seconds option").first).to_have_text("4 seconds")
+    expect(page.locator("#jobs-state")).to_have_text("")
 
 
 def test_a_lost_answer_makes_no_second_video(page: Page, service: Running) -> None:

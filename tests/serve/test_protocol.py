@@ -1,13 +1,17 @@
 """Bodies of requests: fields of OpenAI's API without effect here, and the words of errors."""
 
 import json
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
-from openai.types import image_generate_params, video_create_params
+from openai.types import image_generate_params, image_input_reference_param, video_create_params
 from openai.types.chat import (
-    chat_completion_assistant_message_param,
-    chat_completion_message,
+    ChatCompletionContentPartParam,
+    ChatCompletionMessage,
+    ChatCompletionMessageParam,
+    chat_completion_content_part_image_param,
+    chat_completion_content_part_param,
+    chat_completion_content_part_refusal_param,
     chat_completion_stream_options_param,
     completion_create_params,
 )
@@ -16,9 +20,19 @@ from pydantic import TypeAdapter, ValidationError
 from serve.errors import ApiError
 from serve.failures import invalid_request
 from serve.protocol.base import Request
-from serve.protocol.chat import ChatRequest, Message, StreamOptions
+from serve.protocol.chat import (
+    ChatRequest,
+    FileData,
+    FilePart,
+    ImagePart,
+    ImageUrl,
+    Message,
+    RefusalPart,
+    StreamOptions,
+    TextPart,
+)
 from serve.protocol.images import ImageRequest
-from serve.protocol.videos import ReconstructRequest, VideoRequest
+from serve.protocol.videos import ReconstructRequest, ReferenceUrl, VideoRequest
 
 PIXEL = {"url": "data:image/png;base64,AAAA"}
 
@@ -38,17 +52,37 @@ def refusal(body: dict[str, Any], model: type[Request] = ChatRequest) -> ApiErro
     ("model", "openai_type"),
     [
         (ChatRequest, completion_create_params.CompletionCreateParamsNonStreaming),
+        (ChatRequest, completion_create_params.CompletionCreateParamsStreaming),
         (StreamOptions, chat_completion_stream_options_param.ChatCompletionStreamOptionsParam),
-        (Message, chat_completion_assistant_message_param.ChatCompletionAssistantMessageParam),
-        (Message, chat_completion_message.ChatCompletionMessage),
+        *((Message, speaker) for speaker in get_args(ChatCompletionMessageParam)),
+        (Message, ChatCompletionMessage),
+        (ImageUrl, chat_completion_content_part_image_param.ImageURL),
+        (FileData, chat_completion_content_part_param.FileFile),
+        (RefusalPart, chat_completion_content_part_refusal_param.ChatCompletionContentPartRefusalParam),
         (ImageRequest, image_generate_params.ImageGenerateParamsNonStreaming),
+        (ImageRequest, image_generate_params.ImageGenerateParamsStreaming),
         (VideoRequest, video_create_params.VideoCreateParams),
+        (ReferenceUrl, image_input_reference_param.ImageInputReferenceParam),
     ],
 )
 def test_every_field_of_openai_s_client_is_known(model: type[Request], openai_type: Any) -> None:
     fields = set(getattr(openai_type, "model_fields", openai_type.__annotations__))
     assert len(fields) > 1
     assert fields <= {*model.model_fields, *model.ignored, *model.neutral}
+
+
+def test_every_part_of_a_message_of_openai_s_client_is_known() -> None:
+    own = {"text": TextPart, "image_url": ImagePart, "file": FilePart}
+    unknown = {}
+    for openai_type in get_args(ChatCompletionContentPartParam):
+        (kind,) = get_args(get_type_hints(openai_type)["type"])
+        if kind in own:
+            model = own[kind]
+            assert set(openai_type.__annotations__) <= {*model.model_fields, *model.ignored, *model.neutral}
+        else:
+            unknown[kind] = refusal(chat({"type": kind, kind: {}})).message
+    assert list(unknown) == ["input_audio"]
+    assert "the type 'input_audio' is not supported" in unknown["input_audio"]
 
 
 @pytest.mark.parametrize(
@@ -107,3 +141,8 @@ def test_an_answer_that_a_client_returns_is_a_message() -> None:
     returned |= {"function_call": None, "tool_calls": None, "reasoning": "hm", "reasoning_content": "hm"}
     assert TypeAdapter(Message).validate_python(returned).content is None
     assert "tool_calls is not supported" in refusal(chat() | {"messages": [returned | {"tool_calls": [{}]}]}).message
+
+
+def test_a_result_of_a_function_is_refused_by_its_name() -> None:
+    error = refusal(chat() | {"messages": [{"role": "tool", "tool_call_id": "a", "content": "3"}]})
+    assert error.message == "messages[0].tool_call_id is not supported: leave it out"

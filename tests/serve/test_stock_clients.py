@@ -102,6 +102,7 @@ def check_video(seen: dict[str, Any]) -> None:
 def test_litellm(ask: Ask, tmp_path: Path) -> None:
     seen = ask(python_with(tmp_path / "venv", "litellm==1.110.2"), SCRIPTS / "litellm_client.py")
     check_chats(seen)
+    check_follow_up(seen)
     check_image(seen)
     check_video(seen)
 

@@ -194,8 +194,8 @@ def test_it_can_start_from_the_language_model(records: Path) -> None:
 
 def test_adapters_are_merged_into_what_is_saved(records: Path) -> None:
     pytest.importorskip("peft")
-    chat = ChatSettings(max_clips=2, train_visual=False, lora=LoRASettings(rank=2, alpha=8))
-    component = replace(CHAT, chat=chat).build(
+    chat = ChatSettings(max_clips=2, train_visual=False)
+    component = replace(CHAT, chat=chat, lora=LoRASettings(rank=2, alpha=8)).build(
         ModelFolder("tiny"), TrainInputs(train=[str(records)], validation=[str(records)])
     )
     objective = component.objective

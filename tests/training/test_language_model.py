@@ -9,7 +9,7 @@ import torch
 from tests.tokens import write_model
 from tests.training.token_runs import random_rows, write_run
 from videolavit.models.folder import ModelFolder
-from videolavit.models.language_model.objective import LOSS_CHUNK, NextToken, token_losses
+from videolavit.models.language_model.objective import NextToken
 from videolavit.models.objective import Draws
 from videolavit.training.component import Component
 from videolavit.training.components.language_model import LanguageModelTraining
@@ -77,18 +77,6 @@ def test_embeddings_and_head_have_a_learning_rate_of_their_own(model: ModelFolde
     objective = NextToken(model.load("language_model"), other_lr_scale=2.5)
     scaled = {name for name, _ in objective.named_parameters() if objective.lr_scale(name) != 1}
     assert scaled == {"model.model.embed_tokens.weight", "model.lm_head.weight"}
-
-
-def test_scores_made_piece_by_piece_are_the_same() -> None:
-    generator = torch.Generator().manual_seed(0)
-    head = torch.nn.Linear(4, 7, bias=False)
-    hidden = torch.randn(LOSS_CHUNK + 5, 4, generator=generator, requires_grad=True)
-    targets = torch.randint(7, (len(hidden),), generator=generator)
-    pieces = token_losses(head, hidden, targets)
-    whole = torch.cat([token_losses(head, hidden[:5], targets[:5]), token_losses(head, hidden[5:], targets[5:])])
-    torch.testing.assert_close(pieces, whole)
-    gradients = [torch.autograd.grad(one.sum(), hidden)[0] for one in (pieces, whole)]
-    torch.testing.assert_close(*gradients)
 
 
 def test_tokens_of_another_tokenizer_are_refused(tmp_path: Path, model: ModelFolder, run: Path) -> None:

@@ -24,7 +24,7 @@ def numbers(kind: Any) -> list[str]:
         field.name
         for field in dataclasses.fields(kind)
         if {int, float} & {hints[field.name], *typing.get_args(hints[field.name])}
-        and typing.get_origin(hints[field.name]) not in (tuple, list)
+        and typing.get_origin(hints[field.name]) not in (tuple, list, dict)
     ]
 
 
@@ -43,6 +43,12 @@ def test_every_number_has_a_bound(kind: Any, name: str) -> None:
 def test_betas_are_below_1(betas: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="betas must be at least 0 and below 1"):
         OptimizerSettings(betas=betas)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_factors_of_the_learning_rate_are_above_0(scale: float) -> None:
+    with pytest.raises(ValueError):
+        OptimizerSettings(lr_scales={"*": scale})
 
 
 @pytest.mark.parametrize("weights", [[1.0, 0.0], [1.0, -1.0], [1.0, float("nan")]])

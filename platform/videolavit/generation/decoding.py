@@ -18,6 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from videolavit.models.language_model.families import has_windows
 from videolavit.models.network import STRICT
 
 from .kv_cache import SPARE_TOKENS, BatchKVCache
@@ -38,18 +39,26 @@ class TokenPolicy:
         end: Id that ends the sequence. It is allowed after `min_new` ids, and is not part of the result.
         min_new: Smallest number of generated ids.
         max_new: Largest number of generated ids.
+        other_ends: Further ids that end the sequence as `end` does.
     """
 
     allowed: tuple[range, ...]
     end: int
     min_new: int
     max_new: int
+    other_ends: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All ids that end the sequence."""
+        return (self.end, *self.other_ends)
 
     def ids(self, device: torch.device) -> Tensor:
-        """All ids that may be generated, [n], with the end id last."""
+        """All ids that may be generated, [n], with the ids that end the sequence last."""
         ranges = [torch.arange(ids.start, ids.stop, device=device) for ids in self.allowed]
         ids = torch.cat(ranges)
-        return torch.cat([ids[ids != self.end], ids.new_tensor([self.end])])
+        ends = ids.new_tensor(self.ends)
+        return torch.cat([ids[~torch.isin(ids, ends)], ends])
 
 
 @settings_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -150,12 +159,12 @@ def decode_steps(
         if guidance is not None:
             conditional, unconditional = log_probs.chunk(2)
             log_probs = guide_log_probs(conditional, unconditional, guidance)
-        allowed = ids if step >= policy.min_new else ids[:-1]
+        allowed = ids if step >= policy.min_new else ids[: -len(policy.ends)]
         sampled = [
             policy.end if done else int(allowed[sample(row[allowed])])
             for done, sample, row in zip(ended, samplers, log_probs, strict=True)
         ]
-        ended = [done or token == policy.end for done, token in zip(ended, sampled, strict=True)]
+        ended = [done or token in policy.ends for done, token in zip(ended, sampled, strict=True)]
         yield DecodeStep([None if done else token for done, token in zip(ended, sampled, strict=True)], log_probs)
         if all(ended) or step + 1 == policy.max_new:
             return
@@ -202,6 +211,7 @@ class DecodeBatch:
 
     def __init__(self, model: PreTrainedModel, prompts: PaddedPrompts, prefixes: Sequence[Tensor] = ()) -> None:
         self._model = model
+        self._has_windows = has_windows(model)
         self._cache = BatchKVCache(model.config)
         mask = prompts.attention_mask
         cached = torch.tensor([one.shape[3] for one in prefixes] or [0] * len(mask), device=mask.device)
@@ -257,10 +267,12 @@ class DecodeBatch:
         """Additive attention mask of one query token a row, [rows, 1, 1, length]; None without padding.
 
         It is built for many steps ahead: the model would build it from a mask in each step, and convert it in each
-        layer.
+        layer. A model with sliding windows builds its own masks, from a mask [rows, length].
         """
         if not self._is_padded:
             return None
+        if self._has_windows:
+            return torch.arange(self._length, device=self._padding.device) >= self._padding[:, None]
         if self._bias is None or self._bias.shape[-1] < self._length:
             positions = torch.arange(self._length + SPARE_TOKENS, device=self._padding.device)
             shape = (len(self._padding), 1, 1, len(positions))

@@ -16,8 +16,7 @@ from videolavit.models.motion_tokenizer import MotionTokenizer
 from videolavit.models.network import STRICT
 from videolavit.models.visual_tokenizer import VisualTokenizer
 from videolavit.progress import OnProgress, Progress, ignore_progress
-from videolavit.vocabulary import IMAGE, VIDEO, chat_prompt
-from videolavit.vocabulary.conversation import STOP
+from videolavit.vocabulary import IMAGE, VIDEO, chat_prompt, stop_ids, stop_strings
 
 from .decoding import Sampling, TokenPolicy, decode_steps, pad_prompts
 from .inputs import load_runtime, read_picture_or_clips
@@ -203,7 +202,7 @@ def stream_answers(
             turns = [(encoded(content), answer) for content, answer in question.turns]
             prompts.append(embed_chat_prompt(model, tokenizer, turns, encoded(question.content)))
             most.append(answer_length(model, prompts[-1], settings))
-        policy = answer_policy(model, settings, min(most))
+        policy = answer_policy(model, tokenizer, settings, min(most))
         generators = [generator(settings.seed, "answer") for _ in questions]
         sampling = [settings.sampling()] * len(questions)
         for step in decode_steps(
@@ -290,12 +289,18 @@ def answer_length(model: VisualPrompts, prompt: ChatPrompt, settings: DescribeSe
     return settings.max_tokens or left
 
 
-def answer_policy(model: VisualPrompts, settings: DescribeSettings, max_tokens: int) -> TokenPolicy:
-    """Constraint on the tokens of an answer: text of the settings' length, and of at most `max_tokens`."""
+def answer_policy(
+    model: VisualPrompts, tokenizer: PreTrainedTokenizerBase, settings: DescribeSettings, max_tokens: int
+) -> TokenPolicy:
+    """Constraint on the tokens of an answer: text of the settings' length, and of at most `max_tokens`.
+
+    Ids that the tokenizer does not know, as padded embedding tables have them, are no text.
+    """
     configured = model.language_model.config.eos_token_id
-    # some language models have several end-of-sequence ids; the first is the one that fine-tuning uses
-    end = configured[0] if isinstance(configured, list) else configured
-    return TokenPolicy((range(model.vocabulary.text_size),), end, min(settings.min_tokens, max_tokens), max_tokens)
+    also = configured if isinstance(configured, list) else [] if configured is None else [configured]
+    end, *others = dict.fromkeys([*stop_ids(tokenizer), *also])  # fine-tuning uses the first
+    text = range(min(len(tokenizer), model.vocabulary.text_size))
+    return TokenPolicy((text,), end, min(settings.min_tokens, max_tokens), max_tokens, tuple(others))
 
 
 class TextStream:
@@ -304,12 +309,12 @@ class TextStream:
     Text is held back while it may still change: incomplete characters, and the beginning of a stop string.
 
     Args:
-        stops: Stop strings, besides that of the chat template.
+        stops: Stop strings, besides that of answers in the published prompt.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
-        self._stops = (STOP, *stops)
+        self._stops = (*stop_strings(tokenizer), *stops)
         self._ids: list[int] = []
         self._sent = 0
         self.stopped = False
@@ -319,7 +324,7 @@ class TextStream:
         if not ids or self.stopped:
             return ""
         self._ids += ids
-        text = self._send(held=max(map(len, self._stops)) - 1)
+        text = self._send(held=max(map(len, self._stops), default=1) - 1)
         while self.stopped and self._stop_position(self._decode(self._ids[:-1])) is not None:
             self._ids.pop()
         return text
@@ -331,9 +336,9 @@ class TextStream:
 
     def finish(self) -> str:
         """Returns the text that was held back."""
-        return "" if self.stopped else self._send(held=0)
+        return "" if self.stopped else self._send(held=0, is_last=True)
 
-    def _send(self, held: int) -> str:
+    def _send(self, held: int, is_last: bool = False) -> str:
         """Returns the new text, without its last `held` characters unless a stop string was found."""
         text = self._decode(self._ids)
         end = self._stop_position(text)
@@ -341,7 +346,7 @@ class TextStream:
             self.stopped = True
             certain = end
         else:
-            complete = text.rstrip("\ufffd") if held else text  # the bytes of a character may be several ids
+            complete = text if is_last else text.rstrip("\ufffd")  # the bytes of a character may be several ids
             certain = len(complete) - held
         piece = text[self._sent : certain] if certain > self._sent else ""
         self._sent = max(self._sent, certain)

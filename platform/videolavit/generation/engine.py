@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from videolavit.models.language_model.families import has_windows
+
 from .decoding import DecodeBatch, Sampling, TokenPolicy, TokenSampler, guide_log_probs, pad_prompts
 from .prefix_cache import PrefixCache
 
@@ -78,7 +80,8 @@ class Engine:
         if max_rows < 2:
             raise ValueError(f"max_rows must be at least 2, the rows of a request with guidance, not {max_rows}")
         self._model, self._max_rows = model, max_rows
-        self._prefixes = PrefixCache(prefix_tokens)
+        # a cached prefix and its prompt are apart while they are read, which windows would count
+        self._prefixes = PrefixCache(0 if has_windows(model) else prefix_tokens)
         self._waiting: deque[EngineRequest] = deque()
         self._running: list[_RunningRequest] = []
         self._batch: DecodeBatch | None = None
@@ -240,7 +243,7 @@ class _RunningRequest:
     @property
     def allowed(self) -> Tensor:
         """Ids that may come next."""
-        return self._ids if self.may_end else self._ids[:-1]
+        return self._ids if self.may_end else self._ids[: -len(self.request.policy.ends)]
 
     def sample(self, log_probs: Tensor) -> int:
         """Samples from the log-probabilities [rows, vocabulary] of the request's rows."""
@@ -250,7 +253,7 @@ class _RunningRequest:
 
     def accept(self, token: int) -> bool:
         """Passes a token on to the caller; returns whether more tokens follow."""
-        if token == self.request.policy.end:
+        if token in self.request.policy.ends:
             return False
         self._count += 1
         self.request.on_token(token)

@@ -24,12 +24,14 @@ class VideoInfo:
 
     Attributes:
         container: Name of the container format in libavformat.
-        codec: Name of the codec in libavcodec.
+        codec: Name of the codec in libavcodec, whichever of its decoders is used.
         width: Width of the coded frame, before rotation, in pixels.
         height: Height of the coded frame, before rotation, in pixels.
         seconds: Length, in seconds; None if it is unknown.
         frame_rate: Frames per second.
         num_frames: Number of frames by the header; 0 if it is unknown.
+        pixel_format: Name of the pixel format in libavutil.
+        bit_rate: Bits per second of the picture, or of the whole file if the header does not say; 0 if it is unknown.
     """
 
     container: str
@@ -39,6 +41,8 @@ class VideoInfo:
     seconds: float | None
     frame_rate: float
     num_frames: int
+    pixel_format: str = "yuv420p"
+    bit_rate: int = 0
 
 
 def probe(source: VideoInput, settings: DecomposeSettings | None = None) -> VideoInfo:
@@ -53,12 +57,14 @@ def probe(source: VideoInput, settings: DecomposeSettings | None = None) -> Vide
             seconds = _read_seconds(container, stream)
         return VideoInfo(
             container=container.format.name,
-            codec=stream.codec_context.name,
+            codec=stream.codec_context.codec.canonical_name,
             width=stream.codec_context.width,
             height=stream.codec_context.height,
             seconds=seconds,
             frame_rate=float(stream.guessed_rate or 0),
             num_frames=stream.frames,
+            pixel_format=stream.codec_context.pix_fmt or "",
+            bit_rate=stream.bit_rate or container.bit_rate or 0,
         )
 
 

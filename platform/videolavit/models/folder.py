@@ -29,7 +29,7 @@ from .language_model import UnderstandingModel, byte_tokenizer
 from .model_file import MODEL_FILE, ModelFacts, finish_model_folder, new_model_folder, read_facts, verify_files
 from .motion_tokenizer import MotionTokenizerConfig
 from .network import CONFIG, ModelError, parse_config, read_json
-from .part_files import open_tensors, read_part, save_part
+from .part_files import language_model_class, open_tensors, outline_language_model, read_part, save_part, save_tokenizer
 from .parts import NETWORKS, PARTS, build_part, check_part
 from .presets import PRESETS, load_preset
 from .quantizer import CODEBOOK
@@ -121,11 +121,8 @@ class ModelFolder:
         """Largest number of tokens of the language model's context."""
         if self._preset:
             return self._preset.language_model.max_positions
-        from transformers import AutoConfig
-
-        return int(
-            AutoConfig.from_pretrained(self.path / "language_model", local_files_only=True).max_position_embeddings
-        )
+        _, config = language_model_class(self.path / "language_model")
+        return int(config.max_position_embeddings)
 
     def config(self, part: str) -> Any:
         """Returns the config of a part that is one of this project's networks. Raises ModelError."""
@@ -140,6 +137,11 @@ class ModelFolder:
         """Returns the number, in pixels, of which the sides of a detokenizer's pictures must be multiples."""
         levels = [len(self._channels(f"{unit}/{network}")) - 1 for network in ("vae", "unet")]
         return int(1 << sum(levels))
+
+    @property
+    def is_folder(self) -> bool:
+        """True if the parts lie in files; False for a preset."""
+        return self._preset is None
 
     def has(self, part: str) -> bool:
         return self._preset is not None or (self.path / part).is_dir()
@@ -187,6 +189,17 @@ class ModelFolder:
             if isinstance(module, nn.Module):
                 module.eval().requires_grad_(False).to(device=device, dtype=dtype)
         return module
+
+    def outline(self, part: str) -> Any:
+        """Makes a language model without its weights, on the meta device, in float32; its files are verified.
+
+        Raises:
+            ModelError: there is no such part in a folder, or it cannot be read.
+        """
+        if self._preset or not self.has(part):
+            raise ModelError(f"{self.location} has no files of a {part}")
+        self._verify(part)
+        return outline_language_model(self.path / part).eval()
 
     def text_tokenizer(self, part: str = "language_model") -> PreTrainedTokenizerBase:
         """Loads the text tokenizer of a language model, which reads `</s>` and the like in a text as letters.
@@ -238,7 +251,7 @@ class ModelFolder:
             with quiet_libraries():
                 save_part(self.load(part, dtype=dtype), target / part)
             if part.endswith("language_model"):
-                self.text_tokenizer(part).save_pretrained(target / part)
+                save_tokenizer(self.text_tokenizer(part), target / part)
         finish_model_folder(target, replace(self.facts, **{"trained": self.trained_parts} | changes))
 
     # ---- details ------------------------------------------------------------------------------------------------

@@ -77,15 +77,18 @@ def finish_model_folder(folder: Path, facts: ModelFacts, known: Mapping[str, str
 
     Args:
         folder: Folder of the model.
-        facts: Facts of the model. Vocabulary and digests are found in the folder.
+        facts: Facts of the model. Digests are found in the folder; the vocabulary is left out of one that lacks the
+            language model or a tokenizer.
         known: Digests of files that were linked from another model, by path; they are not computed again.
 
     Raises:
-        ModelError: a config is missing or wrong.
+        ModelError: a config cannot be read, or the vocabulary is not that of the parts.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     digests = known or {}
-    vocabulary = find_vocabulary(folder)
+    vocabulary = facts.vocabulary if _has_vocabulary(folder) else None
+    if _has_vocabulary(folder):
+        _check_vocabulary(vocabulary, folder)
     content = {
         "format": FORMAT,
         "vocabulary": asdict(vocabulary) if vocabulary else None,
@@ -112,7 +115,7 @@ def read_facts(folder: Path) -> ModelFacts:
         return ModelFacts(
             sizes=parse_config(OutputSizes, content["sizes"], file),
             trained=content["trained"],
-            vocabulary=parse_config(Vocabulary, vocabulary, file) if vocabulary else find_vocabulary(folder),
+            vocabulary=parse_config(Vocabulary, vocabulary, file) if vocabulary else _old_vocabulary(folder, is_first),
             generation={} if is_first else content["generation"],
             examples=parse_config(Examples, content.get("examples", {}), f"examples of {file}"),
             files=None if is_first else content["files"],
@@ -121,20 +124,38 @@ def read_facts(folder: Path) -> ModelFacts:
         raise ModelError(f"{file} lacks {name}") from None
 
 
-def find_vocabulary(folder: Path) -> Vocabulary | None:
-    """Finds the layout of the language model's ids in the configs of the parts; None without these parts.
+def _has_vocabulary(folder: Path) -> bool:
+    """Tells whether a folder has the parts whose ids a vocabulary lays out."""
+    return all((folder / part / CONFIG).is_file() for part in ("visual_tokenizer", "motion_tokenizer", LANGUAGE_MODEL))
 
-    Raises:
-        ModelError: a config cannot be read, or they do not fit together.
-    """
-    if not all((folder / part / CONFIG).is_file() for part in ("visual_tokenizer", "motion_tokenizer", LANGUAGE_MODEL)):
+
+def _sizes_of_tables(folder: Path) -> tuple[int, int, int]:
+    """Reads the numbers of visual codes, of motion codes, and of rows of the language model's embeddings."""
+    visual, motion = (
+        read_json(folder / part / CONFIG)["num_codes"] for part in ("visual_tokenizer", "motion_tokenizer")
+    )
+    return visual, motion, read_json(folder / LANGUAGE_MODEL / CONFIG)["vocab_size"]
+
+
+def _check_vocabulary(vocabulary: Vocabulary | None, folder: Path) -> None:
+    """Raises ModelError unless a vocabulary is that of the parts; the language model may have rows that pad it."""
+    if vocabulary is None:
+        raise ModelError(f"the parts in {folder} have a vocabulary, whose layout must be named")
+    visual, motion, rows = _sizes_of_tables(folder)
+    if (vocabulary.visual_codes, vocabulary.motion_codes) != (visual, motion) or vocabulary.size > rows:
+        raise ModelError(
+            f"the parts in {folder} have {visual} visual codes, {motion} motion codes and {rows} rows of embeddings, "
+            f"which do not hold the vocabulary of {vocabulary.text_size} text ids, {vocabulary.visual_codes} and "
+            f"{vocabulary.motion_codes} codes"
+        )
+
+
+def _old_vocabulary(folder: Path, is_first: bool) -> Vocabulary | None:
+    """Works out the layout of a model of the first format, which did not name it; None for others."""
+    if not is_first or not _has_vocabulary(folder):
         return None
-    visual = read_json(folder / "visual_tokenizer" / CONFIG)["num_codes"]
-    motion = read_json(folder / "motion_tokenizer" / CONFIG)["num_codes"]
-    text = read_json(folder / LANGUAGE_MODEL / CONFIG)["vocab_size"] - visual - motion - 4
-    if text < 1:
-        raise ModelError(f"the vocabulary of {folder / LANGUAGE_MODEL} is smaller than the codebooks")
-    return Vocabulary(text, visual, motion)
+    visual, motion, rows = _sizes_of_tables(folder)
+    return Vocabulary(rows - visual - motion - 4, visual, motion)
 
 
 def verify_files(folder: Path, files: Mapping[str, str]) -> None:

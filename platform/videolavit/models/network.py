@@ -130,5 +130,5 @@ def read_json(file: Path, error_type: type[ModelError] = ModelError) -> dict[str
         return dict(json.loads(file.read_text()))
     except OSError as error:
         raise error_type(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise error_type(f"cannot read {file}: it is not JSON ({error})") from None

@@ -8,6 +8,7 @@ positions beforehand.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -94,9 +95,11 @@ class Objective(nn.Module):
     Attributes:
         weights: Weight of each term in the loss. Other sums that `forward` returns are only reported; they need a count
             of the same name too.
+        keeps_beside: True if the objective has files that are kept beside the trained model.
     """
 
     weights: Mapping[str, float]
+    keeps_beside: bool = False
 
     def forward(self, inputs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         """Returns the sum of each term over the valid positions of the batch, as float32 scalars.
@@ -132,6 +135,18 @@ class Objective(nn.Module):
             }
             for part, module in self.parts().items()
         }
+
+    def save_beside(self, state: dict[str, Tensor], folder: Path) -> None:
+        """Writes the files that are kept beside the model into an empty folder.
+
+        Args:
+            state: State of the objective, as for `export`.
+            folder: Folder for the files.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        raise NotImplementedError
 
     def begin_step(self, step: int) -> None:
         """Called before the micro batches of an optimizer step, counted from 0; for schedules."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -13,11 +14,14 @@ from .layers import set_norm_groups, speed_up_temporal_convolutions
 from .network import CONFIG, ModelError, Network, read_json
 from .parts import DIFFUSERS, NETWORKS, SCHEDULERS
 
-LANGUAGE_MODEL_TYPE = "llama"
-"""Architecture of all language models here, as `transformers` calls it."""
+STRANGERS_CHOICES = (
+    *("auto_map", "attn_implementation", "_attn_implementation", "quantization_config", "use_kernels"),
+    "transformers_weights",
+)
+"""Entries of a config by which `transformers` would load other code or files than the network's own."""
 
-STRANGERS_CHOICES = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config", "use_kernels")
-"""Entries of a config by which `transformers` would load other code than the network's own."""
+STRANGERS_FILES = ("adapter_config.json", "shard-*.safetensors")
+"""Files beside the weights by which `transformers` would change the network, or read other weights."""
 
 SCHEDULER_CONFIG = "scheduler_config.json"
 
@@ -52,6 +56,12 @@ def save_part(part: Any, folder: Path) -> None:
                 _forget_place(file)
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Writes a text tokenizer in the format of `transformers`. Raises OSError."""
+    with naming_disk_faults():
+        tokenizer.save_pretrained(folder)
+
+
 def _forget_place(file: Path) -> None:
     """Removes the folder that a part was loaded from, a path of this machine, from a config that `diffusers` wrote."""
     values = json.loads(file.read_text())
@@ -69,6 +79,10 @@ def naming_disk_faults() -> Iterator[None]:
     except RuntimeError as error:  # torch's writer, which ends its archive although a write has failed
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
+        raise
+    except Exception as error:
+        if type(error) is Exception:  # the writer of tokenizers has no errors of its own
+            raise OSError(str(error)) from None
         raise
 
 
@@ -95,9 +109,11 @@ def open_tensors(folder: Path) -> Iterator[tuple[list[str], Callable[[str], Tens
 def _read_diffusers(folder: Path, class_name: str) -> Any:
     import diffusers
 
+    if read_json(folder / CONFIG).get("quantization_config") is not None:
+        raise ModelError(f"{folder} is quantized (quantization_config), by code that its config names; it is not read")
     with open_tensors(folder) as (names, tensor):
         stored = tensor(names[0]).dtype  # without it diffusers converts to float32
-    with _naming(folder):
+    with naming_folder(folder):
         network = getattr(diffusers, class_name).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=stored
         )
@@ -107,18 +123,43 @@ def _read_diffusers(folder: Path, class_name: str) -> Any:
     return network
 
 
-def _read_language_model(folder: Path) -> Any:
-    from transformers import LlamaForCausalLM
+def outline_language_model(folder: Path) -> Any:
+    """Makes a language model without its weights, on the meta device. Raises ModelError."""
+    kind, config = language_model_class(folder)
+    with naming_folder(folder), torch.device("meta"):
+        return kind(config)
+
+
+def language_model_class(folder: Path) -> tuple[Any, Any]:
+    """Finds the class of a causal language model of any family of `transformers`, and reads its config.
+
+    Raises:
+        ModelError: the config cannot be read, is of no such family, or of quantised weights.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = read_json(folder / CONFIG)
-    if config.get("model_type") != LANGUAGE_MODEL_TYPE:
-        raise ModelError(f"{folder} holds a {config.get('model_type')!r}; language models are {LANGUAGE_MODEL_TYPE!r}")
+    family = config.get("model_type")
+    if family not in CONFIG_MAPPING or CONFIG_MAPPING[family] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{folder} holds a {family!r}, which is no causal language model of `transformers`")
+    if config.get("quantization_config"):
+        raise ModelError(f"the weights in {folder} are quantised (quantization_config); take those that are not")
     # code, attention and kernels that a config names are those of a stranger
     plain = {name: value for name, value in config.items() if name not in STRANGERS_CHOICES}
-    with _naming(folder):
-        return LlamaForCausalLM.from_pretrained(
+    kind = CONFIG_MAPPING[family]
+    with naming_folder(folder):
+        return MODEL_FOR_CAUSAL_LM_MAPPING[kind], kind.from_dict(plain)
+
+
+def _read_language_model(folder: Path) -> Any:
+    kind, config = language_model_class(folder)
+    strange = sorted(file.name for pattern in STRANGERS_FILES for file in folder.glob(pattern))
+    if strange:
+        raise ModelError(f"{folder} has {strange[0]}, which is no file of a language model here; remove it")
+    with naming_folder(folder):
+        return kind.from_pretrained(
             folder,
-            config=LlamaForCausalLM.config_class.from_dict(plain),
+            config=config,
             local_files_only=True,
             use_safetensors=True,
             dtype="auto",
@@ -133,13 +174,16 @@ def _read_scheduler(folder: Path) -> Any:
     name = config.get("_class_name")
     if name not in SCHEDULERS:
         raise ModelError(f"{folder} has the scheduler {name!r}; known are {', '.join(SCHEDULERS)}")
-    return getattr(diffusers, name).from_config(config)
+    with naming_folder(folder):
+        return getattr(diffusers, name).from_config(config)
 
 
 @contextlib.contextmanager
-def _naming(folder: Path) -> Iterator[None]:
+def naming_folder(folder: Path) -> Iterator[None]:
     """Turns the libraries' errors about a folder into a ModelError that names it."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load {folder}: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # configs of strangers make the libraries raise nearly every type
+        raise ModelError(f"cannot load {folder}: {error or type(error).__name__}") from None

@@ -1,14 +1,11 @@
 """Confinement of tables. They come from strangers: their rows must not lead a reader to other files, or into networks
 that only this machine reaches."""
 
-import errno
 import functools
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Any
 from urllib.parse import urlsplit
 
 from videolavit.media.errors import MediaError
@@ -46,16 +43,16 @@ def check_named(address: str, table: str, allow: Sequence[str]) -> None:
     if is_web(address) or any(begins(address, one) for one in allow):
         return
     if protocol_of(address) != "file":
-        if _bucket(address) != _bucket(table):
+        if _bucket(address) != _bucket(table) or ".." in address.split("/"):  # clients of storages resolve it
             raise _outside(address, table, "outside of its bucket", f"{_bucket(address)}/")
     elif protocol_of(table) != "file":
         raise _outside(address, table, "a file of this machine", os.path.dirname(address))
     else:
         folder = os.path.realpath(folder_of(os.path.abspath(table)))
-        if not _is_in(_real(address), folder):
-            through_link = _is_in(os.path.normpath(address), folder)
+        if not is_in(real_path(address), folder):
+            through_link = is_in(os.path.normpath(address), folder)
             why = "outside of its folder" + (", through a symbolic link" if through_link else "")
-            raise _outside(address, table, why, os.path.dirname(_real(address)))
+            raise _outside(address, table, why, os.path.dirname(real_path(address)))
 
 
 def _outside(address: str, table: str, why: str, fix: str) -> OutsideAddress:
@@ -65,7 +62,7 @@ def _outside(address: str, table: str, why: str, fix: str) -> OutsideAddress:
 def begins(address: str, prefix: str) -> bool:
     """True if an address is, or lies below, another one; a prefix that ends with a slash is any beginning."""
     if protocol_of(prefix) == "file" and protocol_of(address) == "file":
-        return _is_in(_real(address), os.path.realpath(prefix))
+        return is_in(real_path(address), os.path.realpath(prefix))
     return address == prefix or address.startswith(prefix if prefix.endswith("/") else f"{prefix}/")
 
 
@@ -79,11 +76,12 @@ def _bucket(url: str) -> str:
     return f"{protocol}://{'/'.join(parts[:count])}"
 
 
-def _is_in(path: str, folder: str) -> bool:
+def is_in(path: str, folder: str) -> bool:
+    """True if a local path is a folder, or lies below it."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
-def _real(path: str) -> str:
+def real_path(path: str) -> str:
     """Path without symbolic links; the folder's is looked up once for many files."""
     folder, name = os.path.split(path)
     real = os.path.join(_real_folder(folder), name)
@@ -96,6 +94,15 @@ def _real_folder(folder: str) -> str:
 
 
 # ---- web servers ----------------------------------------------------------------------------------------------------
+
+Server = tuple[str, int]
+"""Name or address of a web server, and its port."""
+
+
+def server_of(url: str) -> Server | None:
+    """Server of a web address; None if it names none."""
+    parts = urlsplit(url)
+    return (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)) if parts.hostname else None
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,14 @@ class WebTrust:
     def covers(self, url: str) -> bool:
         """True if an address is on one of the servers."""
         return any(begins(without_query(url), one) for one in self.allow)
+
+    def servers(self, url: str) -> tuple[Server, ...] | None:
+        """Servers on private networks that may be connected to for an address, wherever it redirects to; None for any
+        server."""
+        if not self.covers(url):
+            return ()
+        found = [server_of(one) for one in self.allow]
+        return None if None in found else tuple(filter(None, found))
 
 
 def trust_of(inputs: Sequence[str], allow: Sequence[str]) -> WebTrust:
@@ -134,11 +149,3 @@ def is_public(address: str) -> bool:
 
 class NotPublic(PermissionError):
     """An address is not on the public internet."""
-
-
-def public_socket(info: tuple[Any, ...]) -> socket.socket:
-    """Socket for a connection to an address, as `aiohttp` asks for it. Raises NotPublic."""
-    family, kind, protocol, _, (host, *_) = info
-    if not is_public(host.partition("%")[0]):
-        raise NotPublic(errno.EACCES, "not on the public internet")
-    return socket.socket(family, kind, protocol)

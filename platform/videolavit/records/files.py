@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from fsspec.implementations.local import LocalFileSystem
 
 from .addresses import is_web, normalised, path_of, protocol_of, resolved, shown
+from .confinement import is_in, real_path
 from .storage import StorageSettings, absolute_url, filesystem, naming_location
 
 SIDECARS = frozenset(
@@ -76,10 +78,12 @@ class NamedFiles:
     Attributes:
         named: Names of the files.
         files: Names below the folder, and addresses, sorted by name.
+        linked: Addresses of files that symbolic links bring in from outside of the folder.
     """
 
     named: Literal["file", "folder", "glob"]
     files: list[tuple[str, str]]
+    linked: list[str]
 
 
 def find_files(url: str, storage: StorageSettings) -> NamedFiles:
@@ -117,12 +121,20 @@ def find_files(url: str, storage: StorageSettings) -> NamedFiles:
         raise InputError(f"neither a file nor a folder: {shown(url)}")
     # An object store lists a folder's marker as `name/`. A name that is not UTF-8 cannot be opened by name; it is kept
     # in a readable form and will be rejected.
-    names = [
-        readable(name)
+    kept = [
+        name
         for name, info in sorted(found.items())
         if info["type"] not in ("directory", "other") and not name.endswith("/")
     ]
-    return NamedFiles(named, [(path_of(name).removeprefix(base), prefix + name) for name in names])
+    names = [readable(name) for name in kept]
+    linked = _linked(kept, base) if protocol == "file" and named != "file" else []
+    return NamedFiles(named, [(path_of(name).removeprefix(base), prefix + name) for name in names], linked)
+
+
+def _linked(names: Sequence[str], folder: str) -> list[str]:
+    """Local files that symbolic links bring in from outside of a folder."""
+    real = os.path.realpath(folder)
+    return [readable(name) for name in names if not is_in(real_path(name), real)]
 
 
 class _FollowingLinks(LocalFileSystem):  # type: ignore[misc]  # fsspec is untyped

@@ -1,6 +1,6 @@
 """Contents of a video, a shard or a run, for people who look at them."""
 
-from collections import Counter
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,15 @@ from .addresses import is_web
 from .files import suffix_of
 from .foreign import iterate_clips, read_header
 from .parquet import ParquetReader
+from .rejects import RejectFacts
 from .report import SHEET_CELLS, clip_cell, shard_cells, stored_cells
-from .rows import Reject
 from .schema import kind_of
-from .shards import CLIP_SHARDS, RUN_FILE, TOKEN_SHARDS, Ledger, total
+from .shards import CLIP_SHARDS, RUN_FILE, TOKEN_SHARDS, Ledger
 from .storage import Folder, StorageError, StorageSettings, open_source
+from .table_files import parquet_rows, table_content
+from .table_reader import CorruptTable
 from .token_report import described, sampled_statistics
+from .totals import DifferingShards, RunTotals
 from .usage import Facts, TokenStatistics
 
 MAX_ROWS = 20
@@ -116,23 +119,6 @@ class ShardFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RejectFacts:
-    """Rejected samples of one error type.
-
-    Attributes:
-        error_type: Name of the error.
-        count: Number of samples.
-        source: Source of the first of them.
-        message: Message of the first of them.
-    """
-
-    error_type: str
-    count: int
-    source: str
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunFacts:
     """Contents of a run folder.
 
@@ -145,6 +131,8 @@ class RunFacts:
         num_rejects: Number of rejected samples.
         num_shards: Number of committed shards.
         num_pending: Number of planned shards that are not committed; 0 for a complete run.
+        num_differing: Number of shards that account for another number of samples than planned; 0 for a sound run.
+        differing: Name of the first of those shards; empty for none.
         video_seconds: Length of the video in the shards, in seconds.
         rejects: Rejects by error type, the most frequent first.
         statistics: Names and values of a token run's statistics, as text; empty for a run of clips.
@@ -159,6 +147,8 @@ class RunFacts:
     num_rejects: int
     num_shards: int
     num_pending: int
+    num_differing: int
+    differing: str
     video_seconds: float
     rejects: tuple[RejectFacts, ...]
     statistics: Facts
@@ -167,9 +157,16 @@ class RunFacts:
     @property
     def facts(self) -> Facts:
         """Names and values, as text."""
-        pending = f"no: {self.num_pending} shards are left; start the same command again"
+        complete = "yes"
+        if self.num_pending:
+            complete = f"no: {self.num_pending} shards are left; start the same command again"
+        if self.num_differing:
+            complete = (
+                f"no: {self.num_differing} shards, such as {self.differing}, do not have the samples that were "
+                "planned; delete them and start the same command again"
+            )
         return [
-            ("complete", pending if self.num_pending else "yes"),
+            ("complete", complete),
             ("planned", f"{self.num_planned:,}"),
             ("samples", f"{self.num_samples:,}"),
             ("clips", f"{self.num_clips:,}"),
@@ -236,40 +233,59 @@ def _clip(clip: Clip) -> ClipFacts:
 
 
 def _shard(path: str, storage: StorageSettings) -> ShardFacts:
-    with open_source(path, storage) as file:
-        shard = ParquetReader(file)
-        kind = kind_of(shard.schema_arrow)
-        rows = _first_rows(shard, _COLUMNS.get(kind or ""))
-        if kind == "tokens":
-            place = rows.schema.get_field_index("clips")
-            rows = rows.set_column(place, "clips", pc.list_value_length(rows["clips"]))
-        statistics = None
-        if kind == "tokens":
-            statistics = TokenStatistics()
-            statistics.add(shard)
-        return ShardFacts(
-            path=path,
-            kind=kind or None,
-            num_rows=shard.metadata.num_rows,
-            rows=tuple(rows.to_pylist()),
-            statistics=statistics,
-            cells=tuple(shard_cells(shard, SHEET_CELLS)) if kind == "clips" else (),
-        )
+    content = table_content(path, storage)
+    kind, names = kind_of(content.columns.schema), content.columns.column_names
+    if len(set(names)) < len(names):
+        raise CorruptTable(f"{path} has a column twice: {', '.join(names)}")
+    rows = _first_rows(path, storage, content.columns.select(_shown(kind, names)))
+    if kind == "tokens":
+        place = rows.schema.get_field_index("clips")
+        rows = rows.set_column(place, "clips", pc.list_value_length(rows["clips"]))
+    statistics: TokenStatistics | None = None
+    cells: list[Cell] = []
+    if kind in ("tokens", "clips"):
+        with open_source(path, storage) as file:
+            shard = ParquetReader(file)
+            if kind == "tokens":
+                statistics = TokenStatistics()
+                statistics.add(shard)
+            else:
+                cells = shard_cells(shard, SHEET_CELLS)
+    return ShardFacts(
+        path=path,
+        kind=kind or None,
+        num_rows=content.num_rows,
+        rows=tuple(rows.to_pylist()),
+        statistics=statistics,
+        cells=tuple(cells),
+    )
 
 
-def _first_rows(shard: ParquetReader, columns: Sequence[str] | None) -> pa.Table:
-    """Reads the first rows of a table, and no more row groups than they need."""
-    groups, rows = 0, 0
-    while groups < shard.num_row_groups and rows < MAX_ROWS:
-        rows += shard.metadata.row_group(groups).num_rows
-        groups += 1
-    return shard.read_row_groups(range(groups), columns=columns).slice(0, MAX_ROWS)
+def _shown(kind: str, columns: Sequence[str]) -> list[str]:
+    """Columns of a table that are shown."""
+    return [name for name in _COLUMNS.get(kind, columns) if name in columns]
+
+
+def _first_rows(path: str, storage: StorageSettings, empty: pa.Table) -> pa.Table:
+    """Reads the first rows of a table, in a child process: a few bytes of a stranger may hold any amount of data.
+
+    Args:
+        empty: Columns to read, without rows.
+    """
+    found: list[pa.Table] = []
+    with contextlib.closing(parquet_rows(path, storage, empty.column_names)) as batches:
+        for batch in batches:
+            found.append(batch.rows.slice(0, MAX_ROWS))
+            if sum(one.num_rows for one in found) >= MAX_ROWS:
+                break
+    return pa.concat_tables(found, promote_options="permissive").slice(0, MAX_ROWS) if found else empty
 
 
 def _run(path: str, folder: Folder, of_tokens: bool) -> RunFacts:
     ledger = Ledger(folder, TOKEN_SHARDS if of_tokens else CLIP_SHARDS)
-    num_pending, summaries, standing = len(ledger.pending()), ledger.summaries(), ledger.standing()
-    rejects, totals, names = ledger.rejects(summaries, standing), total(summaries), sorted(ledger.committed())
+    names, totals, differing = sorted(ledger.committed()), RunTotals(ledger.standing()), DifferingShards(ledger)
+    for _ in totals.add(differing.among(ledger.summaries())):
+        pass
     statistics: Facts = []
     if of_tokens:
         sampled, chosen = sampled_statistics(folder, names)
@@ -277,23 +293,16 @@ def _run(path: str, folder: Folder, of_tokens: bool) -> RunFacts:
     return RunFacts(
         path=path,
         kind="tokens" if of_tokens else "clips",
-        num_planned=len(standing),
-        num_samples=int(totals["samples"]),
-        num_clips=int(totals["clips"]),
-        num_rejects=len(rejects),
-        num_shards=len(summaries),
-        num_pending=num_pending,
-        video_seconds=float(totals["video_seconds"]),
-        rejects=_reject_types(rejects),
+        num_planned=totals.standing.planned,
+        num_samples=int(totals.counts["samples"]),
+        num_clips=int(totals.counts["clips"]),
+        num_rejects=totals.rejects.counts.total(),
+        num_shards=totals.shards,
+        num_pending=sum(len(shards) for _, shards in ledger.pending()),
+        num_differing=differing.count,
+        differing=differing.first,
+        video_seconds=float(totals.counts["video_seconds"]),
+        rejects=totals.rejects.facts,
         statistics=statistics,
         cells=() if of_tokens else tuple(stored_cells(folder, names)),
-    )
-
-
-def _reject_types(rejects: Sequence[Reject]) -> tuple[RejectFacts, ...]:
-    counts = Counter(reject.error_type for reject in rejects)
-    first = {reject.error_type: reject for reject in reversed(rejects)}
-    return tuple(
-        RejectFacts(error_type=name, count=count, source=first[name].source, message=first[name].message)
-        for name, count in counts.most_common()
     )

@@ -68,6 +68,7 @@ class Listing:
     Attributes:
         extra: Further columns of the batches, by their names in a shard.
         joined_rows: Rows that named a source a second time within their table, and gave it a further caption.
+        linked: Lines about files that symbolic links bring in from outside of a folder that was named.
         left_out: Columns of tables that do not travel, and why, in words. Complete when all batches were taken.
 
     Raises:
@@ -85,6 +86,7 @@ class Listing:
         action: str,
     ) -> None:
         self._settings, self._storage, self._takes = settings, storage, takes
+        self.linked: list[str] = []
         self._parts = [
             part for url in inputs for part in self._named(url if is_web(url) else url.rstrip("/") or url, action)
         ]
@@ -142,6 +144,9 @@ class Listing:
             if any(kind.modality == "text" for kind in filter(self._takes, KINDS.values())):
                 hint = "name a folder, glob, table, tar or run; the modality text takes .txt files in a folder"
             raise InputError(f"nothing to {action} in {shown(url)}; {hint}")
+        if found.linked:
+            what = f"{len(found.linked)} files of {shown(url)} are symbolic links that lead out of it"
+            self.linked.append(f"{what}, or lie behind such, as {found.linked[0]} does")
         neighbours = frozenset(address for _, address in found.files if suffix_of(address) in TEXT_SUFFIXES)
         by_kind: dict[str, list[str]] = {}
         for address in media:

@@ -17,11 +17,6 @@ from . import schema
 from .rows import PlanRow, plan_rows_from
 from .samples import SEGMENT_VALUES, SampleSettings
 
-SECONDS_PER_SOURCE_PIXEL = {"h264": 5e-9, "hevc": 9e-9, "av1": 9e-9, "vp9": 7e-9}
-SECONDS_PER_OUTPUT_PIXEL = 8e-9
-OTHER_CODEC = 5e-9
-"""Core-seconds on one core of a server of 2020; only their ratios decide the order of work."""
-
 CLIP_BYTES_PER_PIXEL = 0.6
 """Size of a clip in a shard: a JPEG of quality 95 and 24 grids."""
 
@@ -64,13 +59,6 @@ def clip_seconds(settings: SampleSettings) -> float:
 def expected_clips(seconds: float | None, settings: SampleSettings) -> int:
     """Clips of a segment, about; of one of unknown length, those of a whole one."""
     return max(int(-(-(seconds or settings.segment_seconds) * settings.fps // CLIP_FRAMES)), 1)
-
-
-def estimated_cost(info: VideoInfo, seconds: float, fps: int) -> float:
-    """Estimated cost of decomposing a part of a video of the given length, in core-seconds."""
-    pixels = info.width * info.height
-    decode = pixels * info.frame_rate * SECONDS_PER_SOURCE_PIXEL.get(info.codec, OTHER_CODEC)
-    return seconds * (decode + pixels * fps * SECONDS_PER_OUTPUT_PIXEL)
 
 
 def clip_bytes(info: VideoInfo, seconds: float) -> float:

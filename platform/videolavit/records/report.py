@@ -17,10 +17,10 @@ from videolavit.media import Cell, arrow_style, contact_sheet, draw_motion
 
 from .foreign import read_keyframe
 from .parquet import ParquetReader
-from .rows import Reject
+from .rejects import RejectFacts
 from .samples import stored_clip
 from .shards import CLIP_SHARDS, Ledger
-from .storage import Folder
+from .storage import Folder, naming_location
 
 T = TypeVar("T")
 
@@ -59,8 +59,8 @@ class Plot:
     high: str = ""
 
 
-def write_clip_report(folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
-    """Writes `report.html` from a run's shards and counts."""
+def write_clip_report(folder: Folder, run: dict[str, Any], rejects: Sequence[RejectFacts]) -> None:
+    """Writes `report.html` from a run's shards and counts. Raises StorageError where it cannot be written."""
     counts = run["counts"]
     names = spread(sorted(Ledger(folder).committed()), SAMPLED_SHARDS)
     tables = [_read_numbers(folder, name) for name in names] or [dict.fromkeys(_NUMBERS.values(), np.zeros(0))]
@@ -75,7 +75,8 @@ def write_clip_report(folder: Folder, run: dict[str, Any], rejects: Sequence[Rej
         rejects=rejects,
         details=json.dumps(run["identity"], indent=2),
     )
-    folder.replace(REPORT, page.encode())
+    with naming_location(folder.url):
+        folder.replace(REPORT, page.encode())
 
 
 def render_page(
@@ -84,7 +85,7 @@ def render_page(
     facts: Sequence[tuple[str, str]],
     cells: Sequence[Cell],
     plots: Sequence[Plot] = (),
-    rejects: Sequence[Reject] = (),
+    rejects: Sequence[RejectFacts] = (),
     details: str = "",
     note: str = "",
     videos: Sequence[tuple[bytes, str]] = (),
@@ -97,14 +98,12 @@ def render_page(
         facts: Names and values.
         cells: Cells of the contact sheet.
         plots: Histograms, from `histogram`.
-        rejects: Samples that could not be made.
+        rejects: Samples that could not be made, by error type.
         details: Text at the end of the page, in a fixed-width font.
         note: Text at the beginning of the page.
         videos: mp4 files and their captions.
         pictures: PNG files and their captions.
     """
-    kinds = sorted({reject.error_type for reject in rejects})
-    groups = [(kind, [reject for reject in rejects if reject.error_type == kind]) for kind in kinds]
     template = resources.files("videolavit.records").joinpath("report.html.j2").read_text()
     sheet = ""
     if cells:
@@ -117,7 +116,7 @@ def render_page(
         facts=facts,
         sheet=sheet,
         plots=plots,
-        rejects=groups,
+        rejects=sorted(rejects, key=lambda one: one.error_type),
         details=details,
         note=note,
         videos=[(base64.b64encode(video).decode(), caption) for video, caption in videos],

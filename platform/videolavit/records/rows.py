@@ -269,6 +269,13 @@ def keys(table: pa.Table) -> pa.ChunkedArray | pa.Array:
     return pc.coalesce(table["key"], table["source"]) if "key" in table.column_names else table["source"]
 
 
+def planned_names(plan: pa.Table) -> list[str]:
+    """Names under which the sources of a plan count as planned: their keys, and the addresses of files of their own."""
+    planned = keys(plan)
+    own_files = plan["url"].filter(pc.equal(planned, plan["source"]))  # a tar's members have its address
+    return [*pc.unique(planned).to_pylist(), *pc.unique(own_files).to_pylist()]
+
+
 # ---- rejects and samples ------------------------------------------------------------------------------------------
 
 

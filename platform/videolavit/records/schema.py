@@ -60,6 +60,26 @@ TOKENS = pa.schema(
 )
 """A row is a sample. Columns of the input's manifest follow behind."""
 
+TOKEN_INDEX = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("rows", pa.int32()),
+        ("made_by", pa.string()),  # JSON: digests of the tokenizers and sizes of their codebooks
+        ("num_clips", pa.list_(pa.int32())),  # clips of each row of the shard
+        ("visual_tokens", pa.list_(pa.int32())),  # number of codes of each clip
+        ("motion_tokens", pa.list_(pa.int32())),
+    ]
+)
+"""Index of token shards: one row a shard."""
+
+TOKEN_TEXTS = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("text_tokens", pa.list_(pa.int32())),  # length of the text of each row of the shard, in ids
+    ]
+)
+"""Beside a file of the index: lengths of the texts of its shards, for one text tokenizer."""
+
 REJECTS = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),

@@ -6,10 +6,13 @@ so that both appear in the same atomic step. There is no second record that coul
 
 import contextlib
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -20,12 +23,13 @@ from videolavit.scratch import scratch_folder
 
 from . import schema
 from .parquet import ParquetReader
-from .rows import Reject, keys, reject_from, reject_to
+from .rows import Reject, reject_from, reject_to
 from .schema import WORK_SECONDS
+from .standing import STANDING_COLUMNS, Standing, standing
 from .storage import Folder
 
-PLAN_FOLDER, RUN_FILE = "plan", "run.json"
-_FOOTER = b"videolavit.shard"
+PLAN_FOLDER, SUMMARY_FOLDER, RUN_FILE = "plan", "summaries", "run.json"
+_FOOTER, _IS_NEW = b"videolavit.shard", b"videolavit.is_new"
 _READERS = 16
 
 
@@ -85,6 +89,15 @@ class ShardSummary:
     counts: Counter[str] = field(default_factory=Counter)
     rejects: list[Reject] = field(default_factory=list)
 
+    @property
+    def generation(self) -> str:
+        """Number of the plan of the shard, as its name has it."""
+        return _generation(self.name)
+
+    def standing_rejects(self, standing: Standing) -> list[Reject]:
+        """Rejects of samples that no later plan took up again."""
+        return [one for one in self.rejects if standing.holds(one.sample_id, self.name)]
+
     def to_json(self) -> str:
         return json.dumps({"name": self.name, **self.counts, "rejects": [reject_to(one) for one in self.rejects]})
 
@@ -95,12 +108,9 @@ class ShardSummary:
         return cls(values.pop("name"), rejects=rejects, counts=Counter(values))
 
 
-def total(summaries: Iterable[ShardSummary]) -> Counter[str]:
-    """The counts of several shards together."""
-    counts: Counter[str] = Counter()
-    for summary in summaries:
-        counts.update(summary.counts)
-    return counts
+def footer_metadata(summary: ShardSummary) -> dict[str, str]:
+    """Parquet metadata that a shard keeps its summary in."""
+    return {_FOOTER.decode(): summary.to_json()}
 
 
 class ShardWriter:
@@ -166,7 +176,7 @@ class ShardWriter:
 
     def commit(self) -> bool:
         """Publishes the shard. Returns False if another worker had already published it; that one stays."""
-        self._writer.add_key_value_metadata({_FOOTER.decode(): self._summary.to_json()})
+        self._writer.add_key_value_metadata(footer_metadata(self._summary))
         self._writer.close()
         self.size_bytes = self._file.stat().st_size
         return self._folder.create(f"{self._kind.folder}/{self._summary.name}", self._file)
@@ -186,67 +196,162 @@ class Ledger:
     def __init__(self, folder: Folder, kind: ShardKind = CLIP_SHARDS) -> None:
         self.folder, self.kind = folder, kind
 
+    # ---- plans ------------------------------------------------------------------------------------------------------
+
     def plans(self) -> list[str]:
         return self.folder.names(PLAN_FOLDER, ".parquet")
 
-    def planned(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    def plans_by_generation(self) -> dict[str, str]:
+        """Names of the plans by their numbers, as names of shards have them."""
+        return {_generation(name): name for name in self.plans()}
+
+    @contextlib.contextmanager
+    def open_plan(self, name: str) -> Iterator[ParquetReader]:
+        """Opens a plan."""
+        with self.folder.open(f"{PLAN_FOLDER}/{name}") as file:
+            yield ParquetReader(file)
+
+    def plan(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A plan; of columns that are named, those that it has."""
+        with self.open_plan(name) as plan:
+            return plan.read(columns=columns)
+
+    def planned(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Every plan, the oldest first."""
         for name in self.plans():
-            with self.folder.open(f"{PLAN_FOLDER}/{name}") as file:
-                yield ParquetReader(file).read(columns=columns)
+            yield self.plan(name, columns)
 
-    def add_plan(self, generation: int, plan: pa.Table) -> bool:
-        """Publishes a plan. Returns False if another run has just published one of this generation."""
+    def shard_sizes(self, name: str) -> dict[str, int]:
+        """Number of planned samples of each shard of a plan."""
+        return {one["values"]: one["counts"] for one in self.plan(name, ["shard"])["shard"].value_counts().to_pylist()}
+
+    def add_plan(self, generation: int, plan: pa.Table, is_new: bool = False) -> bool:
+        """Publishes a plan. Returns False if another run has just published one of this generation.
+
+        Args:
+            is_new: True if no earlier plan has a source or a sample of this one.
+        """
+        if is_new:
+            plan = plan.replace_schema_metadata({**(plan.schema.metadata or {}), _IS_NEW: b"1"})
         sink = pa.BufferOutputStream()
         pq.write_table(plan, sink, compression="zstd")
         return self.folder.create_bytes(f"{PLAN_FOLDER}/{generation:05d}.parquet", sink.getvalue().to_pybytes())
+
+    def standing(self) -> Standing:
+        """The samples of all plans, each once. Reads rows only where plans may have samples of earlier ones."""
+        names = self.plans()
+        with ThreadPoolExecutor(_READERS) as readers:
+            facts = list(readers.map(self._plan_facts, names))
+        again = [number for number, (_, is_new) in enumerate(facts) if number and not is_new]
+        return standing([size for size, _ in facts], again, lambda number: self.plan(names[number], STANDING_COLUMNS))
+
+    def _plan_facts(self, name: str) -> tuple[int, bool]:
+        """Number of rows of a plan, and True if nothing of it is in earlier plans."""
+        with self.open_plan(name) as plan:
+            return plan.metadata.num_rows, _IS_NEW in (plan.metadata.metadata or {})
+
+    def pending(self) -> Iterator[tuple[str, dict[str, int]]]:
+        """Plans of which shards are not committed, the oldest first, with the sizes of those shards in samples."""
+        committed, summarized = self._committed_by_plan(), self._summarized()
+        for name in self.plans():
+            generation = _generation(name)
+            done = committed.get(generation, [])
+            if summarized.get(generation) != len(done):  # a summary is written when all shards of a plan are there
+                there = set(done)
+                missing = {shard: size for shard, size in self.shard_sizes(name).items() if shard not in there}
+                if missing:
+                    yield name, missing
+
+    # ---- shards -----------------------------------------------------------------------------------------------------
 
     def committed(self) -> set[str]:
         """Names of the committed shards."""
         return set(self.folder.names(self.kind.folder, ".parquet"))
 
-    def summaries(self) -> list[ShardSummary]:
-        """The footers of all committed shards, the oldest plan first."""
+    def summaries(self) -> Iterator[ShardSummary]:
+        """The footers of all committed shards, the oldest plan first; those of finished plans from a file each."""
+        summarized = self._summarized()
         with ThreadPoolExecutor(_READERS) as readers:
-            return list(readers.map(self._summary, sorted(self.committed())))
+            files: Iterator[Callable[[], list[ShardSummary]]] = (
+                read
+                for generation, names in self._committed_by_plan().items()
+                for read in (
+                    [partial(self._plan_summaries, generation, len(names))]
+                    if summarized.get(generation) == len(names)
+                    else [partial(self._footers, [name]) for name in names]
+                )
+            )
+            for found in _read_ahead(readers, files):
+                yield from found
 
-    def _summary(self, name: str) -> ShardSummary:
-        with self.folder.open(f"{self.kind.folder}/{name}") as file:
-            metadata = pq.read_metadata(file).metadata or {}
-        return ShardSummary.from_json(metadata[_FOOTER])
+    def compact(self) -> None:
+        """Writes the footers of each plan whose shards are all committed to one file, so that the next start opens few.
 
-    def standing(self) -> dict[str, str]:
-        """Shard of each planned sample, from the latest plan that has the sample.
-
-        A source whose header could not be read is planned as one sample until a later plan reads it; if it is a tar,
-        its new members take its place.
+        The file says nothing that the shards do not: without it, they are read.
         """
-        shards: dict[str, str] = {}
-        unread: dict[str, str] = {}
-        for plan in self.planned():
-            names = keys(plan).to_pylist()
-            columns = ("source", "url", "sample_id", "shard", "offset", "planned_seconds")
-            rows = list(zip(names, *(plan[name].to_pylist() for name in columns), strict=True))
-            read = {key for key, *_ in rows}
-            read |= {url for key, source, url, sample, *_ in rows if key == source and sample not in shards}
-            for source in read & unread.keys():
-                del shards[unread.pop(source)]
-            for key, _, _, sample, shard, offset, seconds in rows:
-                shards[sample] = shard
-                if seconds is None and offset is None:
-                    unread[key] = sample
-        return shards
+        planned, summarized = self.plans_by_generation(), self._summarized()
+        with ThreadPoolExecutor(_READERS) as readers:
+            for generation, names in self._committed_by_plan().items():
+                is_missing = generation in planned and summarized.get(generation) != len(names)
+                if is_missing and sorted(self.shard_sizes(planned[generation])) == names:
+                    found = [one for (one,) in readers.map(self._footers, ([name] for name in names))]
+                    self._write_summaries(generation, found)
 
-    def pending(self) -> set[str]:
-        """Names of the planned shards that are not committed."""
-        planned = {name for plan in self.planned(["shard"]) for name in plan["shard"].unique().to_pylist()}
-        return planned - self.committed()
+    def forget_incomplete(self) -> None:
+        """Deletes the summaries of plans that miss shards again: what is made anew may differ."""
+        committed = self._committed_by_plan()
+        for generation, count in self._summarized().items():
+            if len(committed.get(generation, [])) != count:
+                self.folder.remove(_summary_file(generation, count))
 
-    def rejects(self, summaries: list[ShardSummary], standing: dict[str, str]) -> list[Reject]:
-        """Rejects that stand: those of samples that no later plan took up again."""
-        return [
-            reject
-            for summary in summaries
-            for reject in summary.rejects
-            if standing.get(reject.sample_id) == summary.name
-        ]
+    def _committed_by_plan(self) -> dict[str, list[str]]:
+        """Names of the committed shards by the number of their plan, both sorted."""
+        names = self.folder.names(self.kind.folder, ".parquet")
+        return {generation: list(some) for generation, some in groupby(names, _generation)}
+
+    def _summarized(self) -> dict[str, int]:
+        """Number of shards of each plan that has a file of summaries, by the number of the plan."""
+        names = (name.removesuffix(".parquet") for name in self.folder.names(SUMMARY_FOLDER, ".parquet"))
+        return {generation: int(count) for generation, _, count in (name.partition("-") for name in names)}
+
+    def _write_summaries(self, generation: str, summaries: list[ShardSummary]) -> None:
+        fields = schema.versioned(pa.schema([("shard", pa.string()), ("summary", pa.string())]), SUMMARY_FOLDER)
+        columns = [[one.name for one in summaries], [one.to_json() for one in summaries]]
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table(columns, schema=fields), sink, compression="zstd")
+        self.folder.create_bytes(_summary_file(generation, len(summaries)), sink.getvalue().to_pybytes())
+
+    def _plan_summaries(self, generation: str, count: int) -> list[ShardSummary]:
+        with self.folder.open(_summary_file(generation, count)) as file:
+            texts = ParquetReader(file).read(["summary"])["summary"].to_pylist()
+        return [ShardSummary.from_json(text) for text in texts]
+
+    def _footers(self, names: Sequence[str]) -> list[ShardSummary]:
+        found = []
+        for name in names:
+            with self.folder.open(f"{self.kind.folder}/{name}") as file:
+                metadata = pq.read_metadata(file).metadata or {}
+            found.append(ShardSummary.from_json(metadata[_FOOTER]))
+        return found
+
+
+def _generation(name: str) -> str:
+    """Number of the plan of a shard or plan file."""
+    return re.split("[-.]", name, maxsplit=1)[0]
+
+
+def _summary_file(generation: str, count: int) -> str:
+    return f"{SUMMARY_FOLDER}/{generation}-{count}.parquet"
+
+
+def _read_ahead(
+    readers: ThreadPoolExecutor, files: Iterable[Callable[[], list[ShardSummary]]]
+) -> Iterator[list[ShardSummary]]:
+    """Results of reading files, in their order. Some are read ahead, not all: their results would lie in memory."""
+    reading: deque[Future[list[ShardSummary]]] = deque()
+    for read in files:
+        reading.append(readers.submit(read))
+        if len(reading) > 2 * _READERS:
+            yield reading.popleft().result()
+    while reading:
+        yield reading.popleft().result()

@@ -9,7 +9,7 @@ from videolavit.sandbox.call import Arguments, IsolatedFunction, Result
 from videolavit.sandbox.errors import CallFailed
 
 from .confinement import OutsideAddress, begins, check_named
-from .files import TABLE_SUFFIXES, suffix_of
+from .files import TABLE_SUFFIXES, names_tar, suffix_of
 from .rows import Source
 from .storage import StorageSettings, open_file
 
@@ -53,7 +53,8 @@ class SourceFiles:
         """
         return any(
             named == address
-            or named.startswith((f"{address}/", f"{address}#"))
+            or (names_tar(address) and named.startswith(f"{address}/"))
+            or (suffix_of(address) in TABLE_SUFFIXES and named.startswith(f"{address}#"))
             or (suffix_of(named) in TABLE_SUFFIXES and self._may_name(named, address))
             for named in _addresses(arguments)
         )

@@ -92,8 +92,8 @@ def filesystem(url: str, settings: StorageSettings) -> tuple[Any, str]:
         options |= {"default_cache_type": "readahead", "default_block_size": READ_AHEAD}
     try:
         if is_web(url):
-            public_only = isinstance(settings, ConfinedStorage) and not settings.trust.covers(url)
-            fs = WebFileSystem(block_size=READ_AHEAD, public_only=public_only)
+            private = settings.trust.servers(url) if isinstance(settings, ConfinedStorage) else None
+            fs = WebFileSystem(block_size=READ_AHEAD, private=private)
         else:
             fs = fsspec.filesystem(protocol, **options)
     except (ImportError, ValueError) as error:
@@ -323,9 +323,9 @@ class Folder:
         """`create` for small content that is in memory."""
         with scratch_folder() as scratch:
             file = scratch / "data"
-            file.write_bytes(data)
             try:
                 with naming_location(self.url):
+                    file.write_bytes(data)
                     return self.create(name, file)
             except FileNotFoundError as error:
                 raise StorageError(f"cannot write to {shown(self.url)}: {error}; does the bucket exist?") from None
@@ -352,10 +352,21 @@ class Folder:
     def replace(self, name: str, data: bytes) -> None:
         """Writes a derived file (a summary, a report) in one step over what may be there."""
         if self.is_local:
-            with _complete_copy(Path(self.join(name)), io.BytesIO(data)) as copy:
-                publish(copy, Path(self.join(name)))
+            self._replace_local(name, io.BytesIO(data))
         else:
             self.fs.pipe_file(self.join(name), data)
+
+    def replace_with(self, name: str, local_file: Path) -> None:
+        """`replace` with the content of a finished local file."""
+        if self.is_local:
+            with local_file.open("rb") as source:
+                self._replace_local(name, source)
+        else:
+            self.fs.put_file(str(local_file), self.join(name))
+
+    def _replace_local(self, name: str, source: BinaryIO) -> None:
+        with _complete_copy(Path(self.join(name)), source) as copy:
+            publish(copy, Path(self.join(name)))
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import contextlib
 import csv
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ class TableRows:
     left_out: dict[str, str]
 
 
-def parquet_rows(url: str, storage: StorageSettings, columns: Sequence[str]) -> Iterator[TableRows]:
+def parquet_rows(url: str, storage: StorageSettings, columns: Sequence[str]) -> Generator[TableRows, None, None]:
     """Rows of a Parquet file. Raises MediaError.
 
     Args:

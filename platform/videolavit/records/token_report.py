@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 
 from .parquet import ParquetReader
+from .rejects import RejectFacts
 from .report import REPORT, SAMPLED_SHARDS, histogram, render_page, spread
-from .rows import Reject
 from .shards import TOKEN_SHARDS, Ledger
-from .storage import Folder
+from .storage import Folder, naming_location
 from .usage import Facts, TokenStatistics
 
 _USAGE_BINS = "codes by how often they occur, log10 of the count"
 
 
-def write_token_report(folder: Folder, run: dict[str, Any], rejects: Sequence[Reject]) -> None:
-    """Writes `report.html` from a run's shards and counts."""
+def write_token_report(folder: Folder, run: dict[str, Any], rejects: Sequence[RejectFacts]) -> None:
+    """Writes `report.html` from a run's shards and counts. Raises StorageError where it cannot be written."""
     counts = run["counts"]
     names = sorted(Ledger(folder, TOKEN_SHARDS).committed())
     statistics, chosen = sampled_statistics(folder, names)
@@ -37,7 +37,8 @@ def write_token_report(folder: Folder, run: dict[str, Any], rejects: Sequence[Re
         rejects=rejects,
         details=json.dumps(run["identity"], indent=2),
     )
-    folder.replace(REPORT, page.encode())
+    with naming_location(folder.url):
+        folder.replace(REPORT, page.encode())
 
 
 def sampled_statistics(folder: Folder, names: Sequence[str]) -> tuple[TokenStatistics, list[str]]:

@@ -1,5 +1,6 @@
 """Settings of tokenization and properties of the tokenizers, for drivers and decoding actors, without torch."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +50,8 @@ class EncodeSettings:
     token_budget: int | None = None
 
     def __post_init__(self) -> None:
+        if os.path.isdir(self.model):  # workers have other working folders
+            object.__setattr__(self, "model", os.path.abspath(self.model))
         if self.token_budget is not None and self.token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, not {self.token_budget}")
 

@@ -1,8 +1,11 @@
 """Files on web servers: by range requests, or as a whole from a server that has none; and index pages as folders."""
 
 import contextlib
+import errno
+import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence, Set
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,19 +13,23 @@ from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies
 
 import aiohttp
+from aiohttp.resolver import ThreadedResolver
 from fsspec.asyn import sync, sync_wrapper
 from fsspec.implementations.http import HTTPFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from videolavit.media.errors import SourceTooLarge
 
-from .confinement import NotPublic, public_socket
+from .confinement import NotPublic, Server, is_public, server_of
 
 MAX_DOWNLOAD = 2 << 30
 """Largest file that is read from a server without range requests, in bytes. It lies on the disk meanwhile."""
 
 MAX_PAGES = 10_000
 """Index pages of a folder and the folders below it. More are pages of something else."""
+
+MAX_PAGE = 64 << 20
+"""Largest index page, in bytes: a million links."""
 
 CONNECT_SECONDS, SILENCE_SECONDS = 15.0, 30.0
 """Limits for making a connection, and for a server that sends nothing."""
@@ -38,15 +45,16 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]
     file that is cut short for a whole one; and leaves out folders whose page fails.
     """
 
-    def __init__(self, public_only: bool = False, **options: Any) -> None:
+    def __init__(self, private: Sequence[Server] | None = None, **options: Any) -> None:
         """Args:
-        public_only: Connects to the public internet only, or to the proxy that the environment names.
+        private: Servers that may be on a private network. All others must be on the public internet, but for the
+            proxies that the environment names. None for any server.
         options: Options of fsspec.
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
         client = {"timeout": timeout, "trust_env": True, "headers": {"Accept-Encoding": "identity"}}
-        if public_only and not getproxies():
-            options["get_client"] = _public_client
+        if private is not None:
+            options["get_client"] = partial(_confined_client, frozenset(private))
         super().__init__(client_kwargs=client, **options)
         self._last: tuple[str, Any] | None = None  # the last file that was read as a whole, as segments of it follow
 
@@ -98,7 +106,7 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]
         async with self._answer(path, start or 0, end) as answer:
             if end is not None and answer.status != 206:
                 raise OSError("the server does not answer range requests any more")
-            data = await answer.read()
+            data = await _content(answer, MAX_DOWNLOAD if end is None else end - (start or 0))
         if end is not None and len(data) != end - (start or 0):
             raise OSError(f"the server sent {len(data)} of {end - (start or 0)} bytes")
         return data
@@ -132,7 +140,8 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]
         async with self._answer(path) as answer:
             if answer.content_type not in _PAGES:
                 raise FileNotFoundError("the server shows no index of a folder")
-            page, final = await answer.text(errors="replace"), answer.url
+            data, final = await _content(answer, MAX_PAGE), answer.url
+            page = data.decode(answer.charset or "utf-8", "replace")
         asked = urlsplit(path)
         host = asked.netloc if asked.hostname == final.host else urlsplit(str(final)).netloc  # keeps a password
         base = f"{final.scheme}://{host}{final.raw_path}"
@@ -171,9 +180,49 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]
         raise OSError("files are not written to web servers")
 
 
-async def _public_client(**options: Any) -> aiohttp.ClientSession:
-    """Session that connects to public addresses only, by whatever name or redirection it comes to them."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=public_socket), **options)
+async def _confined_client(private: Set[Server], **options: Any) -> aiohttp.ClientSession:
+    """Session that connects to public addresses, to some private servers, and to the proxies of the environment, by
+    whatever name or redirection it comes to them."""
+    known = private | {server for server in map(server_of, getproxies().values()) if server is not None}
+    resolver = _NotingResolver(known)
+
+    def make_socket(info: Any) -> socket.socket:
+        family, kind, protocol, _, (host, port, *_) = info
+        if (host, port) not in resolver.addresses and not is_public(host.partition("%")[0]):
+            raise NotPublic(errno.EACCES, "not on the public internet")
+        return socket.socket(family, kind, protocol)
+
+    connector = aiohttp.TCPConnector(resolver=resolver, socket_factory=make_socket)
+    return aiohttp.ClientSession(connector=connector, **options)
+
+
+class _NotingResolver(ThreadedResolver):
+    """Resolver that notes the addresses of known servers.
+
+    Attributes:
+        addresses: Addresses and ports of known servers.
+    """
+
+    def __init__(self, known: Set[Server]) -> None:
+        super().__init__()
+        self._known = known
+        self.addresses: set[Server] = set(known)  # some are addresses already
+
+    async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> Any:
+        found = await super().resolve(host, port, family)
+        if (host.lower(), port) in self._known:
+            self.addresses |= {(one["host"], port) for one in found}
+        return found
+
+
+async def _content(answer: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Content of an answer. Raises OSError for one of more than `limit` bytes, whatever it announces."""
+    data = bytearray()
+    async for chunk in answer.content.iter_chunked(1 << 20):
+        data += chunk
+        if len(data) > limit:
+            raise OSError(f"the server sent more than {limit} bytes")
+    return bytes(data)
 
 
 class _WebFile(AbstractBufferedFile):  # type: ignore[misc]

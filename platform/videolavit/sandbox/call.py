@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Generic, TypeVar, TypeVarTuple
 
 from .child_process import ChildProcess, Files
-from .errors import CallFailed, NeedsTooMuchMemory, TimeLimitExceeded
+from .errors import CallFailed, NeedsTooMuchMemory, ProcessNotStarted, TimeLimitExceeded
 from .layers import OPTIONAL_LAYERS, limit_processor_time
 from .memory import large_limit, only_large_one, usual_limit
 
@@ -62,6 +62,7 @@ class IsolatedFunction(Generic[*Arguments, Result]):
             TimeLimitExceeded: the call took longer.
             ProcessDied: the child ended without a result.
             NeedsTooMuchMemory: the call needs more memory than this node can give.
+            ProcessNotStarted: this machine cannot start a process now.
         """
         deadline = time.monotonic() + time_limit
         try:
@@ -119,7 +120,10 @@ class IsolatedFunction(Generic[*Arguments, Result]):
                 large.close()
 
     def _start(self, memory: int) -> ChildProcess[Result]:
-        return ChildProcess(self._target, self._folder, memory, self._sources, self._errors)
+        try:
+            return ChildProcess(self._target, self._folder, memory, self._sources, self._errors)
+        except OSError as error:
+            raise ProcessNotStarted(f"no process could be started for it: {error}") from None
 
 
 @functools.cache
@@ -132,7 +136,7 @@ def describe_layers(time_limit: float = 60.0) -> str:
     child = IsolatedFunction(limit_processor_time)
     try:
         active = child.layers(time_limit)
-    except (CallFailed, TimeoutError) as error:
+    except (CallFailed, OSError) as error:
         return f"the sandbox does not start: {error}"
     finally:
         child.close()

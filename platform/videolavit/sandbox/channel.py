@@ -3,6 +3,7 @@
 A message is its kind, the number of the call that it belongs to, its length, and its bytes.
 """
 
+import os
 import socket
 import struct
 import time
@@ -105,6 +106,15 @@ class Channel:
         """
         self._wait(deadline)
         start, descriptors, _, _ = socket.recv_fds(self._end, _HEADER.size, MAX_FILES)
+        try:
+            return *self._message(start, deadline), descriptors
+        except BaseException:
+            for descriptor in descriptors:  # nobody else knows of them
+                os.close(descriptor)
+            raise
+
+    def _message(self, start: bytes, deadline: float | None) -> tuple[MessageKind, int, memoryview]:
+        """The message that begins with some bytes."""
         header = bytearray(start)
         while len(header) < _HEADER.size:
             header += self._some(_HEADER.size - len(header), deadline)
@@ -120,7 +130,7 @@ class Channel:
             if not count:
                 raise EOFError
             filled += count
-        return MessageKind(kind), number, memoryview(data), descriptors
+        return MessageKind(kind), number, memoryview(data)
 
     def close(self) -> None:
         self._end.close()

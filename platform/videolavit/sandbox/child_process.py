@@ -285,7 +285,9 @@ class ChildProcess(Generic[Result]):
         return kind(message[:MAX_MESSAGE])
 
 
-_CONTROLS = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROLS = re.compile(rb"[^\t\n\x20-\x7e]")
+"""Bytes that are not shown: some characters of UTF-8 control a terminal too, and a piece may end within one."""
+
 _NAME = re.compile(r"[A-Za-z_]\w{0,99}")
 
 
@@ -306,7 +308,7 @@ def _picklable(error: Exception) -> bytes:
 
 
 def _show(printed: IO[bytes]) -> None:
-    """Shows what a child prints, without control characters, and reads the rest of it for nothing."""
+    """Shows what a child prints, in ASCII without control characters, and reads the rest of it for nothing."""
     left = MAX_SHOWN
     with printed, contextlib.suppress(OSError, ValueError):
         while data := printed.read1(1 << 12):  # type: ignore[attr-defined]

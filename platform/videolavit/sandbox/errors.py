@@ -17,5 +17,9 @@ class NeedsTooMuchMemory(CallFailed):
     """The call takes more memory than this machine can give to one."""
 
 
+class ProcessNotStarted(OSError):
+    """This machine cannot start another process now: its temporary folder, its processes or its files are used up."""
+
+
 class ForeignError(Exception):
     """An error of a class that is not sent as itself. Its class has the name of that one."""

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from .errors import ProcessNotStarted
+
 CODE = 1 << 30
 """Address space that the libraries of a child take before it does anything, in bytes; most of it is no memory."""
 
@@ -39,9 +41,13 @@ def only_large_one(deadline: float, is_wanted: Callable[[], bool] = lambda: True
 
     Raises:
         TimeoutError: the deadline passed, or nobody waits any more.
+        ProcessNotStarted: the lock cannot be taken: it is somebody else's file, or there is no room for it.
     """
     file = Path(tempfile.gettempdir()) / f"videolavit-{os.getuid()}.lock"
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ProcessNotStarted(f"{file} cannot be locked: {error.strerror}") from None
     try:
         while True:
             try:

@@ -18,6 +18,10 @@ WriteSamples = Callable[[Objective, Path], dict[str, float]]
 """Writes samples (pictures, videos) of the objective's current weights into a folder, and returns metrics of them."""
 
 
+Fill = Callable[[Any], None]
+"""Reads the weights of sharded networks, each rank its share. It gets a process group for values of the host."""
+
+
 @dataclass(frozen=True)
 class Component:
     """A part of the model in training: its objective, its data, and how it is judged.
@@ -31,6 +35,7 @@ class Component:
         tokens_per_item: Tokens of an item, padding included, for components with sequences; 0 otherwise.
         identity: Values that must not change when a checkpoint is resumed, as JSON values: shapes, vocabulary, data.
         defaults: Defaults of these values, for checkpoints that were made before a setting was there.
+        fill: Reads the weights of an objective that was made on the meta device; None for one that has its weights.
     """
 
     objective: Objective
@@ -41,6 +46,7 @@ class Component:
     tokens_per_item: int = 0
     identity: dict[str, Any] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
+    fill: Fill | None = None
 
 
 class ComponentSettings(Protocol):

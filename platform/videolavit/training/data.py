@@ -180,6 +180,10 @@ class Mixture:
         chosen = self._pattern[:, None] == np.arange(len(self.sources))
         return np.concatenate([np.zeros((1, len(self.sources)), np.int64), np.cumsum(chosen, axis=0)])
 
+    def source_at(self, position: int) -> int:
+        """Number of the source of the sample at a position."""
+        return int(self._pattern[position % PERIOD])
+
     def locate(self, position: int) -> SampleLocation:
         """Location of the sample at a position."""
         periods, slot = divmod(position, PERIOD)

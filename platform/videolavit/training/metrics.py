@@ -1,5 +1,6 @@
 """Metrics of a run: what is measured between two log lines, where it goes, and how it is drawn."""
 
+import contextlib
 import importlib
 import json
 import math
@@ -15,6 +16,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from videolavit.files import write_beside
 
 from .data import DataError
 from .loader import StepData
@@ -59,7 +62,7 @@ class Interval:
 
     started: float = field(default_factory=time.perf_counter)
     steps: int = 0
-    grad_norm: float = 0.0
+    grad_norm: Tensor | float = 0.0
     sums: list[dict[str, Tensor]] = field(default_factory=list)
     counts: list[dict[str, float]] = field(default_factory=list)
     tokens: Counter[str] = field(default_factory=Counter)
@@ -70,7 +73,7 @@ class Interval:
     def seconds(self) -> float:
         return time.perf_counter() - self.started
 
-    def add(self, data: StepData, grad_norm: float | None) -> None:
+    def add(self, data: StepData, grad_norm: Tensor | None) -> None:
         """Adds a step; the norm is None for one without data."""
         self.steps += 1
         self.grad_norm = self.grad_norm if grad_norm is None else grad_norm
@@ -95,7 +98,8 @@ class Interval:
         counts = ranks.sums(sum_values(self.counts))
         metrics: dict[str, float] = {}
         if any(counts.values()):
-            metrics = {**mean_terms(sums, counts, weights), "grad_norm": self.grad_norm, **self.by_source(ranks)}
+            means = mean_terms(sums, counts, weights)
+            metrics = {**means, "grad_norm": float(self.grad_norm), **self.by_source(ranks)}
         metrics |= {"samples_per_second": work["samples"] / seconds, "step_seconds": seconds / self.steps}
         if work["size"]:  # sequences
             metrics |= {"tokens_per_second": tokens / seconds, "packing": tokens / work["size"]}
@@ -159,14 +163,7 @@ class MetricsLog:
 
     def __init__(self, folder: Path, trackers: Sequence[str | Tracker], config: dict[str, Any], step: int) -> None:
         self._file = folder / METRICS
-        if self._file.exists():
-            kept = []
-            for line in self._file.read_text().splitlines():
-                try:
-                    kept += [line] if json.loads(line)["step"] <= step else []
-                except (ValueError, KeyError):
-                    continue  # the last line of a run that was killed
-            self._file.write_text("".join(f"{line}\n" for line in kept))
+        keep_lines(self._file, step)
         self._trackers: list[Tracker] = []
         for tracker in trackers:
             if not isinstance(tracker, str):
@@ -189,6 +186,19 @@ class MetricsLog:
     def close(self) -> None:
         for tracker in self._trackers:
             tracker.close()
+
+
+def keep_lines(file: Path, step: int) -> None:
+    """Removes from a file of JSON lines, if there is one, those of the steps after one, and what is no whole line: the
+    last one of a run that was killed, or whose disk was full."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            kept += [line] if json.loads(line)["step"] <= step else []
+    with write_beside(file) as (unfinished,):
+        unfinished.write_text("".join(f"{line}\n" for line in kept))
 
 
 _FORMATS = (
@@ -225,7 +235,8 @@ class TensorBoard:
         place = folder / "tensorboard"
         place.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-        self._writer = RecordWriter((place / name).open("ab"))
+        # without a buffer, which would be written again at the end of the process if the disk is full
+        self._writer = RecordWriter((place / name).open("ab", buffering=0))
         self._write(file_version="brain.Event:2")
         self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))  # replaces what came after
 
@@ -333,7 +344,8 @@ def draw_curves(folder: Path) -> Path | None:
         axes.grid(alpha=0.3)
         if f"validation/{name}" in found:
             axes.legend(fontsize=7)
-    figure.savefig(folder / CURVES, dpi=110)
+    with write_beside(folder / CURVES) as (unfinished,):
+        figure.savefig(unfinished, dpi=110)
     return folder / CURVES
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from videolavit.models.objective import Objective
 
+from .selection import check_patterns, lr_scale, trained
 from .settings import OptimizerSettings
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -28,22 +29,26 @@ class Optimizer:
 
     Args:
         steps: Steps of the whole schedule.
+
+    Raises:
+        DataError: nothing is trained, or a pattern of `lr_scales` matches no parameter that is.
     """
 
     def __init__(self, objective: Objective, settings: OptimizerSettings, steps: int) -> None:
         self._settings, self._steps = settings, steps
-        self._parameters = {name: value for name, value in objective.named_parameters() if value.requires_grad}
+        self._parameters = trained(objective)
+        check_patterns(settings.lr_scales, self._parameters, "optimizer.lr_scales")
         grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, value in self._parameters.items():
             decay = settings.weight_decay if value.ndim > 1 else 0.0
-            grouped.setdefault((objective.lr_scale(name), decay), []).append(value)
+            grouped.setdefault((lr_scale(objective, name, settings.lr_scales), decay), []).append(value)
         groups = [
             {"params": values, "lr": settings.lr * scale, "scale": scale, "weight_decay": decay}
             for (scale, decay), values in grouped.items()
         ]
-        self._adamw = torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps)
+        self._adamw = torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps, fused=True)
         for value in self._parameters.values():
-            moments = (torch.zeros(()), torch.zeros_like(value), torch.zeros_like(value))
+            moments = (torch.zeros((), device=value.device), torch.zeros_like(value), torch.zeros_like(value))
             self._adamw.state[value] = dict(zip(MOMENTS, moments, strict=True))
         average = self._parameters.items() if settings.ema else ()
         self._average = {name: value.detach().clone() for name, value in average}
@@ -63,22 +68,27 @@ class Optimizer:
         for name, average in self._average.items():
             average.copy_(self._parameters[name])
 
-    def clip(self) -> float:
-        """Scales the gradient down to the largest allowed norm, if there is one, and returns the norm before."""
-        norm = nn.utils.clip_grad_norm_(list(self._parameters.values()), self._settings.clip or inf)
-        return float(full_tensor(norm))
+    def clip(self) -> Tensor:
+        """Scales the gradient down to the largest allowed norm, if there is one, and returns the norm before.
+
+        The norm stays on the device: reading it would wait for the step.
+        """
+        return full_tensor(nn.utils.clip_grad_norm_(list(self._parameters.values()), self._settings.clip or inf))
 
     @torch.no_grad()
-    def step(self, number: int) -> None:
-        """Updates weights and average in step `number`, counted from 0."""
+    def step(self, number: int, norm: Tensor) -> None:
+        """Updates weights and average in step `number`, counted from 0; nothing where the norm is not finite."""
+        finite = norm.isfinite()
+        self._adamw.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as GradScaler tells it
         factor = self.lr_factor(number)
         for group in self._adamw.param_groups:
             group["lr"] = self._settings.lr * group["scale"] * factor
         self._adamw.step()
         # a smaller decay in early steps, so that the first weights are soon forgotten
         decay = min(self._settings.ema, (1 + number) / (10 + number))
+        share = finite.float() * (1 - decay)
         for name, average in self._average.items():
-            average.lerp_(self._parameters[name].detach(), 1 - decay)
+            average.lerp_(self._parameters[name].detach(), share)
 
     def zero_grad(self) -> None:
         self._adamw.zero_grad(set_to_none=True)

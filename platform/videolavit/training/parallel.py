@@ -18,8 +18,9 @@ from videolavit.models.objective import Objective
 
 from .data import DataError
 from .settings import ParallelSettings
+from .shares import make_tensors
 
-T = TypeVar("T")
+Shared = TypeVar("Shared")
 
 _SAVED_OPERATORS = (
     torch.ops.aten.mm.default,
@@ -43,11 +44,13 @@ class Ranks:
         rank: Rank of this process.
         world: Number of ranks. With one, nothing is distributed.
         device: Device of this process.
+        host_group: Process group for values of the host, which need not wait for a GPU; None for the default one.
     """
 
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    host_group: dist.ProcessGroup | None = None
 
     @classmethod
     def here(cls, device: str = "auto") -> "Ranks":
@@ -58,7 +61,8 @@ class Ranks:
         if chosen.type == "cuda" and chosen.index is None:
             chosen = torch.device("cuda", torch.cuda.current_device())
         if dist.is_available() and dist.is_initialized():
-            return cls(dist.get_rank(), dist.get_world_size(), chosen)
+            host_group = dist.new_group(backend="gloo") if chosen.type == "cuda" else None
+            return cls(dist.get_rank(), dist.get_world_size(), chosen, host_group)
         return cls(device=chosen)
 
     @property
@@ -78,7 +82,8 @@ class Ranks:
         if self.world == 1:
             return dict(values)
         names = sorted(values)
-        total = self.sum(torch.tensor([values[name] for name in names], dtype=torch.float64, device=self.device))
+        total = torch.tensor([values[name] for name in names], dtype=torch.float64)
+        dist.all_reduce(total, group=self.host_group)
         return dict(zip(names, total.tolist(), strict=True))
 
     def sum_counts(self, counts: Mapping[str, float]) -> dict[str, float]:
@@ -87,11 +92,11 @@ class Ranks:
         names = sorted({name for values in of_ranks for name in values})
         return {name: float(sum(values.get(name, 0) for values in of_ranks)) for name in names}
 
-    def gather(self, value: T) -> list[T]:
+    def gather(self, value: Shared) -> list[Shared]:
         """Values of all ranks, on each of them."""
         of_ranks: list[Any] = [value] * self.world
         if self.world > 1:
-            dist.all_gather_object(of_ranks, value)
+            dist.all_gather_object(of_ranks, value, group=self.host_group)
         return of_ranks
 
     def agree(self, yes: bool) -> bool:
@@ -106,9 +111,27 @@ class Ranks:
         """Waits for all ranks."""
         self.agree(True)
 
+    def from_first(self, make: Callable[[], Shared]) -> Shared:
+        """Gives all ranks what the first one makes. All of them raise the error that it has."""
+        if self.world == 1:
+            return make()
+        made: list[Any] = [None, None]  # value and failure
+        if self.is_first:
+            try:
+                made[0] = make()
+            except Exception as error:
+                made[1] = error
+        dist.broadcast_object_list(made, device=self.device if self.device.type == "cuda" else None)
+        value, failure = made
+        if failure is not None:
+            raise failure
+        return value
+
 
 def parallelize(objective: Objective, settings: ParallelSettings, ranks: Ranks) -> None:
     """Applies activation checkpointing and compilation to every unit, then shards the objective; in place.
+
+    An objective on the meta device gets tensors, of each rank's share, whose values are left open.
 
     Raises:
         DataError: the ranks cannot be divided into groups of `settings.shard`.
@@ -119,15 +142,16 @@ def parallelize(objective: Objective, settings: ParallelSettings, ranks: Ranks) 
             f"parallel.shard is {shard}, and the number of ranks, {ranks.world}, is no multiple of it; choose another "
             "number of workers, or of ranks that share the weights"
         )
+    compiles = ranks.device.type == "cuda" if settings.compile is None else settings.compile
     for unit in objective.units():
         if settings.recompute != "none":
             _checkpoint_activations(unit, selective=settings.recompute == "selective")
-        if settings.compile:
+        if compiles:
             unit.compile()
     if ranks.world == 1:
         return
     half = torch.bfloat16 if settings.precision == "bfloat16" else None
-    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=getattr(torch, settings.reduce))
     frozen = {value for value in objective.parameters() if not value.requires_grad}
     options: dict[str, Any] = {"mesh": _mesh(shard, ranks), "mp_policy": policy, "ignored_params": frozen}
     for unit in objective.units():
@@ -135,12 +159,17 @@ def parallelize(objective: Objective, settings: ParallelSettings, ranks: Ranks) 
             fully_shard(unit, **options)
     # inputs and targets of the loss keep their precision, as in a single process
     fully_shard(objective, **options | {"mp_policy": replace(policy, cast_forward_inputs=False)})
+    is_outline = any(value.is_meta for value in objective.parameters())
+    if is_outline:
+        for network in objective.parts().values():
+            make_tensors(network, ranks.device)
     for module in _fsdp_modules(objective):
         # losses are divided by global counts already
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo can sum, but not average
-        module.unshard()  # a unit that an early stage does not use must know its parameters all the same
-        module.reshard()
+        if not is_outline:  # a unit that an early stage does not use must know its parameters all the same
+            module.unshard()
+            module.reshard()
 
 
 def _mesh(shard: int, ranks: Ranks) -> DeviceMesh:

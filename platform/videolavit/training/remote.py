@@ -115,7 +115,10 @@ class RemoteRun:
         with self._sending:
             for path in sorted(self.local.rglob("*")):
                 name = path.relative_to(self.local).as_posix()
-                if name.split("/")[0] in (CHECKPOINTS, "model") or path.name.startswith(".") or not path.is_file():
+                places = name.split("/")
+                if places[0] in (CHECKPOINTS, "model") or not path.is_file():
+                    continue
+                if any(place.startswith(".") for place in places):  # unfinished
                     continue
                 state = _state(path)
                 if self._sent.get(name) != state:

@@ -17,7 +17,7 @@ from videolavit.files import write_beside
 from videolavit.models.folder import ModelFolder
 from videolavit.models.model_file import finish_model_folder, new_model_folder
 from videolavit.models.network import Network
-from videolavit.models.part_files import save_part
+from videolavit.models.part_files import save_part, save_tokenizer
 from videolavit.models.parts import PARTS
 from videolavit.models.quiet import quiet_libraries
 from videolavit.progress import OnProgress, ignore_progress
@@ -32,7 +32,7 @@ from .remote import RemoteRun, brought_here
 from .task import TrainTask, record_start
 from .trainer import OnSave, ShouldStop, Trainer, never_stop
 
-MODEL_FOLDER = "model"
+MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
 
 
 def train_rank(
@@ -91,6 +91,10 @@ def train_rank(
             if ranks.is_first:
                 draw_curves(folder)
                 try:
+                    if component.objective.keeps_beside:
+                        with write_beside(folder / ADAPTER_FOLDER) as (unfinished,):
+                            unfinished.mkdir()
+                            component.objective.save_beside(state, unfinished)
                     save_model(base, target, component.objective.export(state), component.objective.parts())
                 except OSError as error:  # a full disk, most likely: starting again does not cure it
                     raise StorageError(f"cannot write to {target}: {error}") from None
@@ -154,7 +158,7 @@ def save_model(
                             module.load_state_dict(states[part], strict=True)
                         save_part(module, unfinished / part)
                     if part.endswith("language_model"):
-                        base.text_tokenizer(part).save_pretrained(unfinished / part)
+                        save_tokenizer(base.text_tokenizer(part), unfinished / part)
             trained_parts = sorted({*base.trained_parts, *states})
             finish_model_folder(unfinished, replace(base.facts, trained=trained_parts), linked)
     finally:

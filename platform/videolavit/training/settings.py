@@ -44,6 +44,8 @@ class OptimizerSettings:
 
     Args:
         lr: Peak learning rate.
+        lr_scales: Factors of the learning rate of parameters, by patterns of their names such as `*embed_tokens*`. The
+            first that matches counts, in place of the component's own.
         betas: Decay rates of the two moments.
         eps: Value added to the root of the second moment.
         weight_decay: Weight decay. Tensors of one dimension, such as biases and norms, have none.
@@ -56,6 +58,7 @@ class OptimizerSettings:
     """
 
     lr: float = Field(default=1e-4, gt=0)
+    lr_scales: dict[str, float] = Field(default_factory=dict)
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = Field(default=1e-6, gt=0)
     weight_decay: float = Field(default=0.001, ge=0)
@@ -69,6 +72,8 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be at least 0 and below 1, not {self.betas}")
+        if any(scale <= 0 for scale in self.lr_scales.values()):
+            raise ValueError("factors of lr_scales must be above 0; leave parameters out with trainable")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -78,16 +83,18 @@ class ParallelSettings:
     Args:
         shard: Ranks over which one copy of the weights is sharded (FSDP); None for all ranks. With fewer ranks there
             are several copies, which are kept equal (HSDP).
-        precision: Precision of forward and backward passes. Weights, optimizer state and gradient sums stay float32.
+        precision: Precision of forward and backward passes. Weights and optimizer state stay float32.
+        reduce: Precision in which gradients are summed over ranks; bfloat16 halves what is sent.
         recompute: Activation checkpointing of each block: `none`, `full`, or `selective` (keeps the results of matrix
             products and attention).
-        compile: Compile every block with torch.compile.
+        compile: Compile every block with torch.compile; None compiles on a GPU.
     """
 
     shard: int | None = Field(default=None, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
+    reduce: Literal["float32", "bfloat16"] = "float32"
     recompute: Literal["none", "full", "selective"] = "none"
-    compile: bool = False
+    compile: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -99,6 +106,8 @@ class TrainSettings:
         batch: Samples per optimizer step over all ranks; packed rows for the language model.
         batch_tokens: Tokens per optimizer step over all ranks, for components with sequences; replaces `batch`.
         micro_batch: Samples per forward pass of a rank; gradients are accumulated up to the batch.
+        trainable: Patterns of the names of the parameters that are trained, such as `*lm_head*`; empty for those that
+            the component trains.
         seed: Seed of the data order and of all random numbers.
         log_every: Steps between two lines of metrics.
         validate_every: Steps between two validations; 0 validates at the end only.
@@ -125,6 +134,7 @@ class TrainSettings:
     batch: int = Field(default=64, ge=1)
     batch_tokens: int | None = Field(default=None, ge=1)
     micro_batch: int = Field(default=64, ge=1)
+    trainable: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0, lt=SEED_LIMIT)
     log_every: int = Field(default=10, ge=1)
     validate_every: int = Field(default=0, ge=0)

@@ -1,11 +1,11 @@
 """Clips of decompose runs, their keyframes, and images, as sources for training."""
 
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from videolavit.media import MediaError
+from videolavit.recent import Recent
 from videolavit.records.foreign import read_keyframe, read_picture
 from videolavit.records.inputs import InputSettings
 from videolavit.records.kinds import KINDS, PlanSettings
@@ -26,13 +27,17 @@ from videolavit.records.rows import Source, sources_from
 from videolavit.records.samples import SampleSettings, stored_clip
 from videolavit.records.schema import RESERVED
 from videolavit.records.storage import Folder, StorageSettings, open_source
-from videolavit.records.table_reader import TableReader
+from videolavit.records.table_reader import CorruptTable, TableReader
 
 from .data import DataError, Item, Mixture, SampleSource, SampleStream
+from .parallel import Ranks
 from .settings import TrainInputs
 
 KEPT_GROUPS = 32
 """Row groups of a source that are kept in memory. In a clip shard each is a sample, of up to some 10 MB."""
+
+KEPT_SHARDS = 1024
+"""Shards whose numbers of clips are kept in memory, a few hundred bytes each."""
 
 Tensors = dict[str, Tensor]
 
@@ -82,23 +87,26 @@ class ClipSample:
 
 
 def clip_sources(urls: Sequence[str], storage: StorageSettings) -> list[SampleSource]:
-    """Sources of ClipSample, one for each run of `videolavit decompose` or clip shard.
+    """Sources of ClipSample, one for each run of `videolavit decompose` or clip shard. All ranks call it together.
 
     Raises:
         DataError: an input holds other data.
         InputError, StorageError: an input does not exist or cannot be read.
     """
-    return [_clip_source(url, storage) for url in urls]
+    ranks = Ranks.here()
+    return [_clip_source(url, ranks.from_first(partial(_listed, url, storage)), storage, ranks) for url in urls]
 
 
 def picture_sources(urls: Sequence[str], storage: StorageSettings) -> list[SampleSource]:
-    """Sources of pictures, uint8 [height, width, 3], one for each run (its keyframes) or corpus of images.
+    """Sources of pictures, uint8 [height, width, 3], one for each run (its keyframes) or corpus of images. All ranks
+    call it together.
 
     Raises:
         DataError: an input holds other data.
         InputError, StorageError: an input does not exist or cannot be read.
     """
-    return [_picture_source(url, storage) for url in urls]
+    ranks = Ranks.here()
+    return [_picture_source(url, storage, ranks) for url in urls]
 
 
 def sample_stream(sources: Sequence[SampleSource], inputs: TrainInputs) -> SampleStream:
@@ -111,15 +119,20 @@ def validation_items(sources: Sequence[SampleSource], count: int) -> list[Item]:
 
     Their positions are negative, so that they share no random numbers with the training data.
     """
-    rows = [
-        (source, shard, row) for source in sources for shard, size in enumerate(source.sizes) for row in range(size)
-    ]
-    chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    places = [(source, shard) for source in sources for shard in range(len(source.sizes))]
+    ends = np.cumsum([source.sizes[shard] for source, shard in places])
+    total = int(ends[-1]) if places else 0
+    chosen = np.linspace(0, total - 1, min(count, total)).round().astype(int)
 
     def item(position: int, source: SampleSource, shard: int, row: int) -> Item:
         return Item(position, source.name, lambda: source.load(shard, row))
 
-    return [item(-1 - number, *rows[index]) for number, index in enumerate(chosen)]
+    items = []
+    for number, index in enumerate(chosen):
+        place = int(np.searchsorted(ends, index, side="right"))
+        source, shard = places[place]
+        items.append(item(-1 - number, source, shard, int(index - ends[place] + source.sizes[shard])))
+    return items
 
 
 def data_identity(sources: Sequence[SampleSource]) -> dict[str, Any]:
@@ -131,9 +144,17 @@ def data_identity(sources: Sequence[SampleSource]) -> dict[str, Any]:
     }
 
 
-def content_digest(listed: Sequence[Any]) -> str:
-    """Digest of what a source lists, as JSON values, without where it lies: 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(list(listed)).encode()).hexdigest()[:16]
+def content_digest(listed: Iterable[str | int]) -> str:
+    """Digest of what a source lists, as JSON values, without where it lies: 16 hexadecimal digits.
+
+    Equal to that of one JSON list, which would hold millions of names at once.
+    """
+    digest, mark = hashlib.sha256(b"["), b""
+    for one in listed:
+        digest.update(mark + json.dumps(one).encode())
+        mark = b", "
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
 
 
 def _base_name(address: str) -> str:
@@ -141,20 +162,34 @@ def _base_name(address: str) -> str:
 
 
 class ClipSource:
-    """Clips of shards.
+    """Clips of shards. The first rank counts those of each shard; the others open only the shards that they load from.
 
     Args:
         urls: Addresses of the shards.
+        ranks: Ranks that open the shards together; by default this process does it alone.
     """
 
-    def __init__(self, name: str, urls: Sequence[str], storage: StorageSettings) -> None:
-        self.name, self._urls = name, list(urls)
+    def __init__(self, name: str, urls: Sequence[str], storage: StorageSettings, ranks: Ranks | None = None) -> None:
+        self.name, self._urls, self._storage = name, list(urls), storage
         self._tables = TableReader(storage, KEPT_GROUPS)
-        with ThreadPoolExecutor(_READERS) as readers:
-            clips = list(readers.map(lambda url: _clips_of_rows(url, storage), self._urls))
-        self._ends = [np.cumsum(one) for one in clips]
-        self.sizes: Sequence[int] = [int(one.sum()) for one in clips]
+        self._ends = Recent(self._clip_ends, KEPT_SHARDS)
+        self.sizes: Sequence[int] = (ranks or Ranks()).from_first(self._count)
         self.content = content_digest([*map(_base_name, urls), *self.sizes])
+
+    def _count(self) -> list[int]:
+        """Number of clips of each shard. Raises DataError."""
+
+        def number(url: str) -> int:
+            try:
+                return int(_clips_of_rows(url, self._storage).sum())
+            except MediaError as error:
+                raise DataError(f"cannot read the clip shard {url}: {error}; remove it or decompose again") from None
+
+        with ThreadPoolExecutor(_READERS) as readers:
+            return list(readers.map(number, self._urls))
+
+    def _clip_ends(self, shard: int) -> NDArray[np.int64]:
+        return np.cumsum(_clips_of_rows(self._urls[shard], self._storage))
 
     def load(self, shard: int, row: int) -> ClipSample:
         sample, index = self._place(shard, row)
@@ -177,7 +212,7 @@ class ClipSource:
 
     def _place(self, shard: int, row: int) -> tuple[int, int]:
         """Row of the shard that holds a clip, and number of the clip there."""
-        ends = self._ends[shard]
+        ends = self._ends(shard)
         sample = int(np.searchsorted(ends, row, side="right"))
         return sample, row - (int(ends[sample - 1]) if sample else 0)
 
@@ -248,19 +283,18 @@ class ImageSource:
         return self._images[shard * IMAGES_PER_SHARD + row].source
 
 
-def _clip_source(url: str, storage: StorageSettings) -> ClipSource:
-    listed = _listed(url, storage)
+def _clip_source(url: str, listed: Sequence[Source], storage: StorageSettings, ranks: Ranks) -> ClipSource:
     other = next((source for source in listed if source.kind != ClipShard.name), None)
     if other is not None:
         raise DataError(f"{url} holds no clips but {other.source}; make clips with `videolavit decompose`")
-    return ClipSource(url, [source.url for source in listed], storage)
+    return ClipSource(url, [source.url for source in listed], storage, ranks)
 
 
-def _picture_source(url: str, storage: StorageSettings) -> SampleSource:
-    listed = _listed(url, storage)
+def _picture_source(url: str, storage: StorageSettings, ranks: Ranks) -> SampleSource:
+    listed = ranks.from_first(partial(_listed, url, storage))
     if all(source.kind == ClipShard.name for source in listed):
-        return MappedSource(_clip_source(url, storage), lambda clip: read_keyframe(clip.keyframe))
-    images = list(itertools.chain.from_iterable(_images(source, storage) for source in listed))
+        return MappedSource(_clip_source(url, listed, storage, ranks), lambda clip: read_keyframe(clip.keyframe))
+    images = ranks.from_first(lambda: [image for source in listed for image in _images(source, storage)])
     return ImageSource(url, images, storage)
 
 
@@ -287,10 +321,10 @@ def _listed(url: str, storage: StorageSettings) -> list[Source]:
 
 
 def _clips_of_rows(url: str, storage: StorageSettings) -> NDArray[np.int64]:
-    """Number of clips of each row of a shard; only that column is read."""
+    """Number of clips of each row of a shard; only that column is read. Raises MediaError."""
     try:
         with open_source(url, storage) as file:
             column = ParquetReader(file).read(columns=["num_clips"])["num_clips"]
-    except (MediaError, pa.ArrowException) as error:
-        raise DataError(f"cannot read the clip shard {url}: {error}; remove it or decompose again") from None
+    except pa.ArrowException as error:
+        raise CorruptTable(str(error)) from None
     return np.asarray(column.to_numpy(), np.int64)

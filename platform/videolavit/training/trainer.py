@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from videolavit.models.objective import SAMPLE_LOSSES, Batch, Draws, to_device
+from videolavit.models.objective import SAMPLE_LOSSES, Batch, Draws, Objective, to_device
 from videolavit.progress import OnProgress, Progress, ignore_progress
 
 from .checkpoint import CHECKPOINTS, Checkpoints, RemoteCheckpoints, RunState
@@ -22,10 +22,21 @@ from .component import Component
 from .continuing import content_of
 from .data import DataError
 from .loader import Loader, RankSampler, RemoteLoader, SkippedSample, StepData, load_items, validation_batches
-from .metrics import Interval, MetricsLog, Tracker, log_line, mean_terms, memory_bytes, peak_flops, sum_values
+from .metrics import (
+    Interval,
+    MetricsLog,
+    Tracker,
+    keep_lines,
+    log_line,
+    mean_terms,
+    memory_bytes,
+    peak_flops,
+    sum_values,
+)
 from .optimizer import WEIGHT_PREFIX, Optimizer
 from .parallel import Ranks, autocast, parallelize, reshard, sync_gradients, unsharded
 from .resuming import changes, refused
+from .selection import select_trainable
 from .settings import TrainSettings
 
 TRAIN_STAGE = "train"
@@ -85,7 +96,8 @@ class Trainer:
         replays: Step that is computed again with `replay`, from the checkpoint before it; nothing is written then.
 
     Raises:
-        DataError: the batch or the ranks cannot be divided, or no validation sample can be used.
+        DataError: the batch or the ranks cannot be divided, a pattern matches no parameter, or no validation sample can
+            be used.
         CheckpointError: the folder holds another run.
     """
 
@@ -113,6 +125,10 @@ class Trainer:
         self._tokens: Counter[str] = Counter()  # sums of all ranks
         self._new_tokens: Counter[str] = Counter()  # sums of this rank, not added to those of all ranks yet
         self._skipped_steps = 0
+        # elsewhere than on a GPU nothing runs ahead, and what is learned without a gradient needs the verdict
+        learns_aside = type(component.objective).after_step is not Objective.after_step
+        self._judges_at_once = ranks.device.type != "cuda" or learns_aside
+        self._unjudged: deque[tuple[int, Tensor]] = deque()  # steps and norms of their gradients
         self._rejects: deque[tuple[int, int]] = deque()  # samples and rejects of the last steps, of all ranks
         self._save_is_due = False
         self._saved_step = 0
@@ -126,12 +142,19 @@ class Trainer:
             self._batch = settings.batch_tokens // length
         if settings.keep_best is not None and not (component.validation and settings.keep_best.startswith(VALIDATION)):
             raise DataError(f"keep_best is a metric of the validation, such as {VALIDATION}loss, and needs its data")
-        self._objective = component.objective.to(ranks.device)
+        self._objective = component.objective
+        if component.fill is None:
+            self._objective.to(ranks.device)
+        select_trainable(self._objective, settings.trainable)
         parallelize(self._objective, settings.parallel, ranks)
+        if component.fill is not None:
+            component.fill(ranks.host_group)
         if component.validation:  # here and not in an hour
             load_items(component.validation, limit=1)
         self._optimizer = Optimizer(self._objective, settings.optimizer, settings.steps)
         self._identity = {**component.identity, "seed": settings.seed, "batch": self._batch}
+        if settings.trainable:
+            self._identity["trainable"] = sorted(settings.trainable)
         origin = Path(settings.continue_from) if settings.continue_from is not None else None
         if origin is not None:
             self._identity["begun_from"] = {"checkpoint": content_of(origin), "moments": settings.continue_moments}
@@ -155,6 +178,7 @@ class Trainer:
         if ranks.is_first and replays is None:
             config = asdict(settings) | self._identity
             self._metrics_log = MetricsLog(folder, [*settings.trackers, *trackers], config, self.step)
+            keep_lines(folder / SKIPPED, self.step)  # later ones are skipped again
 
     # ---- the loop ---------------------------------------------------------------------------------------------
 
@@ -209,7 +233,8 @@ class Trainer:
                 norm = self._train(data, interval)
                 interval.add(data, norm)
                 self.step += 1
-        return data, interval, norm
+        self._judge()
+        return data, interval, None if norm is None else float(norm)
 
     def _loader(self, last: int) -> Loader:
         """Loader of the steps from this one to the last."""
@@ -251,7 +276,7 @@ class Trainer:
             )
         return None
 
-    def _train(self, data: StepData, interval: Interval) -> float | None:
+    def _train(self, data: StepData, interval: Interval) -> Tensor | None:
         """One optimizer step, with gradient accumulation over the micro batches.
 
         Returns:
@@ -277,14 +302,31 @@ class Trainer:
             (batch.weight * torch.stack([term.float() for term in terms]).sum()).backward()
             interval.sums.append({term: value.detach() * batch.weight for term, value in sums.items()})
         norm = self._optimizer.clip()
-        if math.isfinite(norm):
-            self._skipped_steps = 0
-            self._optimizer.step(self.step)
-            objective.after_step(self.ranks.sum)
-        else:  # the norm, and so the decision, is the same on all ranks
+        self._optimizer.step(self.step, norm)
+        self._unjudged.append((self.step, norm))
+        self._judge(leave=0 if self._judges_at_once else 1)
+        self._optimizer.zero_grad()
+        return norm
+
+    def _judge(self, leave: int = 0) -> None:
+        """Counts the steps that the optimizer skipped because their gradient was not finite.
+
+        Reading a norm waits for its step. On a GPU that of the step before is read, while the next one runs.
+
+        Args:
+            leave: Newest steps that are left for later.
+        """
+        objective = self._objective
+        while len(self._unjudged) > leave:
+            step, of_step = self._unjudged.popleft()
+            norm = float(of_step)  # equal on all ranks, and so is the verdict
+            if math.isfinite(norm):
+                self._skipped_steps = 0
+                objective.after_step(self.ranks.sum)
+                continue
             objective.drop_step()
             self._skipped_steps += 1
-            self._report(f"step {self.step + 1}: the gradient's norm is {norm}; the step is skipped")
+            self._report(f"step {step + 1}: the gradient's norm is {norm}; the step is skipped")
             if self._skipped_steps > self.settings.optimizer.max_skipped and self._replays is None:
                 self._commit(wait=True)
                 saved = ", ".join(str(step) for step in self._checkpoints.steps()) or "none"
@@ -292,8 +334,6 @@ class Trainer:
                     f"{self._skipped_steps} steps in a row had no finite gradient. Lower optimizer.lr, or use float32, "
                     f"and continue from a checkpoint before them with resume_from; there are those of the steps {saved}"
                 )
-        self._optimizer.zero_grad()
-        return norm
 
     def _count_rejects(self, rejected: int) -> None:
         """Adds a step to those whose rejects are counted, and forgets the oldest that are not needed."""
@@ -429,6 +469,8 @@ class Trainer:
         """
         validates = self.settings.keep_best is not None and self._due(self.settings.validate_every)
         self._save_is_due |= self._due(self.settings.save_every) or validates
+        if is_last or self._save_is_due:
+            self._judge()
         if is_last or (self._save_is_due and not self._skipped_steps):
             self._commit(wait=True)
             self._count_tokens()

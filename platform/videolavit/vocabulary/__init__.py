@@ -1,6 +1,15 @@
 """Token ids of text, images and motion, and sequences of them."""
 
-from .conversation import IMAGE, VIDEO, chat_prompt, conversation
+from .conversation import IMAGE, VIDEO, begin_id, chat_prompt, conversation, stop_ids, stop_strings
 from .layout import Vocabulary
 
-__all__ = ["IMAGE", "VIDEO", "Vocabulary", "chat_prompt", "conversation"]
+__all__ = [
+    "IMAGE",
+    "VIDEO",
+    "Vocabulary",
+    "begin_id",
+    "chat_prompt",
+    "conversation",
+    "stop_ids",
+    "stop_strings",
+]

@@ -1,13 +1,18 @@
-"""Prompts of understanding: questions about images and videos, and conversations (docs/model.md, section 5.4)."""
+"""Prompts of understanding: questions about images and videos, and conversations (docs/model.md, section 5.4).
+
+A tokenizer with a chat template brings its own prompt. Without one it is that of the published model, Vicuna's.
+"""
 
 from collections.abc import Sequence
 from typing import Any
+
+from .template import end_of_answer, has_template, of_pairs, templated
 
 IMAGE, VIDEO = -200, -201
 """Placeholders among token ids for an image or a video."""
 
 STOP = "\\n"
-"""Stop string of answers: a backslash and an n, not a line break."""
+"""Stop string of the published answers: a backslash and an n, not a line break."""
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -22,8 +27,13 @@ MarkedText = Sequence[str | int]
 def conversation(tokenizer: Any, turns: Sequence[tuple[MarkedText, str]]) -> tuple[list[int], list[bool]]:
     """Returns token ids of questions and answers, and a mask of the ids that belong to answers.
 
-    Every answer ends with a space, the stop string, a space and </s>, as published.
+    Without a chat template every answer ends with a space, the stop string, a space and </s>, as published.
+
+    Raises:
+        ValueError: the chat template cannot be used.
     """
+    if has_template(tokenizer):
+        return templated(tokenizer, list(of_pairs(turns)), is_open=False)
     ids: list[int] = []
     is_answer: list[bool] = []
     for number, (question, answer) in enumerate(turns):
@@ -35,8 +45,33 @@ def conversation(tokenizer: Any, turns: Sequence[tuple[MarkedText, str]]) -> tup
 
 
 def chat_prompt(tokenizer: Any, turns: Sequence[tuple[MarkedText, str]], question: MarkedText) -> list[int]:
-    """Returns token ids of a question after answered turns; for a picture before a text, those of the publication."""
+    """Returns token ids of a question after answered turns, up to the place of its answer.
+
+    Without a chat template, those of a picture before a text are those of the publication.
+    """
+    if has_template(tokenizer):
+        return templated(tokenizer, [*of_pairs(turns), question], is_open=True)[0]
     return conversation(tokenizer, turns)[0] + _question(tokenizer, question, is_first=not turns)
+
+
+def stop_ids(tokenizer: Any) -> list[int]:
+    """Returns the ids that end an answer, that of the chat template first; empty for a tokenizer without any."""
+    of_template = [end_of_answer(tokenizer)] if has_template(tokenizer) else []
+    of_text = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    return list(dict.fromkeys(of_template + of_text))
+
+
+def stop_strings(tokenizer: Any) -> tuple[str, ...]:
+    """Returns the texts that end an answer: one without a chat template, none with one."""
+    return () if has_template(tokenizer) else (STOP,)
+
+
+def begin_id(tokenizer: Any) -> int | None:
+    """Returns the id in front of a text, <s>; None where it only opens the messages of a chat template."""
+    begin: int | None = tokenizer.bos_token_id
+    if begin is None or not has_template(tokenizer):
+        return begin
+    return begin if begin in tokenizer("a").input_ids else None
 
 
 def _question(tokenizer: Any, content: MarkedText, is_first: bool) -> list[int]:

@@ -91,6 +91,21 @@ def test_captions(tmp_path: Path, members: dict[str, str], caption: str | None) 
         assert _found(write_tar(tmp_path / "t.tar", ordered)) == {"a.mp4": caption}
 
 
+def test_a_huge_neighbour_costs_its_sample_the_caption_only(tmp_path: Path) -> None:
+    """Six gigabytes that take no room on the disk, and would take as much memory."""
+    file = tmp_path / "t.tar"
+    with file.open("wb") as out:
+        for name, size in (("a.mp4", 3000), ("a.txt", 6 << 30), ("b.mp4", 3000), ("b.txt", 3000)):
+            info = tarfile.TarInfo(name)
+            info.size = size
+            out.write(info.tobuf())
+            end = out.tell() + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            out.write(b"x" * min(size, 3000))
+            out.seek(end)
+        out.truncate(out.tell() + 2 * tarfile.BLOCKSIZE)
+    assert _found(file) == {"a.mp4": None, "b.mp4": "x" * 3000}
+
+
 def test_several_samples_of_a_key(tmp_path: Path) -> None:
     texts = {"a.front.txt": b"front", "a.back.json": b'{"text": "back"}'}
     tar = write_tar(tmp_path / "t.tar", {**{f"a.{view}.mp4": VIDEO for view in ("front", "back", "side")}, **texts})

@@ -14,15 +14,23 @@ server = {"api_base": f"{url}/v1", "api_key": key}
 model = {"model": f"openai/{name}", **server}
 
 
-def ask(content: Any, **fields: Any) -> Any:
-    messages = [{"role": "user", "content": content}]
-    return litellm.completion(**model, messages=messages, **{"temperature": 0, "max_tokens": 16} | fields)
+def ask(*messages: Any, **fields: Any) -> Any:
+    return litellm.completion(**model, messages=[*messages], **{"temperature": 0, "max_tokens": 16} | fields)
 
 
-answer = ask("Hello?")
-events = list(ask("Hello?", stream=True, stream_options={"include_usage": True}))
+def user(content: Any) -> Any:
+    return {"role": "user", "content": content}
+
+
+hello = user("Hello?")
+answer = ask(hello)
+events = list(ask(hello, stream=True, stream_options={"include_usage": True}))
 image_url = f"data:image/png;base64,{base64.b64encode(Path(picture).read_bytes()).decode()}"
-seen = ask([{"type": "image_url", "image_url": {"url": image_url}}, {"type": "text", "text": "Which shape is it?"}])
+question = user(
+    [{"type": "image_url", "image_url": {"url": image_url}}, {"type": "text", "text": "Which shape is it?"}]
+)
+seen = ask(question)
+more = ask(question, seen.choices[0].message, user("And its colour?"))
 image = litellm.image_generation(**model, prompt="a red circle")
 job = litellm.video_generation(**model, prompt="a red circle moves right", seconds="4")
 while job.status in ("queued", "in_progress"):
@@ -30,7 +38,7 @@ while job.status in ("queued", "in_progress"):
     job = litellm.video_status(video_id=job.id, **server)
 video = litellm.video_content(video_id=job.id, **server)
 try:
-    ask("Hello?", temperature=3)
+    ask(hello, temperature=3)
 except litellm.BadRequestError as error:
     refusal = {"status": error.status_code, "message": str(error)}
 
@@ -43,6 +51,8 @@ print(
             "stream_tokens": events[-1].usage.prompt_tokens,
             "picture": seen.choices[0].message.content,
             "picture_tokens": seen.usage.prompt_tokens,
+            "more": more.choices[0].message.content,
+            "more_tokens": more.usage.prompt_tokens,
             "image": image.data[0].b64_json,
             "video": base64.b64encode(video).decode(),
             "refusal": refusal,

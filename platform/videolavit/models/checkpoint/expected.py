@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from .. import published
 from ..config import ModelConfig
 from ..network import WEIGHTS, Network, read_json
+from ..part_files import STRANGERS_CHOICES
 from ..parts import DIFFUSERS, PARTS, SCHEDULERS
 from ..quiet import quiet_libraries
 from ..video_detokenizer import MotionConditionEncoder, MotionUNet
@@ -66,7 +67,7 @@ def expected_part(name: str, folder: Path, config: ModelConfig, found: Mapping[s
     file = folder / CONFIG_FOLDERS[name] / config_name(name) if name in CONFIG_FOLDERS else None
     values = read_json(file, WeightsError) if file is not None and file.is_file() else {}
     if name.endswith("scheduler"):
-        return _scheduler(name, values)
+        return scheduler_part(name, values)
     try:
         with torch.device("meta"), quiet_libraries():
             if name in DIFFUSERS:
@@ -98,26 +99,35 @@ def _diffusers_part(name: str, values: dict[str, Any]) -> ExpectedPart:
     if stored != expected:
         raise ValueError(f"it is of a {stored}, expected {expected}")
     network = getattr(diffusers, expected).from_config(values)
-    renamed = {
+    return ExpectedPart(name, values, _shapes(network), renamed_attention(network), weights_name(name))
+
+
+def renamed_attention(network: nn.Module) -> dict[str, str]:
+    """Returns the names of tensors of attention layers by the older names that are read as well."""
+    return {
         f"{path}.{old}.{end}": f"{path}.{new}.{end}"
         for path, module in network.named_modules()
         if getattr(module, "_from_deprecated_attn_block", False)
         for old, new in OLD_ATTENTION.items()
         for end in ("weight", "bias")
     }
-    return ExpectedPart(name, values, _shapes(network), renamed, weights_name(name))
 
 
 def _language_model(name: str, values: dict[str, Any]) -> ExpectedPart:
     """Takes any language model as the Llama that it is: the published class name and code are not needed."""
-    shape = {key: value for key, value in values.items() if key not in ("model_type", "architectures", "auto_map")}
+    left_out = ("model_type", "architectures", *STRANGERS_CHOICES)
+    shape = {key: value for key, value in values.items() if key not in left_out}
     network = LlamaForCausalLM(LlamaConfig.from_dict(shape))
     config = shape | {"model_type": "llama", "architectures": [LlamaForCausalLM.__name__]}
     return ExpectedPart(name, config, _shapes(network))
 
 
-def _scheduler(name: str, values: dict[str, Any]) -> ExpectedPart:
-    """The keyframes' scheduler is DDIM unless the config says EulerAncestral (docs/model.md, section 4.2)."""
+def scheduler_part(name: str, values: dict[str, Any]) -> ExpectedPart:
+    """Works out a scheduler: that of keyframes is DDIM unless it is EulerAncestral (docs/model.md, section 4.2).
+
+    Raises:
+        WeightsError: there is no such scheduler here.
+    """
     kind = values.get("_class_name")
     if name.startswith("keyframe_detokenizer") and kind not in ("DDIMScheduler", "EulerAncestralDiscreteScheduler"):
         remark = f"{name}: the config is of a {kind}; DDIM runs it, as in the published code"

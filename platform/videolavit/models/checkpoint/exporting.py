@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass as settings_dataclass
@@ -17,6 +17,7 @@ from ..video_detokenizer import MotionUNet, MotionUNetConfig
 from .expected import weights_name
 from .layout import CONFIG_FOLDERS, LANGUAGE_FILES, PublishedFile, config_name, published_place, selected_parts
 from .new_folder import OnWrite, copy_file, new_folder, progress_of_files, write_json, write_weights
+from .plain import export_language_model
 from .summary import CheckpointSummary, summarize_part
 from .tensors import StoredTensor, WeightsError, list_tensors, raise_if_any
 
@@ -27,12 +28,15 @@ EXPORT_FILE_BYTES = 5_000_000_000
 
 @settings_dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExportSettings:
-    """Choice of what is exported.
+    """Choice of what is exported, and for whom.
 
     Args:
-        only: Parts, or folders of parts such as `understanding`; None for the whole model.
+        layout: Layout of the new folder: `published`, or `transformers` for one language model as
+            `AutoModelForCausalLM` and `AutoTokenizer` load it.
+        only: Parts, or folders of parts such as `understanding`; None for the whole model, or its language model.
     """
 
+    layout: Literal["published", "transformers"] = "published"
     only: tuple[str, ...] | None = None
 
 
@@ -42,7 +46,9 @@ def export_checkpoint(
     settings: ExportSettings | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> CheckpointSummary:
-    """Writes a model folder in the published layout. Tensors are copied bit for bit.
+    """Writes a model folder in the published layout, or its language model in that of `transformers`.
+
+    Tensors are copied bit for bit.
 
     `video_3d_unet.bin` is not written: its tensors are those of `video_detokenizer/unet` in another arrangement.
 
@@ -58,6 +64,9 @@ def export_checkpoint(
     """
     settings = settings or ExportSettings()
     on_progress(Progress(EXPORT_STAGE, message="reading names and shapes"))
+    if settings.layout == "transformers":
+        arguments = (settings.only, EXPORT_FILE_BYTES, EXPORT_STAGE, on_progress)
+        return export_language_model(Path(model), Path(target), *arguments)
     plan = plan_export(Path(model), selected_parts(settings.only))
     remarks: list[str] = []
     with new_folder(Path(target), plan.nbytes, remarks) as folder:

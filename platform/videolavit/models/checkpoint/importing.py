@@ -127,7 +127,8 @@ class ImportPlan:
                 write_weights(folder / part.name, part.weights, weights, shard_bytes, on_write)
         for source, place in self.copies:
             copy_file(source, folder / place)
-        facts = ModelFacts(sizes=self.config.sizes, trained=[part.name for part in self.parts])
+        trained = [part.name for part in self.parts]
+        facts = ModelFacts(sizes=self.config.sizes, trained=trained, vocabulary=self.config.vocabulary)
         finish_model_folder(folder, facts)
 
 

@@ -28,16 +28,30 @@ def logit_scale(model: PreTrainedModel) -> float:
     return float(getattr(config, "logit_scale", 1.0) or 1.0) / float(getattr(config, "logits_scaling", 1.0) or 1.0)
 
 
-def check_packable(model: PreTrainedModel) -> None:
-    """Raises ModelError if a model's attention has a part that attention within documents cannot honour."""
-    name, config = type(model).__name__, model.config.get_text_config()
+def has_windows(model: PreTrainedModel) -> bool:
+    """Tells whether some layers of a model see a window of the last positions only."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return "sliding_attention" in kinds
+    return getattr(config, "sliding_window", None) is not None
+
+
+def unpackable(model: PreTrainedModel) -> list[str]:
+    """Names the parts of a model's attention that attention within documents cannot honour."""
+    config = model.config.get_text_config()
     refused = sorted(set(getattr(config, "layer_types", None) or ()) - _WITHIN_DOCUMENTS)
     if getattr(config, "attn_logit_softcapping", None) is not None:
         refused.append("soft caps (attn_logit_softcapping)")
     if any(parameter.endswith("sinks") for parameter, _ in model.named_parameters()):
         refused.append("sinks")
-    if refused:
+    return refused
+
+
+def check_packable(model: PreTrainedModel) -> None:
+    """Raises ModelError if a model's attention has a part that attention within documents cannot honour."""
+    if refused := unpackable(model):
         raise ModelError(
-            f"the attention of {name} has {', '.join(refused)}, which packed documents cannot honour; set packing to "
-            "false"
+            f"the attention of {type(model).__name__} has {', '.join(refused)}, which packed documents cannot honour; "
+            "set packing to false"
         )

@@ -4,29 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from videolavit.vocabulary.sequences import TokenType
 
 from ..objective import SAMPLE_LOSSES, Draws, Objective
 from .attention import attend_within_documents
 from .families import check_trainable, logit_scale
-from .lora import merged
+from .lora import LoRASettings, merged, save_adapter, trained_names
+from .loss import token_losses
 from .understanding import NO_LABEL, UnderstandingModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LOSS_CHUNK = 4096
-"""Positions per chunk of logits: 0.8 GB in float32 for the published vocabulary."""
+
+NO_ADAPTERS = LoRASettings()
 
 
-class NextToken(Objective):
+class LanguageObjective(Objective):
+    """Objective of a language model, which may have adapters.
+
+    Args:
+        lora: Settings of the adapters that the model has.
+    """
+
+    def __init__(self, lora: LoRASettings) -> None:
+        super().__init__()
+        self._lora = lora
+        self.keeps_beside = lora.rank > 0
+
+    @property
+    def language_model(self) -> nn.Module:
+        """Language model with its adapters."""
+        raise NotImplementedError
+
+    def export(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        return {part: merged(tensors, self._lora.scale) for part, tensors in super().export(state).items()}
+
+    def save_beside(self, state: dict[str, Tensor], folder: Path) -> None:
+        """Writes the adapters in PEFT's format."""
+        network = self.language_model
+        part = next(part for part, module in self.parts().items() if module is network)
+        save_adapter(super().export(state)[part], trained_names(network), self._lora, folder)
+
+
+class NextToken(LanguageObjective):
     """Next-token prediction over documents of text, visual codes and motion codes.
 
     Terms: `loss`, and `text`, `visual` and `motion` for reports only. Inputs are those of `training.packed.RowCollate`.
@@ -35,6 +62,7 @@ class NextToken(Objective):
         model: Language model.
         packed: True if several documents share a row.
         other_lr_scale: Learning rate of embeddings and head, relative to the other parameters'.
+        lora: Settings of the adapters that the model has.
 
     Raises:
         ModelError: the model computes in a way that training cannot honour.
@@ -42,8 +70,14 @@ class NextToken(Objective):
 
     weights = {"loss": 1.0}  # noqa: RUF012
 
-    def __init__(self, model: PreTrainedModel, packed: bool = True, other_lr_scale: float = 1.0) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        packed: bool = True,
+        other_lr_scale: float = 1.0,
+        lora: LoRASettings = NO_ADAPTERS,
+    ) -> None:
+        super().__init__(lora)
         check_trainable(model)
         if packed:
             attend_within_documents(model)
@@ -62,6 +96,10 @@ class NextToken(Objective):
         sums = {one.name.lower(): (detached * (inputs["types"] == one)).sum() for one in TokenType}
         return {"loss": losses.sum(), **sums, SAMPLE_LOSSES: _by_document(detached, inputs)}
 
+    @property
+    def language_model(self) -> nn.Module:
+        return self.model
+
     def parts(self) -> dict[str, nn.Module]:
         return {"language_model": self.model}
 
@@ -73,7 +111,7 @@ class NextToken(Objective):
         return self._other_lr_scale if "embed_tokens" in name or "lm_head" in name else 1.0
 
 
-class AnswerObjective(Objective):
+class AnswerObjective(LanguageObjective):
     """Next-token prediction on the answers to questions about pictures and videos.
 
     Term: `loss`, over the answers only. Inputs: `prompts` [batch, length] with the placeholders of
@@ -86,7 +124,7 @@ class AnswerObjective(Objective):
         names: Attribute of the model for each part that is saved.
         visual_lr_scale: Learning rate of the visual tokenizer's merger and projection, relative to the other
             parameters'.
-        lora_scale: Scale of the language model's adapters; 0 without adapters.
+        lora: Settings of the adapters that the language model has.
 
     Raises:
         ModelError: the language model computes in a way that training cannot honour.
@@ -95,12 +133,16 @@ class AnswerObjective(Objective):
     weights = {"loss": 1.0}  # noqa: RUF012
 
     def __init__(
-        self, model: UnderstandingModel, names: Mapping[str, str], visual_lr_scale: float = 1.0, lora_scale: float = 0.0
+        self,
+        model: UnderstandingModel,
+        names: Mapping[str, str],
+        visual_lr_scale: float = 1.0,
+        lora: LoRASettings = NO_ADAPTERS,
     ) -> None:
-        super().__init__()
+        super().__init__(lora)
         check_trainable(model.language_model)
         self.model = model
-        self._names, self._visual_lr_scale, self._lora_scale = dict(names), visual_lr_scale, lora_scale
+        self._names, self._visual_lr_scale = dict(names), visual_lr_scale
 
     def forward(self, inputs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         language_model = self.model.language_model
@@ -148,6 +190,10 @@ class AnswerObjective(Objective):
         trained = [value.sum() for value in self.model.visual_tokenizer.parameters() if value.requires_grad]
         return 0.0 * torch.stack(trained).sum() if trained else 0.0
 
+    @property
+    def language_model(self) -> nn.Module:
+        return self.model.language_model
+
     def parts(self) -> dict[str, nn.Module]:
         return {part: getattr(self.model, name) for part, name in self._names.items()}
 
@@ -159,9 +205,6 @@ class AnswerObjective(Objective):
 
     def lr_scale(self, name: str) -> float:
         return self._visual_lr_scale if "visual_tokenizer" in name else 1.0
-
-    def export(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        return {part: merged(tensors, self._lora_scale) for part, tensors in super().export(state).items()}
 
 
 def _by_document(losses: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -178,19 +221,3 @@ def _by_sample(losses: Tensor, samples: Tensor, number: int) -> Tensor:
     """Sums the losses [n] of each sample, given the index of the sample of each, as `SAMPLE_LOSSES`."""
     pairs = torch.stack([losses, torch.ones_like(losses)], 1)
     return pairs.new_zeros(number, 2).index_add_(0, samples, pairs)
-
-
-def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Computes the cross-entropy of each position, float32 [n], from hidden states [n, width] and target ids [n].
-
-    Logits are large. Beyond `LOSS_CHUNK` positions they are computed in chunks, and again in the backward pass.
-    """
-
-    def losses(hidden: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(head(hidden).float(), targets, reduction="none")
-
-    if len(hidden) <= LOSS_CHUNK:
-        return losses(hidden, targets)
-    pieces = zip(hidden.split(LOSS_CHUNK), targets.split(LOSS_CHUNK), strict=True)
-    parts = [checkpoint(losses, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
-    return torch.cat(parts)

@@ -1,5 +1,6 @@
 """Rows of tables as sources: addresses of files, or the files themselves."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from ..addresses import folder_of
 from ..confinement import check_named
 from ..files import InputError, resolve
 from ..inputs import InputSettings, Modality
+from ..names import repeated_hashes
 from ..prepare import read_bytes
 from ..rows import Source, listing
 from ..schema import EXTRA_PREFIX, TEXTS
@@ -110,16 +112,16 @@ def row_name(table: Table, number: int) -> str:
 
 
 def repeated_addresses(column: str, table: Table) -> frozenset[str]:
-    """Addresses that a table names more than once, in some 60 bytes of memory a row."""
-    seen: set[int] = set()
-    repeated: set[str] = set()
-    for rows, first, _ in table.batches([column]):
-        for address in row_addresses(column, table, rows, first).to_pylist():
-            key = hash(address)
-            if key in seen:
-                repeated.add(address)
-            seen.add(key)
-    return frozenset(repeated)
+    """Addresses that a table names more than once. Reads it again if there are any."""
+
+    def addresses() -> Iterator[list[str]]:
+        for rows, first, _ in table.batches([column]):
+            yield row_addresses(column, table, rows, first).to_pylist()
+
+    repeated = repeated_hashes(addresses())
+    if not repeated:
+        return frozenset()
+    return frozenset(address for batch in addresses() for address in batch if hash(address) in repeated)
 
 
 def join_captions(sources: pa.Table) -> pa.Table:

@@ -10,10 +10,11 @@ import pyarrow as pa
 from videolavit.media import MediaError, VideoInfo, probe
 from videolavit.media.errors import SourceUnreadable
 
+from ..cost import estimated_cost
 from ..files import IMAGE_SUFFIXES, TEXT_SUFFIXES, suffix_of
 from ..identity import identifying_settings, sample_id
 from ..inputs import InputSettings
-from ..plan import clip_bytes, estimated_cost, expected_clips, segment_ranges
+from ..plan import clip_bytes, expected_clips, segment_ranges
 from ..rows import PlanRow, Source, VideoSample, plan_rows_to
 from ..samples import SampleSettings, decompose_segment
 from ..storage import StorageSettings, open_source

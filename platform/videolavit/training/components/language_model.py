@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -22,14 +23,18 @@ from videolavit.models.language_model.lora import LoRASettings, add_lora
 from videolavit.models.language_model.objective import AnswerObjective, NextToken
 from videolavit.models.network import STRICT, ModelError
 from videolavit.models.objective import Draws, Objective
+from videolavit.vocabulary import begin_id
 from videolavit.vocabulary.sequences import Assembler, OrderSettings, TokenSample, longest_clip
 
 from ..chat import ChatLimits, ChatSource, collate_chat
 from ..component import Component, WriteSamples
 from ..data import DataError, Item, Mixture
 from ..packed import Document, PackedCollate, PackedStream, PackingSettings, pack_rows, row_item
+from ..parallel import Ranks
 from ..settings import TrainInputs
+from ..shares import is_shared_out, read_share
 from ..sources import data_identity, sample_stream, validation_items
+from ..texts import TextEncoder
 from ..token_sources import TokenDocuments, TokenSource
 
 TOKENIZERS = ("visual_tokenizer", "motion_tokenizer")
@@ -50,14 +55,12 @@ class ChatSettings:
         train_visual: Trains the merger and the projection of the visual tokenizer too, as in LaVIT. ViT and selector
             are never trained.
         max_clips: Largest number of clips of a video, selected as for a question to the finished model.
-        lora: LoRA adapters, which are trained instead of the language model's weights.
         cache_gb: Memory for decoded pictures and clips on each rank, in GB.
     """
 
     initialise_from: Literal["understanding", "language_model"] = "understanding"
     train_visual: bool = True
     max_clips: int = Field(default=8, ge=1)
-    lora: LoRASettings = Field(default_factory=LoRASettings)
     cache_gb: float = Field(default=1.0, ge=0)
 
 
@@ -76,6 +79,8 @@ class LanguageModelTraining:
             stay. It delays overfitting on a small corpus; a large one needs none.
         other_lr_scale: Learning rate of other parts relative to that of the language model: of embeddings and head in
             pre-training, of merger and projection in chat. Published: 5e-5 to 2e-5.
+        lora: LoRA adapters, which are trained instead of the language model's weights. The model that is written has
+            them merged; `adapter/` beside it has them in PEFT's format.
         validation_samples: Held-out samples of the validation loss.
         show_captions: Held-out captions whose effect on the loss is measured.
         show_videos: Number of these captions from which videos are generated in `samples/`.
@@ -89,6 +94,7 @@ class LanguageModelTraining:
     order: OrderSettings = Field(default_factory=OrderSettings)
     noise: float = Field(default=0.0, ge=0, lt=1)
     other_lr_scale: float = Field(default=2.5, gt=0)
+    lora: LoRASettings = Field(default_factory=LoRASettings)
     validation_samples: int = Field(default=256, ge=1)
     show_captions: int = Field(default=32, ge=0)
     show_videos: int = Field(default=0, ge=0)
@@ -102,7 +108,9 @@ class LanguageModelTraining:
 
 
 def _pretraining(model: ModelFolder, inputs: TrainInputs, settings: LanguageModelTraining) -> Component:
-    network = model.load("language_model")
+    # ranks that share the weights read their shares; adapters are made where the weights are
+    is_outline = is_shared_out() and model.is_folder and not settings.lora.rank
+    network = model.outline("language_model") if is_outline else model.load("language_model")
     length, context = settings.sequence_length, network.config.max_position_embeddings
     longest = longest_clip(model.num_patches, model.motion_tokens) + 1
     if length > context:
@@ -112,15 +120,13 @@ def _pretraining(model: ModelFolder, inputs: TrainInputs, settings: LanguageMode
     tokenizer = model.text_tokenizer()
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the text tokenizer of {model.location} has no id that ends a text; set its eos_token")
-    assembler = Assembler(model.vocabulary, length, tokenizer.eos_token_id, tokenizer.bos_token_id, settings.order)
+    assembler = Assembler(model.vocabulary, length, tokenizer.eos_token_id, begin_id(tokenizer), settings.order)
     packing = PackingSettings(length, settings.packing, settings.pack_over, inputs.seed)
 
-    def encode(texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
-        return ids
+    texts, ranks = TextEncoder(tokenizer), Ranks.here()
 
     def sources(urls: list[str]) -> list[TokenSource]:
-        found = [TokenSource(url, inputs.storage, encode, 2 * inputs.window) for url in urls]
+        found = [TokenSource(url, inputs.storage, texts, 2 * inputs.window, ranks) for url in urls]
         for source in found:
             source.check(model)
         return found
@@ -134,13 +140,15 @@ def _pretraining(model: ModelFolder, inputs: TrainInputs, settings: LanguageMode
         count = min(settings.validation_samples, sum(sum(source.sizes) for source in held_out))
         validation = [row_item(documents, row) for row in pack_rows(documents, range(count), packing)]
     collate = PackedCollate(model.vocabulary, Flops.of(network), length if settings.packing else None)
+    _make_trainable(network, settings.lora)
     return Component(
-        objective=NextToken(network.train().requires_grad_(True), settings.packing, settings.other_lr_scale),
+        objective=NextToken(network.train(), settings.packing, settings.other_lr_scale, settings.lora),
         stream=PackedStream(TokenDocuments(train, mixture, assembler, inputs.seed, settings.noise), packing),
         collate=collate,
         validation=validation,
         write_samples=_caption_samples(model, held_out, replace(assembler, order=TEXT_FIRST), collate, settings),
         tokens_per_item=length,
+        fill=partial(read_share, network, model.path / "language_model") if is_outline else None,
         identity=data_identity(train)
         | {"vocabulary": asdict(model.vocabulary), "model": network.config.to_diff_dict()},
     )
@@ -154,7 +162,7 @@ def _caption_samples(
     settings: LanguageModelTraining,
 ) -> WriteSamples | None:
     """Function that measures the effect of held-out captions, and generates videos from some; None without captions."""
-    rows = [(source, shard, row) for source in held_out for shard, n in enumerate(source.sizes) for row in range(n)]
+    rows = ((source, shard, row) for source in held_out for shard, n in enumerate(source.sizes) for row in range(n))
     samples = (source.load(shard, row) for source, shard, row in rows)
     captioned = list(islice((one for one in samples if len(one.text) and one.clips), settings.show_captions))
     captions = [str(model.text_tokenizer().decode(one.text)) for one in captioned[: settings.show_videos]]
@@ -209,12 +217,20 @@ def caption_losses(
     return losses
 
 
+def _make_trainable(network: Any, lora: LoRASettings) -> None:
+    """Gives a language model adapters to train, or makes all of it trainable."""
+    if lora.rank:
+        add_lora(network, lora, seed=0)
+    else:
+        network.requires_grad_(True)
+
+
 # ---- instruction tuning -------------------------------------------------------------------------------------------
 
 
 def _chat(model: ModelFolder, inputs: TrainInputs, settings: LanguageModelTraining) -> Component:
     chat = settings.chat
-    network = _understanding(model, chat)
+    network = _understanding(model, settings)
     visual, motion = network.visual_tokenizer.config, network.motion_tokenizer.config
     limits = ChatLimits(
         image_size=visual.image_size,
@@ -235,7 +251,7 @@ def _chat(model: ModelFolder, inputs: TrainInputs, settings: LanguageModelTraini
     prefix = "" if chat.initialise_from == "language_model" else "understanding/"
     fixed = {part: model.digest(prefix + part) for part in TOKENIZERS}
     return Component(
-        objective=AnswerObjective(network, parts, settings.other_lr_scale, chat.lora.scale),
+        objective=AnswerObjective(network, parts, settings.other_lr_scale, settings.lora),
         stream=sample_stream(train, inputs),
         collate=collate_chat,
         validation=validation_items(held_out, settings.validation_samples),
@@ -243,16 +259,14 @@ def _chat(model: ModelFolder, inputs: TrainInputs, settings: LanguageModelTraini
     )
 
 
-def _understanding(model: ModelFolder, chat: ChatSettings) -> UnderstandingModel:
+def _understanding(model: ModelFolder, settings: LanguageModelTraining) -> UnderstandingModel:
     """Networks of the understanding model. Parameters to train require a gradient."""
+    chat = settings.chat
     network = model.understanding("cpu", torch.float32)
     if chat.initialise_from == "language_model":
         for name in UNDERSTANDING:
             _copy_weights(getattr(network, name), model.load(name), name, model)
-    if chat.lora.rank:
-        add_lora(network.language_model, chat.lora, seed=0)
-    else:
-        network.language_model.requires_grad_(True)
+    _make_trainable(network.language_model, settings.lora)
     if chat.train_visual:
         network.visual_tokenizer.causal_encoder.requires_grad_(True)
         assert network.visual_tokenizer.vit_proj is not None, "understanding has continuous features"
