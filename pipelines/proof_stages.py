@@ -5,15 +5,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import pyarrow.compute as pc
 import torch
 
 from videolavit.files import write_beside
-from videolavit.generation.settings import GenerateSettings, differing_settings
+from videolavit.generation.settings import differing_settings
 from videolavit.models.folder import ModelFolder
 from videolavit.progress import OnProgress
+from videolavit.records.parquet import ParquetReader
+from videolavit.records.shards import TOKEN_SHARDS, Ledger
+from videolavit.records.storage import Folder, StorageSettings
 from videolavit.records.tokenizer_info import EncodeSettings
 from videolavit.synth import MANIFEST, QUESTIONS, SynthSettings, render_corpus
-from videolavit.training.components.visual_tokenizer import VisualTokenizerTraining
 from videolavit.training.recipes import has_recipe, load_recipe, recipe_file
 from videolavit.training.run import MODEL_FOLDER, merge_models
 from videolavit.training.settings import TrainInputs
@@ -208,18 +211,21 @@ def measure_model(folder: Path, sizes: ProofSizes, on_progress: OnProgress) -> N
     _join_all(folder, "chat", folder / JOINED)
     if not (folder / MODEL_FOLDER).exists():  # half precision costs nothing, and halves the files
         model = ModelFolder(folder / JOINED)
-        generation = differing_settings(_generation_settings(model, sizes.recipe))
+        fewest = _fewest_codes(Folder(str(folder / "train-tokens"), StorageSettings()))
+        generation = differing_settings(replace(GENERATION, min_visual=fewest))
         with write_beside(folder / MODEL_FOLDER) as (unfinished,):
             model.save(unfinished, torch.float16, generation=generation, examples=EXAMPLES)
     measure(folder, sizes.prompts, sizes.videos("held-out"), on_progress)
 
 
-def _generation_settings(model: ModelFolder, recipe: str) -> GenerateSettings:
-    """Settings of generation that suit the model; where its tokenizer keeps all patches, a picture has all codes."""
-    tokenizer = load_recipe(recipe, "visual-tokenizer").objective
-    assert isinstance(tokenizer, VisualTokenizerTraining)
-    all_patches = model.config("visual_tokenizer").num_patches
-    return GENERATION if tokenizer.rho < 1 else replace(GENERATION, min_visual=all_patches)
+def _fewest_codes(tokens: Folder) -> int:
+    """Smallest number of codes of a keyframe in a token run: no picture that is generated has fewer."""
+    fewest = []
+    for name in Ledger(tokens, TOKEN_SHARDS).committed():
+        with tokens.open(f"{TOKEN_SHARDS.folder}/{name}") as file:
+            clips = ParquetReader(file).read(columns=["clips"])["clips"].combine_chunks().flatten()
+        fewest.append(int(pc.min(pc.list_value_length(clips.field("visual_tokens"))).as_py()))
+    return min(fewest)
 
 
 def compare_model(folder: Path, on_progress: OnProgress) -> None:

@@ -256,7 +256,7 @@ def test_a_size_that_does_not_fit_is_refused(inputs: TrainInputs) -> None:
 # ---- videos -------------------------------------------------------------------------------------------------------
 
 
-def made_video_objective(drop: float = 0.0, tokens: float = 0.0, shift: float = 0.0) -> VideoObjective:
+def made_video_objective(drop: float = 0.0, tokens: float = 0.0) -> VideoObjective:
     model = ModelFolder(TINY)
     motion_encoder, unet, network, scheduler = (
         model.load(f"video_detokenizer/{name}") for name in ("motion_encoder", "unet", "vae", "scheduler")
@@ -271,7 +271,6 @@ def made_video_objective(drop: float = 0.0, tokens: float = 0.0, shift: float = 
         log_sigma=(1.0, 1.2),
         drop_conditions=drop,
         token_share=tokens,
-        motion_shift=shift,
     )
 
 
@@ -365,24 +364,6 @@ def test_motion_of_codes_is_what_generation_gives() -> None:
     motion = objective.motion_input(given, Draws(0, [0, 1]))
     expected = objective.tokenizer.decode_to(objective.tokenizer.encode(given["grid"]), 16 // FACTOR, 32 // FACTOR)
     torch.testing.assert_close(motion, expected)
-
-
-def test_shifted_motion_is_that_of_another_place() -> None:
-    """Each sample's motion is moved as a whole, around the edges, by its own draw within the limits."""
-    objective, given, positions = made_video_objective(shift=0.3), clips(4), [0, 1, 2, 3]
-    seen: list[torch.Tensor] = []
-    objective.motion_encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    loss_of(objective, given, positions)
-    height, width = given["motion"].shape[-2:]
-    most = round(0.3 * height), round(0.3 * width)
-    shifts = []
-    for before, after in zip(given["motion"], seen[0], strict=True):
-        every = [(y, x) for y in range(-most[0], most[0] + 1) for x in range(-most[1], most[1] + 1)]
-        (shift,) = [one for one in every if torch.equal(before.roll(one, dims=(-2, -1)), after)]
-        shifts.append(shift)
-    assert len(set(shifts)) > 1
-    loss_of(objective, one_of(given, 2), [2])
-    assert torch.equal(seen[1][0], seen[0][2])
 
 
 def test_gradients_survive_recomputation() -> None:

@@ -68,7 +68,6 @@ class VideoObjective(Objective):
         log_sigma: Mean and standard deviation of the noise levels' natural logarithm.
         drop_conditions: Share of the samples without keyframe and motion, for guidance.
         token_share: Share of the samples whose motion is decoded from its codes, as in generation.
-        motion_shift: Largest shift of the motion against the frames, as a share of their sides.
         sampling: Settings of sampling whose frame rate, motion bucket and noise strength condition the U-Net.
     """
 
@@ -83,7 +82,6 @@ class VideoObjective(Objective):
         log_sigma: tuple[float, float],
         drop_conditions: float,
         token_share: float,
-        motion_shift: float = 0.0,
         sampling: VideoSettings | None = None,
     ) -> None:
         super().__init__()
@@ -94,7 +92,6 @@ class VideoObjective(Objective):
         self.vae: Any = frozen(vae)
         self.tokenizer: MotionTokenizer | None = frozen(tokenizer) if tokenizer is not None else None
         self._log_sigma, self._drop_conditions, self._token_share = log_sigma, drop_conditions, token_share
-        self._motion_shift = motion_shift
         self._sampling = sampling or VideoSettings()
 
     def forward(self, inputs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
@@ -111,8 +108,6 @@ class VideoObjective(Objective):
         clean = latents.float() * self.vae.config.scaling_factor
         reference = self._reference(inputs["keyframes"], draws)
         motion = self.motion_input(inputs, draws)
-        if self._motion_shift:
-            motion = _shifted(motion, self._motion_shift * (2 * draws.uniform("motion shift", 2) - 1))
         kept = (draws.uniform("drop conditions") >= self._drop_conditions).to(clean.dtype)
         mean, deviation = self._log_sigma
         level = Preconditioning((mean + deviation * draws.normal("noise level")).exp())
@@ -180,20 +175,6 @@ def check_scheduler(scheduler: Any) -> None:
             f"{config.get('timestep_type')!r}; training needs 'v_prediction' and 'continuous' in "
             "video_detokenizer/scheduler"
         )
-
-
-def _shifted(motion: Tensor, shares: Tensor) -> Tensor:
-    """Shifts motion [batch, 2, time, height, width], which goes on at the other side.
-
-    Args:
-        shares: Shift of each sample downwards and to the right, as a share of the sides, [batch, 2].
-    """
-    samples = torch.arange(len(motion), device=motion.device)[:, None, None]
-    down, right = (
-        (torch.arange(side, device=motion.device) - (share * side).round().long()[:, None]) % side
-        for side, share in zip(motion.shape[-2:], shares.unbind(1), strict=True)
-    )
-    return motion[samples, :, :, down[:, :, None], right[:, None]].permute(0, 3, 4, 1, 2)
 
 
 def _per_sample(values: Tensor) -> Tensor:

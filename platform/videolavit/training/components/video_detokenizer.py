@@ -58,9 +58,6 @@ class VideoDetokenizerTraining:
         token_share: Share of the samples whose motion is encoded and decoded by the motion tokenizer, as it is in
             generation. The others have the motion vectors of the video. Not published; the released sampler takes
             either.
-        motion_shift: Largest shift of the motion against keyframe and frames, as a share of their sides, drawn for each
-            sample. What is animated then takes its speed from motion that is not quite where it is itself, as where
-            a model wrote both. Not published.
         cache: Folder that stores the latents of each clip's frames. The first epoch fills it, later ones read it. None
             decodes and encodes the frames in every step.
         validation_samples: Held-out clips of the validation loss.
@@ -72,7 +69,6 @@ class VideoDetokenizerTraining:
     log_sigma: tuple[float, float] = (1.0, 1.2)
     drop_conditions: float = Field(default=0.1, ge=0, lt=1)
     token_share: float = Field(default=0.0, ge=0, le=1)
-    motion_shift: float = Field(default=0.0, ge=0, le=0.5)
     cache: str | None = None
     validation_samples: int = Field(default=32, ge=1)
     show_samples: int = Field(default=4, ge=0)
@@ -141,7 +137,6 @@ class VideoDetokenizerTraining:
                 log_sigma=self.log_sigma,
                 drop_conditions=self.drop_conditions,
                 token_share=self.token_share,
-                motion_shift=self.motion_shift,
             ),
             stream=SampleStream(StagedMixture([stage.from_sample for stage in stages], mixtures)),
             collate=_collate,

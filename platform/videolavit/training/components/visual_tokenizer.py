@@ -36,7 +36,7 @@ class VisualTokenizerTraining:
     """Training of the visual tokenizer, and of the conditions decoder that the keyframe detokenizer starts from.
 
     Args:
-        rho: Share of the patches to keep; 1 for all of them. Published: one third.
+        rho: Share of the patches to keep. Published: one third.
         keep_weight: Weight of the loss term that holds a picture's share of kept patches to `rho`. Published: 2.
         doubt_weight: Weight of the loss term that holds a patch's log-probabilities of being kept and dropped apart,
             without which the selector may keep all patches of a picture, or none, where features of a trained ViT tell
@@ -49,7 +49,7 @@ class VisualTokenizerTraining:
         validation_samples: Held-out pictures of the validation loss.
     """
 
-    rho: float = Field(default=1 / 3, gt=0, le=1)
+    rho: float = Field(default=1 / 3, gt=0, lt=1)
     keep_weight: float = Field(default=2.0, ge=0)
     doubt_weight: float = Field(default=0.0, ge=0)
     commitment: float = Field(default=0.25, ge=0)
