@@ -17,7 +17,7 @@ from .common import JobParser, foreign, pick, user_errors
 from .import_checkpoint import interruptible
 from .progress import show_progress
 
-SHOWN_NAMES = 8
+SHOWN_LEFT_OVER = 8
 """Largest number of left-over tensors of a part that are shown by name."""
 
 
@@ -45,8 +45,8 @@ def _print_summary(summary: AssembleSummary) -> None:
     stdout.print(table)
     for part, report in summary.reports.items():
         if report.left_over:
-            more = len(report.left_over) - SHOWN_NAMES
-            names = ", ".join(report.left_over[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+            more = len(report.left_over) - SHOWN_LEFT_OVER
+            names = ", ".join(report.left_over[:SHOWN_LEFT_OVER]) + (f" and {more} more" if more > 0 else "")
             stdout.print(foreign(f"left over of {part}: {names}"), soft_wrap=True)
     for remark in summary.remarks:
         stdout.print(foreign(remark), soft_wrap=True)

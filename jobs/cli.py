@@ -9,6 +9,7 @@ COMMANDS = {
     "decompose": "turn videos into Parquet clip shards of keyframes and motion vectors",
     "tokenize": "turn clip shards, videos, images and texts into Parquet token shards",
     "train": "train a tokenizer, a detokenizer or the language model, on one machine or many",
+    "replay": "compute a step of a training again, with the loss of each of its samples",
     "generate": "generate an image or a video from a text or an image",
     "describe": "answer a question about an image or a video",
     "reconstruct": "encode a video into tokens, decode it again, and measure the difference",

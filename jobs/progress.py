@@ -56,3 +56,9 @@ class _Display:
             self._logged[progress.stage] = now
             line = f"{progress.stage}: {progress.done:.0f}" + (f"/{progress.total:.0f}" if progress.total else "")
             console.print(foreign(f"{line}, {progress.message}" if progress.message else line), soft_wrap=True)
+
+
+def show_message(progress: Progress) -> None:
+    """Prints the message of a report, if it has one."""
+    if progress.message:
+        console.print(foreign(progress.message), soft_wrap=True)

@@ -2,9 +2,11 @@
 
 The output folder gets `model/` (a complete model with the trained parts, for every other command), `checkpoints/`,
 `metrics.jsonl`, `tensorboard/` and `samples/`. The same command continues a run from its last checkpoint. SIGTERM and
-the first Ctrl-C save after the step that runs, and end with the status 143 or 130.
+the first Ctrl-C save after the step that runs, and end with the status 143 or 130; so does, with 143, Ray's notice that
+it takes a node away.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +14,12 @@ from typing import Any
 
 from rich.console import Console
 
-from videolavit.progress import Progress
 from videolavit.records.storage import StorageSettings
 from videolavit.training.components import COMPONENTS
 
 from .common import INTERRUPTED, JobParser, add_storage_options, console, fail, foreign, pick, user_errors
 from .models import MODEL_HELP
+from .progress import show_message
 from .stopping import SIGNALLED, StopSignals
 
 
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_storage_options(parser, with_tables=True)
     options = parser.parse(_with_recipe(name, words[1:]))
     for required in ("model", "input", "output"):
-        if not options[required]:
+        if not options[required] and not (required == "model" and options.continue_from):
             fail(f"--{required} is missing; `videolavit train {name} --help` says what it is")
     with user_errors(ValueError):
         objective, settings, cluster = (
@@ -65,12 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 objective=objective,
                 settings=settings,
                 cluster=cluster,
-                on_progress=_show,
+                on_progress=show_message,
                 should_stop=lambda: signals.received is not None,
             )
     except Stopped as error:
         console.print(foreign(f"{error}; the same command continues"), soft_wrap=True)
-        sys.exit(SIGNALLED + (signals.received or 0))
+        sys.exit(SIGNALLED + (signals.received or signal.SIGTERM))  # Ray may have taken a node away
     except TooManyRejects as error:
         fail(error, status=1)
     except TrainingFailed as error:
@@ -81,11 +83,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print("interrupted; the same command continues from the last checkpoint")
         sys.exit(INTERRUPTED)
     Console(highlight=False).print(foreign(summary.model), soft_wrap=True)
-
-
-def _show(progress: Progress) -> None:
-    if progress.message:
-        console.print(foreign(progress.message), soft_wrap=True)
 
 
 # ---- options ------------------------------------------------------------------------------------------------------
@@ -137,7 +134,11 @@ def _add_options(parser: JobParser, kinds: list[Any]) -> None:
     parser.add_argument("--weights", type=float, nargs="+", help="share of each input; default: its number of samples")
     parser.add_argument("--validation", type=str, nargs="+", help="held-out inputs")
     parser.add_argument("--window", type=int, default=16, help="shards of an input whose samples are mixed at a time")
-    parser.add_argument("--output", type=str | None, help="folder of the run; on a cluster, one that all nodes share")
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        help="folder or s3:// prefix of the run; with workers, a folder on a shared disk",
+    )
     objective, *others = kinds
     parser.add_class_arguments(objective, "objective")
     for kind in others:

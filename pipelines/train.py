@@ -21,6 +21,7 @@ import ray
 import ray.train
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from ray._private.state import state as cluster_state  # a drain notice is nowhere else
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.metrics import Gauge
@@ -29,19 +30,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from videolavit.files import write_beside
 from videolavit.models.network import STRICT, ModelError
 from videolavit.progress import OnProgress, Progress, ignore_progress
-from videolavit.records.addresses import protocol_of, shown
+from videolavit.records.addresses import joined, shown
 from videolavit.records.files import InputError
-from videolavit.records.storage import StorageError, absolute_url, confined, filesystem
+from videolavit.records.storage import StorageDown, StorageError, StorageSettings, absolute_url, confined
+from videolavit.scratch import scratch_folder
 from videolavit.training.checkpoint import CheckpointError
 from videolavit.training.component import ComponentSettings
 from videolavit.training.components import UnknownComponent, settings_type
+from videolavit.training.continuing import find_origin
 from videolavit.training.data import DataError
 from videolavit.training.lease import FolderInUse, leased
 from videolavit.training.metrics import METRICS, read_metrics
 from videolavit.training.parallel import Ranks
-from videolavit.training.run import MODEL_FOLDER, TrainTask, train_rank
+from videolavit.training.remote import RemoteRun, is_remote
+from videolavit.training.run import MODEL_FOLDER, train_rank
 from videolavit.training.settings import TrainInputs, TrainSettings
-from videolavit.training.trainer import SKIPPED, Diverged, ShouldStop, Stopped, TooManyRejects, never_stop
+from videolavit.training.task import TrainTask
+from videolavit.training.trainer import SKIPPED, TRAIN_STAGE, Diverged, ShouldStop, Stopped, TooManyRejects, never_stop
 
 from .common import cluster_has
 from .live import LIVE_FILE, live_progress
@@ -60,7 +65,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 _PROGRESS, _ERROR, _SHARED, _STOP = ".progress.jsonl", ".error.json", ".shared", ".stop"
 POLL_SECONDS = 0.5
-"""Interval at which the progress of the workers is polled, in seconds."""
+"""Interval at which the progress of the workers is polled, and they look whether their node goes away, in seconds."""
 
 
 class TrainingFailed(RuntimeError):
@@ -80,6 +85,7 @@ TRAIN_ERRORS = (
     ModelError,
     CheckpointError,
     InputError,
+    StorageDown,
     StorageError,
     Diverged,
     ClusterTooSmall,
@@ -138,14 +144,14 @@ class TrainSummary:
     """Result of a training.
 
     Attributes:
-        model: Folder of the model with the trained part.
+        model: Folder of the model with the trained part; an address where the output is one.
         steps: Optimizer steps of the run, those of earlier starts included.
         metrics: Last value of each metric: `loss` and its terms, `validation/loss` and its terms, `samples/...`, speed.
         skipped: Samples that could not be used, by the type of the error.
         seconds: Wall time of this call, in seconds.
     """
 
-    model: Path
+    model: Path | str
     steps: int
     metrics: dict[str, float]
     skipped: dict[str, int]
@@ -154,7 +160,7 @@ class TrainSummary:
 
 def train(
     component: str,
-    model: str,
+    model: str | None,
     inputs: TrainInputs,
     output: str | Path,
     *,
@@ -168,9 +174,9 @@ def train(
 
     Args:
         component: Name of the component, see `videolavit.training.components.COMPONENTS`.
-        model: Model folder or preset that training starts from.
+        model: Model folder or preset that training starts from; None for that of `settings.continue_from`.
         inputs: Training and held-out data.
-        output: Folder of the run; on a cluster, one that all nodes share.
+        output: Folder of the run; with workers, one that all nodes share. Without, also the address of one on S3.
         objective: Settings of the component; None for its defaults.
         settings: Settings of the training loop; None for the defaults.
         cluster: Workers; None trains in this process, without Ray. With workers, the connected Ray is used, or else
@@ -201,10 +207,19 @@ def train(
     inputs = replace(inputs, train=train_urls, validation=validation, storage=storage)
     if getattr(objective, "cache", None):
         objective = replace(objective, cache=absolute_url(objective.cache))  # type: ignore[type-var, attr-defined]
-    if Path(model).is_dir():
-        model = os.path.abspath(model)
-    folder = _folder(output, inputs)
-    task = TrainTask(component, model, inputs, objective, settings or TrainSettings(), str(folder))
+    settings = settings or TrainSettings()
+    model, origin = _beginning(model, settings, storage)
+    settings = replace(settings, continue_from=origin, continue_moments=settings.continue_moments and bool(origin))
+    url = _checked(output)
+    task = TrainTask(component, model, inputs, objective, settings, url)
+    if is_remote(url):
+        if cluster is not None and cluster.workers:
+            raise StorageError(f"workers cannot write to {shown(url)}; name a folder on a disk that all nodes share")
+        with scratch_folder() as scratch:
+            folder = scratch / "run"
+            _train_there(task, folder, on_progress, should_stop)
+            return _summary(folder, joined(url, MODEL_FOLDER), settings.steps, started)
+    folder = Path(url)
     live = live_progress(component, partial(_write_live, folder), on_progress)
     with _writable(folder), _made(folder), leased(folder), live as shown_progress:
         if cluster is None or not cluster.workers:
@@ -212,29 +227,69 @@ def train(
         else:
             with ray_session(shown_progress):
                 _train_on_ray(task, cluster, shown_progress, should_stop)
+    return _summary(folder, folder / MODEL_FOLDER, settings.steps, started)
+
+
+def _train_there(task: TrainTask, folder: Path, on_progress: OnProgress, should_stop: ShouldStop) -> None:
+    """Trains in this process, in a folder of this machine that is sent to the remote output of the task."""
+
+    def say(message: str) -> None:
+        on_progress(Progress(TRAIN_STAGE, 0, task.settings.steps, message))
+
+    remote = RemoteRun(task.output, task.inputs.storage, folder, say)
+    remote.claim()
+    live = live_progress(task.component, partial(_write_live, folder), on_progress)
+    with _writable(folder), _made(folder), remote.leased():
+        remote.fetch()
+        remote.sweep()
+        with remote.sending(), live as shown_progress:
+            train_rank(task, Ranks.here(), on_progress=shown_progress, should_stop=should_stop, remote=remote)
+
+
+def _summary(folder: Path, model: Path | str, steps: int, started: float) -> TrainSummary:
+    """Summary of a run from the files in its folder."""
     found = read_metrics(folder) if (folder / METRICS).exists() else {}
     lines = (folder / SKIPPED).read_text().splitlines() if (folder / SKIPPED).exists() else []
     # a resumed run may have skipped a sample twice, in the same step
     skipped = {(one["source"], one["position"]): one["error_type"] for one in map(json.loads, lines)}
     return TrainSummary(
-        model=folder / MODEL_FOLDER,
-        steps=task.settings.steps,
+        model=model,
+        steps=steps,
         metrics={name: values[-1][1] for name, values in found.items() if name != "step"},
         skipped=dict(Counter(skipped.values())),
         seconds=time.monotonic() - started,
     )
 
 
-def _folder(output: str | Path, inputs: TrainInputs) -> Path:
-    """Absolute path of a run's folder. Raises StorageError where it cannot be one."""
-    url = absolute_url(str(output))
-    if protocol_of(url) != "file":
-        filesystem(url, inputs.storage)  # names a scheme that nobody knows
-        raise StorageError(f"a training cannot write to {shown(url)}; name a folder on a disk that all nodes share")
-    folder = Path(url)
-    if folder.exists() and not folder.is_dir():
-        raise StorageError(f"cannot write to {folder}: it is a file; choose another output")
-    return folder
+def _beginning(model: str | None, settings: TrainSettings, storage: StorageSettings) -> tuple[str, str | None]:
+    """Model that a run starts from, and checkpoint whose weights replace its own; as absolute paths.
+
+    Raises:
+        DataError: no model is named, or two.
+        CheckpointError: there is no checkpoint to continue from.
+    """
+    checkpoint = None
+    if settings.continue_from is not None:
+        origin = find_origin(settings.continue_from, storage)
+        if origin.checkpoint is None:
+            if model is not None:
+                raise DataError(f"continue_from is the model {origin.model}; leave the model out, or name a checkpoint")
+            if settings.continue_moments:
+                raise DataError(f"continue_from is the model {origin.model}, which has no moments; name a checkpoint")
+        model = model or origin.model
+        checkpoint = origin.checkpoint
+    if model is None:
+        raise DataError("no model is named, and nothing tells which one the checkpoint was trained with")
+    is_place = is_remote(model) or Path(model.removeprefix("file://")).is_dir()  # and no name
+    return absolute_url(model) if is_place else model, checkpoint
+
+
+def _checked(output: str | Path) -> str:
+    """Absolute path or address of a run's folder. Raises StorageError for a file."""
+    url = absolute_url(str(output)).rstrip("/") or "/"
+    if not is_remote(url) and Path(url).exists() and not Path(url).is_dir():
+        raise StorageError(f"cannot write to {url}: it is a file; choose another output")
+    return url
 
 
 @contextlib.contextmanager
@@ -368,6 +423,7 @@ def _worker(config: dict[str, Any]) -> None:
     if (output / _ERROR).exists():
         return  # Ray Train restarts workers after any error; this one would come again
     first = ray.train.get_context().get_world_rank() == 0
+    drained, stop = NodeDrain(), output / _STOP
     try:
         train_rank(
             task,
@@ -376,7 +432,7 @@ def _worker(config: dict[str, Any]) -> None:
             on_progress=partial(_report, output),
             on_save=_report_checkpoint,
             remote_loader=partial(ray_loader, actors=config["loaders"]) if config["loaders"] else None,
-            should_stop=(output / _STOP).exists if first else never_stop,
+            should_stop=lambda: drained() or (first and stop.exists()),
         )
     except _ENDINGS as error:  # Ray Train would start the workers again after an error
         if first:
@@ -385,6 +441,20 @@ def _worker(config: dict[str, Any]) -> None:
         kind = next(one for one in TRAIN_ERRORS if isinstance(error, one))
         (output / _ERROR).write_text(json.dumps({"type": kind.__name__, "message": str(error)}))
         raise
+
+
+class NodeDrain:
+    """Notice that Ray takes this node away, as it does with a spot node; looked for now and then."""
+
+    def __init__(self) -> None:
+        self._node = ray.get_runtime_context().get_node_id()
+        self._next_look, self._is_drained = 0.0, False
+
+    def __call__(self) -> bool:
+        if not self._is_drained and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + POLL_SECONDS
+            self._is_drained = self._node in cluster_state.get_draining_nodes()
+        return self._is_drained
 
 
 def _report(output: Path, progress: Progress) -> None:

@@ -92,6 +92,7 @@ SLOW_PATHS = (
     "tests/models/test_loss.py::test_memory",  # gigabytes of logits
     "tests/test_fuzz.py",
     "tests/test_wheel.py",
+    "tests/pipelines/test_drain.py",  # a cluster of its own
     "tests/pipelines/test_kill.py",  # processes killed at many moments
     "tests/pipelines/test_hanging_worker.py",
     "tests/pipelines/test_tokenize_kill.py",

@@ -243,7 +243,7 @@ def test_outputs_that_cannot_be_are_named(
     (tmp_path / "file").write_text("")
     for output, expected in (
         ("file", "file: it is a file; choose another output"),
-        ("s3://bucket/run", "a training cannot write to s3://bucket/run"),
+        ("https://127.0.0.1:1/run", "https://127.0.0.1:1/run"),
         ("nosuch://run", "cannot use nosuch://run"),
         (read_only / "run", "Read-only file system"),
         (read_only, "Read-only file system"),

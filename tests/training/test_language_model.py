@@ -37,7 +37,7 @@ def losses(component: Component, steps: int) -> list[dict[str, float]]:
     measured = []
     for _ in range(steps):
         sums = component.objective(batch.inputs, Draws(0, batch.positions))
-        measured.append({name: float(value.detach()) / batch.counts[name] for name, value in sums.items()})
+        measured.append({name: float(sums[name].detach()) / count for name, count in batch.counts.items()})
         (sums["loss"] / batch.counts["loss"]).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -11,10 +11,11 @@ from torch._subclasses import FakeTensorMode
 
 from tests.training.token_runs import random_rows, write_run
 from videolavit.models.folder import ModelFolder
+from videolavit.models.language_model import loss
 from videolavit.models.language_model.attention import document_attention
 from videolavit.models.language_model.flops import Flops
 from videolavit.models.language_model.objective import NextToken
-from videolavit.models.objective import Batch, Draws
+from videolavit.models.objective import SAMPLE_LOSSES, Batch, Draws
 from videolavit.models.presets import load_preset
 from videolavit.training.components.language_model import LanguageModelTraining
 from videolavit.training.data import DataError, Item
@@ -126,8 +127,13 @@ def test_a_packed_document_is_the_document_alone(objective: NextToken) -> None:
         torch.testing.assert_close(packed[row, start : start + len(ids)], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_the_loss_does_not_depend_on_packing(objective: NextToken) -> None:
-    """Sums by modality and gradients, packed and padded; the padding has no part in them."""
+@pytest.mark.parametrize("logits", [loss.LOGITS, 1000])
+def test_the_loss_does_not_depend_on_packing(
+    logits: int, objective: NextToken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums by modality and by document, and gradients, packed and padded, in one piece and in several; the padding has
+    no part in them."""
+    monkeypatch.setattr(loss, "LOGITS", logits)
     documents = [document(seed, length) for seed, length in enumerate((100, 200, 60))]
     padded_objective = NextToken(ModelFolder("tiny").load("language_model"), packed=False)
     results = []
@@ -137,6 +143,8 @@ def test_the_loss_does_not_depend_on_packing(objective: NextToken) -> None:
     ):
         one.requires_grad_(True)
         sums = one(batch.inputs, Draws(0, batch.positions))
+        of_samples = zip(batch.sources, sums[SAMPLE_LOSSES], strict=True)
+        sums[SAMPLE_LOSSES] = torch.stack([values for source, values in of_samples if source])
         sums["loss"].backward()
         norm = torch.stack([value.grad.norm() for value in one.parameters() if value.grad is not None])
         one.zero_grad()
@@ -146,6 +154,8 @@ def test_the_loss_does_not_depend_on_packing(objective: NextToken) -> None:
     assert counts["loss"] == 360 - 3
     assert counts["text"] + counts["visual"] + counts["motion"] == counts["loss"]
     torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-2)
+    assert packed[SAMPLE_LOSSES][:, 1].tolist() == [99, 199, 59]
+    torch.testing.assert_close(packed[SAMPLE_LOSSES][:, 0].sum(), packed["loss"].detach())
     torch.testing.assert_close(packed_norm, padded_norm, rtol=1e-3, atol=1e-3)
 
 

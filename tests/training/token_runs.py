@@ -25,16 +25,18 @@ def write_run(
         with ShardWriter(
             Folder(str(folder), StorageSettings()), f"{shard}.parquet", [], TOKEN_SHARDS, metadata
         ) as writer:
-            writer.add(pa.Table.from_pylist([_row(*row) for row in rows[shard::shards]], schema=schema.TOKENS))
+            numbered = list(enumerate(rows))[shard::shards]
+            values = [_row(f"{folder.name}-{number}", *row) for number, row in numbered]
+            writer.add(pa.Table.from_pylist(values, schema=schema.TOKENS))
             writer.commit()
     return folder
 
 
-def _row(text: str | None, clips: Sequence[Clip]) -> dict[str, Any]:
+def _row(sample_id: str, text: str | None, clips: Sequence[Clip]) -> dict[str, Any]:
     pairs = [{"visual_tokens": list(visual), "motion_tokens": list(motion)} for visual, motion in clips]
     moves = any(motion for _, motion in clips)
     return {
-        "sample_id": "",
+        "sample_id": sample_id,
         "modality": "text" if not clips else "video" if moves else "image",
         "source": "",
         "text": text,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from videolavit.media import MediaError
-from videolavit.models.objective import Batch, Draws, Objective, Reduce
+from videolavit.models.objective import SAMPLE_LOSSES, Batch, Draws, Objective, Reduce, sample_losses
 from videolavit.training.component import Component
 from videolavit.training.data import Item, Mixture, SampleStream
 
@@ -32,7 +32,10 @@ class ToyObjective(Objective):
         x = self.head(x)
         if self.training:
             self._fresh = self._fresh.to(values.device) + values.detach().sum(0)
-        return {"error": (x - self.frozen(values)).square().sum(), "size": x.square().sum()}
+        means = {"error": (x - self.frozen(values)).square().mean(1), "size": x.square().sum(1)}
+        return {"error": (x - self.frozen(values)).square().sum(), "size": x.square().sum()} | {
+            SAMPLE_LOSSES: sample_losses(means, self.weights)
+        }
 
     def parts(self) -> dict[str, nn.Module]:
         return {"head": self.head}
@@ -64,6 +67,9 @@ class InMemorySource:
 
     def load(self, shard: int, row: int) -> Any:
         return self._samples[row]
+
+    def identify(self, shard: int, row: int) -> str:
+        return f"{self.name}-{row}"
 
 
 class BrokenSource(InMemorySource):

@@ -18,6 +18,10 @@ M = TypeVar("M", bound=nn.Module)
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks; the identity in a single process."""
 
+SAMPLE_LOSSES = "samples"
+"""Name under which `Objective.forward` may also return the loss of each sample, for reports: its sum over the sample's
+valid positions and their number, [samples, 2] without a gradient. In packed rows each document is a sample."""
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -32,6 +36,7 @@ class Batch:
         size: Computed positions, padding included; 0 for data without padding.
         flops: Floating-point operations of a forward and backward pass over the useful positions; 0 if not counted.
         weight: Weight of the batch; 0 for one that only keeps a rank in step while none of its samples can be used.
+        sources: Source of each sample for which the objective returns a loss; empty for those of the batch's items.
     """
 
     inputs: dict[str, Tensor]
@@ -41,6 +46,7 @@ class Batch:
     size: int = 0
     flops: float = 0.0
     weight: float = 1.0
+    sources: list[str] = field(default_factory=list)
 
 
 class Draws:
@@ -96,7 +102,10 @@ class Objective(nn.Module):
     keeps_beside: bool = False
 
     def forward(self, inputs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
-        """Returns the sum of each term over the valid positions of the batch, as float32 scalars."""
+        """Returns the sum of each term over the valid positions of the batch, as float32 scalars.
+
+        The losses of its samples may be there too, under `SAMPLE_LOSSES`.
+        """
         raise NotImplementedError
 
     def parts(self) -> dict[str, nn.Module]:
@@ -154,6 +163,12 @@ class Objective(nn.Module):
     def statistics(self) -> dict[str, float]:
         """Returns figures since the last call, such as the use of a codebook."""
         return {}
+
+
+def sample_losses(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Computes the value of `SAMPLE_LOSSES` from the mean of each term over the positions of each sample, [samples]."""
+    losses = torch.stack([weight * terms[term].detach().float() for term, weight in weights.items()]).sum(0)
+    return torch.stack([losses, torch.ones_like(losses)], 1)
 
 
 def frozen(module: M) -> M:

@@ -124,6 +124,9 @@ class ChatSource:
         self._check_length(row, len(ids), pictures, clips)
         return ChatSample(ids, answer_mask, media)
 
+    def identify(self, shard: int, row: int) -> str:
+        return self._place(row)
+
     def _place(self, row: int) -> str:
         return f"record {row + 1} of {self.name}"
 

@@ -39,6 +39,10 @@ class SampleSource(Protocol):
         """
         ...
 
+    def identify(self, shard: int, row: int) -> str:
+        """Id of a sample, or its address, for people who look for it."""
+        ...
+
 
 @dataclass(frozen=True)
 class SampleLocation:
@@ -58,11 +62,13 @@ class Item:
         position: Position in the data order; the random numbers of the sample are derived from it.
         source: Name of its source.
         load: Loads the sample; raises MediaError if it cannot be used.
+        identify: Lists the id of the sample, or of each sample whose document is in a packed row.
     """
 
     position: int
     source: str
     load: Callable[[], Any]
+    identify: Callable[[], list[str]] = list
 
 
 class DataOrder(Protocol):
@@ -189,8 +195,8 @@ class Mixture:
     def item(self, position: int) -> Item:
         """Item at a position."""
         location = self.locate(position)
-        source = self.sources[location.source]
-        return Item(position, source.name, lambda: source.load(location.shard, location.row))
+        source, shard, row = self.sources[location.source], location.shard, location.row
+        return Item(position, source.name, lambda: source.load(shard, row), lambda: [source.identify(shard, row)])
 
 
 class SampleStream:

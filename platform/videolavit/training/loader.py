@@ -22,6 +22,9 @@ LOOK_AHEAD = 256
 LOAD_AGAIN_SECONDS = (0.2, 1.0)
 """Pauses before a sample whose file is missing, forbidden or unreadable is tried again, in seconds."""
 
+STORAGE_WAIT_SECONDS = (5.0, 10.0, 15.0, 30.0, 60.0)
+"""Pauses before a file of a remote storage that fails is tried again, in seconds."""
+
 Loaded = TypeVar("Loaded")
 
 _FAULTS_OF_STORAGE = (SourceMissing, SourceForbidden, SourceUnreadable)
@@ -118,11 +121,13 @@ class StepData:
         batches: Micro batches; every rank has the same number of them.
         state: State of the stream after the step.
         skipped: Samples that could not be loaded.
+        items: Items of each micro batch, without those that could not be loaded.
     """
 
     batches: list[Batch]
     state: dict[str, int]
     skipped: list[SkippedSample]
+    items: list[list[Item]]
 
 
 class Loader:
@@ -208,11 +213,14 @@ class Loader:
                 samples, state = load(micro_batches), self._stream.state()
                 batches: list[Batch] = []
                 skipped: list[SkippedSample] = []
+                used: list[list[Item]] = []
                 for items, loaded in zip(micro_batches, samples, strict=True):
                     skipped += [sample for sample in loaded if isinstance(sample, SkippedSample)]
                     pairs = zip(items, loaded, strict=True)
-                    batches.append(self._batch([pair for pair in pairs if not isinstance(pair[1], SkippedSample)]))
-                yield StepData(batches, state, skipped)
+                    usable = [pair for pair in pairs if not isinstance(pair[1], SkippedSample)]
+                    batches.append(self._batch(usable))
+                    used.append([item for item, _ in usable])
+                yield StepData(batches, state, skipped, used)
 
     @contextlib.contextmanager
     def _item_loader(self) -> Iterator[Callable[[list[list[Item]]], list[list[Any]]]]:
@@ -234,7 +242,7 @@ class Loader:
             batch = self._collate([item for item, _ in loaded], [sample for _, sample in loaded])
             if self._placeholder is None:
                 self._placeholder = _without_weight(batch)
-            return batch
+            return batch if batch.sources else replace(batch, sources=[item.source for item, _ in loaded])
         if self._placeholder is None:
             state = self._stream.state()
             items = self._stream.take(LOOK_AHEAD)

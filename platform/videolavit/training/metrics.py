@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,9 @@ from .loader import StepData
 from .parallel import Ranks
 
 METRICS = "metrics.jsonl"
+
+SOURCE_LOSS = "source_loss/"
+"""Beginning of the names of metrics of the loss of each source."""
 
 PEAK_FLOPS = {
     "B200": 2250e12,
@@ -63,6 +66,7 @@ class Interval:
     sums: list[dict[str, Tensor]] = field(default_factory=list)
     counts: list[dict[str, float]] = field(default_factory=list)
     tokens: Counter[str] = field(default_factory=Counter)
+    losses: list[tuple[list[str], Tensor]] = field(default_factory=list)  # sources of samples, and their losses
     work: dict[str, float] = field(default_factory=lambda: {"samples": 0.0, "size": 0.0, "flops": 0.0})
 
     @property
@@ -94,13 +98,26 @@ class Interval:
         counts = ranks.sums(sum_values(self.counts))
         metrics: dict[str, float] = {}
         if any(counts.values()):
-            metrics = {**mean_terms(sums, counts, weights), "grad_norm": float(self.grad_norm)}
+            means = mean_terms(sums, counts, weights)
+            metrics = {**means, "grad_norm": float(self.grad_norm), **self.by_source(ranks)}
         metrics |= {"samples_per_second": work["samples"] / seconds, "step_seconds": seconds / self.steps}
         if work["size"]:  # sequences
             metrics |= {"tokens_per_second": tokens / seconds, "packing": tokens / work["size"]}
         if peak and work["flops"]:
             metrics["mfu"] = work["flops"] / seconds / (peak * ranks.world)
         return metrics
+
+    def by_source(self, ranks: Ranks) -> dict[str, float]:
+        """Mean loss of each source, over the interval and all ranks."""
+        sums: dict[str, float] = defaultdict(float)
+        numbers: dict[str, float] = defaultdict(float)
+        for sources, losses in self.losses:
+            for source, (loss, number) in zip(sources, losses.tolist(), strict=True):
+                if number:
+                    sums[source] += loss
+                    numbers[source] += number
+        sums, numbers = ranks.sum_counts(sums), ranks.sum_counts(numbers)
+        return {f"{SOURCE_LOSS}{source}": sums[source] / number for source, number in numbers.items()}
 
 
 def mean_terms(sums: dict[str, float], counts: dict[str, float], weights: Mapping[str, float]) -> dict[str, float]:
@@ -286,7 +303,17 @@ _TRACKERS: dict[str, Callable[[Path, dict[str, Any], int], Tracker]] = {
 
 CURVES = "curves.png"
 
-_HIDDEN = ("step", "tokens/", "memory", "step_seconds", "samples_per_second", "tokens_per_second", "data_wait", "lr")
+_HIDDEN = (
+    "step",
+    "tokens/",
+    SOURCE_LOSS,
+    "memory",
+    "step_seconds",
+    "samples_per_second",
+    "tokens_per_second",
+    "data_wait",
+    "lr",
+)
 """Metrics without a curve: those of speed, and those that only grow."""
 
 

@@ -14,6 +14,9 @@ from .selection import check_patterns, lr_scale, trained
 from .settings import OptimizerSettings
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+WEIGHT_PREFIX = "model."
+"""Beginning of the names of weights in checkpoints."""
+
 AVERAGE_PREFIX = "average."
 """Beginning of the names of averaged weights in checkpoints."""
 

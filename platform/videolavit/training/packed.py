@@ -21,6 +21,10 @@ PackedRow = list[tuple[int, int]]
 """Documents of a packed row: (position of the sample, index of its sequence)."""
 
 
+PADDING = ""
+"""Source of the padding at the end of a row, which is a document without targets."""
+
+
 @dataclass(frozen=True, eq=False)
 class Document:
     """Token sequence that attends to itself only.
@@ -45,6 +49,10 @@ class Documents(Protocol):
 
     def source(self, position: int) -> str:
         """Name of the source of a sample."""
+        ...
+
+    def identify(self, position: int) -> str:
+        """Id of a sample."""
         ...
 
     def load(self, position: int, index: int) -> Document:
@@ -116,7 +124,11 @@ def pack_rows(documents: Documents, positions: range, settings: PackingSettings)
 def row_item(documents: Documents, row: PackedRow) -> Item:
     """Item of a row. Its position is that of the first document's sample."""
     sources = dict.fromkeys(documents.source(position) for position, _ in row)
-    return Item(row[0][0], ", ".join(sources), partial(_load, documents, row))
+    return Item(row[0][0], ", ".join(sources), partial(_load, documents, row), partial(_identify, documents, row))
+
+
+def _identify(documents: Documents, row: PackedRow) -> list[str]:
+    return [documents.identify(position) for position, _ in row]
 
 
 def _load(documents: Documents, row: PackedRow) -> list[Document]:
@@ -154,6 +166,7 @@ class PackedCollate:
         places: list[Ids] = []
         ends = [0]
         tokens: dict[str, int] = {}
+        sources: list[str] = []
         for index, row in enumerate(rows):
             end = 0
             for document in row:
@@ -164,9 +177,11 @@ class PackedCollate:
                 places.append(np.arange(start, end - 1) + index * length)
                 ends.append(end + index * length)
                 tokens[document.source] = tokens.get(document.source, 0) + end - start
+                sources.append(document.source)
             positions[index, end:] = np.arange(length - end)
             if end < length:
                 ends.append((index + 1) * length)
+                sources += [PADDING] if self.length else []
         at = np.concatenate(places)
         targets = ids.ravel()[at + 1]
         types = token_types(targets, self.vocabulary)
@@ -179,4 +194,5 @@ class PackedCollate:
             tokens=tokens,
             size=ids.size,
             flops=self.flops([len(document.ids) for row in rows for document in row]),
+            sources=sources,
         )

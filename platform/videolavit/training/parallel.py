@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -87,16 +86,18 @@ class Ranks:
         dist.all_reduce(total, group=self.host_group)
         return dict(zip(names, total.tolist(), strict=True))
 
-    def sum_counts(self, counts: Mapping[str, int]) -> dict[str, float]:
+    def sum_counts(self, counts: Mapping[str, float]) -> dict[str, float]:
         """Sums over all ranks, which may name different values."""
-        if self.world == 1:
-            return {name: float(value) for name, value in counts.items()}
-        of_ranks: list[dict[str, int]] = [{}] * self.world
-        dist.all_gather_object(of_ranks, dict(counts), group=self.host_group)
-        total: Counter[str] = Counter()
-        for values in of_ranks:
-            total.update(values)
-        return {name: float(value) for name, value in sorted(total.items())}
+        of_ranks = self.gather(dict(counts))
+        names = sorted({name for values in of_ranks for name in values})
+        return {name: float(sum(values.get(name, 0) for values in of_ranks)) for name in names}
+
+    def gather(self, value: Shared) -> list[Shared]:
+        """Values of all ranks, on each of them."""
+        of_ranks: list[Any] = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(of_ranks, value, group=self.host_group)
+        return of_ranks
 
     def agree(self, yes: bool) -> bool:
         """Reduces a decision over all ranks: True if it is True on each of them."""

@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +23,16 @@ from videolavit.models.quiet import quiet_libraries
 from videolavit.progress import OnProgress, ignore_progress
 from videolavit.records.storage import StorageError
 
-from .component import ComponentSettings
+from .component import Component
 from .data import DataError, Stream
 from .loader import RemoteLoader
 from .metrics import Tracker, draw_curves
 from .parallel import Ranks
-from .settings import TrainInputs, TrainSettings
+from .remote import RemoteRun, brought_here
+from .task import TrainTask, record_start
 from .trainer import OnSave, ShouldStop, Trainer, never_stop
 
 MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
-
-
-@dataclass(frozen=True)
-class TrainTask:
-    """Everything that a rank must know; plain values, which can be sent to other processes.
-
-    Args:
-        component: Name of the component in `components.COMPONENTS`.
-        model: Model folder or preset that training starts from.
-        inputs: Training and held-out data.
-        objective: Settings of the component.
-        settings: Settings of the training loop.
-        output: Folder of the run.
-    """
-
-    component: str
-    model: str
-    inputs: TrainInputs
-    objective: ComponentSettings
-    settings: TrainSettings
-    output: str
 
 
 def train_rank(
@@ -64,6 +44,7 @@ def train_rank(
     on_save: OnSave | None = None,
     remote_loader: Callable[[Stream], RemoteLoader] | None = None,
     should_stop: ShouldStop = never_stop,
+    remote: RemoteRun | None = None,
 ) -> Path:
     """Trains a component on this rank. The first rank writes the model with the trained parts at the end.
 
@@ -73,6 +54,7 @@ def train_rank(
         on_save: Called when a checkpoint is committed.
         remote_loader: Makes the loader of a stream's samples; by default threads of this process load them.
         should_stop: Asked after every step; once it is true on any rank, all save and stop.
+        remote: Remote counterpart of the task's output, which is then a folder of this rank alone.
 
     Returns:
         Folder of the model, on every rank.
@@ -82,6 +64,51 @@ def train_rank(
         Diverged: the gradient was not finite for too many steps.
         Stopped: `should_stop` became true; a checkpoint holds the last step.
         TooManyRejects: too many samples could not be used; a checkpoint holds the last step.
+    """
+    folder = Path(task.output) if remote is None else remote.local
+    with brought_here(task) as here:
+        base = ModelFolder(here.model)
+        component = build_component(here)
+        trainer = Trainer(
+            component,
+            here.settings,
+            ranks,
+            folder,
+            trackers=trackers,
+            on_progress=on_progress,
+            on_save=on_save,
+            remote_loader=remote_loader(component.stream) if remote_loader is not None else None,
+            should_stop=should_stop,
+            remote=remote,
+        )
+        if ranks.is_first:
+            record_start(folder, task, trainer.step, ranks)
+        trainer.run()
+        target = folder / MODEL_FOLDER
+        with trainer.averaged_weights():
+            options = StateDictOptions(full_state_dict=True, cpu_offload=ranks.world > 1)
+            state: dict[str, Any] = get_model_state_dict(component.objective, options=options)
+            if ranks.is_first:
+                draw_curves(folder)
+                try:
+                    if component.objective.keeps_beside:
+                        with write_beside(folder / ADAPTER_FOLDER) as (unfinished,):
+                            unfinished.mkdir()
+                            component.objective.save_beside(state, unfinished)
+                    save_model(base, target, component.objective.export(state), component.objective.parts())
+                except OSError as error:  # a full disk, most likely: starting again does not cure it
+                    raise StorageError(f"cannot write to {target}: {error}") from None
+                if remote is not None:
+                    remote.send_model(target)
+    ranks.wait()
+    return target
+
+
+def build_component(task: TrainTask) -> Component:
+    """Component of a task, with the values that decide whether a checkpoint is of the same run.
+
+    Raises:
+        DataError, ModelError, InputError, StorageError: the model or the data cannot be used.
     """
     base = ModelFolder(task.model)
     with torch.random.fork_rng(devices=[]):
@@ -97,35 +124,7 @@ def train_rank(
         **component.identity,
     }
     defaults = {"objective": settings.dump_python(type(task.objective)(), mode="json")}
-    component = replace(component, identity=identity, defaults=defaults)
-    trainer = Trainer(
-        component,
-        task.settings,
-        ranks,
-        Path(task.output),
-        trackers=trackers,
-        on_progress=on_progress,
-        on_save=on_save,
-        remote_loader=remote_loader(component.stream) if remote_loader is not None else None,
-        should_stop=should_stop,
-    )
-    trainer.run()
-    target = Path(task.output) / MODEL_FOLDER
-    with trainer.averaged_weights():
-        options = StateDictOptions(full_state_dict=True, cpu_offload=ranks.world > 1)
-        state: dict[str, Any] = get_model_state_dict(component.objective, options=options)
-        if ranks.is_first:
-            draw_curves(Path(task.output))
-            try:
-                if component.objective.keeps_beside:
-                    with write_beside(Path(task.output) / ADAPTER_FOLDER) as (unfinished,):
-                        unfinished.mkdir()
-                        component.objective.save_beside(state, unfinished)
-                save_model(base, target, component.objective.export(state), component.objective.parts())
-            except OSError as error:  # a full disk, most likely: starting again does not cure it
-                raise StorageError(f"cannot write to {target}: {error}") from None
-    ranks.wait()
-    return target
+    return replace(component, identity=identity, defaults=defaults)
 
 
 def save_model(

@@ -117,6 +117,9 @@ class TrainSettings:
         keep_best: Metric of the validation, such as `validation/loss`, by which the checkpoint with the smallest value
             is kept too; every validation then has a checkpoint.
         resume_from: Step of the checkpoint to continue from, in place of the newest. Those after it are removed.
+        continue_from: Model, checkpoint or folder of another run whose weights this run begins with; the folder stands
+            for its newest checkpoint. Data, order and schedule are those of this run, from the first step.
+        continue_moments: Takes the moments and averaged weights of the checkpoint in `continue_from` too.
         accept_changes: Names of changes, as the refusal of a resume shows them, with which the run continues.
         max_rejects: Largest share of the last thousand samples that may be unusable; beyond it the run saves and ends.
         loader_threads: Threads that load samples; 0 loads them between the steps.
@@ -140,6 +143,8 @@ class TrainSettings:
     keep: int = Field(default=2, ge=1)
     keep_best: str | None = None
     resume_from: int | None = Field(default=None, ge=0)
+    continue_from: str | None = None
+    continue_moments: bool = False
     accept_changes: tuple[str, ...] = ()
     max_rejects: float = Field(default=0.1, ge=0, le=1)
     loader_threads: int = Field(default=2, ge=0)
@@ -149,3 +154,7 @@ class TrainSettings:
     profile: int = Field(default=0, ge=0)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     parallel: ParallelSettings = Field(default_factory=ParallelSettings)
+
+    def __post_init__(self) -> None:
+        if self.continue_moments and self.continue_from is None:
+            raise ValueError("continue_moments goes with continue_from")

@@ -192,9 +192,7 @@ class ClipSource:
         return np.cumsum(_clips_of_rows(self._urls[shard], self._storage))
 
     def load(self, shard: int, row: int) -> ClipSample:
-        ends = self._ends(shard)
-        sample = int(np.searchsorted(ends, row, side="right"))
-        index = row - (int(ends[sample - 1]) if sample else 0)
+        sample, index = self._place(shard, row)
         table = self._tables.row(self._urls[shard], sample, _COLUMNS)
         values = {name: table[name][0].as_py() for name in _COLUMNS if name != "clips"}
         clips = table["clips"].combine_chunks()
@@ -207,6 +205,17 @@ class ClipSource:
             **values,
         )
 
+    def identify(self, shard: int, row: int) -> str:
+        sample, index = self._place(shard, row)
+        table = self._tables.row(self._urls[shard], sample, ("sample_id",))
+        return f"{table['sample_id'][0].as_py()}#{index}"
+
+    def _place(self, shard: int, row: int) -> tuple[int, int]:
+        """Row of the shard that holds a clip, and number of the clip there."""
+        ends = self._ends(shard)
+        sample = int(np.searchsorted(ends, row, side="right"))
+        return sample, row - (int(ends[sample - 1]) if sample else 0)
+
 
 class MappedSource:
     """Results of a function for another source's samples."""
@@ -217,6 +226,9 @@ class MappedSource:
 
     def load(self, shard: int, row: int) -> Any:
         return self._function(self._source.load(shard, row))
+
+    def identify(self, shard: int, row: int) -> str:
+        return self._source.identify(shard, row)
 
 
 class CachedSource:
@@ -245,6 +257,9 @@ class CachedSource:
             self._folder.create_bytes(name, stored)
         return load(stored)
 
+    def identify(self, shard: int, row: int) -> str:
+        return self._source.identify(shard, row)
+
 
 class ImageSource:
     """Image files, members of tars, and images in tables.
@@ -263,6 +278,9 @@ class ImageSource:
     def load(self, shard: int, row: int) -> NDArray[np.uint8]:
         image = self._images[shard * IMAGES_PER_SHARD + row]
         return read_picture(image_bytes(image, self._storage, self._tables), self._storage)
+
+    def identify(self, shard: int, row: int) -> str:
+        return self._images[shard * IMAGES_PER_SHARD + row].source
 
 
 def _clip_source(url: str, listed: Sequence[Source], storage: StorageSettings, ranks: Ranks) -> ClipSource:

@@ -18,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from videolavit.media import MediaError
+from videolavit.media.errors import SourceUnreadable
 from videolavit.models.folder import ModelFolder
 from videolavit.models.objective import generator_of
 from videolavit.recent import Recent
 from videolavit.records.parquet import ParquetReader
 from videolavit.records.shards import TOKEN_SHARDS
-from videolavit.records.storage import Folder, StorageError, StorageSettings
+from videolavit.records.storage import Folder, StorageError, StorageSettings, naming_location
 from videolavit.records.token_index import (
     INDEX_FOLDER,
     CodeLengths,
@@ -36,7 +37,7 @@ from videolavit.records.tokenizer_info import TOKENIZER_PARTS
 from videolavit.vocabulary.sequences import DRAWS, Assembler, Ids, Piece, TokenSample
 
 from .data import DataError, Mixture
-from .loader import load_again
+from .loader import STORAGE_WAIT_SECONDS, load_again
 from .packed import Document
 from .parallel import Ranks
 from .sources import content_digest
@@ -48,7 +49,7 @@ SampleLengths = tuple[int, list[tuple[int, int]]]
 Read = TypeVar("Read")
 
 _COLUMNS = ("text", "clips")
-_FAULTS = (OSError, pa.ArrowException, MediaError)
+_FAULTS = (OSError, StorageError, pa.ArrowException, MediaError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +109,7 @@ class TokenSource:
         self.sizes: Sequence[int] = self._listed.rows.tolist()
         self._files_without_texts = self._count_texts(ranks)
         self._shard = Recent(self._read, cached_shards)
+        self._sample_ids = Recent(self._read_sample_ids, 4)
         self._lengths = Recent(self._read_lengths, cached_shards)
 
     def check(self, model: ModelFolder) -> None:
@@ -141,6 +143,9 @@ class TokenSource:
         (text,) = self._texts.ids([tokens.texts[row]])
         return TokenSample(np.asarray(text, np.int64), clips)
 
+    def identify(self, shard: int, row: int) -> str:
+        return self._sample_ids(shard)[row]
+
     def _list(self) -> tuple[ListedShards, str]:
         """The shards of the run, and the digest of what they hold."""
         try:
@@ -168,7 +173,7 @@ class TokenSource:
         if not missing:
             return frozenset()
         # a run that cannot be written to; what cannot be read is reported when it is needed
-        with contextlib.suppress(StorageError, *_FAULTS):
+        with contextlib.suppress(*_FAULTS):
             for number in missing[ranks.rank :: ranks.world]:
                 self._index.add_texts(digest, number, self._texts.lengths)
         ranks.wait()
@@ -197,14 +202,22 @@ class TokenSource:
         ends = codes.clips.tolist()
         return [(text, pairs[ends[row] : ends[row + 1]]) for row, text in enumerate(texts)]
 
-    def _table(self, shard: int) -> pa.Table:
-        with self._folder.open(self._listed.name(shard)) as file:
-            return ParquetReader(file).read(columns=list(_COLUMNS))
+    def _read_sample_ids(self, shard: int) -> list[str]:
+        table = self._again(partial(self._table, shard, ("sample_id",)), shard)
+        ids: list[str] = table["sample_id"].to_pylist()
+        return ids
+
+    def _table(self, shard: int, columns: Sequence[str] = _COLUMNS) -> pa.Table:
+        with naming_location(self._folder.url), self._folder.open(self._listed.name(shard)) as file:
+            return ParquetReader(file).read(columns=list(columns))
 
     def _again(self, read: Callable[[], Read], shard: int) -> Read:
-        """Returns what a function reads of a shard or of its index, which is tried again. Raises DataError."""
+        """Returns what a function reads of a shard or of its index, which is tried again; a remote storage that fails
+        is waited for. Raises DataError."""
+        load = partial(load_again, read, _FAULTS)
+        pauses = () if self._folder.is_local else STORAGE_WAIT_SECONDS
         try:
-            return load_again(read, _FAULTS)
+            return load_again(load, (StorageError, SourceUnreadable), pauses)
         except _FAULTS as error:
             raise DataError(f"cannot read {self.name}/{self._listed.name(shard)}: {error}") from None
 
@@ -233,6 +246,10 @@ class TokenDocuments:
 
     def source(self, position: int) -> str:
         return self._sources[self._mixture.source_at(position)].name
+
+    def identify(self, position: int) -> str:
+        location = self._mixture.locate(position)
+        return self._sources[location.source].identify(location.shard, location.row)
 
     def load(self, position: int, index: int) -> Document:
         location = self._mixture.locate(position)

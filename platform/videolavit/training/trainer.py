@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from videolavit.models.objective import Batch, Draws, Objective, to_device
+from videolavit.models.objective import SAMPLE_LOSSES, Batch, Draws, Objective, to_device
 from videolavit.progress import OnProgress, Progress, ignore_progress
 
-from .checkpoint import Checkpoints, RunState
+from .checkpoint import CHECKPOINTS, Checkpoints, RemoteCheckpoints, RunState
 from .component import Component
+from .continuing import content_of
 from .data import DataError
 from .loader import Loader, RankSampler, RemoteLoader, SkippedSample, StepData, load_items, validation_batches
 from .metrics import (
@@ -32,7 +33,7 @@ from .metrics import (
     peak_flops,
     sum_values,
 )
-from .optimizer import Optimizer
+from .optimizer import WEIGHT_PREFIX, Optimizer
 from .parallel import Ranks, autocast, parallelize, reshard, sync_gradients, unsharded
 from .resuming import changes, refused
 from .selection import select_trainable
@@ -41,7 +42,7 @@ from .settings import TrainSettings
 TRAIN_STAGE = "train"
 """Stage of the progress that a training reports."""
 
-CHECKPOINTS, SAMPLES, SKIPPED, PROFILE = "checkpoints", "samples", "rejects.jsonl", "profile"
+SAMPLES, SKIPPED, PROFILE = "samples", "rejects.jsonl", "profile"
 PROFILE_AFTER = 10
 """Steps before the first one that is profiled."""
 
@@ -91,6 +92,8 @@ class Trainer:
         on_save: Called when a checkpoint is committed.
         remote_loader: Loads samples instead of threads of this process.
         should_stop: Asked after every step; once it is true on any rank, all save and stop.
+        remote: Remote counterpart of the folder, which then is one of this rank alone.
+        replays: Step that is computed again with `replay`, from the checkpoint before it; nothing is written then.
 
     Raises:
         DataError: the batch or the ranks cannot be divided, a pattern matches no parameter, or no validation sample can
@@ -110,12 +113,15 @@ class Trainer:
         on_save: OnSave | None = None,
         remote_loader: RemoteLoader | None = None,
         should_stop: ShouldStop = never_stop,
+        replays: int | None = None,
+        remote: RemoteCheckpoints | None = None,
     ) -> None:
         self.component, self.settings, self.ranks, self.folder = component, settings, ranks, folder
         self.step = 0
         self.metrics: dict[str, float] = {}
         self._on_progress = on_progress if ranks.is_first else ignore_progress
         self._on_save, self._remote_loader, self._should_stop = on_save, remote_loader, should_stop
+        self._replays = replays
         self._tokens: Counter[str] = Counter()  # sums of all ranks
         self._new_tokens: Counter[str] = Counter()  # sums of this rank, not added to those of all ranks yet
         self._skipped_steps = 0
@@ -149,18 +155,27 @@ class Trainer:
         self._identity = {**component.identity, "seed": settings.seed, "batch": self._batch}
         if settings.trainable:
             self._identity["trainable"] = sorted(settings.trainable)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._checkpoints = Checkpoints(folder / CHECKPOINTS, ranks, settings.keep, self._report)
-        resumed = self._checkpoints.resume(self.tensors(), self._refused_changes, settings.resume_from)
+        origin = Path(settings.continue_from) if settings.continue_from is not None else None
+        if origin is not None:
+            self._identity["begun_from"] = {"checkpoint": content_of(origin), "moments": settings.continue_moments}
+        self._checkpoints = Checkpoints(folder / CHECKPOINTS, ranks, settings.keep, self._report, remote)
+        if replays is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            resumed = self._checkpoints.resume(self.tensors(), self._refused_changes, settings.resume_from)
+        else:
+            resumed = self._checkpoints.load_before(replays, self.tensors(), self._refused_changes)
+        has_average = resumed is None or resumed.has_average
+        if resumed is None and origin is not None:
+            has_average = self._checkpoints.begin_from(origin, self.tensors(), moments=settings.continue_moments)
+        if not has_average:
+            self._optimizer.restart_average()
         if resumed is not None:
             state = resumed.state
-            if not resumed.has_average:
-                self._optimizer.restart_average()
             component.stream.seek(state.stream)
             self._saved_step = state.step
             self.step, self._skipped_steps, self._tokens = state.step, state.skipped, Counter(state.tokens)
         self._metrics_log: MetricsLog | None = None
-        if ranks.is_first:
+        if ranks.is_first and replays is None:
             config = asdict(settings) | self._identity
             self._metrics_log = MetricsLog(folder, [*settings.trackers, *trackers], config, self.step)
             keep_lines(folder / SKIPPED, self.step)  # later ones are skipped again
@@ -176,16 +191,7 @@ class Trainer:
             TooManyRejects: too many samples could not be used. A checkpoint holds the last step.
         """
         settings = self.settings
-        sampler = RankSampler(self._batch, settings.micro_batch, self.ranks.rank, self.ranks.world)
-        loader = Loader(
-            self.component.stream,
-            self.component.collate,
-            sampler,
-            settings.steps - self.step,
-            settings.loader_threads,
-            settings.prefetch,
-            self._remote_loader,
-        )
+        loader = self._loader(settings.steps)
         interval = Interval()
         steps = iter(loader)
         ending, stream = self._ending(), self.component.stream.state()
@@ -213,6 +219,35 @@ class Trainer:
             self._metrics_log.close()
         if ending is not None:
             raise ending
+
+    def replay(self) -> tuple[StepData, Interval, float | None]:
+        """Trains up to the step that is replayed, without a log and without saving.
+
+        Returns:
+            Data of the step on this rank, what was measured in it, and the norm of its gradient; None without data.
+        """
+        assert self._replays is not None
+        with contextlib.closing(iter(self._loader(self._replays))) as steps:
+            for data in steps:
+                interval = Interval()
+                norm = self._train(data, interval)
+                interval.add(data, norm)
+                self.step += 1
+        self._judge()
+        return data, interval, None if norm is None else float(norm)
+
+    def _loader(self, last: int) -> Loader:
+        """Loader of the steps from this one to the last."""
+        settings = self.settings
+        return Loader(
+            self.component.stream,
+            self.component.collate,
+            RankSampler(self._batch, settings.micro_batch, self.ranks.rank, self.ranks.world),
+            last - self.step,
+            settings.loader_threads,
+            settings.prefetch,
+            self._remote_loader,
+        )
 
     def _next(self, steps: Iterator[StepData], stream: dict[str, int]) -> StepData:
         """Data of the next step. A single rank saves where they cannot be read; several would wait for each other.
@@ -260,6 +295,9 @@ class Trainer:
             objective.train(batch.weight > 0)  # a placeholder must not change codebooks, which learn in training mode
             with autocast(self.settings.parallel, self.ranks.device):
                 sums = self._forward(batch, self.settings.seed)
+            losses = sums.pop(SAMPLE_LOSSES, None)
+            if losses is not None and batch.weight:
+                interval.losses.append((batch.sources, losses))
             terms = [weight * sums[term] / max(counts[term], 1.0) for term, weight in objective.weights.items()]
             (batch.weight * torch.stack([term.float() for term in terms]).sum()).backward()
             interval.sums.append({term: value.detach() * batch.weight for term, value in sums.items()})
@@ -289,7 +327,7 @@ class Trainer:
             objective.drop_step()
             self._skipped_steps += 1
             self._report(f"step {step + 1}: the gradient's norm is {norm}; the step is skipped")
-            if self._skipped_steps > self.settings.optimizer.max_skipped:
+            if self._skipped_steps > self.settings.optimizer.max_skipped and self._replays is None:
                 self._commit(wait=True)
                 saved = ", ".join(str(step) for step in self._checkpoints.steps()) or "none"
                 raise Diverged(
@@ -382,7 +420,7 @@ class Trainer:
         with self.averaged_weights(), torch.no_grad(), autocast(self.settings.parallel, self.ranks.device):
             for batch in batches:
                 terms = self._forward(batch, seed=0)
-                sums.append({term: float(value) * batch.weight for term, value in terms.items()})
+                sums.append({term: float(terms[term]) * batch.weight for term in terms.keys() - {SAMPLE_LOSSES}})
         totals = self.ranks.sums(sum_values(sums))
         counts = self.ranks.sums(sum_values([batch.counts for batch in batches]))
         means = mean_terms(totals, counts, self._objective.weights)
@@ -421,7 +459,7 @@ class Trainer:
             id(value) for network in self._objective.fixed() for value in network.state_dict(keep_vars=True).values()
         }
         model = self._objective.state_dict(keep_vars=True)
-        tensors = {f"model.{name}": value.detach() for name, value in model.items() if id(value) not in fixed}
+        tensors = {f"{WEIGHT_PREFIX}{name}": value.detach() for name, value in model.items() if id(value) not in fixed}
         return tensors | self._optimizer.tensors()
 
     def _save(self, stream: dict[str, int], is_last: bool) -> None:

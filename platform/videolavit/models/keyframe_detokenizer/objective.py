@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..network import ModelError
-from ..objective import Draws, Objective, frozen
+from ..objective import SAMPLE_LOSSES, Draws, Objective, frozen, sample_losses
 from ..visual_tokenizer import VisualTokenizer, normalize_images
 from .conditions import ConditionBlock, ConditionDecoder
 
@@ -111,13 +111,13 @@ class KeyframeObjective(Objective):
         given = inputs if "latents" in inputs else self.targets(**inputs)
         features = self.conditions.features([row[row != PAD] for row in given["codes"]])
         distance = 1 - F.cosine_similarity(features.float(), given["features"].float(), dim=-1)
-        sums = {"features": distance.mean(1).sum(), "diffusion": distance.new_zeros(())}
+        means = {"features": distance.mean(1), "diffusion": distance.new_zeros(len(distance))}
         if self._diffuses:
-            sums["diffusion"] = self._diffusion(given["latents"].float(), features, draws)
-        return sums
+            means["diffusion"] = self._diffusion(given["latents"].float(), features, draws)
+        return {name: mean.sum() for name, mean in means.items()} | {SAMPLE_LOSSES: sample_losses(means, self.weights)}
 
     def _diffusion(self, latents: Tensor, features: Tensor, draws: Draws) -> Tensor:
-        """Returns the mean squared error of the predicted noise, summed over the samples."""
+        """Returns the mean squared error of the predicted noise, [batch]."""
         timesteps = draws.integers("timestep", len(self.signal))
         noise = draws.normal("noise", *latents.shape[1:])
         signal = self.signal[timesteps].view(-1, 1, 1, 1)
@@ -130,7 +130,7 @@ class KeyframeObjective(Objective):
         predicted = self.unet(
             noisy.to(self.unet.dtype), timesteps, context * kept[:, None, None], added_cond_kwargs=added
         ).sample
-        return (predicted.float() - noise).square().flatten(1).mean(1).sum()
+        return (predicted.float() - noise).square().flatten(1).mean(1)
 
     def parts(self) -> dict[str, nn.Module]:
         return {"keyframe_detokenizer/conditions": self.conditions, "keyframe_detokenizer/unet": self.unet}

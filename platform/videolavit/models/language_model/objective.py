@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from videolavit.vocabulary.sequences import TokenType
 
-from ..objective import Draws, Objective
+from ..objective import SAMPLE_LOSSES, Draws, Objective
 from .attention import attend_within_documents
 from .families import check_trainable, logit_scale
 from .lora import LoRASettings, merged, save_adapter, trained_names
@@ -94,7 +94,7 @@ class NextToken(LanguageObjective):
         losses = token_losses(self.model.get_output_embeddings(), scaled, inputs["targets"])
         detached = losses.detach()
         sums = {one.name.lower(): (detached * (inputs["types"] == one)).sum() for one in TokenType}
-        return {"loss": losses.sum(), **sums}
+        return {"loss": losses.sum(), **sums, SAMPLE_LOSSES: _by_document(detached, inputs)}
 
     @property
     def language_model(self) -> nn.Module:
@@ -161,7 +161,8 @@ class AnswerObjective(LanguageObjective):
         labelled = batch.labels[:, 1:] != NO_LABEL
         predicting = hidden[:, :-1][labelled] * logit_scale(language_model)
         losses = token_losses(language_model.get_output_embeddings(), predicting, batch.labels[:, 1:][labelled])
-        return {"loss": losses.sum()}
+        rows = labelled.nonzero()[:, 0]
+        return {"loss": losses.sum(), SAMPLE_LOSSES: _by_sample(losses.detach(), rows, len(prompts))}
 
     def _visuals(self, inputs: dict[str, Tensor]) -> list[list[Tensor]]:
         """Embeds the pictures and videos of each sample, [n, hidden] each."""
@@ -204,3 +205,19 @@ class AnswerObjective(LanguageObjective):
 
     def lr_scale(self, name: str) -> float:
         return self._visual_lr_scale if "visual_tokenizer" in name else 1.0
+
+
+def _by_document(losses: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Sums the losses of each document of packed rows, or of each row that is one document, as `SAMPLE_LOSSES`."""
+    places = inputs["places"]
+    if "ends" not in inputs:
+        rows, length = inputs["ids"].shape
+        return _by_sample(losses, places // length, rows)
+    ends = inputs["ends"][1:].to(places.dtype)
+    return _by_sample(losses, torch.bucketize(places, ends, right=True), len(ends))
+
+
+def _by_sample(losses: Tensor, samples: Tensor, number: int) -> Tensor:
+    """Sums the losses [n] of each sample, given the index of the sample of each, as `SAMPLE_LOSSES`."""
+    pairs = torch.stack([losses, torch.ones_like(losses)], 1)
+    return pairs.new_zeros(number, 2).index_add_(0, samples, pairs)

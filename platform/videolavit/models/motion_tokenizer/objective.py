@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ..codebook import CodebookLearner, CodebookObjective, CodebookSettings
-from ..objective import Draws
+from ..objective import SAMPLE_LOSSES, Draws, sample_losses
 from .network import MotionTokenizer
 
 
@@ -35,7 +35,13 @@ class MotionTokenizerObjective(CodebookObjective):
         keys = draws.uniform("codebook", self.tokenizer.config.num_tokens)
         codes, distances = self.codebook(self.tokenizer.quantize, z.flatten(0, 3), keys.flatten())
         errors = (self.tokenizer.from_codebook(codes.view_as(z)).float() - motion.float()).square()
-        return {"reconstruction": (errors * real_frames(motion, num_frames)).sum(), "commitment": distances.sum()}
+        real = errors * real_frames(motion, num_frames)
+        means = {
+            "reconstruction": real.flatten(1).sum(1) / (num_frames * motion[0, :, 0].numel()),
+            "commitment": distances.view(len(motion), -1).mean(1),
+        }
+        sums = {"reconstruction": real.sum(), "commitment": distances.sum()}
+        return {**sums, SAMPLE_LOSSES: sample_losses(means, self.weights)}
 
     def parts(self) -> dict[str, nn.Module]:
         return {"motion_tokenizer": self.tokenizer}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..objective import Draws, Objective, Reduce
+from ..objective import SAMPLE_LOSSES, Draws, Objective, Reduce, sample_losses
 
 
 class VAEObjective(Objective):
@@ -60,7 +60,10 @@ class VAEObjective(Objective):
         edges = torch.cat([errors.diff(dim=-1).abs().flatten(1), errors.diff(dim=-2).abs().flatten(1)], dim=1)
         terms = {"pixels": errors.square().flatten(1), "edges": edges, "kl": kl.float().flatten(1)}
         per_sample = len(frames) // len(pictures)
-        return {name: term.mean(1).sum() / per_sample for name, term in terms.items()}
+        means = {name: term.mean(1) for name, term in terms.items()}
+        of_samples = {name: mean.view(len(pictures), -1).mean(1) for name, mean in means.items()}
+        sums = {name: mean.sum() / per_sample for name, mean in means.items()}
+        return {**sums, SAMPLE_LOSSES: sample_losses(of_samples, self.weights)}
 
     def after_step(self, reduce: Reduce) -> None:
         self.moments.mul_(self._decay).add_(reduce(self.batch_moments))

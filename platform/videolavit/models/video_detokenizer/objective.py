@@ -13,7 +13,7 @@ from videolavit.media.motion import TOKENIZER_SCALE
 from ..layers import SpaceTimeBlock
 from ..motion_tokenizer import MotionTokenizer, resize_frames
 from ..network import ModelError
-from ..objective import Draws, Objective, frozen
+from ..objective import SAMPLE_LOSSES, Draws, Objective, frozen, sample_losses
 from .detokenizer import VideoSettings
 from .motion_condition import MotionConditionEncoder
 from .unet import MotionUNet
@@ -123,7 +123,8 @@ class VideoObjective(Objective):
         denoised = _per_sample(level.skip) * noisy + _per_sample(level.out) * predicted
         errors = (denoised - clean).square().mean((2, 3, 4)) * level.weight[:, None]
         real = torch.arange(clean.shape[1], device=clean.device) < inputs["num_frames"][:, None]
-        return {"diffusion": ((errors * real).sum(1) / inputs["num_frames"]).sum()}
+        means = {"diffusion": (errors * real).sum(1) / inputs["num_frames"]}
+        return {"diffusion": means["diffusion"].sum(), SAMPLE_LOSSES: sample_losses(means, self.weights)}
 
     @torch.no_grad()
     def _reference(self, keyframes: Tensor, draws: Draws) -> Tensor:

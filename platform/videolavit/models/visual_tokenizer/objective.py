@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..codebook import CodebookLearner, CodebookObjective, CodebookSettings
-from ..objective import Draws
+from ..objective import SAMPLE_LOSSES, Draws, sample_losses
 from .network import KEEP, VisualTokenizer
 from .preprocessing import normalize_images
 
@@ -96,13 +96,14 @@ class VisualTokenizerObjective(CodebookObjective):
         distance = feature_distance(rebuilt, features, self.centre)
         share = keep.mean(1)
         commitment = torch.zeros_like(keys).masked_scatter(kept, distances)
-        return {
-            "reconstruction": distance.sum(),
-            "keep_rate": (share - self.rho).square().sum(),
-            "doubt": (MARGIN - _margins(log_probs).abs()).relu().mean(1).sum(),
-            "commitment": (commitment.sum(1) / kept.sum(1).clamp(min=1)).sum(),
-            "kept": share.detach().sum(),
+        means = {
+            "reconstruction": distance,
+            "keep_rate": (share - self.rho).square(),
+            "doubt": (MARGIN - _margins(log_probs).abs()).relu().mean(1),
+            "commitment": commitment.sum(1) / kept.sum(1).clamp(min=1),
+            "kept": share.detach(),
         }
+        return {name: mean.sum() for name, mean in means.items()} | {SAMPLE_LOSSES: sample_losses(means, self.weights)}
 
     def _keep(self, log_probs: Tensor, draws: Draws) -> Tensor:
         """Returns a mask of zeros and ones [batch, patches], float32, with a gradient to the selector."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import init_weights
-from ..objective import Draws, Objective
+from ..objective import SAMPLE_LOSSES, Draws, Objective, sample_losses
 from .network import VisualTokenizer
 from .preprocessing import normalize_images
 
@@ -54,7 +54,8 @@ class VisionTransformerObjective(Objective):
         counts = present.sum(1)
         entropy = -(words.log_softmax(-1) * present).sum(1) / counts.clamp(min=1)
         error = (pixels - self.patches(images)).square().mean((1, 2))
-        return {"words": (entropy * (counts > 0)).sum(), "pixels": error.sum()}
+        means = {"words": entropy * (counts > 0), "pixels": error}
+        return {name: mean.sum() for name, mean in means.items()} | {SAMPLE_LOSSES: sample_losses(means, self.weights)}
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Predicts the words, logits [batch, buckets], and pixels [batch, patches, 3 x patch_size^2] of images."""
