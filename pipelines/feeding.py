@@ -61,9 +61,9 @@ def feed(shards: WaitingShards, folder: Folder) -> "ray.data.Dataset":
         fn_kwargs={"output": folder.url, "storage": folder.settings},
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=PLAN_READERS),
+        compute=ray.data.TaskPoolStrategy(size=min(PLAN_READERS, len(blocks))),
         num_cpus=0,
-        scheduling_strategy=here,
+        ray_remote_args_fn=lambda: {"scheduling_strategy": here},
     )
 
 

@@ -109,16 +109,17 @@ def test_workers_take_no_code_from_the_working_folder(ray_head: str, tmp_path: P
     """A command that is started among videos of a stranger, with a module beside them."""
     (tmp_path / "colorsys.py").write_text("raise SystemExit('a stranger runs')")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = kept | {"PYTHONPATH": os.pathsep.join((str(ROOT / "platform"), str(ROOT)))}
+    environment = (os.environ | {"RAY_ADDRESS": ray_head}) if joins else kept
     done = subprocess.run(
         [sys.executable, "-c", AMONG_FILES_OF_A_STRANGER],
         cwd=tmp_path,
-        env=environment | ({"RAY_ADDRESS": ray_head} if joins else {}),
+        env=environment | {"PYTHONPATH": os.pathsep.join((str(ROOT / "platform"), str(ROOT)))},
         capture_output=True,
         text=True,
         timeout=240,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_a_session_starts_ray_and_leaves_the_process_as_it_was() -> None:

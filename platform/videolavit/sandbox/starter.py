@@ -32,11 +32,16 @@ def start(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
 def _work(orders: "queue.SimpleQueue[tuple[Future[Any], list[str], dict[str, Any]]]") -> None:
     while True:
         done, command, options = orders.get()
-        folder = tempfile.mkdtemp(prefix="videolavit-")
-        try:
-            done.set_result(subprocess.Popen(command, cwd=folder, **options))
+        try:  # whatever goes wrong, the thread stays: others wait for it
+            done.set_result(_started(command, options))
         except BaseException as error:
             done.set_exception(error)
-        finally:
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
+
+
+def _started(command: list[str], options: dict[str, Any]) -> "subprocess.Popen[bytes]":
+    folder = tempfile.mkdtemp(prefix="videolavit-")
+    try:
+        return subprocess.Popen(command, cwd=folder, **options)
+    finally:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
