@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from videolavit.records.shards import Ledger
 from videolavit.records.storage import Folder, StorageSettings
@@ -55,7 +54,7 @@ def feed(shards: WaitingShards, folder: Folder) -> "ray.data.Dataset":
     Plans are read on this node, where what waits outlives the workers.
     """
     blocks = [pa.table({"plan": [name], "shards": [names]}) for name, names in shards.plans]
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = ray.get_runtime_context().get_node_id()
     return from_blocks(blocks).map_batches(
         shard_blocks,
         fn_kwargs={"output": folder.url, "storage": folder.settings},
@@ -63,7 +62,7 @@ def feed(shards: WaitingShards, folder: Folder) -> "ray.data.Dataset":
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=min(PLAN_READERS, len(blocks))),
         num_cpus=0,
-        ray_remote_args_fn=lambda: {"scheduling_strategy": here},
+        label_selector={"ray.io/node-id": here},
     )
 
 
