@@ -1,4 +1,4 @@
-"""What a training writes on a full disk: nothing that was there is lost, and the error is one of the disk."""
+"""Writes of a training on a full disk: nothing that was there is lost, and the error is one of the disk."""
 
 from pathlib import Path
 
