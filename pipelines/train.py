@@ -4,139 +4,40 @@ checkpoint."""
 import contextlib
 import errno
 import json
-import math
-import os
-import re
-import tempfile
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import ray
-import ray.train
-from pydantic import Field
 from pydantic.dataclasses import dataclass
-from ray._private.state import state as cluster_state  # a drain notice is nowhere else
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.util.metrics import Gauge
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from videolavit.files import write_beside
-from videolavit.models.network import STRICT, ModelError
 from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.records.addresses import joined, shown
-from videolavit.records.files import InputError
-from videolavit.records.storage import StorageDown, StorageError, StorageSettings, absolute_url, confined
+from videolavit.records.storage import StorageError, StorageSettings, absolute_url, confined
 from videolavit.scratch import scratch_folder
-from videolavit.training.checkpoint import CheckpointError
 from videolavit.training.component import ComponentSettings
-from videolavit.training.components import UnknownComponent, settings_type
+from videolavit.training.components import settings_type
 from videolavit.training.continuing import find_origin
 from videolavit.training.data import DataError
-from videolavit.training.lease import FolderInUse, leased
+from videolavit.training.lease import leased
 from videolavit.training.metrics import METRICS, read_metrics
 from videolavit.training.parallel import Ranks
 from videolavit.training.remote import RemoteRun, is_remote
 from videolavit.training.run import MODEL_FOLDER, train_rank
 from videolavit.training.settings import TrainInputs, TrainSettings
 from videolavit.training.task import TrainTask
-from videolavit.training.trainer import SKIPPED, TRAIN_STAGE, Diverged, ShouldStop, Stopped, TooManyRejects, never_stop
+from videolavit.training.trainer import SKIPPED, TRAIN_STAGE, ShouldStop, never_stop
 
-from .common import cluster_has
 from .live import LIVE_FILE, live_progress
-from .loaders import ray_loader
-from .progress_file import read_progress, write_progress
 from .session import ray_session
-from .train_nodes import NodeTorchConfig, NodeWatch, alive_nodes
+from .train_workers import TRAIN_ERRORS, ClusterSettings, TrainingFailed, train_on_ray
 
-RAY_FILES = "ray"
-"""Folder of the run for files of Ray Train."""
-
-LOG = "train.log"
-"""File of the run for messages of a training on a cluster."""
+__all__ = ["TRAIN_ERRORS", "ClusterSettings", "TrainSummary", "TrainingFailed", "train"]
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-_PROGRESS, _ERROR, _SHARED, _STOP = ".progress.jsonl", ".error.json", ".shared", ".stop"
-POLL_SECONDS = 0.5
-"""Interval at which the progress of the workers is polled, and they look whether their node goes away, in seconds."""
-
-
-class TrainingFailed(RuntimeError):
-    """The workers failed more often than `max_failures` allows."""
-
-
-class StorageNotShared(RuntimeError):
-    """A worker sees another folder at the path of the run than the driver."""
-
-
-class ClusterTooSmall(ValueError):
-    """The cluster, or its settings, cannot run the training; the message names the fix."""
-
-
-TRAIN_ERRORS = (
-    DataError,
-    ModelError,
-    CheckpointError,
-    InputError,
-    StorageDown,
-    StorageError,
-    Diverged,
-    ClusterTooSmall,
-    FolderInUse,
-    UnknownComponent,
-)
-"""Errors of `train` that starting again does not cure."""
-
-_ENDINGS = (Stopped, TooManyRejects)
-"""Ends of a run that has saved its last step, and that continues when it is started again."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ClusterSettings:
-    """Workers of the training.
-
-    Args:
-        workers: Worker processes under Ray Train, each with a GPU where the cluster has any; 0 trains in this process,
-            without Ray.
-        min_workers: Makes the run elastic: it continues with as few workers as this.
-        cpus_per_worker: CPU cores of each worker.
-        loaders: Ray Data actors that load the samples of each worker, on any node, with one core each; for samples that
-            are expensive to decode, resize or encode. 0 loads them in threads of the worker.
-        max_failures: Number of times that lost workers are replaced.
-        timeout: Seconds after which a collective operation that hangs is an error.
-    """
-
-    workers: int = Field(default=0, ge=0)
-    min_workers: int | None = None
-    cpus_per_worker: float = Field(default=1.0, gt=0)
-    loaders: int = Field(default=0, ge=0)
-    max_failures: int = Field(default=3, ge=0)
-    timeout: int = Field(default=1800, ge=1)
-
-    def __post_init__(self) -> None:
-        if self.loaders and not self.workers:
-            raise ValueError("loaders are for training under Ray Train; set workers to 1 or more")
-        if self.min_workers is not None and not 1 <= self.min_workers <= max(self.workers, 1):
-            raise ValueError(f"min_workers must be 1 to workers ({self.workers}), not {self.min_workers}")
-
-    def worker_resources(self, use_gpu: bool) -> dict[str, float]:
-        """Resources of a worker, by Ray's names."""
-        return {"CPU": self.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
-
-    def scaling(self, use_gpu: bool) -> ScalingConfig:
-        elastic = self.min_workers is not None and self.min_workers < self.workers
-        return ScalingConfig(
-            num_workers=(self.min_workers, self.workers) if elastic else self.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": self.cpus_per_worker},
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +127,7 @@ def train(
             train_rank(task, Ranks.here(), on_progress=shown_progress, should_stop=should_stop)
         else:
             with ray_session(shown_progress):
-                _train_on_ray(task, cluster, shown_progress, should_stop)
+                train_on_ray(task, cluster, shown_progress, should_stop)
     return _summary(folder, folder / MODEL_FOLDER, settings.steps, started)
 
 
@@ -321,193 +222,3 @@ def _write_live(folder: Path, state: bytes) -> None:
     if (folder / METRICS).exists():
         with write_beside(folder / LIVE_FILE) as (unfinished,):
             unfinished.write_bytes(state)
-
-
-def _train_on_ray(task: TrainTask, cluster: ClusterSettings, on_progress: OnProgress, should_stop: ShouldStop) -> None:
-    """Trains on the workers of the connected Ray, and hands their progress on."""
-    _check_counts(task, cluster)
-    _check_cores(cluster)
-    output = Path(task.output)
-    token = _mark(output)
-    for name in (_ERROR, _PROGRESS, _STOP):
-        (output / name).unlink(missing_ok=True)
-    # Ray Train's `fit` blocks, and changes the signal handlers of its process: it has one of its own
-    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    fit = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=node)(_fit)
-    running = fit.remote(task, cluster, token)
-    progress = read_progress(output / _PROGRESS)
-    watch = NodeWatch(
-        cluster.min_workers or cluster.workers, cluster.worker_resources(cluster_has("GPU") > 0), alive_nodes
-    )
-    try:
-        done: list[Any] = []
-        while not done:
-            done, _ = ray.wait([running], timeout=POLL_SECONDS)
-            for report in next(progress):
-                watch.heard()
-                on_progress(report)
-            line = watch.look()
-            if line is not None:
-                on_progress(Progress("nodes", message=line))
-            if should_stop():
-                (output / _STOP).touch()
-    except BaseException:
-        ray.cancel(running, force=True)
-        raise
-    failure: str | None = ray.get(running)
-    if (output / _ERROR).exists():
-        error = json.loads((output / _ERROR).read_text())
-        raise next(kind for kind in (*TRAIN_ERRORS, *_ENDINGS) if kind.__name__ == error["type"])(error["message"])
-    if failure is not None:
-        raise TrainingFailed(failure)
-
-
-def _fit(task: TrainTask, cluster: ClusterSettings, token: str) -> str | None:
-    """Runs Ray Train; returns the reason of a failure."""
-    use_gpu = cluster_has("GPU") > 0
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"task": task, "token": token, "loaders": cluster.loaders},
-        scaling_config=cluster.scaling(use_gpu),
-        torch_config=NodeTorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=cluster.timeout),
-        run_config=RunConfig(
-            name=f"{task.component}-{uuid.uuid4().hex[:8]}",
-            storage_path=os.path.abspath(Path(task.output) / RAY_FILES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
-        ),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        # the message of the worker's exception, out of the traceback that Ray gives
-        causes = getattr(error, "worker_failures", None) or {0: error}
-        lines = str(next(iter(causes.values()))).strip().splitlines()
-        raised = [index for index, line in enumerate(lines) if re.match(r"[\w.]+: ", line)]
-        return "\n".join(lines[raised[-1] :] if raised else lines[-1:])
-    return None
-
-
-def _check_counts(task: TrainTask, cluster: ClusterSettings) -> None:
-    """Refuses an elastic run in which some number of workers does not divide the batch."""
-    if cluster.min_workers is None or task.settings.batch_tokens is not None:
-        return  # every worker checks its own number
-    batch, counts = task.settings.batch, range(cluster.min_workers, cluster.workers + 1)
-    for count in counts:
-        if batch % count:
-            raise ClusterTooSmall(
-                f"a batch of {batch} cannot be divided among {count} workers, which min_workers {counts.start} "
-                f"allows; choose a multiple of {math.lcm(*counts)}, or a narrower range"
-            )
-
-
-def _check_cores(cluster: ClusterSettings) -> None:
-    """Refuses a run whose loaders would wait for a core for ever."""
-    workers = cluster.min_workers or cluster.workers
-    needed, there = workers * (cluster.cpus_per_worker + cluster.loaders), cluster_has("CPU")
-    if cluster.loaders and needed > there:
-        raise ClusterTooSmall(
-            f"{workers} workers with {cluster.loaders} loaders each take {needed:g} cores, and the cluster has "
-            f"{there:g}; lower loaders, workers or cpus_per_worker"
-        )
-
-
-# ---- on a worker --------------------------------------------------------------------------------------------------
-
-
-def _worker(config: dict[str, Any]) -> None:
-    """Training loop of a worker, for Ray Train."""
-    task: TrainTask = config["task"]
-    output = Path(task.output)
-    _check_shared(output, config["token"])
-    if (output / _ERROR).exists():
-        return  # Ray Train restarts workers after any error; this one would come again
-    first = ray.train.get_context().get_world_rank() == 0
-    drained, stop = NodeDrain(), output / _STOP
-    try:
-        train_rank(
-            task,
-            Ranks.here(),
-            trackers=[RayMetrics(task.component)] if first else [],
-            on_progress=partial(_report, output),
-            on_save=_report_checkpoint,
-            remote_loader=partial(ray_loader, actors=config["loaders"]) if config["loaders"] else None,
-            should_stop=lambda: drained() or (first and stop.exists()),
-        )
-    except _ENDINGS as error:  # Ray Train would start the workers again after an error
-        if first:
-            (output / _ERROR).write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
-    except TRAIN_ERRORS as error:
-        kind = next(one for one in TRAIN_ERRORS if isinstance(error, one))
-        (output / _ERROR).write_text(json.dumps({"type": kind.__name__, "message": str(error)}))
-        raise
-
-
-class NodeDrain:
-    """Notice that Ray takes this node away, as it does with a spot node; looked for now and then."""
-
-    def __init__(self) -> None:
-        self._node = ray.get_runtime_context().get_node_id()
-        self._next_look, self._is_drained = 0.0, False
-
-    def __call__(self) -> bool:
-        if not self._is_drained and time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + POLL_SECONDS
-            self._is_drained = self._node in cluster_state.get_draining_nodes()
-        return self._is_drained
-
-
-def _report(output: Path, progress: Progress) -> None:
-    """Reports progress through files: messages for people to the log, all of it for the driver beside it."""
-    with (output / LOG).open("a") as log:
-        log.write(progress.message + "\n")
-    write_progress(output / _PROGRESS, progress)
-
-
-def _report_checkpoint(checkpoint: Path, metrics: dict[str, float]) -> None:
-    """Reports a checkpoint to Ray Train by its path: it is on shared storage already."""
-    if ray.train.get_context().get_world_rank():
-        ray.train.report({})
-        return
-    with tempfile.TemporaryDirectory() as pointer:
-        (Path(pointer) / "checkpoint.json").write_text(json.dumps({"checkpoint": str(checkpoint.absolute())}))
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(pointer))
-
-
-class RayMetrics:
-    """Tracker whose gauges are on the metrics endpoint of the node, for Prometheus."""
-
-    def __init__(self, component: str) -> None:
-        self._component = component
-        self._gauges: dict[str, Gauge] = {}
-
-    def add(self, step: int, values: dict[str, float]) -> None:
-        for name, value in {"step": float(step), **values}.items():
-            key = "videolavit_train_" + "".join(letter if letter.isalnum() else "_" for letter in name)
-            if key not in self._gauges:
-                self._gauges[key] = Gauge(key, f"{name} of the training", tag_keys=("component",))
-            self._gauges[key].set(value, tags={"component": self._component})
-
-    def close(self) -> None:
-        pass
-
-
-# ---- shared storage -----------------------------------------------------------------------------------------------
-
-
-def _mark(output: Path) -> str:
-    """Writes a token into the folder of the run, which every worker must find there."""
-    token = uuid.uuid4().hex
-    output.mkdir(parents=True, exist_ok=True)
-    (output / _SHARED).write_text(token)
-    return token
-
-
-def _check_shared(output: Path, token: str) -> None:
-    marker = output / _SHARED
-    found = marker.read_text() if marker.is_file() else None
-    if found != token:
-        raise StorageNotShared(
-            f"{output} on node {ray.util.get_node_ip_address()} is not the folder that the driver sees; "
-            "the output must be on storage that all nodes share"
-        )

@@ -94,6 +94,14 @@ def test_what_cannot_be_a_backbone_is_named(tmp_path: Path) -> None:
         read_backbone(source)
 
 
+def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
+    """PEFT would apply it to the network, and stored names choose its code."""
+    source = write_backbone(tmp_path / "source", "llama")
+    (source / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": ["q_proj"]}')
+    with pytest.raises(ModelError, match=r"has adapter_config\.json, which is no file of a language model here"):
+        read_backbone(source)
+
+
 def test_soft_caps_are_refused(tmp_path: Path) -> None:
     import transformers
 

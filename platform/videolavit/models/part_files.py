@@ -42,7 +42,7 @@ def read_part(part: str, folder: Path) -> Any:
         return _read_diffusers(folder, DIFFUSERS[part])
     if part.endswith("scheduler"):
         return _read_scheduler(folder)
-    return _read_language_model(folder)
+    return load_language_model(folder)[0]
 
 
 def save_part(part: Any, folder: Path) -> None:
@@ -151,20 +151,27 @@ def language_model_class(folder: Path) -> tuple[Any, Any]:
         return MODEL_FOR_CAUSAL_LM_MAPPING[kind], kind.from_dict(plain)
 
 
-def _read_language_model(folder: Path) -> Any:
+def load_language_model(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Loads a causal language model; the second value has the names of tensors that its files lack or misfit.
+
+    Raises:
+        ModelError: see `language_model_class`; or files lie beside the weights that would change the network.
+    """
     kind, config = language_model_class(folder)
     strange = sorted(file.name for pattern in STRANGERS_FILES for file in folder.glob(pattern))
     if strange:
         raise ModelError(f"{folder} has {strange[0]}, which is no file of a language model here; remove it")
     with naming_folder(folder):
-        return kind.from_pretrained(
+        network, info = kind.from_pretrained(
             folder,
             config=config,
             local_files_only=True,
             use_safetensors=True,
             dtype="auto",
             attn_implementation="sdpa",
+            output_loading_info=True,
         )
+    return network, info
 
 
 def _read_scheduler(folder: Path) -> Any:

@@ -16,7 +16,7 @@ from videolavit.vocabulary import stop_ids
 
 from ..language_model.families import check_trainable, unpackable
 from ..network import CONFIG, ModelError
-from ..part_files import language_model_class, naming_folder
+from ..part_files import language_model_class, load_language_model, naming_folder
 from ..parts import SEED
 
 if TYPE_CHECKING:
@@ -93,15 +93,7 @@ def _read_folder(folder: Path) -> Backbone:
         with torch.device("meta"):
             _check_family(folder, kind._from_config(copy.deepcopy(config), attn_implementation="eager"))
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        network, info = kind.from_pretrained(
-            folder,
-            config=config,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype="auto",
-            attn_implementation="sdpa",
-            output_loading_info=True,
-        )
+    network, info = load_language_model(folder)
     return _checked(folder, network, tokenizer, info)
 
 

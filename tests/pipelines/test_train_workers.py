@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.train import (
+from pipelines.train_workers import (
     ClusterSettings,
     ClusterTooSmall,
     StorageNotShared,
@@ -47,7 +47,7 @@ def test_an_elastic_range_must_fit_the_batch() -> None:
 def test_loaders_need_workers_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="loaders are for training under Ray Train"):
         ClusterSettings(loaders=1)
-    monkeypatch.setattr("pipelines.train.cluster_has", lambda resource: 4.0)
+    monkeypatch.setattr("pipelines.train_workers.cluster_has", lambda resource: 4.0)
     _check_cores(ClusterSettings(workers=2, loaders=1))
     with pytest.raises(ClusterTooSmall, match="2 workers with 2 loaders each take 6 cores, and the cluster has 4"):
         _check_cores(ClusterSettings(workers=2, loaders=2))
