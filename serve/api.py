@@ -22,9 +22,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from .errors import ApiError, unavailable
-from .failures import api_error, invalid_request, private_traceback
+from .failures import invalid_request
 from .keys import OWNER, deadline_at
-from .middleware import AdmissionMiddleware, RequestMiddleware
+from .middleware import AdmissionMiddleware, FailureMiddleware, RequestMiddleware, error_response
 from .prompts import check_model
 from .protocol.base import ErrorResponse
 from .protocol.chat import ChatRequest, ChatResponse
@@ -122,13 +122,9 @@ def add_middleware(app: FastAPI, service: Service) -> None:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    def error_response(request: Request, error: ApiError) -> JSONResponse:
-        request.scope["state"]["reason"] = error.code
-        return JSONResponse(error.body, error.status, error.headers)
-
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(request, invalid_request(error.errors()))
+        return error_response(request.scope, invalid_request(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
@@ -137,22 +133,11 @@ def _add_error_handlers(app: FastAPI) -> None:
             404: ("not_found", f"there is no {called}: calls begin with /v1, and /docs lists them"),
             405: ("method_not_allowed", f"there is no {called}: /docs lists the methods of this path"),
         }.get(error.status_code, ("invalid_request", str(error.detail)))
-        response = error_response(request, ApiError(error.status_code, message, code))
+        response = error_response(request.scope, ApiError(error.status_code, message, code))
         response.headers.update(error.headers or {})
         return response
 
-    # A handler of `Exception` would not do: Starlette raises the error again, and the server logs it a second time.
-    @app.middleware("http")
-    async def failed(request: Request, call_next: Any) -> Response:
-        try:
-            response: Response = await call_next(request)
-            return response
-        except Exception as error:
-            answer = api_error(error)
-            if answer.status == 500:
-                request_id = request.scope["state"].get("request_id")
-                log.error("request %s failed: %s", request_id, private_traceback(error))
-            return error_response(request, answer)
+    app.add_middleware(FailureMiddleware)
 
 
 def _add_service_routes(app: FastAPI, service: Service) -> None:

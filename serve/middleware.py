@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .browsers import check_browser
 from .errors import ApiError, bad_request
+from .failures import api_error, private_traceback
 from .keys import Admission
 from .logs import RequestLine
 
@@ -212,6 +213,43 @@ class RequestMiddleware:
                     exchange.id, method, scope["path"], route, exchange.status, round(seconds, 4), reason, owner
                 )
             )
+
+
+class FailureMiddleware:
+    """Answers what nothing else has caught, and logs it where it is a fault of the service.
+
+    A handler of `Exception` would not do: Starlette raises the error again, and the server logs it a second time.
+
+    Args:
+        app: Routes with their handlers of errors.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answered = False
+
+        async def watched(message: Message) -> None:
+            nonlocal answered
+            answered = answered or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if scope["type"] != "http" or answered:
+                raise
+            answer = api_error(error)
+            if answer.status == 500:
+                log.error("request %s failed: %s", scope["state"].get("request_id"), private_traceback(error))
+            await error_response(scope, answer)(scope, receive, send)
+
+
+def error_response(scope: Scope, error: ApiError) -> JSONResponse:
+    """Makes the answer of an error, and notes its code for the line of the request."""
+    scope["state"]["reason"] = error.code
+    return JSONResponse(error.body, error.status, error.headers)
 
 
 class _TooLarge(Exception):

@@ -18,12 +18,13 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api import add_middleware, make_app
 from serve.errors import ApiError
 from serve.failures import private_traceback
 from serve.keys import Admission, add_key
+from serve.middleware import FailureMiddleware
 from serve.proxy import ProxyMiddleware
 from serve.service import Service
 from serve.settings import read_settings
@@ -475,3 +476,29 @@ def test_log_lines_of_failures_name_types_and_places_only() -> None:
         r"RuntimeError at test_middleware.py:\d+ test_\w+; from ValueError at test_middleware.py:.*", line
     )
     assert "SECRET" not in line
+
+
+@pytest.mark.parametrize("end", ["leaves", "fails", "fails late"])
+def test_only_failures_are_answered_and_logged(end: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A client that left gets no answer, and none is logged as if it had failed; a begun answer is not begun again."""
+    sent: list[Message] = []
+
+    async def routes(scope: Scope, receive: Receive, send: Send) -> None:
+        if end == "fails late":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        if end != "leaves":
+            raise LookupError("private")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "state": {"request_id": "r1"}}
+    with contextlib.suppress(LookupError):
+        asyncio.run(FailureMiddleware(routes)(scope, receive, send))
+    assert [one.get("status") for one in sent] == {"leaves": [], "fails": [500, None], "fails late": [200]}[end]
+    assert [("r1" in line, "private" in line) for line in caplog.messages] == (
+        [(True, False)] if end == "fails" else []
+    )
