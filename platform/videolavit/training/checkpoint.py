@@ -111,9 +111,11 @@ class Resumed:
     """A checkpoint that a run continues from.
 
     Args:
+        name: Name of its folder.
         has_average: False if it has no averaged weights, and the run has.
     """
 
+    name: str
     state: RunState
     has_average: bool
 
@@ -297,8 +299,7 @@ class Checkpoints:
             name: value for name, value in tensors.items() if name in stored or not name.startswith(AVERAGE_PREFIX)
         }
         self._fill(path, found)
-        self._on_message(f"continues from {path.name}")
-        return Resumed(state, has_average=len(found) == len(tensors))
+        return Resumed(path.name, state, has_average=len(found) == len(tensors))
 
     def begin_from(self, path: Path, tensors: dict[str, Tensor], *, moments: bool) -> bool:
         """Fills tensors in place from a checkpoint of another run.

@@ -174,6 +174,7 @@ class Trainer:
             component.stream.seek(state.stream)
             self._saved_step = state.step
             self.step, self._skipped_steps, self._tokens = state.step, state.skipped, Counter(state.tokens)
+            self._report(f"continues from {resumed.name}")
         self._metrics_log: MetricsLog | None = None
         if ranks.is_first and replays is None:
             config = asdict(settings) | self._identity
