@@ -219,13 +219,13 @@ def measure_model(folder: Path, sizes: ProofSizes, on_progress: OnProgress) -> N
 
 
 def _fewest_codes(tokens: Folder) -> int:
-    """Smallest number of codes of a keyframe in a token run: no picture that is generated has fewer."""
+    """Smallest number of codes of a keyframe in a token run, at least 1: no picture that is generated has fewer."""
     fewest = []
     for name in Ledger(tokens, TOKEN_SHARDS).committed():
         with tokens.open(f"{TOKEN_SHARDS.folder}/{name}") as file:
             clips = ParquetReader(file).read(columns=["clips"])["clips"].combine_chunks().flatten()
         fewest.append(int(pc.min(pc.list_value_length(clips.field("visual_tokens"))).as_py()))
-    return min(fewest)
+    return max(1, min(fewest))  # a tokenizer that has hardly been trained may drop every patch
 
 
 def compare_model(folder: Path, on_progress: OnProgress) -> None:

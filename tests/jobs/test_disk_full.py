@@ -151,6 +151,8 @@ def test_every_write_of_a_data_run_fails_once(video: Path, on_head: Job, tmp_pat
             assert "No space left" in done.stderr
         assert failures > 5
         for file in (tmp_path / "whole").rglob("*.parquet"):
+            if file.parent.name == "summaries":  # they tell how long the work took
+                continue
             found = pq.read_table(small / "run" / file.relative_to(tmp_path / "whole"))
             assert found.equals(pq.read_table(file))
         assert not list((small / "run").rglob(".*"))

@@ -18,8 +18,10 @@ LIMIT = 240.0
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """A head without cores, and a node with two."""
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head without cores, and a node with two; without the token of the cluster that other tests share."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     made.add_node(num_cpus=2)
     yield made

@@ -17,7 +17,8 @@ from serve.settings import read_settings
 from serve.store import JobStore, new_id
 from serve.video_jobs import JobWorker
 from tests.conftest import wait_for
-from videolavit.generation.program import GeneratedVideo
+from videolavit.generation.program import GeneratedVideo, Program, video_program
+from videolavit.generation.settings import GenerateSettings
 from videolavit.records.storage import Folder, StorageSettings
 
 LEASE = 1.0
@@ -37,6 +38,12 @@ class _Graph:
     def __init__(self, block: Callable[[], object], pause: float, rounds: int) -> None:
         self._block, self._pause, self._rounds = block, pause, rounds
         self.steps, self.cancelled = 0, False
+
+    async def video_program(
+        self, prompt: str, reference: bytes | None, seed: int, clips: int, settings: GenerateSettings
+    ) -> Program:
+        assert reference is None
+        return video_program([prompt], seed, clips, settings.constraint)
 
     async def video(self, *arguments: Any) -> GeneratedVideo:
         on_progress = arguments[-1]
