@@ -1,4 +1,4 @@
-"""Readiness of a service, looked at once a second, however many ask for it."""
+"""Readiness of a service, looked at from time to time, however many ask for it."""
 
 import asyncio
 import time
@@ -14,8 +14,9 @@ from .store import JobStore
 
 READY_STATES = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
 
-EVERY = 1.0
-"""Interval at which deployments and job store are looked at, in seconds."""
+EVERY, EVERY_IF_WELL = 1.0, 5.0
+"""Interval at which deployments and job store are looked at, in seconds, and that while all is well: to ask Ray Serve
+takes a tenth of a second of a core."""
 
 STALE = 15.0
 """Age at which what was seen counts no more, in seconds."""
@@ -48,7 +49,7 @@ class HealthWatch:
                 asyncio.to_thread(_deployments), asyncio.to_thread(self._check_store)
             )
             self._seen = time.monotonic()
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(EVERY_IF_WELL if self.is_ready else EVERY)
 
     def _check_store(self) -> bool:
         try:

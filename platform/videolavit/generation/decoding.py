@@ -229,7 +229,7 @@ class DecodeBatch:
 
     def append_tokens(self, tokens: list[int]) -> None:
         """Appends one token id to every row, and computes the logits of the next ones."""
-        ids = torch.tensor(tokens, device=self._model.device)[:, None]
+        ids = torch.tensor(tokens, device=self._padding.device)[:, None]  # a model looks for its device in its weights
         positions = (self._length - self._padding)[:, None]
         self._length += 1
         self.logits = self._forward(self._attention_bias(), input_ids=ids, position_ids=positions)
