@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import ray
+from ray._private import ray_constants
 from ray.data import DataContext
 
 from videolavit.progress import OnProgress, ignore_progress
@@ -34,7 +35,7 @@ def ray_session(on_progress: OnProgress = ignore_progress) -> Iterator[None]:
         with ray_arguments(on_progress) as arguments:
             try:
                 handler = signal.getsignal(signal.SIGTERM)
-                with starting_ray(arguments["address"]):
+                with starting_ray(arguments["address"], ray_constants):
                     ray.init(**arguments)
                 if callable(handler) and threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGTERM, handler)  # the caller's own, which Ray has replaced

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ray
 from ray import serve
+from ray._private import ray_constants
 from ray.exceptions import RayError
 
 from videolavit.progress import OnProgress, Progress, ignore_progress
@@ -133,7 +134,7 @@ def _ray(on_progress: OnProgress) -> Iterator[None]:
         os.environ.setdefault(NICENESS, "0")  # by default Ray's processes give way to all others
         os.environ[CALLBACK] = f"{middlewares.__module__}:{middlewares.__name__}"
         try:
-            with starting_ray(arguments["address"]):
+            with starting_ray(arguments["address"], ray_constants):
                 ray.init(**arguments)
             yield
         finally:

@@ -113,15 +113,21 @@ def ray_arguments(on_progress: OnProgress) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def starting_ray(address: str) -> Iterator[None]:
-    """Turns errors of `ray.init`, the body, into `RayUnavailable`, keeps messages of Ray's C++ core out of stderr, and
-    a working folder of data off the path of its workers.
+def starting_ray(address: str, ray_constants: Any) -> Iterator[None]:
+    """Turns errors of `ray.init`, the body, into `RayUnavailable`, keeps messages of Ray's C++ core out of stderr, a
+    working folder of data off the path of its workers, and a Ray of this process on loopback.
 
     It prints them at level ERROR, and announces a change of level. One of them, about the restart of actors
     (ray-project/ray#53727), appears for every actor pool of Ray Data.
+
+    Args:
+        address: Cluster, or `LOCAL`.
+        ray_constants: The module `ray._private.ray_constants`.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_away_from_strangers())
+        if address == LOCAL:
+            stack.enter_context(_on_loopback(ray_constants))
         if "RAY_BACKEND_LOG_LEVEL" not in os.environ:
             os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
             stack.enter_context(_no_stderr())
@@ -132,6 +138,20 @@ def starting_ray(address: str) -> Iterator[None]:
             if address != LOCAL:
                 raise _no_answer(address, f" ({reason})") from error
             raise RayUnavailable(f"Ray cannot start on this machine: {reason}") from error
+
+
+@contextlib.contextmanager
+def _on_loopback(ray_constants: Any) -> Iterator[None]:
+    """Lets a Ray that is started in the body listen on loopback alone, as it does on Windows and macOS.
+
+    It would listen on all interfaces.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for the processes that it starts
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False  # read when it was imported
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextlib.contextmanager

@@ -70,6 +70,29 @@ assert here not in path, path
 assert os.path.dirname(file) == os.path.dirname(os.__file__), file
 """
 
+ON_LOOPBACK = """
+import ipaddress
+import psutil, ray
+from pipelines.session import ray_session
+
+with ray_session():
+    assert ray.get(ray.remote(lambda: 1).remote()) == 1
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = {
+        (process.name(), place.laddr)
+        for process in processes
+        for place in process.net_connections("inet")
+        if place.status == psutil.CONN_LISTEN
+    }
+open_to_others = []
+for name, (host, port) in listening:
+    address = ipaddress.ip_address(host)
+    address = getattr(address, "ipv4_mapped", None) or address
+    if not address.is_loopback:
+        open_to_others.append((name, host, port))
+assert len(listening) > 3 and not open_to_others, open_to_others
+"""
+
 IN_A_FOLDER_THAT_IS_GONE = """
 import os, sys, tempfile
 from pipelines.session import ray_session
@@ -102,6 +125,11 @@ def can_unshare(*options: str) -> bool:
     """True where tests may make namespaces: as root, outside of most containers."""
     command = shutil.which("unshare")
     return command is not None and subprocess.run([command, *options, "true"], capture_output=True).returncode == 0
+
+
+def test_a_ray_of_this_process_listens_on_loopback_alone() -> None:
+    done = run(ON_LOOPBACK)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("joins", [True, False], ids=["of a cluster", "of its own"])
