@@ -100,7 +100,8 @@ def invalid_request(details: Sequence[Any]) -> ApiError:
     first = details[0]
     kind, context = first["type"], first.get("ctx", {})
     if kind == "json_invalid":
-        return bad_request(f"the body is not valid JSON: {context['error']}", code="invalid_json")
+        reason = context["error"].partition(" at line ")[0]  # a place within text that a client made says little
+        return bad_request(f"the body is not valid JSON: {reason}", code="invalid_json")
     field = _field(first["loc"])
     if kind == "extra_forbidden":
         return bad_request(f"unknown field: {field}", field, "unknown_parameter")

@@ -138,7 +138,8 @@ class ServeSettings:
     """Settings of a service.
 
     Args:
-        model: Model folder, or a preset with untrained weights: tiny, mini, small, video-lavit-7b.
+        model: Model folder, the small model that ships, shapes, or a preset with untrained weights: tiny, mini, small,
+            video-lavit-7b.
         name: Name that clients call the model by; None for the name of its folder.
         storage: Folder or fsspec URL for results and uploads, which all nodes can reach.
         database: SQLAlchemy URL of the job store; None for an SQLite file in the storage, which must then be a folder.

@@ -17,7 +17,8 @@ import pytest
 from tests.conftest import ROOT
 
 Python = Callable[..., str]
-DATA_FILES = (".yaml", ".html", ".css", ".js", ".svg", ".j2")
+SHAPES = "videolavit/models/shipped/shapes"
+DATA_FILES = (".yaml", ".html", ".css", ".js", ".svg", ".j2", ".json", ".safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_the_library_decomposes(python: Python, small_corpus: Path) -> None:
 
 
 def test_data_files_are_found(python: Python) -> None:
-    """Presets, recipes, the report's template, the service's page and the service's configuration."""
+    """Presets, recipes, the report's template, the service's page and configuration, and the model that ships."""
     code = """
 from videolavit.models.presets import load_preset
 from videolavit.records.report import render_page
@@ -98,5 +99,5 @@ print(*sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.su
         for path in (folder / package).rglob("*")
         if path.suffix in DATA_FILES
     }
-    assert {"serve/config.yaml", "serve/page/index.html", "serve/page/page.js"} <= shipped
+    assert {"serve/config.yaml", "serve/page/index.html", "serve/page/page.js", f"{SHAPES}/model.json"} <= shipped
     assert set(python("-c", found, "{}", *DATA_FILES).split()) == shipped

@@ -146,3 +146,11 @@ def test_an_answer_that_a_client_returns_is_a_message() -> None:
 def test_a_result_of_a_function_is_refused_by_its_name() -> None:
     error = refusal(chat() | {"messages": [{"role": "tool", "tool_call_id": "a", "content": "3"}]})
     assert error.message == "messages[0].tool_call_id is not supported: leave it out"
+
+
+def test_a_body_that_is_not_json_is_named_without_places_in_it() -> None:
+    with pytest.raises(ValidationError) as error:
+        VideoRequest.model_validate_json('{"prompt": ')
+    refused = invalid_request(error.value.errors())
+    assert refused.code == "invalid_json"
+    assert refused.message == "the body is not valid JSON: EOF while parsing a value"
