@@ -1,13 +1,13 @@
 """Faults of the environment, told from those of samples: a storage is believed only when it answers.
 
-A file that is gone, or that one may not read any more, is a fault of its sample if others of its place can be read at
-that moment. If they cannot, the credentials, the network or the storage are at fault: no sample is rejected for it.
+A file that is gone, or that one may not read, is a fault of its sample if another one of its place can be read at that
+moment. If none can, the credentials, the network or the storage are at fault: no sample is rejected for it.
 """
 
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from videolavit.media.errors import MediaError, SourceForbidden, SourceMissing, SourceUnreadable
@@ -20,7 +20,11 @@ SUSPICIOUS = {kind.__name__ for kind in (SourceForbidden, SourceMissing, SourceU
 """Names of errors that a storage gives for a file, and that may be its own."""
 
 STOP_AFTER = 3
-"""Shards in a row that a storage fails before a run looks at it, and looks in vain before the run stops."""
+"""Shards in a row that a storage fails before a run looks at it, looks in vain before the run stops, and files in a row
+that an actor cannot read, with no other to ask for, before it takes the storage to fail."""
+
+ASKED = 8
+"""Files of a shard that are asked for where the storage has given none yet."""
 
 STORAGE_WAIT, LOOK_EVERY = 600.0, 10.0
 """Longest time that a run waits for a storage, and the time between two looks at it, in seconds."""
@@ -30,7 +34,7 @@ _OUTPUT_MARK = "the output cannot be written: "
 
 
 class StorageFails(Exception):
-    """A storage that gave the headers of files does not give them any more. The shard stays pending.
+    """A storage does not give its files, or not any more. The shard stays pending.
 
     Args:
         url: File that could not be read.
@@ -71,7 +75,7 @@ class StorageStopped(RuntimeError):
 
 
 class FaultWitness:
-    """Last file that an actor could read, by which it judges a storage.
+    """Last files that an actor could read, by which it judges a storage.
 
     Args:
         believe: True to take every answer of a storage for a fault of the sample.
@@ -80,29 +84,55 @@ class FaultWitness:
     def __init__(self, storage: StorageSettings, believe: bool) -> None:
         self._storage, self._believe = storage, believe
         self._good: dict[str, str] = {}
+        self._doubtful: set[str] = set()
 
     def read(self, row: PlanRow) -> None:
         """Notes that a source could be read."""
-        self._good[_place(row.url)] = row.url
+        self._note(row.url)
 
-    def check(self, row: PlanRow, error_type: str, others: Iterable[PlanRow]) -> None:
+    def check(self, row: PlanRow, error_type: str, rows: Sequence[PlanRow]) -> None:
         """Raises StorageFails if a fault is rather one of the storage than of the sample.
 
         Args:
             row: Sample that failed.
             error_type: Name of its error.
-            others: Rows of the same shard.
+            rows: Rows of its shard.
         """
         if self._believe or error_type not in SUSPICIOUS:
             return
         place = _place(row.url)
-        planned = (one.url for one in others if one.planned_seconds and one.url != row.url and _place(one.url) == place)
-        witness = self._good.get(place) or next(planned, None)
-        if witness is None or witness == row.url:
-            return
-        reason = failure_of(witness, self._storage)
-        if reason is not None:
+        known = [self._good.get(place)]
+        known += [one.url for one in rows if one.planned_seconds and _place(one.url) == place]
+        witness = next((url for url in known if url not in (None, row.url)), None)
+        if _is_listed(row):
+            witness = row.url  # which gave its list when it was planned
+        if witness is None and row.planned_seconds is not None:
+            self._ask_others(row, rows)
+        elif witness is not None and (reason := failure_of(witness, self._storage)) is not None:
             raise StorageFails(witness, reason)
+
+    def _ask_others(self, row: PlanRow, rows: Sequence[PlanRow]) -> None:
+        """Raises StorageFails if no other file can be read either; on the web, of any server."""
+        wide = _wide_place(row.url)
+        found = [self._good.get(wide)]
+        found += [one.url for one in rows if one.planned_seconds is not None and _wide_place(one.url) == wide]
+        others = [url for url in dict.fromkeys(found) if url not in (None, row.url)]
+        failure = None
+        for url in others[:: max(1, len(others) // ASKED)][:ASKED]:
+            reason = failure_of(url, self._storage)
+            if reason is None:
+                self._note(url)
+                return
+            failure = StorageFails(url, reason)
+        self._doubtful.add(row.url)
+        if failure is None and len(self._doubtful) >= STOP_AFTER:
+            failure = StorageFails(row.url, "like the files before it, it cannot be read")
+        if failure is not None:
+            raise failure
+
+    def _note(self, url: str) -> None:
+        self._good[_place(url)] = self._good[_wide_place(url)] = url
+        self._doubtful.clear()
 
 
 def failure_of(url: str, storage: StorageSettings) -> str | None:
@@ -180,9 +210,19 @@ def wait_for_storage(
             return
         reason = found
     raise StorageStopped(
-        f"the storage fails: {reason}. It gave this file when it was planned. No sample was rejected for it; mend the "
-        "storage or the credentials and start again. If the files are gone for good, set believe_storage"
+        f"the storage fails: {reason}. No sample was rejected for it; mend the storage or the credentials and start "
+        "again. If the files are gone for good, set believe_storage"
     )
+
+
+def _is_listed(row: PlanRow) -> bool:
+    """True if a sample is a member of an archive, or a row of a table."""
+    return row.offset is not None or row.row is not None
+
+
+def _wide_place(url: str) -> str:
+    """Storage of an address; for the web, all of it."""
+    return "web" if protocol_of(url) in ("http", "https") else _place(url)
 
 
 def _place(url: str) -> str:

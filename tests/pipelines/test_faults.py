@@ -15,8 +15,10 @@ from pipelines import faults
 from pipelines.common import SampleWork, WorkerSettings
 from pipelines.faults import FailingStorage, FaultWitness, StorageFails, StorageStopped, failing_storage
 from tests import runs
-from tests.conftest import Job
+from tests.conftest import Job, s3_filesystem
 from tests.disks import disk
+from tests.faulty_proxy import Fault, FaultyProxy, status
+from tests.tokens import picture
 from videolavit.progress import Progress
 from videolavit.records.kinds import read_clips
 from videolavit.records.rows import PlanRow
@@ -60,6 +62,61 @@ def test_the_last_good_file_is_the_witness(tmp_path: Path) -> None:
     good.unlink()
     with pytest.raises(StorageFails):
         witness.check(row_of(gone, planned=0.0), "SourceMissing", [])
+
+
+def test_a_storage_that_has_given_nothing_yet_is_asked_for_other_files(tmp_path: Path) -> None:
+    """Images, whose headers no plan reads."""
+    paths = [tmp_path / f"{name}.png" for name in range(20)]
+    rows = [row_of(path, planned=0.0) for path in paths]
+    witness = FaultWitness(StorageSettings(), believe=False)
+    with pytest.raises(StorageFails):
+        witness.check(rows[0], "SourceMissing", rows)
+    paths[1].write_bytes(b"x")  # the first of the files that are asked for
+    FaultWitness(StorageSettings(), believe=False).check(rows[0], "SourceMissing", rows)
+    alone = FaultWitness(StorageSettings(), believe=False)
+    for row in rows[2:4]:
+        alone.check(row, "SourceMissing", [row])
+    with pytest.raises(StorageFails):
+        alone.check(rows[4], "SourceMissing", [rows[4]])
+
+
+def test_the_file_that_holds_a_sample_is_its_witness(tmp_path: Path) -> None:
+    """Members of a tar, which was listed when it was planned."""
+    tar = tmp_path / "a.tar"
+    member = replace(row_of(tar, planned=0.0), source=f"{tar}/b.png", offset=512)
+    witness = FaultWitness(StorageSettings(), believe=False)
+    with pytest.raises(StorageFails):
+        witness.check(member, "SourceMissing", [member])
+    tar.write_bytes(b"x")
+    witness.check(member, "SourceMissing", [member])
+
+
+def test_a_storage_that_forbids_everything_for_a_while_rejects_nothing(
+    run_job: Job, s3: dict[str, str], tmp_path: Path
+) -> None:
+    """Secrets that are wrong from the first picture on, and right again later."""
+    proxy, pictures = FaultyProxy(s3["AWS_ENDPOINT_URL"]), tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(12):
+        (pictures / f"{number}.png").write_bytes(picture(number))
+    s3_filesystem(s3).put(str(pictures), "bucket/forbidden", recursive=True)
+    denied, forbidden = list[float](), status(403, "AccessDenied")
+
+    def choose(method: str, path: str) -> Fault | None:
+        if ".png" not in path or (denied and time.monotonic() - denied[0] > 20):
+            return None
+        denied.append(time.monotonic())
+        return forbidden
+
+    proxy.choose = choose
+    words = ("tokenize", "--model", "tiny", "--input", "s3://bucket/forbidden", "--output", tmp_path / "run")
+    done = run_job(*words, "--attempts", 1, **s3 | {"AWS_ENDPOINT_URL": proxy.url, "RAY_ADDRESS": "local"})
+    proxy.close()
+    assert denied
+    assert done.returncode == 0, done.stderr
+    assert "waiting for the storage" in done.stderr
+    counts = json.loads((tmp_path / "run" / "run.json").read_text())["counts"]
+    assert (counts["rejects"], counts["samples"]) == (0, 12)
 
 
 def test_a_machine_that_starts_no_process_rejects_nothing(
