@@ -81,7 +81,7 @@ SERVICE_FILES = {f"tests/serve/test_{name}.py" for name in ("api", "clients", "l
 """Files of tests that share a service, which takes long to start."""
 
 SLOW_PATHS = (
-    "tests/cluster/",  # hosts that are cut off
+    "tests/cluster/",  # hosts that are cut off and killed
     "tests/media/test_hostile.py",  # fuzzing
     "tests/evaluation/test_shapes.py",  # whole products, from nothing
     "tests/pipelines/test_demo.py",
@@ -233,7 +233,18 @@ def on_head(ray_head: str, run_job: Job) -> Job:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment variables for a real S3 server on loopback that has a bucket `bucket`."""
-    folder = tmp_path_factory.mktemp("s3")
+    with s3_server(tmp_path_factory.mktemp("s3")) as environment:
+        yield environment
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path, address: str = "127.0.0.1") -> Iterator[dict[str, str]]:
+    """A real S3 server with a bucket `bucket`, as environment variables.
+
+    Args:
+        folder: Folder of its files, removed at the end.
+        address: Address of this machine that it listens on.
+    """
     identities = folder / "identities.json"
     identities.write_text(
         '{"identities": [{"name": "tests", "credentials": [{"accessKey": "tests", "secretKey": "tests-secret"}],'
@@ -249,8 +260,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
                 str(weed),
                 "server",
                 f"-dir={folder}",
-                "-ip=127.0.0.1",
-                "-ip.bind=127.0.0.1",
+                f"-ip={address}",
+                f"-ip.bind={address}",
                 "-s3",
                 f"-s3.port={port}",
                 f"-s3.config={identities}",
@@ -267,7 +278,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             stderr=subprocess.STDOUT,
         )
     environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL": f"http://{address}:{port}",
         "AWS_ACCESS_KEY_ID": "tests",
         "AWS_SECRET_ACCESS_KEY": "tests-secret",
         "AWS_DEFAULT_REGION": "us-east-1",

@@ -1,4 +1,4 @@
-"""Hosts on this machine: network namespaces on a bridge, that can be cut off and killed, and Ray on them."""
+"""Hosts on this machine: network namespaces on a bridge, that can be cut off, healed and killed, and Ray on them."""
 
 import contextlib
 import json
@@ -24,14 +24,6 @@ STARTS = 3
 
 OBJECT_STORE = 100_000_000
 """Bytes of each host's object store; Ray takes no less than 75 MiB."""
-
-QUICK_HEALTH = {
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "2000",
-    "RAY_health_check_timeout_ms": "3000",
-    "RAY_health_check_failure_threshold": "3",
-}
-"""Environment of a head that takes a host for dead after some 15 s, as docs/operations.md says."""
 
 NODES = """
 import json, os, sys, time
@@ -95,12 +87,18 @@ class Host:
         """Cuts the host off."""
         ip("link", "set", self.link, "down")
 
-    def processes(self) -> list[psutil.Process]:
-        """Processes of the host."""
+    def heal(self) -> None:
+        """Connects the host again."""
+        ip("link", "set", self.link, "up")
+
+    def processes(self, word: str = "") -> list[psutil.Process]:
+        """Processes of the host whose command line has a word."""
         found = []
         for pid in ip("netns", "pids", self.name).split():
             with contextlib.suppress(psutil.Error):
-                found.append(psutil.Process(int(pid)))
+                process = psutil.Process(int(pid))
+                if word in " ".join(process.cmdline()):
+                    found.append(process)
         return found
 
     def kill(self) -> None:
@@ -221,6 +219,11 @@ class Job:
         with saying(self.log):
             wait_for(lambda: self.process.poll() is not None, "no end", limit)
         return self.process.wait()
+
+    def kill(self) -> None:
+        """Kills the process of the command."""
+        self.process.kill()
+        self.process.wait()
 
 
 class Cluster:
