@@ -23,7 +23,7 @@ STOP_AFTER = 3
 """Shards in a row that a storage fails before a run looks at it, looks in vain before the run stops, and files in a row
 that an actor cannot read, with no other to ask for, before it takes the storage to fail."""
 
-ASKED = 8
+OTHERS_ASKED = 8
 """Files of a shard that are asked for where the storage has given none yet."""
 
 STORAGE_WAIT, LOOK_EVERY = 600.0, 10.0
@@ -118,7 +118,7 @@ class FaultWitness:
         found += [one.url for one in rows if one.planned_seconds is not None and _wide_place(one.url) == wide]
         others = [url for url in dict.fromkeys(found) if url not in (None, row.url)]
         failure = None
-        for url in others[:: max(1, len(others) // ASKED)][:ASKED]:
+        for url in others[:: max(1, len(others) // OTHERS_ASKED)][:OTHERS_ASKED]:
             reason = failure_of(url, self._storage)
             if reason is None:
                 self._note(url)

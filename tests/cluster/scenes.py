@@ -161,7 +161,7 @@ def cut_shortly(run: Run, host: Host) -> None:
     """Cuts a host off for some time, in which the other one goes on."""
     before, until = len(run.shards()), time.monotonic() + SHORT_CUT
     host.cut()
-    if run.pipeline == "decompose":  # of tokenizing, a part of each shard's work may be on the other side
+    if run.pipeline == "decompose":  # both hosts may work on one shard of tokens
         wait_for(lambda: len(run.shards()) > before, "the other host makes no shard", limit=50)
     time.sleep(max(until - time.monotonic(), 0))
     host.heal()
