@@ -88,9 +88,9 @@ def build(arguments: dict[str, Any]) -> Application:
     settings = read_settings(arguments | {"generation": suited | arguments.get("generation", {})})
     if "://" not in settings.storage and not Path(settings.storage).is_absolute():
         raise ValueError(f"storage: {settings.storage} is a different folder on each node; give an absolute path")
-    if settings.database is None:
-        nodes = len(ray.nodes()) if ray.is_initialized() else 1
-        check_sqlite(f"sqlite:///{settings.storage}/jobs.sqlite", min(settings.ingress.replica_range[1], nodes))
+    nodes = len(ray.nodes()) if ray.is_initialized() else 1
+    database = settings.database or f"sqlite:///{settings.storage}/jobs.sqlite"
+    check_sqlite(database, min(settings.ingress.replica_range[1], nodes))
     return application(settings)
 
 

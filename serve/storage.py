@@ -5,6 +5,9 @@ from pathlib import Path
 
 from videolavit.records.storage import Folder, StorageSettings
 
+JOB_FOLDERS = ("results", "uploads")
+"""Folders of a storage that the service fills."""
+
 MOUNTS = Path("/proc/mounts")
 
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -33,12 +36,18 @@ NETWORK_FILE_SYSTEMS = frozenset(
 def private_storage(url: str) -> Folder:
     """Storage of a service. A missing local folder is made, for its user alone: prompts and uploads are private.
 
+    In a folder that is there, only the service's own are closed to others.
+
     Raises:
         OSError: the folder cannot be made.
     """
     folder = Folder(url, StorageSettings())
     if folder.is_local:
         Path(folder.path).mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name in JOB_FOLDERS:
+            own = Path(folder.path, name)
+            own.mkdir(exist_ok=True)
+            own.chmod(0o700)
     return folder
 
 

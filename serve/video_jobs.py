@@ -25,6 +25,7 @@ from .failures import REPLICA_DIED, private_traceback, root_cause
 from .graph import Graph
 from .heartbeat import Heartbeat
 from .settings import ServeSettings
+from .storage import JOB_FOLDERS
 from .store import Job, JobStore
 from .video_plan import SAMPLER_OPTIONS, describe_file, sampler_settings
 
@@ -234,7 +235,7 @@ class JobWorker:
 
     def _remove_orphans(self) -> None:
         self._store.remove_expired()
-        stored = {kind: self._folder.names(kind, "") for kind in ("results", "uploads")}
+        stored = {kind: self._folder.names(kind, "") for kind in JOB_FOLDERS}
         known = self._store.ids()  # read last, because the upload of a new job is stored before its row
         now, orphans = time.monotonic(), self._orphans
         found = {

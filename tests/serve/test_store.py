@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from serve.settings import read_settings
-from serve.storage import check_sqlite
+from serve.storage import check_sqlite, private_storage
 from serve.store import HOLDERS, JOBS, TAKEOVERS, Idempotency, Job, JobStore, new_id
 from serve.video_jobs import JobWorker
 from videolavit.records.storage import Folder, StorageSettings
@@ -368,6 +368,14 @@ def test_a_machine_that_starts_with_a_wrong_clock_does_not_go_back(
 
 
 # ---- SQLite and other machines --------------------------------------------------------------------------------------
+
+
+def test_what_a_service_stores_is_closed_in_an_open_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "uploads").mkdir(mode=0o755)
+    private_storage(str(tmp_path))
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path, *tmp_path.iterdir())}
+    assert modes == {tmp_path.name: 0o755, "uploads": 0o700, "results": 0o700}
 
 
 def test_sqlite_is_not_shared_over_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from videolavit.scratch import scratch_folder
 from videolavit.vocabulary import stop_ids
 
 from ..language_model.families import check_trainable, unpackable
@@ -102,11 +103,13 @@ def _read_gguf(file: Path) -> Backbone:
         raise ModelError(f"{file} is a GGUF file, which needs the package gguf: install `videolavit[gguf]`")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
-    with naming_folder(file):
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
+    source: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
+    # alone in a folder: `transformers` would follow adapters and tokenizers that a stranger put beside it
+    with naming_folder(file), scratch_folder() as folder:
+        (folder / file.name).symlink_to(file.resolve())
+        tokenizer = AutoTokenizer.from_pretrained(folder, **source)
         network, info = AutoModelForCausalLM.from_pretrained(
-            file.parent, **source, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
+            folder, **source, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
         )
     _check_family(file, network)
     return _checked(file, network, tokenizer, info)
