@@ -105,6 +105,16 @@ def test_a_child_has_limits(isolate: Isolate) -> None:
     assert 0 < soft - found["used"][0] <= 34
 
 
+def test_a_child_has_no_rights_beyond_its_user_s(isolate: Isolate) -> None:
+    """As the kernel tells it, not the child."""
+    function = isolate(hostile.limits)
+    function(time_limit=60)
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{function.pid}/status").read_text().splitlines())
+    rights = {name: int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")}
+    assert rights == dict.fromkeys(rights, 0)
+    assert status["NoNewPrivs"] == "1"
+
+
 def test_decoders_may_have_threads(isolate: Isolate) -> None:
     assert isolate(hostile.start_threads)(32, time_limit=60) == 32
 
