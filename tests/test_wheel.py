@@ -90,7 +90,8 @@ assert "<html" in render_page(title="title", facts=[], cells=[])
 import sys
 from pathlib import Path
 root = Path(sys.argv[1])
-print(*sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.suffix in sys.argv[2:]))
+found = (path.relative_to(root) for path in root.rglob("*") if path.suffix in sys.argv[2:])
+print(*sorted(str(path) for path in found if not path.parts[0].endswith(".dist-info")))
 """
     shipped = {
         path.relative_to(folder).as_posix()
