@@ -106,7 +106,7 @@ def test_a_child_has_limits(isolate: Isolate) -> None:
 
 
 def test_a_child_has_no_rights_beyond_its_user_s(isolate: Isolate) -> None:
-    """As the kernel tells it, not the child."""
+    """Told by the kernel, not by the child."""
     function = isolate(hostile.limits)
     function(time_limit=60)
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{function.pid}/status").read_text().splitlines())
