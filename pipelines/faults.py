@@ -100,16 +100,22 @@ class FaultWitness:
         """
         if self._believe or error_type not in SUSPICIOUS:
             return
-        place = _place(row.url)
-        known = [self._good.get(place)]
-        known += [one.url for one in rows if one.planned_seconds and _place(one.url) == place]
-        witness = next((url for url in known if url not in (None, row.url)), None)
-        if _is_listed(row):
-            witness = row.url  # which gave its list when it was planned
-        if witness is None and row.planned_seconds is not None:
+        witness = row.url if _is_listed(row) else self._witness(row, rows)  # a list was read when it was planned
+        if witness is not None:
+            reason = failure_of(witness, self._storage)
+            if reason is not None:
+                raise StorageFails(witness, reason)
+        elif row.planned_seconds is not None:
             self._ask_others(row, rows)
-        elif witness is not None and (reason := failure_of(witness, self._storage)) is not None:
-            raise StorageFails(witness, reason)
+
+    def _witness(self, row: PlanRow, rows: Sequence[PlanRow]) -> str | None:
+        """Another file of the place that could be read, here or when it was planned."""
+        place = _place(row.url)
+        good = self._good.get(place)
+        if good not in (None, row.url):
+            return good
+        planned = (one.url for one in rows if one.planned_seconds and one.url != row.url and _place(one.url) == place)
+        return next(planned, None)
 
     def _ask_others(self, row: PlanRow, rows: Sequence[PlanRow]) -> None:
         """Raises StorageFails if no other file can be read either; on the web, of any server."""

@@ -46,7 +46,7 @@ def private_storage(url: str) -> Folder:
         Path(folder.path).mkdir(parents=True, exist_ok=True, mode=0o700)
         for name in JOB_FOLDERS:
             own = Path(folder.path, name)
-            own.mkdir(exist_ok=True)
+            own.mkdir(mode=0o700, exist_ok=True)
             own.chmod(0o700)
     return folder
 

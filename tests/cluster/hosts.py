@@ -25,6 +25,14 @@ STARTS = 3
 OBJECT_STORE = 100_000_000
 """Bytes of each host's object store; Ray takes no less than 75 MiB."""
 
+QUICK_HEALTH = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "2000",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "3",
+}
+"""Environment of a head that takes a host for dead after some 15 s, as docs/operations.md says."""
+
 NODES = """
 import json, os, sys, time
 from ray._raylet import GcsClient

@@ -24,14 +24,6 @@ MAKERS = {"decompose": "ShardMaker", "tokenize": "Preparer"}
 SHORT_CUT = 20.0
 """Seconds of a cut that ends before the head takes the host for dead."""
 
-QUICK_HEALTH = {
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "2000",
-    "RAY_health_check_timeout_ms": "3000",
-    "RAY_health_check_failure_threshold": "3",
-}
-"""Environment of a head that takes a host for dead after some 15 s, as docs/operations.md has it."""
-
 
 @dataclass(frozen=True)
 class Scene:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.hosts import Cluster, Network, network
-from tests.cluster.scenes import QUICK_HEALTH
+from tests.cluster.hosts import QUICK_HEALTH, Cluster, Network, network
 from tests.conftest import moving_texture, wait_for
 from tests.training.test_sources import write_run
 from videolavit.media import write_mp4

@@ -1,5 +1,6 @@
 """Faults of the environment: no sample is rejected for them, the run waits or stops, and says why."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -95,7 +96,7 @@ def test_a_storage_that_forbids_everything_for_a_while_rejects_nothing(
     run_job: Job, s3: dict[str, str], tmp_path: Path
 ) -> None:
     """Secrets that are wrong from the first picture on, and right again later."""
-    proxy, pictures = FaultyProxy(s3["AWS_ENDPOINT_URL"]), tmp_path / "pictures"
+    pictures = tmp_path / "pictures"
     pictures.mkdir()
     for number in range(12):
         (pictures / f"{number}.png").write_bytes(picture(number))
@@ -108,10 +109,10 @@ def test_a_storage_that_forbids_everything_for_a_while_rejects_nothing(
         denied.append(time.monotonic())
         return forbidden
 
-    proxy.choose = choose
     words = ("tokenize", "--model", "tiny", "--input", "s3://bucket/forbidden", "--output", tmp_path / "run")
-    done = run_job(*words, "--attempts", 1, **s3 | {"AWS_ENDPOINT_URL": proxy.url, "RAY_ADDRESS": "local"})
-    proxy.close()
+    with contextlib.closing(FaultyProxy(s3["AWS_ENDPOINT_URL"])) as proxy:
+        proxy.choose = choose
+        done = run_job(*words, "--attempts", 1, **s3 | {"AWS_ENDPOINT_URL": proxy.url, "RAY_ADDRESS": "local"})
     assert denied
     assert done.returncode == 0, done.stderr
     assert "waiting for the storage" in done.stderr
