@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.conftest import ROOT, command, wait_for
+from tests.conftest import ROOT, command, environment_without_ray, wait_for
 
 RAY_PORT = 6379
 STARTS = 3
@@ -146,7 +146,7 @@ class Network:
         """Makes a host."""
         number = len(self.hosts) + 2
         name, link, far = f"{self.name}-{number}", f"{self.name}{number}", f"{self.name}{number}p"
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        inherited = environment_without_ray()
         path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         folder = self.folder / str(number)
         folder.mkdir()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Job, free_port
+from tests.conftest import ROOT, Job, environment_without_ray, free_port
 
 SESSIONS = """
 import os
@@ -116,7 +116,7 @@ READ_EVERYTHING = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_rea
 
 def run(code: str, *before: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Runs code without the variables of the tests' Ray, by a command such as unshare."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kept = environment_without_ray()
     command = [*before, sys.executable, "-c", code]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=kept | environment, timeout=120)
 
@@ -136,7 +136,7 @@ def test_a_ray_of_this_process_listens_on_loopback_alone() -> None:
 def test_workers_take_no_code_from_the_working_folder(ray_head: str, tmp_path: Path, joins: bool) -> None:
     """A command that is started among videos of a stranger, with a module beside them."""
     (tmp_path / "colorsys.py").write_text("raise SystemExit('a stranger runs')")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kept = environment_without_ray()
     environment = (os.environ | {"RAY_ADDRESS": ray_head}) if joins else kept
     done = subprocess.run(
         [sys.executable, "-c", AMONG_FILES_OF_A_STRANGER],

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import re
 import signal
 import subprocess
@@ -21,7 +20,7 @@ import yaml
 from PIL import Image
 
 from serve.graph import Graph
-from tests.conftest import ROOT, free_port, moving_texture, wait_for
+from tests.conftest import ROOT, environment_without_ray, free_port, moving_texture, wait_for
 from videolavit.media import write_mp4
 from videolavit.models.folder import ModelFolder
 
@@ -160,11 +159,6 @@ def serving(folder: Path, keys: tuple[str, ...] = (), **settings: Any) -> Iterat
 
 def _serve(*arguments: Any) -> list[str]:
     return [sys.executable, "-m", "jobs.serve", *map(str, arguments)]
-
-
-def environment_without_ray() -> dict[str, str]:
-    """Environment without the address of a cluster that other tests may have set."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
 def _is_ready(url: str) -> bool:

@@ -12,11 +12,9 @@ import pytest
 
 from serve.checks import check_settings
 from serve.settings import read_settings
-from tests.conftest import ROOT, command, free_port
+from tests.conftest import ROOT, command, environment_without_ray, free_port
 from videolavit.models.folder import ModelFolder
 from videolavit.models.network import ModelError
-
-from .running import environment_without_ray
 
 
 @pytest.fixture(scope="module")

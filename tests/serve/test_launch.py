@@ -4,9 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import ROOT, free_port
-
-from .running import environment_without_ray
+from tests.conftest import ROOT, environment_without_ray, free_port
 
 SCRIPT = """
 import sys

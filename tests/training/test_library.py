@@ -1,6 +1,5 @@
 """`train` as a function: in a process whose stdout and stderr stay empty, with its errors and its summary."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.train import ClusterSettings, train
-from tests.conftest import ROOT
+from tests.conftest import ROOT, environment_without_ray
 from tests.training.token_runs import random_rows, write_run
 from videolavit.models.folder import ModelFolder
 from videolavit.training.components import UnknownComponent
@@ -58,7 +57,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_program_trains_and_nothing_is_printed(workers: int, tokens: str, tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = environment_without_ray()
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, tokens, str(tmp_path / "run"), str(workers)],
         cwd=ROOT,
