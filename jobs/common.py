@@ -38,6 +38,7 @@ class JobParser(ArgumentParser):
     def __init__(self, name: str, description: str) -> None:
         super().__init__(prog=f"videolavit {name}", description=description)
         self.add_argument("--config", action="config", help="YAML file of options; later options override it")
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)  # also -1e-3
 
     def parse(self, args: Sequence[str] | None) -> Any:
         """Parses a command line, by default that of the process; a mistake ends the job with exit status 2."""

@@ -137,7 +137,7 @@ def _add_options(parser: JobParser, kinds: list[Any]) -> None:
     parser.add_argument(
         "--output",
         type=str | None,
-        help="folder or s3:// prefix of the run; with workers, a folder on a shared disk",
+        help="folder or s3:// prefix of the run; with workers, a folder that all nodes share, or a prefix",
     )
     objective, *others = kinds
     parser.add_class_arguments(objective, "objective")

@@ -86,7 +86,7 @@ class LiveFile:
 
 @contextlib.contextmanager
 def live_progress(name: str, write: Callable[[bytes], None], on_progress: OnProgress) -> Iterator[OnProgress]:
-    """Yields a callback that hands progress on, and keeps the last of it in the file of a run.
+    """Yields a callback that hands progress on, and keeps the last of it in the file of a run, once it has begun.
 
     Args:
         name: Name of what runs.
@@ -109,4 +109,5 @@ def live_progress(name: str, write: Callable[[bytes], None], on_progress: OnProg
         yield note
     finally:
         live.ended = True
-        file.update(lambda: live, now=True)
+        if begin is not None:
+            file.update(lambda: live, now=True)

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from videolavit.files import write_beside
 from videolavit.progress import OnProgress, Progress, ignore_progress
-from videolavit.records.addresses import joined, shown
+from videolavit.records.addresses import joined
 from videolavit.records.storage import StorageError, StorageSettings, absolute_url, confined
 from videolavit.scratch import scratch_folder
 from videolavit.training.component import ComponentSettings
@@ -77,7 +77,7 @@ def train(
         component: Name of the component, see `videolavit.training.components.COMPONENTS`.
         model: Model folder or preset that training starts from; None for that of `settings.continue_from`.
         inputs: Training and held-out data.
-        output: Folder of the run; with workers, one that all nodes share. Without, also the address of one on S3.
+        output: Folder of the run, or the address of one on S3; with workers, one that all nodes reach.
         objective: Settings of the component; None for its defaults.
         settings: Settings of the training loop; None for the defaults.
         cluster: Workers; None trains in this process, without Ray. With workers, the connected Ray is used, or else
@@ -114,25 +114,36 @@ def train(
     url = _checked(output)
     task = TrainTask(component, model, inputs, objective, settings, url)
     if is_remote(url):
-        if cluster is not None and cluster.workers:
-            raise StorageError(f"workers cannot write to {shown(url)}; name a folder on a disk that all nodes share")
         with scratch_folder() as scratch:
             folder = scratch / "run"
-            _train_there(task, folder, on_progress, should_stop)
+            _train_there(task, cluster, folder, on_progress, should_stop)
             return _summary(folder, joined(url, MODEL_FOLDER), settings.steps, started)
     folder = Path(url)
     live = live_progress(component, partial(_write_live, folder), on_progress)
     with _writable(folder), _made(folder), leased(folder), live as shown_progress:
-        if cluster is None or not cluster.workers:
-            train_rank(task, Ranks.here(), on_progress=shown_progress, should_stop=should_stop)
-        else:
-            with ray_session(shown_progress):
-                train_on_ray(task, cluster, shown_progress, should_stop)
+        _train(task, cluster, shown_progress, should_stop)
     return _summary(folder, folder / MODEL_FOLDER, settings.steps, started)
 
 
-def _train_there(task: TrainTask, folder: Path, on_progress: OnProgress, should_stop: ShouldStop) -> None:
-    """Trains in this process, in a folder of this machine that is sent to the remote output of the task."""
+def _train(
+    task: TrainTask,
+    cluster: ClusterSettings | None,
+    on_progress: OnProgress,
+    should_stop: ShouldStop,
+    remote: RemoteRun | None = None,
+) -> None:
+    """Trains in this process, or on workers."""
+    if cluster is not None and cluster.workers:
+        with ray_session(on_progress):
+            train_on_ray(task, cluster, on_progress, should_stop)
+    else:
+        train_rank(task, Ranks.here(), on_progress=on_progress, should_stop=should_stop, remote=remote)
+
+
+def _train_there(
+    task: TrainTask, cluster: ClusterSettings | None, folder: Path, on_progress: OnProgress, should_stop: ShouldStop
+) -> None:
+    """Trains for a remote output, and leaves its metrics in a folder of this machine."""
 
     def say(message: str) -> None:
         on_progress(Progress(TRAIN_STAGE, 0, task.settings.steps, message))
@@ -144,7 +155,10 @@ def _train_there(task: TrainTask, folder: Path, on_progress: OnProgress, should_
         remote.fetch()
         remote.sweep()
         with remote.sending(), live as shown_progress:
-            train_rank(task, Ranks.here(), on_progress=shown_progress, should_stop=should_stop, remote=remote)
+            _train(task, cluster, shown_progress, should_stop, remote)
+    for name in (METRICS, SKIPPED):  # workers have sent them from folders of their own
+        with contextlib.suppress(FileNotFoundError):
+            remote.bring(name)
 
 
 def _summary(folder: Path, model: Path | str, steps: int, started: float) -> TrainSummary:
@@ -218,7 +232,6 @@ def _writable(folder: Path) -> Iterator[None]:
 
 
 def _write_live(folder: Path, state: bytes) -> None:
-    """Replaces the state of the run, once it has begun: a run that never does leaves no folder."""
-    if (folder / METRICS).exists():
-        with write_beside(folder / LIVE_FILE) as (unfinished,):
-            unfinished.write_bytes(state)
+    """Replaces the state of the run."""
+    with write_beside(folder / LIVE_FILE) as (unfinished,):
+        unfinished.write_bytes(state)

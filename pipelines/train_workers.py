@@ -1,12 +1,13 @@
 """Training under Ray Train: workers on a cluster, of which lost ones are replaced from the last checkpoint."""
 
+import contextlib
 import json
 import math
-import os
 import re
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,21 @@ from videolavit.models.network import STRICT, ModelError
 from videolavit.progress import OnProgress, Progress
 from videolavit.records.files import InputError
 from videolavit.records.storage import StorageDown, StorageError
+from videolavit.scratch import scratch_folder
 from videolavit.training.checkpoint import CheckpointError
 from videolavit.training.components import UnknownComponent
 from videolavit.training.data import DataError
 from videolavit.training.lease import FolderInUse
 from videolavit.training.parallel import Ranks
+from videolavit.training.remote import RemoteRun, is_remote
 from videolavit.training.run import train_rank
 from videolavit.training.task import TrainTask
-from videolavit.training.trainer import Diverged, ShouldStop, Stopped, TooManyRejects
+from videolavit.training.trainer import TRAIN_STAGE, Diverged, ShouldStop, Stopped, TooManyRejects
 
 from .common import cluster_has
 from .loaders import ray_loader
-from .progress_file import read_progress, write_progress
 from .train_nodes import NodeTorchConfig, NodeWatch, alive_nodes
+from .train_reports import RunReports
 
 RAY_FILES = "ray"
 """Folder of the run for files of Ray Train."""
@@ -45,7 +48,7 @@ RAY_FILES = "ray"
 LOG = "train.log"
 """File of the run for messages of a training on a cluster."""
 
-_PROGRESS, _ERROR, _SHARED, _STOP = ".progress.jsonl", ".error.json", ".shared", ".stop"
+_SHARED = ".shared"
 POLL_SECONDS = 0.5
 """Interval at which the progress of the workers is polled, and they look whether their node goes away, in seconds."""
 
@@ -125,15 +128,12 @@ def train_on_ray(task: TrainTask, cluster: ClusterSettings, on_progress: OnProgr
     """Trains on the workers of the connected Ray, and hands their progress on."""
     _check_counts(task, cluster)
     _check_cores(cluster)
-    output = Path(task.output)
-    token = _mark(output)
-    for name in (_ERROR, _PROGRESS, _STOP):
-        (output / name).unlink(missing_ok=True)
+    token = None if is_remote(task.output) else _mark(Path(task.output))
     # Ray Train's `fit` blocks, and changes the signal handlers of its process: it has one of its own
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    fit = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=node)(_fit)
-    running = fit.remote(task, cluster, token)
-    progress = read_progress(output / _PROGRESS)
+    here: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": node}
+    reports = ray.remote(**here)(RunReports).remote()
+    running = ray.remote(max_retries=0, **here)(_fit).remote(task, cluster, token, reports)
     watch = NodeWatch(
         cluster.min_workers or cluster.workers, cluster.worker_resources(cluster_has("GPU") > 0), alive_nodes
     )
@@ -141,49 +141,61 @@ def train_on_ray(task: TrainTask, cluster: ClusterSettings, on_progress: OnProgr
         done: list[Any] = []
         while not done:
             done, _ = ray.wait([running], timeout=POLL_SECONDS)
-            for report in next(progress):
+            for report in ray.get(reports.take.remote()):
                 watch.heard()
                 on_progress(report)
             line = watch.look()
             if line is not None:
                 on_progress(Progress("nodes", message=line))
             if should_stop():
-                (output / _STOP).touch()
+                reports.stop.remote()
     except BaseException:
         ray.cancel(running, force=True)
         raise
     failure: str | None = ray.get(running)
-    if (output / _ERROR).exists():
-        error = json.loads((output / _ERROR).read_text())
-        raise next(kind for kind in (*TRAIN_ERRORS, *_ENDINGS) if kind.__name__ == error["type"])(error["message"])
+    error = ray.get(reports.error.remote())
+    if error is not None:
+        raise next(kind for kind in (*TRAIN_ERRORS, *_ENDINGS) if kind.__name__ == error[0])(error[1])
     if failure is not None:
         raise TrainingFailed(failure)
 
 
-def _fit(task: TrainTask, cluster: ClusterSettings, token: str) -> str | None:
+def _fit(task: TrainTask, cluster: ClusterSettings, token: str | None, reports: Any) -> str | None:
     """Runs Ray Train; returns the reason of a failure."""
     use_gpu = cluster_has("GPU") > 0
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"task": task, "token": token, "loaders": cluster.loaders},
-        scaling_config=cluster.scaling(use_gpu),
-        torch_config=NodeTorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=cluster.timeout),
-        run_config=RunConfig(
-            name=f"{task.component}-{uuid.uuid4().hex[:8]}",
-            storage_path=os.path.abspath(Path(task.output) / RAY_FILES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
-        ),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        # the message of the worker's exception, out of the traceback that Ray gives
-        causes = getattr(error, "worker_failures", None) or {0: error}
-        lines = str(next(iter(causes.values()))).strip().splitlines()
-        raised = [index for index, line in enumerate(lines) if re.match(r"[\w.]+: ", line)]
-        return "\n".join(lines[raised[-1] :] if raised else lines[-1:])
+    with _ray_files(task) as folder:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"task": task, "token": token, "loaders": cluster.loaders, "reports": reports},
+            scaling_config=cluster.scaling(use_gpu),
+            torch_config=NodeTorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=cluster.timeout),
+            run_config=RunConfig(
+                name=f"{task.component}-{uuid.uuid4().hex[:8]}",
+                storage_path=str(folder),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+                failure_config=FailureConfig(max_failures=cluster.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            # the message of the worker's exception, out of the traceback that Ray gives
+            causes = getattr(error, "worker_failures", None) or {0: error}
+            lines = str(next(iter(causes.values()))).strip().splitlines()
+            raised = [index for index, line in enumerate(lines) if re.match(r"[\w.]+: ", line)]
+            return "\n".join(lines[raised[-1] :] if raised else lines[-1:])
     return None
+
+
+@contextlib.contextmanager
+def _ray_files(task: TrainTask) -> Iterator[Path]:
+    """Folder for Ray Train's own files; on this node alone where the run is on a remote storage, for that has the
+    checkpoints."""
+    if not is_remote(task.output):
+        yield Path(task.output).absolute() / RAY_FILES
+        return
+    with scratch_folder() as scratch:
+        yield scratch
 
 
 def _check_counts(task: TrainTask, cluster: ClusterSettings) -> None:
@@ -216,29 +228,67 @@ def _check_cores(cluster: ClusterSettings) -> None:
 def _worker(config: dict[str, Any]) -> None:
     """Training loop of a worker, for Ray Train."""
     task: TrainTask = config["task"]
-    output = Path(task.output)
-    _check_shared(output, config["token"])
-    if (output / _ERROR).exists():
+    reports = config["reports"]
+    if config["token"] is not None:
+        _check_shared(Path(task.output), config["token"])
+    if ray.get(reports.error.remote()) is not None:
         return  # Ray Train restarts workers after any error; this one would come again
     first = ray.train.get_context().get_world_rank() == 0
-    drained, stop = NodeDrain(), output / _STOP
+    drained, stops = NodeDrain(), StopRequest(reports)
     try:
-        train_rank(
-            task,
-            Ranks.here(),
-            trackers=[RayMetrics(task.component)] if first else [],
-            on_progress=partial(_report, output),
-            on_save=_report_checkpoint,
-            remote_loader=partial(ray_loader, actors=config["loaders"]) if config["loaders"] else None,
-            should_stop=lambda: drained() or (first and stop.exists()),
-        )
+        with _folder_of_run(task, first, reports) as (folder, remote):
+            train_rank(
+                task,
+                Ranks.here(),
+                trackers=[RayMetrics(task.component)] if first else [],
+                on_progress=partial(_report, folder / LOG, reports),
+                on_save=None if remote is not None else _report_checkpoint,
+                remote_loader=partial(ray_loader, actors=config["loaders"]) if config["loaders"] else None,
+                should_stop=lambda: drained() or (first and stops()),
+                remote=remote,
+            )
     except _ENDINGS as error:  # Ray Train would start the workers again after an error
         if first:
-            (output / _ERROR).write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
+            ray.get(reports.fail.remote(type(error).__name__, str(error)))
     except TRAIN_ERRORS as error:
         kind = next(one for one in TRAIN_ERRORS if isinstance(error, one))
-        (output / _ERROR).write_text(json.dumps({"type": kind.__name__, "message": str(error)}))
+        ray.get(reports.fail.remote(kind.__name__, str(error)))
         raise
+
+
+@contextlib.contextmanager
+def _folder_of_run(task: TrainTask, is_first: bool, reports: Any) -> Iterator[tuple[Path, RemoteRun | None]]:
+    """Folder that a worker writes to, and its remote counterpart, to which the first worker sends what changes."""
+    if not is_remote(task.output):
+        yield Path(task.output), None
+        return
+
+    def say(message: str) -> None:
+        reports.add.remote(Progress(TRAIN_STAGE, message=message))
+
+    with scratch_folder() as scratch:
+        remote = RemoteRun(task.output, task.inputs.storage, scratch / "run", say)
+        remote.local.mkdir()
+        remote.fetch()
+        with remote.sending() if is_first else contextlib.nullcontext():
+            yield remote.local, remote
+
+
+class StopRequest:
+    """Wish of the driver to stop; asked for now and then, without a wait for the answer."""
+
+    def __init__(self, reports: Any) -> None:
+        self._reports = reports
+        self._next_look, self._stops = 0.0, False
+        self._answer = reports.stops.remote()
+
+    def __call__(self) -> bool:
+        if not self._stops and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + POLL_SECONDS
+            if ray.wait([self._answer], timeout=0)[0]:
+                self._stops = ray.get(self._answer)
+                self._answer = self._reports.stops.remote()
+        return self._stops
 
 
 class NodeDrain:
@@ -255,11 +305,11 @@ class NodeDrain:
         return self._is_drained
 
 
-def _report(output: Path, progress: Progress) -> None:
-    """Reports progress through files: messages for people to the log, all of it for the driver beside it."""
-    with (output / LOG).open("a") as log:
-        log.write(progress.message + "\n")
-    write_progress(output / _PROGRESS, progress)
+def _report(log: Path, reports: Any, progress: Progress) -> None:
+    """Reports progress: messages for people to the log, all of it to the driver."""
+    with log.open("a") as lines:
+        lines.write(progress.message + "\n")
+    reports.add.remote(progress)
 
 
 def _report_checkpoint(checkpoint: Path, metrics: dict[str, float]) -> None:

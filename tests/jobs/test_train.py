@@ -257,7 +257,7 @@ def test_outputs_that_cannot_be_are_named(
     ("option", "value", "expected"),
     [
         ("--optimizer.clip", -1, "optimizer.clip"),
-        ("--optimizer.lr", "-1e-3", "optimizer.lr"),
+        ("--optimizer.lr", "-1e-3", "optimizer.lr: Input should be greater than 0"),
         ("--optimizer.betas", "[0.9,1.5]", "betas must be at least 0 and below 1"),
         ("--parallel.shard", 3, "parallel.shard is 3"),
         ("--timeout", 0, "timeout"),

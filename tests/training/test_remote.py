@@ -1,4 +1,5 @@
-"""Trainings whose folders, models and inputs are on a real S3 server: killed in a save, cut off, started twice."""
+"""Trainings whose folders, models and inputs are on a real S3 server: killed in a save, cut off, started twice, and on
+several ranks."""
 
 import contextlib
 import json
@@ -11,9 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
-from tests.conftest import ROOT, Job, command, s3_filesystem
+from tests.conftest import ROOT, Job, command, environment_without_ray, free_port, s3_filesystem, wait_for
 from tests.faulty_proxy import FaultyProxy, status
 from tests.training.test_trainer import Killed, losses, run, same, settings
 from tests.training.token_runs import random_rows, write_run
@@ -26,7 +31,7 @@ from videolavit.training.lease import LEASE, FolderInUse
 from videolavit.training.parallel import Ranks
 from videolavit.training.remote import RemoteRun
 from videolavit.training.replay import replay
-from videolavit.training.trainer import Trainer
+from videolavit.training.trainer import SKIPPED, Stopped, Trainer
 
 LIMIT = 240.0
 
@@ -103,6 +108,52 @@ def test_a_run_goes_on_from_the_storage_alone(url: str, s3: dict[str, str], tmp_
     assert {name for name in found if not name.startswith("checkpoints/")} == {"metrics.jsonl"}
     logged = s3_filesystem(s3).cat_file(f"{url}/metrics.jsonl")
     assert logged == (tmp_path / "two" / "metrics.jsonl").read_bytes()
+
+
+BROKEN = frozenset({3, 9, 20})
+"""Samples that cannot be used."""
+
+CHANGES: dict[str, Any] = {"keep_best": "validation/loss", "validate_every": 5, "micro_batch": 4}
+
+
+def _rank(rank: int, world: int, port: int, url: str, folder: Path, stop: int) -> None:
+    """Trains the toy up to a step, on a rank with a folder of its own; the first one sends what changes, as under Ray
+    Train."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    place = RemoteRun(url, StorageSettings(), folder / str(rank))
+    place.local.mkdir(parents=True)
+    place.fetch()
+    trainer = Trainer(
+        toy(broken=BROKEN),
+        settings(**CHANGES),
+        Ranks.here("cpu"),
+        place.local,
+        remote=place,
+        should_stop=lambda: trainer.step == stop,
+    )
+    with contextlib.suppress(Stopped), place.sending() if rank == 0 else contextlib.nullcontext():
+        trainer.run()
+    dist.destroy_process_group()
+
+
+def test_ranks_with_folders_of_their_own_go_on_from_the_storage(url: str, s3: dict[str, str], tmp_path: Path) -> None:
+    """Two ranks, then one and two again, each from the storage alone; rejects of all ranks are kept."""
+    for world, stop in ((2, 8), (1, 13), (2, 20)):
+        mp.spawn(_rank, (world, free_port(), url, tmp_path / str(stop), stop), nprocs=world)
+        assert committed(url, s3)[-1] == stop
+    whole = run(tmp_path / "whole", toy(broken=BROKEN), **CHANGES)
+    brought = RemoteRun(url, StorageSettings(), tmp_path / "brought")
+    brought.fetch()
+    ours = Trainer(toy(broken=BROKEN), settings(**CHANGES), Ranks(), brought.local, remote=brought)
+    same(whole, ours, rtol=1e-3, atol=1e-5)
+    for file in (SKIPPED, "metrics.jsonl"):
+        assert steps_of(ours.folder / file) == steps_of(whole.folder / file), file
+
+
+def steps_of(file: Path) -> list[int]:
+    """Steps of the lines of a log, in order."""
+    return sorted(json.loads(line)["step"] for line in file.read_text().splitlines())
 
 
 def test_what_killed_starts_have_left_is_removed(url: str, s3: dict[str, str], tmp_path: Path) -> None:
@@ -285,12 +336,41 @@ def test_the_command_killed_in_a_save_goes_on_bit_for_bit(
     assert "begins with the weights of" in continued.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_workers_killed_in_a_save_go_on(url: str, s3: dict[str, str], tokens: Path, tmp_path: Path) -> None:
+    """Two workers, each with a folder of its own; all processes of the first start are killed."""
+    whole = tmp_path / "whole"
+    words = [*arguments(tokens, whole, "--workers", 2), "--cpus-per-worker", 0.5]
+    subprocess.run(command(*words), cwd=ROOT, env=environment_without_ray(), check=True, timeout=LIMIT)
+    words[words.index(whole)] = url
+    environment = environment_without_ray() | s3
+    job = subprocess.Popen(command(*words), cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: any("step-00000008/" in name for name in names(url, s3)), "no save", LIMIT)
+        assert job.poll() is None
+    finally:
+        for process in [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        job.wait()
+    done = subprocess.run(command(*words), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    assert "continues from step-" in done.stderr
+    assert done.stdout.strip() == f"{url}/model"
+    fs = s3_filesystem(s3)
+    ours = [json.loads(line) for line in fs.cat_file(f"{url}/metrics.jsonl").decode().splitlines()]
+    theirs = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [(one["step"], one["loss"]) for one in ours] == [(one["step"], one["loss"]) for one in theirs]
+    assert committed(url, s3) == [8, 12]
+    name = "model/language_model/model.safetensors"
+    assert fs.cat_file(f"{url}/{name}") == (whole / name).read_bytes()
+    assert json.loads(fs.cat_file(f"{url}/live.json"))["ended"]
+
+
 def test_a_model_that_is_not_there_is_named(url: str, s3: dict[str, str], tokens: Path, run_job: Job) -> None:
     done = run_job(*arguments(tokens, url, "--model", "s3://bucket/nowhere"))
     assert done.returncode == 2
     assert "no model in s3://bucket/nowhere: model.json is missing" in done.stderr
-    done = run_job(*arguments(tokens, url, "--workers", 2))
-    assert done.returncode == 2
-    assert f"workers cannot write to {url}; name a folder on a disk that all nodes share" in done.stderr
     with pytest.raises(CheckpointError, match="no folder of a training"):
         replay(url, 1)

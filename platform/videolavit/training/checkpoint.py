@@ -141,6 +141,7 @@ class Checkpoints:
         self._folder, self._ranks, self._keep, self._on_message = folder, ranks, keep, on_message
         self._remote, self._broken = remote, set[str]()
         self._run = remote.url if remote is not None else str(folder.parent)  # for messages
+        self._keeps_folder = ranks.is_first or remote is not None
         self._attempt = ranks.gather(secrets.token_hex(4))[0]
         self._pending: tuple[RunState, Future[FileDigests]] | None = None
         self._best: tuple[int, float] | None = None  # step and value
@@ -159,7 +160,7 @@ class Checkpoints:
         """Begins a save. The tensors are copied before this returns; writing goes on in the background."""
         assert self._pending is None, "one save at a time"
         target = self._path(state.step)
-        if self._ranks.is_first or self._remote is not None:
+        if self._keeps_folder:
             shutil.rmtree(target, ignore_errors=True)  # remains of a crash
             target.mkdir(parents=True)
         if self._remote is not None and self._ranks.is_first and target.name in self._broken:
@@ -202,9 +203,9 @@ class Checkpoints:
         files = {name: one for own in self._ranks.gather(files_recorded.result()) for name, one in own.items()}
         target = self._path(state.step)
         manifest = {"format": CHECKPOINT_FORMAT, "world": self._ranks.world, "files": files, **_stored(state)}
-        if self._ranks.is_first:
-            if self._remote is not None:
-                self._remote.commit(target.name, manifest, self._attempt)
+        if self._ranks.is_first and self._remote is not None:
+            self._remote.commit(target.name, manifest, self._attempt)
+        if self._keeps_folder:
             _write_json(target, CHECKPOINT_MANIFEST, manifest)
             if not state.skipped:  # the weights may be broken, and those before are not
                 self._remove(self._committed()[self._keep :])
@@ -217,9 +218,9 @@ class Checkpoints:
         if self._best is not None and self._best[1] <= value:
             return False
         self._best = step, value
-        if self._ranks.is_first:
+        if self._keeps_folder:
             _write_json(self._folder, BEST, {"step": step, "value": value})
-            if self._remote is not None:
+            if self._ranks.is_first and self._remote is not None:
                 self._remote.note(BEST, (self._folder / BEST).read_bytes())
             self._remove(self._committed()[self._keep :])  # the one that was the best
         return True
@@ -227,7 +228,7 @@ class Checkpoints:
     def _remove(self, paths: list[Path]) -> None:
         for old in paths:
             if self._best is None or old != self._path(self._best[0]):
-                if self._remote is not None:
+                if self._ranks.is_first and self._remote is not None:
                     self._remote.remove_checkpoint(old.name)
                 (old / CHECKPOINT_MANIFEST).unlink()  # first: a folder without it is no checkpoint
                 shutil.rmtree(old, ignore_errors=True)
@@ -368,7 +369,7 @@ class Checkpoints:
             if noted["step"] <= _step(path) and self._path(noted["step"]) in self._committed():
                 self._best = noted["step"], noted["value"]
         self._ranks.wait()
-        if step is not None and self._ranks.is_first:
+        if step is not None and self._keeps_folder:
             self._remove([one for one in self._committed() if _step(one) > _step(path)])
 
     def steps(self) -> list[int]:

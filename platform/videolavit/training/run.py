@@ -54,7 +54,7 @@ def train_rank(
         on_save: Called when a checkpoint is committed.
         remote_loader: Makes the loader of a stream's samples; by default threads of this process load them.
         should_stop: Asked after every step; once it is true on any rank, all save and stop.
-        remote: Remote counterpart of the task's output, which is then a folder of this rank alone.
+        remote: Remote output of the task, with a folder of this rank alone.
 
     Returns:
         Folder of the model, on every rank.

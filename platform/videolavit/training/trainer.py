@@ -379,8 +379,12 @@ class Trainer:
     def _report(self, message: str) -> None:
         self._on_progress(Progress(TRAIN_STAGE, self.step, self.settings.steps, message))
 
-    def _record_skipped(self, skipped: list[SkippedSample]) -> None:
-        if skipped:
+    def _record_skipped(self, own: list[SkippedSample]) -> None:
+        """Records the samples of a step that could not be used, those of all ranks."""
+        if not self._rejects[-1][1]:
+            return
+        skipped = [sample for of_rank in self.ranks.gather(own) for sample in of_rank]
+        if self.ranks.is_first:
             self._report(f"{len(skipped)} samples cannot be used; the first: {skipped[0].source}: {skipped[0].message}")
             with (self.folder / SKIPPED).open("a") as file:
                 file.writelines(json.dumps({"step": self.step, **asdict(sample)}) + "\n" for sample in skipped)
