@@ -79,8 +79,8 @@ class RunSummary:
         core_hours: Core-hours that decomposing them took.
         planned_core_hours: Core-hours that the plan said of the committed shards; 0 where it says nothing of that.
         counts: Further counts, such as clips and frames.
-        s3: Requests to S3 by operation, and bytes, of the driver and of workers in all starts.
         seconds: Duration of this start, in seconds.
+        s3: Requests to S3 by operation, and bytes, of the driver and of workers in all starts.
         joined_rows: Rows of manifests that gave a video a further caption.
         ignored_captions: Captions that were not applied, since an earlier input named their video or it is planned
             already.
@@ -101,8 +101,8 @@ class RunSummary:
     video_hours: float
     core_hours: float
     counts: Mapping[str, int]
-    s3: Mapping[str, int]
     seconds: float
+    s3: Mapping[str, int] = field(default_factory=dict)
     planned_core_hours: float = 0.0
     joined_rows: int = 0
     ignored_captions: int = 0
