@@ -9,6 +9,7 @@ import pickle
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,12 @@ from videolavit.records import schema
 from videolavit.records.encode import read_tokenizers
 from videolavit.records.shards import TOKEN_SHARDS, ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
-from videolavit.records.token_index import INDEX_FOLDER, TokenIndex
-from videolavit.training.data import Mixture
-from videolavit.training.loader import RankSampler
-from videolavit.training.packed import PackedStream, PackingSettings
+from videolavit.records.token_index import TokenIndex
 from videolavit.training.texts import TextEncoder
-from videolavit.training.token_sources import TokenDocuments, TokenSource
-from videolavit.vocabulary.sequences import Assembler
+from videolavit.training.token_sources import TokenSource
 
-from .shared import console, fresh_folder, result_table
+from .data_path import measure_rank
+from .shared import TIME_LIMIT, console, fresh_folder, in_own_process, result_table
 
 ROWS = 78
 """Samples of a shard, as a large corpus of short videos has."""
@@ -37,8 +35,6 @@ CLIPS, CAPTION = 3, 90
 """Clips of a sample, and letters of its caption."""
 
 WORLDS = (1, 2, 4)
-STEP_ROWS, STEPS, WARM_STEPS = 64, 12, 1
-LENGTH = 2048
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with fresh_folder(output, "token-run") as folder:
         run, model = Path(folder), ModelFolder("tiny")
         fabricate(run, model, options.shards)
-        result = {"start": measure_start(run, model), "data path": measure_path(run, model)}
+        result = {"start": measure_start(run, model), "data path": measure_path(run)}
     file = output / f"training-data-{time.strftime('%Y%m%dT%H%M%S')}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     console.print(f"numbers: {options.output / file.name}")
@@ -110,40 +106,41 @@ def measure_start(run: Path, model: ModelFolder) -> dict[str, Any]:
     return result
 
 
-def measure_path(run: Path, model: ModelFolder) -> dict[str, Any]:
-    """CPU time of packing and loading on every rank, with lengths from the index and without it.
+def measure_path(run: Path) -> dict[int, list[dict[str, float]]]:
+    """Data path of a training on 1, 2 and 4 ranks, processes that run at once.
 
-    Ranks run one after the other: the slowest of them decides what a core for each would reach.
+    All have the same steps, so that a rank has less to do where there are more of them.
     """
-    texts = TextEncoder(model.text_tokenizer())
-    result: dict[str, dict[int, float]] = {"without": {}, "with": {}}
-    index, hidden = run / INDEX_FOLDER, run / "hidden"
+    rates = ("tokens/s here", "tokens/s of as many cores")
+    columns = ("CPU s a rank", "of it planning", "CPU us a token", "shards a rank", "MB read a rank")
+    table = result_table("data path of a training", "ranks", *rates, *columns)
+    result = {}
     for world in WORLDS:
-        for name, rates in result.items():
-            if name == "without":
-                index.rename(hidden)
-            rates[world] = min(_rate(_source(run, texts), model, rank, world) for rank in range(world))
-            if name == "without":
-                hidden.rename(index)
-            console.print(f"{world} ranks, {name} an index: {rates[world]:,.0f} documents a second")
+        with ThreadPoolExecutor(world) as pool:
+            measured = [pool.submit(_in_own_process, run, rank, world) for rank in range(world)]
+        result[world] = ranks = [one.result() for one in measured]
+        slowest = max(ranks, key=lambda one: one["seconds"])
+        tokens, seconds = (sum(one[name] for one in ranks) for name in ("tokens", "seconds"))
+        table.add_row(
+            str(world),
+            f"{tokens / max(one['wall'] for one in ranks):,.0f}",
+            f"{tokens / slowest['seconds']:,.0f}",
+            f"{slowest['seconds']:.2f}",
+            f"{slowest['planning']:.2f}",
+            f"{1e6 * seconds / tokens:.2f}",
+            f"{slowest['shards']:.0f}",
+            f"{slowest['bytes'] / 1e6:.1f}",
+        )
+    console.print(table)
     return result
+
+
+def _in_own_process(run: Path, rank: int, world: int) -> dict[str, float]:
+    return in_own_process(measure_rank, str(run), rank, world, limit=TIME_LIMIT)
 
 
 def _source(run: Path, texts: TextEncoder) -> TokenSource:
     return TokenSource(str(run), StorageSettings(), texts)
-
-
-def _rate(source: TokenSource, model: ModelFolder, rank: int, world: int) -> float:
-    """Documents that all ranks load in a CPU second of one of them."""
-    assembler = Assembler(model.vocabulary, LENGTH, end=2, begin=1)
-    documents = TokenDocuments([source], Mixture([source]), assembler, seed=0)
-    stream, sampler = PackedStream(documents, PackingSettings(LENGTH)), RankSampler(STEP_ROWS, STEP_ROWS, rank, world)
-    loaded = 0
-    for step in range(WARM_STEPS + STEPS):
-        if step == WARM_STEPS:
-            started, loaded = time.process_time(), 0
-        loaded += sum(len(item.load()) for items in sampler.take(stream) for item in items)
-    return loaded * world / (time.process_time() - started)
 
 
 if __name__ == "__main__":

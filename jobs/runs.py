@@ -13,6 +13,7 @@ from videolavit.records.cost import with_pipeline
 from videolavit.records.files import InputError
 from videolavit.records.identity import VERSIONS, IdentityMismatch
 from videolavit.records.storage import StorageError
+from videolavit.records.traffic import described
 from videolavit.sandbox.errors import ProcessNotStarted
 
 from .common import INTERRUPTED, JobParser, console, fail, foreign, user_errors
@@ -134,6 +135,8 @@ def print_run(summary: RunSummary) -> None:
         table.add_row("core-hours", f"{took:.2g}; planned {planned:.2g} ({planned / took - 1:+.0%})")
     if summary.core_hours:
         table.add_row("speed", f"{summary.video_hours / summary.core_hours:.1f} video hours a core hour")
+    if summary.s3:
+        table.add_row("S3, all starts", described(summary.s3))
     table.add_row("this start", f"{summary.seconds:.1f} s")
     table.add_row("report", foreign(summary.report))
     Console(highlight=False).print(table)

@@ -2,6 +2,8 @@
 
 from ray.util.metrics import Counter, Gauge
 
+from videolavit.records.traffic import RECEIVED, S3_TRAFFIC, SENT
+
 from .shard_records import STAGE_SECONDS, ShardRecord
 from .watch import ShardWatch
 
@@ -21,6 +23,8 @@ MEASURED = {
     "videolavit_data_shards_working": "shards that are being made",
     "videolavit_data_shards_silent": "shards in work that have reported nothing for long",
     "videolavit_data_samples_left": "samples that are left in this start",
+    "videolavit_data_s3_requests": "requests to S3 in all starts, of the driver and of workers, by operation",
+    "videolavit_data_s3_bytes": "bytes of those requests and their answers, by direction",
 }
 """Gauges of a data run; Prometheus sees them as `ray_NAME`."""
 
@@ -29,6 +33,8 @@ _FURTHER = {
     "videolavit_data_failed_shards": "node",
     "videolavit_data_rejects": "type",
     "videolavit_data_seconds": "stage",
+    "videolavit_data_s3_requests": "operation",
+    "videolavit_data_s3_bytes": "direction",
 }
 
 
@@ -41,11 +47,8 @@ class DataMetrics:
 
     def __init__(self, pipeline: str) -> None:
         self._pipeline = {"pipeline": pipeline}
-        self._counters = {
-            name: Counter(name, text, (*_TAGS, _FURTHER[name]) if name in _FURTHER else _TAGS)
-            for name, text in COUNTED.items()
-        }
-        self._gauges = {name: Gauge(name, text, _TAGS) for name, text in MEASURED.items()}
+        self._counters = {name: Counter(name, text, _tags(name)) for name, text in COUNTED.items()}
+        self._gauges = {name: Gauge(name, text, _tags(name)) for name, text in MEASURED.items()}
 
     def add(self, record: ShardRecord) -> None:
         """Counts a record."""
@@ -72,4 +75,18 @@ class DataMetrics:
             "samples_left": max(watch.total - watch.counts["samples"], 0),
         }
         for name, value in values.items():
-            self._gauges[f"videolavit_data_{name}"].set(float(value), self._pipeline)
+            self._measure(name, value)
+        directions = {RECEIVED: "received", SENT: "sent"}
+        for name, value in S3_TRAFFIC.counts.items():
+            if name in directions:
+                self._measure("s3_bytes", value, direction=directions[name])
+            else:
+                self._measure("s3_requests", value, operation=name)
+
+    def _measure(self, name: str, value: float, **tags: str) -> None:
+        self._gauges[f"videolavit_data_{name}"].set(float(value), self._pipeline | tags)
+
+
+def _tags(name: str) -> tuple[str, ...]:
+    """Labels of a metric."""
+    return (*_TAGS, _FURTHER[name]) if name in _FURTHER else _TAGS

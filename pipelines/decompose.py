@@ -31,6 +31,7 @@ from videolavit.records.samples import SampleSettings
 from videolavit.records.shards import CLIP_SHARDS, RUN_FILE, ShardWriter
 from videolavit.records.source_files import isolated
 from videolavit.records.storage import Folder, StorageSettings, confined
+from videolavit.records.traffic import S3_TRAFFIC
 
 from .common import (
     Rejected,
@@ -78,6 +79,7 @@ def decompose(request: DecomposeRequest, on_progress: OnProgress = ignore_progre
     """
     if request.output is None:
         raise ValueError("a run needs an output")
+    S3_TRAFFIC.take()  # counts of other work before
     pipeline = Decomposition.of(request)
     storage = confined(request.storage, request.inputs)
     listing = list_inputs(pipeline, request.inputs, storage) if request.inputs else None

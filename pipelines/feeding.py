@@ -10,6 +10,7 @@ import ray.data
 
 from videolavit.records.shards import Ledger
 from videolavit.records.storage import Folder, StorageSettings
+from videolavit.records.traffic import with_traffic, without_traffic
 
 from .common import from_blocks
 
@@ -72,6 +73,7 @@ def planned_rows(block: pa.Table) -> pa.Table:
     Raises:
         PlanUnreadable: they could not be read.
     """
+    block = without_traffic(block)
     if block["error"][0].as_py() is not None:
         raise PlanUnreadable(block["error"][0].as_py())
     return pa.ipc.open_stream(block["rows"][0].as_buffer()).read_all()
@@ -113,4 +115,4 @@ def _block(name: str, rows: bytes | None, error: str | None) -> pa.Table:
         "rows": pa.array([rows], pa.large_binary()),
         "error": pa.array([error], pa.string()),
     }
-    return pa.table(columns)
+    return with_traffic(pa.table(columns))

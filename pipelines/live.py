@@ -36,6 +36,7 @@ class LiveRun:
         nodes: Node -> shards that it has made, and that failed there.
         working: Shards in work: `shard`, `node`, `seconds` in work, `silent` seconds.
         failures: Reasons of the last failed shards.
+        s3: Requests to S3 by operation, and bytes, of all starts of a data run.
         host, pid: Process that writes this.
     """
 
@@ -51,6 +52,7 @@ class LiveRun:
     nodes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     working: list[Mapping[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    s3: Mapping[str, int] = field(default_factory=dict)
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
 

@@ -11,6 +11,7 @@ import ray.data
 
 from videolavit.progress import OnProgress, Progress
 from videolavit.records.storage import Folder
+from videolavit.records.traffic import S3_TRAFFIC
 
 from .common import cluster_has
 from .data_metrics import DataMetrics
@@ -152,4 +153,5 @@ class ShardMaking:
                 for one in watch.by_silence
             ],
             failures=list(watch.failures),
+            s3=S3_TRAFFIC.counts,
         )

@@ -31,6 +31,7 @@ from videolavit.records.rows import (
 from videolavit.records.shards import Ledger
 from videolavit.records.source_files import isolated
 from videolavit.records.storage import StorageSettings
+from videolavit.records.traffic import with_traffic, without_traffic
 from videolavit.sandbox.errors import ProcessDied
 
 from .common import Failed, WorkerSettings, actor_pool, call_with_limits, from_blocks
@@ -204,6 +205,7 @@ class Planner:
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             if table.column_names == [_MISFIT]:
                 raise InputError(table[_MISFIT][0].as_py())
+            table = without_traffic(table)
             done += len(pc.unique(keys(table)))
             self.on_progress(Progress("plan", min(done, sources.num_rows), sources.num_rows))
             yield table
@@ -249,7 +251,7 @@ class _HeaderReader:
     def __call__(self, sources: pa.Table) -> pa.Table:
         tables = [table for source in sources_from(sources) for table in self._planned(source)]
         try:
-            return _joined(tables)
+            return with_traffic(_joined(tables))
         except InputError as error:  # an exception here would lose the reason
             return pa.table({_MISFIT: [str(error)]})
 

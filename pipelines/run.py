@@ -24,6 +24,7 @@ from videolavit.records.report import REPORT
 from videolavit.records.shards import RUN_FILE, Ledger, ShardKind
 from videolavit.records.storage import Folder, StorageSettings, naming_location
 from videolavit.records.totals import RunTotals
+from videolavit.records.traffic import S3_TRAFFIC
 from videolavit.sandbox.call import describe_layers
 from videolavit.scratch import scratch_folder
 
@@ -31,6 +32,7 @@ from .common import WorkerSettings
 from .estimate import Calibration, calibrate, shard_costs
 from .faults import STOP_AFTER, StorageStopped, wait_for_storage
 from .feeding import WaitingShards, waiting_shards
+from .live import LIVE_FILE
 from .making import ShardMaking
 from .planning import SOURCES_PER_PLAN, Planner, pending_rows
 from .session import ray_session
@@ -78,6 +80,7 @@ class RunSummary:
         planned_core_hours: Core-hours that the plan said of the committed shards; 0 where it says nothing of that.
         counts: Further counts, such as clips and frames.
         seconds: Duration of this start, in seconds.
+        s3: Requests to S3 by operation, and bytes, of the driver and of workers in all starts.
         joined_rows: Rows of manifests that gave a video a further caption.
         ignored_captions: Captions that were not applied, since an earlier input named their video or it is planned
             already.
@@ -99,6 +102,7 @@ class RunSummary:
     core_hours: float
     counts: Mapping[str, int]
     seconds: float
+    s3: Mapping[str, int] = field(default_factory=dict)
     planned_core_hours: float = 0.0
     joined_rows: int = 0
     ignored_captions: int = 0
@@ -265,6 +269,7 @@ def start_run(
     """
     started = time.monotonic()
     ledger, accepted = open_run(pipeline, output, storage, settings)
+    S3_TRAFFIC.add(_earlier_traffic(ledger.folder))
     identity = pipeline.identity()
     ledger.folder.claim(RUN_FILE, _json({"identity": identity, "complete": False}))
     open_run(pipeline, output, storage, settings)  # another run may have claimed the folder
@@ -282,6 +287,7 @@ def start_run(
             planner.commit(listing)
         stopped = _work_on_pending(pipeline, ledger, storage, on_progress)
         pipeline.write_index(ledger.folder)
+    planned_core_hours = _planned_core_hours(ledger) if pipeline.settings.makes_clips else 0.0
     summary = finish_run(pipeline, ledger, identity, time.monotonic() - started)
     return dataclasses.replace(
         summary,
@@ -290,7 +296,7 @@ def start_run(
         left_out=listing.left_out if listing is not None else (),
         accepted_changes=accepted,
         stopped=stopped,
-        planned_core_hours=_planned_core_hours(ledger) if pipeline.settings.makes_clips else 0.0,
+        planned_core_hours=planned_core_hours,
     )
 
 
@@ -435,17 +441,26 @@ def finish_run(pipeline: Pipeline, ledger: Ledger, identity: dict[str, Any], sec
     if not left and counts["samples"] + counts["rejects"] != counts["planned"]:
         raise AssertionError(f"{counts['planned']} samples were planned, the shards account for others: {counts}")
     run = {"identity": identity, "complete": not left, "counts": counts, "last_start_seconds": seconds}
-    with naming_location(folder.url):
-        folder.replace(RUN_FILE, _json(run))
     pipeline.write_report(folder, run, rejects)
+    with naming_location(folder.url):
+        folder.replace(RUN_FILE, _json(run | {"s3": S3_TRAFFIC.counts}))
     own = {one.name for one in dataclasses.fields(RunSummary)}
     return RunSummary(
         folder=folder.url,
         **{name: value for name, value in counts.items() if name in own},
         counts={name: value for name, value in counts.items() if name not in own},
+        s3=S3_TRAFFIC.counts,
         seconds=seconds,
         report=folder.join(REPORT) if folder.is_local else f"{folder.url}/{REPORT}",
     )
+
+
+def _earlier_traffic(folder: Folder) -> Counter[str]:
+    """Requests of the starts before. Both files have the sums of their time; a start that was killed left one alone."""
+    found: Counter[str] = Counter()
+    for name in (RUN_FILE, LIVE_FILE):
+        found |= Counter(json.loads(folder.read(name) or b"{}").get("s3", {}))
+    return found
 
 
 def _planned_core_hours(ledger: Ledger) -> float:

@@ -15,6 +15,8 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from videolavit.records.traffic import with_traffic, without_traffic
+
 Made = TypeVar("Made")
 
 PROGRESS_EVERY = 1.0
@@ -70,13 +72,13 @@ def record_block(
         "rejected": pa.array([list(rejected)], pa.list_(pa.string())),
         "error": pa.array([error], pa.string()),
     }
-    return pa.table(columns)
+    return with_traffic(pa.table(columns))
 
 
 def records_of(dataset: "ray.data.Dataset") -> Iterator[ShardRecord]:
     """Runs a dataset and yields the records that come out, as they come."""
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for row in batch.to_pylist():
+        for row in without_traffic(batch).to_pylist():
             yield ShardRecord(
                 shard=row["shard"],
                 node=row["node"],

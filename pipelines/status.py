@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from videolavit.records.inspection import NotARun
 from videolavit.records.shards import CLIP_SHARDS, RUN_FILE, TOKEN_SHARDS, Ledger
 from videolavit.records.storage import Folder, StorageSettings
+from videolavit.records.traffic import described
 from videolavit.records.usage import Facts
 
 from .live import LIVE_FILE, SILENT_AFTER, LiveRun
@@ -33,6 +35,7 @@ class RunStatus:
         age: Seconds since that state; 0 without one.
         shards, planned_shards: Committed and planned shards of a data run.
         rejects: Rejects by error type: of this start while it runs, of the whole run after it.
+        s3: Requests to S3 by operation, and bytes, of all starts of a data run.
         metrics: Last value of each metric of a training.
     """
 
@@ -45,6 +48,7 @@ class RunStatus:
     shards: int = 0
     planned_shards: int = 0
     rejects: Mapping[str, int] = field(default_factory=dict)
+    s3: Mapping[str, int] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -83,6 +87,8 @@ class RunStatus:
             left = self.seconds_left
             facts += [] if left is None else [("time left", _duration(left))]
             facts.append(("driver", f"process {self.live.pid} on {self.live.host}, heard {self.age:.0f} s ago"))
+        if self.s3:
+            facts.append(("S3, all starts", described(self.s3)))
         return facts + [(name, f"{value:.4g}") for name, value in self.metrics.items()]
 
 
@@ -130,6 +136,7 @@ def _data_status(path: str, folder: Folder, run: dict[str, Any], live: LiveRun |
         shards=len(ledger.committed()),
         planned_shards=planned,
         rejects=rejects,
+        s3=Counter(run.get("s3", {})) | Counter(live.s3 if live is not None else {}),
     )
 
 

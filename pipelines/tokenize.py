@@ -40,6 +40,7 @@ from videolavit.records.storage import Folder, StorageSettings, confined
 from videolavit.records.token_index import TokenIndex
 from videolavit.records.token_report import write_token_report
 from videolavit.records.tokenizer_info import EncodeSettings, TokenizerInfo
+from videolavit.records.traffic import S3_TRAFFIC, without_traffic
 
 from .common import (
     Rejected,
@@ -120,6 +121,7 @@ def tokenize(request: TokenizeRequest, on_progress: OnProgress = ignore_progress
     """
     if request.output is None:
         raise ValueError("a run needs an output")
+    S3_TRAFFIC.take()  # counts of other work before
     pipeline = Tokenization(request, _read_tokenizers(request, on_progress))
     storage = confined(request.storage, request.inputs)
     listing = list_inputs(pipeline, request.inputs, storage) if request.inputs else None
@@ -350,6 +352,7 @@ class _Encoder:
         self._node, self._thread = node_address(), WorkThread(CALLS_PER_ENCODER)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        block = without_traffic(block)
         name, error = block["shard"][0].as_py(), block["error"][0].as_py()
         preparing = waiting_node(block)
         if preparing is not None:

@@ -14,6 +14,7 @@ from . import schema
 from .kinds import KINDS
 from .prepare import Prepared, PrepareSettings
 from .rows import PlanRow, Reject, reject_from, reject_to
+from .traffic import with_traffic
 
 _OWN = [field for field in schema.TOKENS if field.name not in ("clips", "num_tokens")]
 
@@ -146,4 +147,5 @@ _BLOCK = pa.schema(
 
 
 def _block(**values: Any) -> pa.Table:
-    return pa.table({field.name: pa.array([values.get(field.name)], field.type) for field in _BLOCK}, schema=_BLOCK)
+    columns = {field.name: pa.array([values.get(field.name)], field.type) for field in _BLOCK}
+    return with_traffic(pa.table(columns, schema=_BLOCK))

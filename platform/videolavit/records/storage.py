@@ -94,6 +94,10 @@ def filesystem(url: str, settings: StorageSettings) -> tuple[Any, str]:
         if is_web(url):
             private = settings.trust.servers(url) if isinstance(settings, ConfinedStorage) else None
             fs = WebFileSystem(block_size=READ_AHEAD, private=private)
+        elif protocol in ("s3", "s3a"):
+            from .s3 import CountedS3  # libraries that take long to load
+
+            fs = CountedS3(**options)
         else:
             fs = fsspec.filesystem(protocol, **options)
     except (ImportError, ValueError) as error:
