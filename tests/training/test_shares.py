@@ -6,6 +6,7 @@ import multiprocessing
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,35 @@ def test_ranks_that_read_their_shares_train_as_one_does(tmp_path: Path) -> None:
     assert losses(tmp_path / "pair") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
     first, last = losses(tmp_path / "pair")[0], losses(tmp_path / "pair")[-1]
     assert first != last
+
+
+def _train_new_rows(folder: Path) -> None:
+    task = task_of(folder)
+    objective = replace(task.objective, new_rows=True)  # type: ignore[type-var]
+    optimizer = replace(task.settings.optimizer, weight_decay=0.1)
+    train_rank(
+        replace(task, objective=objective, settings=replace(task.settings, optimizer=optimizer)), Ranks.here("cpu")
+    )
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_rows_of_codes_are_trained_and_all_else_stays(world: int, tmp_path: Path) -> None:
+    """Also where the tables are shared out over ranks, and with a decay of weights."""
+    model = ModelFolder("tiny")
+    model.save(tmp_path / "model")
+    write_run(tmp_path / "tokens", ModelFolder(tmp_path / "model"), random_rows(model, 20), shards=2)
+    if world == 1:
+        _train_new_rows(tmp_path)
+    else:
+        spread(_train_new_rows, tmp_path)
+    before = ModelFolder(tmp_path / "model").load("language_model").state_dict()
+    after = ModelFolder(tmp_path / "run" / "model").load("language_model").state_dict()
+    changed = [name for name, value in after.items() if not torch.equal(value, before[name])]
+    assert changed == ["model.embed_tokens.weight", "lm_head.weight"]
+    texts = model.vocabulary.text_size
+    for name in changed:
+        assert torch.equal(after[name][:texts], before[name][:texts])
+        assert not torch.equal(after[name][texts:], before[name][texts:])
 
 
 def test_an_outline_is_the_model_once_it_is_filled(tmp_path: Path) -> None:

@@ -124,6 +124,10 @@ class Objective(nn.Module):
         """Returns the factor of a parameter's learning rate, by the parameter's name."""
         return 1.0
 
+    def kept_rows(self) -> Mapping[str, int]:
+        """Returns the number of first rows that never change, of parameters of which only the others are trained."""
+        return {}
+
     def export(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Extracts the state of each part from the state of the objective, which is on the CPU and unsharded."""
         names = {module: name for name, module in self.named_modules(remove_duplicate=False)}

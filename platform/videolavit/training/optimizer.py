@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from videolavit.models.objective import Objective
 
@@ -38,9 +40,13 @@ class Optimizer:
         self._settings, self._steps = settings, steps
         self._parameters = trained(objective)
         check_patterns(settings.lr_scales, self._parameters, "optimizer.lr_scales")
+        self._kept = [
+            (self._parameters[name], rows) for name, rows in objective.kept_rows().items() if name in self._parameters
+        ]
+        partly = {id(value) for value, _ in self._kept}
         grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, value in self._parameters.items():
-            decay = settings.weight_decay if value.ndim > 1 else 0.0
+            decay = settings.weight_decay if value.ndim > 1 and id(value) not in partly else 0.0
             grouped.setdefault((lr_scale(objective, name, settings.lr_scales), decay), []).append(value)
         groups = [
             {"params": values, "lr": settings.lr * scale, "scale": scale, "weight_decay": decay}
@@ -71,8 +77,11 @@ class Optimizer:
     def clip(self) -> Tensor:
         """Scales the gradient down to the largest allowed norm, if there is one, and returns the norm before.
 
-        The norm stays on the device: reading it would wait for the step.
+        Rows that are kept have no part in it. The norm stays on the device: reading it would wait for the step.
         """
+        for value, rows in self._kept:
+            if value.grad is not None:
+                _clear_rows(value.grad, rows)
         return full_tensor(nn.utils.clip_grad_norm_(list(self._parameters.values()), self._settings.clip or inf))
 
     @torch.no_grad()
@@ -119,6 +128,15 @@ class Optimizer:
             kept = self._parameters[name].detach().clone()
             self._parameters[name].copy_(average)
             average.copy_(kept)
+
+
+def _clear_rows(gradient: Tensor, rows: int) -> None:
+    """Sets the first rows of a gradient, which may be sharded over ranks, to zero."""
+    first = 0
+    if isinstance(gradient, DTensor):
+        _, offsets = compute_local_shape_and_global_offset(gradient.shape, gradient.device_mesh, gradient.placements)
+        gradient, first = gradient.to_local(), offsets[0]
+    gradient[: max(rows - first, 0)] = 0
 
 
 def full_tensor(value: Any) -> Tensor:

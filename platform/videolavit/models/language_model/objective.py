@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 NO_ADAPTERS = LoRASettings()
 
 
+def tables_of(model: PreTrainedModel) -> list[Tensor]:
+    """Tables of a language model with a row for each id: of the embeddings and of the head, which may be one."""
+    return [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+
+
 class LanguageObjective(Objective):
     """Objective of a language model, which may have adapters.
 
@@ -63,6 +68,7 @@ class NextToken(LanguageObjective):
         packed: True if several documents share a row.
         other_lr_scale: Learning rate of embeddings and head, relative to the other parameters'.
         lora: Settings of the adapters that the model has.
+        kept_rows: Number of first rows of embeddings and head that never change.
 
     Raises:
         ModelError: the model computes in a way that training cannot honour.
@@ -76,13 +82,14 @@ class NextToken(LanguageObjective):
         packed: bool = True,
         other_lr_scale: float = 1.0,
         lora: LoRASettings = NO_ADAPTERS,
+        kept_rows: int = 0,
     ) -> None:
         super().__init__(lora)
         check_trainable(model)
         if packed:
             attend_within_documents(model)
         self.model = model
-        self._other_lr_scale = other_lr_scale
+        self._other_lr_scale, self._kept_rows = other_lr_scale, kept_rows
 
     def forward(self, inputs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         packed = {"ends": inputs["ends"]} if "ends" in inputs else {}
@@ -109,6 +116,10 @@ class NextToken(LanguageObjective):
     def lr_scale(self, name: str) -> float:
         """Returns the scale of the learning rate: rows of new ids start at random and have further to go."""
         return self._other_lr_scale if "embed_tokens" in name or "lm_head" in name else 1.0
+
+    def kept_rows(self) -> Mapping[str, int]:
+        tables = {id(table) for table in tables_of(self.model)} if self._kept_rows else set()
+        return {name: self._kept_rows for name, value in self.named_parameters() if id(value) in tables}
 
 
 class AnswerObjective(LanguageObjective):

@@ -20,7 +20,7 @@ from videolavit.models.language_model import UnderstandingModel
 from videolavit.models.language_model.attention import ordinary_attention
 from videolavit.models.language_model.flops import Flops
 from videolavit.models.language_model.lora import LoRASettings, add_lora
-from videolavit.models.language_model.objective import AnswerObjective, NextToken
+from videolavit.models.language_model.objective import AnswerObjective, NextToken, tables_of
 from videolavit.models.network import STRICT, ModelError
 from videolavit.models.objective import Draws, Objective
 from videolavit.vocabulary import begin_id
@@ -79,6 +79,8 @@ class LanguageModelTraining:
             stay. It delays overfitting on a small corpus; a large one needs none.
         other_lr_scale: Learning rate of other parts relative to that of the language model: of embeddings and head in
             pre-training, of merger and projection in chat. Published: 5e-5 to 2e-5.
+        new_rows: Trains the rows of visual and motion codes in embeddings and head. All else stays, but for adapters
+            where `lora` has any: without them texts are read and predicted as before, to the bit. For pre-training.
         lora: LoRA adapters, which are trained instead of the language model's weights. The model that is written has
             them merged; `adapter/` beside it has them in PEFT's format.
         validation_samples: Held-out samples of the validation loss.
@@ -94,6 +96,7 @@ class LanguageModelTraining:
     order: OrderSettings = Field(default_factory=OrderSettings)
     noise: float = Field(default=0.0, ge=0, lt=1)
     other_lr_scale: float = Field(default=2.5, gt=0)
+    new_rows: bool = False
     lora: LoRASettings = Field(default_factory=LoRASettings)
     validation_samples: int = Field(default=256, ge=1)
     show_captions: int = Field(default=32, ge=0)
@@ -141,8 +144,11 @@ def _pretraining(model: ModelFolder, inputs: TrainInputs, settings: LanguageMode
         validation = [row_item(documents, row) for row in pack_rows(documents, range(count), packing)]
     collate = PackedCollate(model.vocabulary, Flops.of(network), length if settings.packing else None)
     _make_trainable(network, settings.lora)
+    if settings.new_rows:
+        _train_new_rows(network, settings.lora)
+    kept = model.vocabulary.text_size if settings.new_rows else 0
     return Component(
-        objective=NextToken(network.train(), settings.packing, settings.other_lr_scale, settings.lora),
+        objective=NextToken(network.train(), settings.packing, settings.other_lr_scale, settings.lora, kept),
         stream=PackedStream(TokenDocuments(train, mixture, assembler, inputs.seed, settings.noise), packing),
         collate=collate,
         validation=validation,
@@ -223,6 +229,14 @@ def _make_trainable(network: Any, lora: LoRASettings) -> None:
         add_lora(network, lora, seed=0)
     else:
         network.requires_grad_(True)
+
+
+def _train_new_rows(network: Any, lora: LoRASettings) -> None:
+    """Makes the tables trainable that have rows of codes, and nothing else but adapters."""
+    if not lora.rank:
+        network.requires_grad_(False)
+    for table in tables_of(network):
+        table.requires_grad_(True)
 
 
 # ---- instruction tuning -------------------------------------------------------------------------------------------
