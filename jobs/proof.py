@@ -7,6 +7,9 @@ continues where the last one stopped.
 
 With `--corpus` the same is trained on a folder of videos with captions, as a check of overfitting: the captions must
 bring back their own videos.
+
+With `--backbone` a language model that is on disk learns the tokens of the shipped model `shapes` instead: the proof
+measures what it learns of videos, and what it forgets of plain English.
 """
 
 import sys
@@ -15,6 +18,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.backbone_proof import BackboneSizes, BackboneSummary, prove_backbone
 from pipelines.proof import MemorySummary, ProofSizes, ProofSummary, memorise, prove
 from pipelines.stages import StageFailed
 from videolavit.records.files import InputError
@@ -28,16 +32,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = JobParser("proof", __doc__)
     parser.add_argument("--output", type=str, default="proof-output", help="folder of the proof")
     parser.add_argument("--corpus", type=str | None, help="folder of videos with captions.jsonl: {video, caption}")
+    parser.add_argument("--backbone", type=str | None, help="folder of a causal language model, or a GGUF file")
     parser.add_class_arguments(ProofSizes, "sizes")
+    parser.add_class_arguments(BackboneSizes, "backbone_sizes")
     options = parser.parse(argv)
     with user_errors(ValueError):
-        sizes = pick(ProofSizes, options.sizes)
+        sizes, backbone_sizes = pick(ProofSizes, options.sizes), pick(BackboneSizes, options.backbone_sizes)
+    proof: ProofSummary | BackboneSummary
     try:
         with user_errors(InputError), show_progress() as on_progress:
             if options.corpus:
                 memory = memorise(
                     options.output, options.corpus, sizes.recipe, max_steps=sizes.max_steps, on_progress=on_progress
                 )
+            elif options.backbone:
+                proof = prove_backbone(options.output, options.backbone, backbone_sizes, on_progress)
             else:
                 proof = prove(options.output, sizes, on_progress)
     except StageFailed as error:
@@ -64,7 +73,7 @@ def _print_memory(summary: MemorySummary) -> None:
     Console(highlight=False).print(foreign(summary.report), soft_wrap=True)
 
 
-def _print_proof(summary: ProofSummary) -> None:
+def _print_proof(summary: ProofSummary | BackboneSummary) -> None:
     table = Table("criterion", "reached", "goal", "", title=f"proof, {summary.total_minutes:.0f} minutes")
     for one in summary.criteria:
         mark = "[green]met[/]" if one.reached else "[red]missed[/]"

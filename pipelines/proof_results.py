@@ -136,7 +136,7 @@ def write_results(output: Path, results: dict[str, Any]) -> None:
         unfinished.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def _criterion(name: str, value: float, least: float) -> Criterion:
+def criterion(name: str, value: float, least: float) -> Criterion:
     return Criterion(name, float(value), f"at least {least:g}", bool(value >= least))
 
 
@@ -148,13 +148,13 @@ def _of_generation(
     classifier: ShapeClassifier,
     on_progress: OnProgress,
 ) -> list[Criterion]:
-    rows = _manifest(output / "held-out")[:prompts]
-    criteria = [_criterion("accuracy of the classifier of forms", classifier.accuracy, 0.98)]
+    rows = read_manifest(output / "held-out")[:prompts]
+    criteria = [criterion("accuracy of the classifier of forms", classifier.accuracy, 0.98)]
     for name, seed in SEEDS.items():
         evaluate = partial(evaluate_generation, runtime, rows, classifier, settings, seed=seed, on_progress=on_progress)
         videos, long = evaluate(), evaluate(clips=2)
         if seed == 0:
-            _save_generated(output / GENERATED_SHEET, videos)
+            save_generated(output / GENERATED_SHEET, videos)
         shares: dict[tuple[str, float], list[float]] = {
             ("direction of generated motion", 0.95): [one.direction_is_right for one in videos],
             ("colour of the generated object", 0.95): [one.colour_is_right for one in videos],
@@ -162,11 +162,11 @@ def _of_generation(
             ("generated motion as its motion tokens say", 0.8): [one.agreement for one in videos],
             ("colour and form stay over two clips", 0.9): [one.colour_and_shape_stay for one in long],
         }
-        criteria += [_criterion(f"{what}, {name}", fmean(of), goal) for (what, goal), of in shares.items()]
+        criteria += [criterion(f"{what}, {name}", fmean(of), goal) for (what, goal), of in shares.items()]
     return criteria
 
 
-def _save_generated(file: Path, videos: Sequence[EvaluatedVideo]) -> None:
+def save_generated(file: Path, videos: Sequence[EvaluatedVideo]) -> None:
     cells = [
         Cell(np.concatenate([one.frames[0], one.frames[len(one.frames) // 2], one.frames[-1]], axis=1), _caption(one))
         for one in videos[:24]
@@ -196,9 +196,9 @@ def _of_reconstruction(output: Path, runtime: Runtime, settings: GenerateSetting
     usage = sampled_statistics(folder, sorted(Ledger(folder, TOKEN_SHARDS).committed()))[0].usage
     codes = {kind: runtime.model.config(f"{kind}_tokenizer").num_codes for kind in ("visual", "motion")}
     return [
-        _criterion("explained variance of motion through tokens", explained, 0.7),
-        _criterion("PSNR of keyframes through tokens, dB", float(np.mean([psnr(*pair) for pair in pairs])), 20),
-        *(_criterion(f"perplexity of the {kind} codes", usage[kind].perplexity, codes[kind] / 4) for kind in codes),
+        criterion("explained variance of motion through tokens", explained, 0.7),
+        criterion("PSNR of keyframes through tokens, dB", float(np.mean([psnr(*pair) for pair in pairs])), 20),
+        *(criterion(f"perplexity of the {kind} codes", usage[kind].perplexity, codes[kind] / 4) for kind in codes),
     ]
 
 
@@ -208,20 +208,20 @@ def _of_language(output: Path) -> list[Criterion]:
     for kind in ("text", "visual", "motion"):
         values = np.array([value for _, value in found[f"validation/{kind}"]])
         share = float(np.mean(np.diff(values) <= 0)) if len(values) > 1 else 0.0
-        falling.append(_criterion(f"share of validations in which the held-out loss of {kind} falls", share, 1.0))
+        falling.append(criterion(f"share of validations in which the held-out loss of {kind} falls", share, 1.0))
     own, other = (found[f"samples/motion_{whose}_caption"][-1][1] for whose in ("own", "other"))
-    return [*falling, _criterion("nats a motion token gains from its own caption", other - own, CLEARLY)]
+    return [*falling, criterion("nats a motion token gains from its own caption", other - own, CLEARLY)]
 
 
 def _of_understanding(output: Path, runtime: Runtime, on_progress: OnProgress) -> list[Criterion]:
-    rows = _manifest(output / "held-out")[:QUESTIONED]
+    rows = read_manifest(output / "held-out")[:QUESTIONED]
     on_progress(Progress("questions", total=len(rows), message="asking about held-out videos"))
     answers = ask_directions(runtime, [str(output / "held-out" / row["video"]) for row in rows])
     right = [answer == row["shapes"][0]["direction"] for answer, row in zip(answers, rows, strict=True)]
-    return [_criterion("answers to which direction it moves", float(np.mean(right)), 0.98)]
+    return [criterion("answers to which direction it moves", float(np.mean(right)), 0.98)]
 
 
-def _manifest(corpus: Path) -> list[dict[str, Any]]:
+def read_manifest(corpus: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (corpus / "manifest.jsonl").read_text().splitlines()]
 
 

@@ -91,6 +91,11 @@ class Host:
         self.started.append(process)
         return process
 
+    def output(self, words: Sequence[str]) -> str:
+        """Runs a process on the host, and returns what it printed."""
+        run = ["ip", "netns", "exec", self.name, *words]
+        return subprocess.run(run, env=self.environment, capture_output=True, text=True).stdout.strip()
+
     def cut(self) -> None:
         """Cuts the host off."""
         ip("link", "set", self.link, "down")

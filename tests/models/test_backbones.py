@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from tests.models.backbones import FAMILIES, PADDING, SHAPE, text_tokenizer, write_backbone
+from videolavit.models.assembly import AssembleSettings, assemble
 from videolavit.models.assembly.language_model import CODE_DEVIATION, grow, read_backbone
+from videolavit.models.folder import ModelFolder
 from videolavit.models.network import ModelError
 
 CODES = 700
@@ -160,3 +162,14 @@ def test_a_real_model_in_a_gguf_file(gguf_file: Path) -> None:
     )
     answer = backbone.network.generate(**prompt, max_new_tokens=24, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert "red" in backbone.tokenizer.decode(answer).lower()
+
+
+def test_a_model_is_assembled_of_a_gguf_file(gguf_file: Path, tmp_path: Path) -> None:
+    """Its weights are ordinary ones from then on."""
+    source = read_backbone(gguf_file)
+    assemble(tmp_path / "model", AssembleSettings(language_model=str(gguf_file), like="tiny"))
+    network = ModelFolder(tmp_path / "model").load("language_model")
+    theirs, ours = (dict(one.named_parameters()) for one in (source.network, network))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value[: len(theirs[name])], theirs[name]) for name, value in ours.items())
+    assert "quantization_config" not in network.config.to_dict()

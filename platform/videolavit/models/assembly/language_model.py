@@ -101,6 +101,7 @@ def _read_folder(folder: Path) -> Backbone:
 def _read_gguf(file: Path) -> Backbone:
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"{file} is a GGUF file, which needs the package gguf: install `videolavit[gguf]`")
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
@@ -108,9 +109,14 @@ def _read_gguf(file: Path) -> Backbone:
     with naming_folder(file), scratch_folder() as folder:
         (folder / file.name).symlink_to(file.resolve())
         tokenizer = AutoTokenizer.from_pretrained(folder, **source)
+        if hasattr(transformers, "GgufConfig"):  # from some version on, weights stay packed where kernels are installed
+            source["quantization_config"] = transformers.GgufConfig(dequantize=True)
         network, info = AutoModelForCausalLM.from_pretrained(
             folder, **source, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
         )
+    quantizer = getattr(network, "hf_quantizer", None)
+    if quantizer is not None:  # by which it would count as one that cannot be trained or saved
+        quantizer.remove_quantization_config(network)
     _check_family(file, network)
     return _checked(file, network, tokenizer, info)
 
