@@ -57,9 +57,9 @@ class BackboneSizes:
     held_out_videos: int = 200
     prompts: int = 50
     questions: int = 100
-    rows_steps: int = 120
-    language_steps: int = 200
-    chat_steps: int = 250
+    rows_steps: int = 150
+    language_steps: int = 220
+    chat_steps: int = 200
     threads: int = 2
     seed: int = 7
 
@@ -162,13 +162,13 @@ def _stages(folder: Path, language_model: str, sizes: BackboneSizes) -> list[Sta
     )
     trained("rows", rows, _settings(sizes.rows_steps, lr=5e-3), videos)
     trained("language", adapters, _settings(sizes.language_steps, lr=1e-3), mixed)
-    trained("chat", chat, _settings(sizes.chat_steps, lr=5e-4, batch=16), questions)
+    trained("chat", chat, _settings(sizes.chat_steps, lr=5e-4, batch=12), questions)
     held_out = sizes.corpus.videos("held-out")
     then("measuring", partial(measure_backbone, folder, sizes.prompts, sizes.questions, held_out))
     return stages
 
 
-def _settings(steps: int, *, lr: float, batch: int = 8) -> TrainSettings:
+def _settings(steps: int, *, lr: float, batch: int = 4) -> TrainSettings:
     """Settings of a training of some steps, in an arithmetic that a backbone bears and a CPU is fast in."""
     return TrainSettings(
         steps=steps,
