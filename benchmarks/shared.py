@@ -42,8 +42,10 @@ def in_own_process(function: Callable[[*Arguments], Result], *arguments: *Argume
     Args:
         limit: Time after which it is given up, in seconds.
     """
+    module = sys.modules[function.__module__]
+    name = module.__spec__.name if module.__spec__ is not None else module.__name__  # that of `python -m`, too
     code = (
-        f"import pickle, sys; from {function.__module__} import {function.__name__} as function; "
+        f"import pickle, sys; from {name} import {function.__name__} as function; "
         "result = function(*pickle.load(sys.stdin.buffer)); sys.stdout.buffer.write(pickle.dumps(result))"
     )
     words = [sys.executable, "-c", code]

@@ -18,8 +18,16 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.backbone_proof import BackboneSizes, BackboneSummary, prove_backbone
-from pipelines.proof import MemorySummary, ProofSizes, ProofSummary, memorise, prove
+from pipelines.proof import (
+    BackboneSizes,
+    BackboneSummary,
+    MemorySummary,
+    ProofSizes,
+    ProofSummary,
+    memorise,
+    prove,
+    prove_backbone,
+)
 from pipelines.stages import StageFailed
 from videolavit.records.files import InputError
 

@@ -17,7 +17,6 @@ from videolavit.files import write_beside
 from videolavit.models.assembly import AssembleSettings, assemble
 from videolavit.models.language_model.lora import LoRASettings
 from videolavit.progress import OnProgress, ignore_progress
-from videolavit.records.files import InputError
 from videolavit.records.report import REPORT
 from videolavit.records.tokenizer_info import EncodeSettings
 from videolavit.synth import QUESTIONS
@@ -27,14 +26,14 @@ from videolavit.training.settings import OptimizerSettings, ParallelSettings, Tr
 
 from .backbone_results import ASSEMBLED, HELD_OUT_TEXTS, TOKENS_MODEL, measure_backbone
 from .proof_results import Criterion, read_criteria
-from .proof_stages import ProofSizes, corpus_stages
+from .proof_stages import ProofSizes, corpus_stages, local_folder
 from .stages import Stage, Stages
 from .tokenize import TokenizeRequest, tokenize
 from .train import train
 
 TRAIN_TEXTS = "texts.jsonl"
 _ADAPTERS = LoRASettings(rank=16, alpha=32)
-_TEXT_SHARE = 0.2  # of the samples of a step, so that the language stays
+_TEXT_SHARE = 0.2  # texts among the samples of a step, so that the language stays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +116,7 @@ def prove_backbone(
         InputError: the folder cannot be used.
         StageFailed: a stage failed; another call tries it again.
     """
-    folder, sizes = Path(output).absolute(), sizes or BackboneSizes()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot use {output}: {error}") from None
+    folder, sizes = local_folder(output).absolute(), sizes or BackboneSizes()
     done = Stages(folder)
     done.run(_stages(folder, str(language_model), sizes), on_progress)
     return BackboneSummary(

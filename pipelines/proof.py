@@ -15,6 +15,7 @@ from videolavit.records.report import REPORT
 from videolavit.training.recipes import recipe_file
 from videolavit.training.run import MODEL_FOLDER
 
+from .backbone_proof import BackboneSizes, BackboneSummary, prove_backbone
 from .decompose import DecomposeRequest
 from .proof_corpus import Comparison, read_comparison
 from .proof_results import RESULTS, Criterion, read_criteria, write_report
@@ -25,12 +26,22 @@ from .proof_stages import (
     compare_model,
     corpus_stages,
     decompose_all,
+    local_folder,
     measure_model,
     training_stages,
 )
 from .stages import Stage, Stages
 
-__all__ = ["MemorySummary", "ProofSizes", "ProofSummary", "memorise", "prove"]
+__all__ = [
+    "BackboneSizes",
+    "BackboneSummary",
+    "MemorySummary",
+    "ProofSizes",
+    "ProofSummary",
+    "memorise",
+    "prove",
+    "prove_backbone",
+]
 
 MEASURING = "measuring"
 CAPTIONS_FILE = "captions.jsonl"
@@ -159,17 +170,11 @@ def memorise(
 
 def _folder(output: str | Path, is_proof: bool) -> Path:
     """Makes the output folder; refuses one of the other function."""
-    folder = Path(output)
-    if "://" in str(output):
-        raise InputError(f"{output} is no local folder; choose one as the output")
+    folder = local_folder(output)
     if is_proof and (folder / HELD_OUT_CLIPS).is_symlink():
         raise InputError(f"{output} holds an overfitting check; choose another output folder")
     if not is_proof and (folder / "train").exists():
         raise InputError(f"{output} holds a proof; choose another output folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot use {output}: {error}") from None
     return folder
 
 

@@ -12,6 +12,7 @@ from videolavit.files import write_beside
 from videolavit.generation.settings import differing_settings
 from videolavit.models.folder import ModelFolder
 from videolavit.progress import OnProgress
+from videolavit.records.files import InputError
 from videolavit.records.parquet import ParquetReader
 from videolavit.records.shards import TOKEN_SHARDS, Ledger
 from videolavit.records.storage import Folder, StorageSettings
@@ -112,6 +113,17 @@ class _Training:
     def made(self) -> Path:
         """Model with the trained part."""
         return self.folder / self.name / MODEL_FOLDER
+
+
+def local_folder(output: str | Path) -> Path:
+    """Makes the folder of a proof. Raises InputError where it cannot be used."""
+    if "://" in str(output):
+        raise InputError(f"{output} is no local folder; choose one as the output")
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot use {output}: {error}") from None
+    return Path(output)
 
 
 def corpus_stages(folder: Path, sizes: ProofSizes) -> list[Stage]:

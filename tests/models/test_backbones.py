@@ -165,7 +165,7 @@ def test_a_real_model_in_a_gguf_file(gguf_file: Path) -> None:
 
 
 def test_a_model_is_assembled_of_a_gguf_file(gguf_file: Path, tmp_path: Path) -> None:
-    """Its weights are ordinary ones from then on."""
+    """Weights of such a file are ordinary ones from then on."""
     source = read_backbone(gguf_file)
     assemble(tmp_path / "model", AssembleSettings(language_model=str(gguf_file), like="tiny"))
     network = ModelFolder(tmp_path / "model").load("language_model")
