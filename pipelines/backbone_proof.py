@@ -159,7 +159,7 @@ def _stages(folder: Path, language_model: str, sizes: BackboneSizes) -> list[Sta
     trained("language", adapters, _settings(sizes.language_steps, lr=1e-3), mixed)
     trained("chat", chat, _settings(sizes.chat_steps, lr=5e-4, batch=12), questions)
     held_out = sizes.corpus.videos("held-out")
-    then("measuring", partial(measure_backbone, folder, sizes.prompts, sizes.questions, held_out))
+    then("measuring", partial(measure_backbone, folder, sizes.prompts, sizes.questions, held_out, sizes.threads))
     return stages
 
 

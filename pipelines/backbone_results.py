@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from videolavit.evaluation.plain_text import text_loss
 from videolavit.evaluation.shape import train_shape_classifier
@@ -31,6 +32,9 @@ HELD_OUT_TEXTS = "held-out-texts.jsonl"
 MOST_RISE = 0.05
 """Largest rise of the loss on plain English, relative to the loss before."""
 
+READ = 60
+"""Held-out texts that are read."""
+
 CHATS = ("Name three colours.", "What is the capital of France?", "Write a sentence about a cat.")
 """Messages that are answered before and after."""
 
@@ -38,7 +42,12 @@ _LANGUAGE_MODELS = {"generation": "language_model", "understanding": "understand
 
 
 def measure_backbone(
-    folder: Path, prompts: int, questions: int, videos: SynthSettings, on_progress: OnProgress = ignore_progress
+    folder: Path,
+    prompts: int,
+    questions: int,
+    videos: SynthSettings,
+    threads: int,
+    on_progress: OnProgress = ignore_progress,
 ) -> None:
     """Measures the trained model on held-out videos and texts, and writes results and page.
 
@@ -47,7 +56,9 @@ def measure_backbone(
         prompts: Held-out captions from which videos are generated.
         questions: Held-out videos that are asked about.
         videos: Content of the held-out videos.
+        threads: Threads of the computation.
     """
+    torch.set_num_threads(threads)
     before, after = ModelFolder(folder / ASSEMBLED), ModelFolder(folder / "chat" / MODEL_FOLDER)
     criteria = [
         *_of_videos(folder, after, prompts, questions, videos, on_progress),
@@ -78,7 +89,7 @@ def _of_videos(
 
 
 def _of_texts(folder: Path, before: ModelFolder, after: ModelFolder, on_progress: OnProgress) -> list[Criterion]:
-    texts = [json.loads(line)["text"] for line in (folder / HELD_OUT_TEXTS).read_text().splitlines()]
+    texts = [json.loads(line)["text"] for line in (folder / HELD_OUT_TEXTS).read_text().splitlines()[:READ]]
     on_progress(Progress("texts", message="reading plain English before and after"))
     first = _loss(before, "language_model", texts)
     criteria = []
