@@ -1,10 +1,15 @@
 """The ledger of a run: what stands, and summaries of finished plans, which say nothing that the shards do not."""
 
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
+from tests.conftest import ROOT
 from videolavit.records.inspection import RunFacts, inspect
 from videolavit.records.names import NameIndex, repeated_hashes
 from videolavit.records.rows import PlanRow, Reject, plan_rows_to
@@ -12,8 +17,12 @@ from videolavit.records.shards import PLAN_FOLDER, RUN_FILE, SUMMARY_FOLDER, Led
 from videolavit.records.storage import Folder, StorageSettings
 
 
+def ledger_of(folder: Path | str) -> Ledger:
+    return Ledger(Folder(str(folder), StorageSettings()))
+
+
 def _ledger(folder: Path) -> Ledger:
-    found = Ledger(Folder(str(folder), StorageSettings()))
+    found = ledger_of(folder)
     found.folder.replace(RUN_FILE, b'{"identity": {}, "complete": false}')
     return found
 
@@ -117,6 +126,43 @@ def test_footers_of_a_finished_plan_are_read_once(tmp_path: Path) -> None:
     (tmp_path / PLAN_FOLDER / "00000.parquet").write_bytes(b"no Parquet, and not opened")
     assert list(ledger.summaries()) == before
     assert list(ledger.pending()) == [("00001.parquet", {"00001-4.parquet": 2})]
+
+
+COMPACTED = """
+import os, signal, sys
+from tests.records.test_ledger import ledger_of
+
+folder, allowed = sys.argv[1], int(sys.argv[2])
+
+def count(event, arguments):
+    global allowed
+    writes = event in ("os.link", "os.remove", "os.rename") or (event == "open" and "w" in str(arguments[1]))
+    if writes and any(folder in str(one) for one in arguments[:2]):
+        if not allowed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        allowed -= 1
+
+ledger = ledger_of(folder)
+sys.addaudithook(count)
+ledger.compact()
+"""
+"""Program that compacts a run, and is killed before a change of its files."""
+
+
+def test_compacting_killed_before_every_change(tmp_path: Path) -> None:
+    before = list(_run(tmp_path / "run").summaries())
+    for allowed in range(20):
+        folder = tmp_path / str(allowed)
+        shutil.copytree(tmp_path / "run", folder)
+        done = subprocess.run([sys.executable, "-c", COMPACTED, str(folder), str(allowed)], cwd=ROOT)
+        assert list(ledger_of(folder).summaries()) == before, allowed
+        ledger_of(folder).compact()
+        assert ledger_of(folder).folder.names(SUMMARY_FOLDER, ".parquet") == ["00000-3.parquet"]
+        assert list(ledger_of(folder).summaries()) == before
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+    assert 2 <= allowed < 20
 
 
 def test_a_summary_does_not_outlive_a_shard(tmp_path: Path) -> None:
