@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ STAGE_POLL, NOTE_EVERY = 0.5, 10.0
 
 STOP_SECONDS = 10.0
 """Seconds that a stopped stage has to end by itself."""
+
+_TRACEBACK = "Traceback (most recent call last):"
 
 STAGE_ENVIRONMENT = {
     # stages share the cores, and networks this small gain nothing from more than one
@@ -182,8 +185,8 @@ class _RunningStage:
         """Raises StageFailed if the stage ended with an error."""
         self._file.unlink(missing_ok=True)
         if self.status:
-            lines = self._log.read_text(errors="replace").splitlines() or ["it said nothing"]
-            raise StageFailed(f"the stage {self.name} failed: {lines[-1]} (log: {self._log})")
+            reason = _reason(self._log.read_text(errors="replace").splitlines())
+            raise StageFailed(f"the stage {self.name} failed: {reason} (log: {self._log})")
 
     def stop(self) -> None:
         """Ends the process, by force if it does not end by itself."""
@@ -193,6 +196,15 @@ class _RunningStage:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def _reason(log: Sequence[str]) -> str:
+    """The exception at the end of a log, in a line; the log's last line where there is none."""
+    lines = list(log) or ["it said nothing"]
+    if _TRACEBACK not in lines:
+        return lines[-1]
+    raised = dropwhile(lambda line: line.startswith(" "), lines[len(lines) - lines[::-1].index(_TRACEBACK) :])
+    return " ".join(line.strip() for line in raised if "errors.pydantic.dev" not in line) or lines[-1]
 
 
 def _serve() -> None:

@@ -14,6 +14,7 @@ from pipelines.stages import Stage, StageFailed, Stages
 from tests.conftest import ROOT, wait_for
 from videolavit.progress import OnProgress, Progress, ignore_progress
 from videolavit.synth import SynthSettings, render_corpus
+from videolavit.training.settings import OptimizerSettings
 
 SHORT = SynthSettings(width=96, height=96, seconds=0.5, fps=6)
 
@@ -94,6 +95,21 @@ def test_a_failed_stage_says_why_stops_the_others_and_runs_again(tmp_path: Path)
     assert set(again.minutes) == {"first", "other", "corpus"}  # a failed try counts too
     again.run([Stage("corpus", partial(render_corpus, str(tmp_path / "corpus"), 1, SHORT))])
     assert (tmp_path / "corpus" / "manifest.jsonl").exists()
+
+
+def refuse(on_progress: OnProgress) -> None:
+    OptimizerSettings(lr=-1.0, clip=-2.0)
+
+
+def test_the_reason_of_a_failure_is_the_whole_exception_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(StageFailed) as failed:
+        Stages(tmp_path).run([Stage("refuse", refuse)])
+    message = str(failed.value)
+    assert "ValidationError: 2 validation errors" in message
+    assert "greater than 0" in message
+    assert "greater than or equal to 0" in message
+    assert "errors.pydantic.dev" not in message
+    assert "\n" not in message
 
 
 def test_a_callback_that_raises_stops_the_stages(tmp_path: Path) -> None:
