@@ -149,6 +149,12 @@ def host_killed(run: Run, host: Host) -> None:
     host.kill()
 
 
+def raylet_killed(run: Run, host: Host) -> None:
+    """Kills Ray's own process of a host; its workers end with it."""
+    for process in host.processes("raylet/raylet"):
+        process.kill()
+
+
 def cut_shortly(run: Run, host: Host) -> None:
     """Cuts a host off for some time, in which the other one goes on."""
     before, until = len(run.shards()), time.monotonic() + SHORT_CUT

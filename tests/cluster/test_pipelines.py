@@ -12,6 +12,7 @@ from tests.cluster.scenes import (
     cut_shortly,
     driver_killed,
     host_killed,
+    raylet_killed,
     scene,
 )
 
@@ -40,6 +41,7 @@ def hosts(cluster_scene: Scene) -> Iterator[list[Host]]:
         ("decompose", "shared", cut_shortly),
         ("decompose", "s3", driver_killed),
         ("tokenize", "shared", cut_for_good),
+        ("tokenize", "s3", raylet_killed),
     ],
 )
 def test_a_run_survives(
