@@ -29,7 +29,7 @@ test: lint types unit
 
 # The tests that are slow by nature: processes killed at many moments, browsers, load, fuzzing, whole products.
 test-slow: $(VENV)/dev $(VENV)/demo $(VENV)/backbone
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow $(if $(MINUTES),--minutes $(MINUTES))
 
 # Fuzzing for an hour or more: changed files, tables, archives, pictures, answers and requests.
 fuzz: $(VENV)/dev

@@ -20,7 +20,6 @@ from rich.table import Table
 
 from pipelines.proof import (
     BackboneSizes,
-    BackboneSummary,
     MemorySummary,
     ProofSizes,
     ProofSummary,
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse(argv)
     with user_errors(ValueError):
         sizes, backbone_sizes = pick(ProofSizes, options.sizes), pick(BackboneSizes, options.backbone_sizes)
-    proof: ProofSummary | BackboneSummary
+    proof: ProofSummary
     try:
         with user_errors(InputError), show_progress() as on_progress:
             if options.corpus:
@@ -81,7 +80,7 @@ def _print_memory(summary: MemorySummary) -> None:
     Console(highlight=False).print(foreign(summary.report), soft_wrap=True)
 
 
-def _print_proof(summary: ProofSummary | BackboneSummary) -> None:
+def _print_proof(summary: ProofSummary) -> None:
     table = Table("criterion", "reached", "goal", "", title=f"proof, {summary.total_minutes:.0f} minutes")
     for one in summary.criteria:
         mark = "[green]met[/]" if one.reached else "[red]missed[/]"

@@ -5,7 +5,7 @@ alone, then adapters and rows together with plain English, then adapters from qu
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from videolavit.training.run import MODEL_FOLDER
 from videolavit.training.settings import OptimizerSettings, ParallelSettings, TrainInputs, TrainSettings
 
 from .backbone_results import ASSEMBLED, HELD_OUT_TEXTS, TOKENS_MODEL, measure_backbone
-from .proof_results import Criterion, read_criteria
+from .proof_results import ProofSummary, read_criteria
 from .proof_stages import ProofSizes, corpus_stages, local_folder
 from .stages import Stage, Stages
 from .tokenize import TokenizeRequest, tokenize
@@ -73,36 +73,12 @@ class BackboneSizes:
         return ProofSizes(train_videos=self.train_videos, held_out_videos=self.held_out_videos, seed=self.seed)
 
 
-@dataclass(frozen=True, kw_only=True)
-class BackboneSummary:
-    """Result of `prove_backbone`.
-
-    Args:
-        criteria: Measurements, each with its goal.
-        minutes: Minutes of each stage.
-        total_minutes: Minutes in which there was a stage at work.
-        model: Folder of the model.
-        report: Page with the measurements, and chats before and after.
-    """
-
-    criteria: Sequence[Criterion]
-    minutes: Mapping[str, float]
-    total_minutes: float
-    model: Path
-    report: Path
-
-    @property
-    def is_reached(self) -> bool:
-        """True if every goal is reached."""
-        return all(one.reached for one in self.criteria)
-
-
 def prove_backbone(
     output: str | Path,
     language_model: str | Path,
     sizes: BackboneSizes | None = None,
     on_progress: OnProgress = ignore_progress,
-) -> BackboneSummary:
+) -> ProofSummary:
     """Trains a language model that is on disk on synthetic videos, and measures what it learned and what it forgot.
 
     The same call continues where the last one stopped.
@@ -119,7 +95,7 @@ def prove_backbone(
     folder, sizes = local_folder(output).absolute(), sizes or BackboneSizes()
     done = Stages(folder)
     done.run(_stages(folder, str(language_model), sizes), on_progress)
-    return BackboneSummary(
+    return ProofSummary(
         criteria=read_criteria(folder),
         minutes=done.minutes,
         total_minutes=done.total_minutes,

@@ -15,10 +15,10 @@ from videolavit.records.report import REPORT
 from videolavit.training.recipes import recipe_file
 from videolavit.training.run import MODEL_FOLDER
 
-from .backbone_proof import BackboneSizes, BackboneSummary, prove_backbone
+from .backbone_proof import BackboneSizes, prove_backbone
 from .decompose import DecomposeRequest
 from .proof_corpus import Comparison, read_comparison
-from .proof_results import RESULTS, Criterion, read_criteria, write_report
+from .proof_results import RESULTS, ProofSummary, read_criteria, write_report
 from .proof_stages import (
     HELD_OUT_CLIPS,
     TRAIN_CLIPS,
@@ -34,7 +34,6 @@ from .stages import Stage, Stages
 
 __all__ = [
     "BackboneSizes",
-    "BackboneSummary",
     "MemorySummary",
     "ProofSizes",
     "ProofSummary",
@@ -45,30 +44,6 @@ __all__ = [
 
 MEASURING = "measuring"
 CAPTIONS_FILE = "captions.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProofSummary:
-    """Result of `prove`.
-
-    Args:
-        criteria: Measurements on held-out videos, each with its goal.
-        minutes: Minutes of each stage.
-        total_minutes: Minutes in which there was a stage at work.
-        model: Folder of the model.
-        report: Page with the measurements and pictures.
-    """
-
-    criteria: Sequence[Criterion]
-    minutes: Mapping[str, float]
-    total_minutes: float
-    model: Path
-    report: Path
-
-    @property
-    def is_reached(self) -> bool:
-        """True if every goal is reached."""
-        return all(one.reached for one in self.criteria)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,6 +103,30 @@ class Criterion:
     reached: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProofSummary:
+    """Result of `prove` and of `prove_backbone`.
+
+    Args:
+        criteria: Measurements on held-out videos, each with its goal.
+        minutes: Minutes of each stage.
+        total_minutes: Minutes in which there was a stage at work.
+        model: Folder of the model.
+        report: Page with the measurements and pictures.
+    """
+
+    criteria: Sequence[Criterion]
+    minutes: Mapping[str, float]
+    total_minutes: float
+    model: Path
+    report: Path
+
+    @property
+    def is_reached(self) -> bool:
+        """True if every goal is reached."""
+        return all(one.reached for one in self.criteria)
+
+
 def measure(output: Path, prompts: int, videos: SynthSettings, on_progress: OnProgress = ignore_progress) -> None:
     """Measures the trained model on held-out videos, and writes the results.
 

@@ -33,7 +33,7 @@ from videolavit.training.trainer import SKIPPED, TRAIN_STAGE, ShouldStop, never_
 
 from .live import LIVE_FILE, live_progress
 from .session import ray_session
-from .train_workers import TRAIN_ERRORS, ClusterSettings, TrainingFailed, train_on_ray
+from .train_workers import TRAIN_ERRORS, ClusterSettings, TrainingFailed, check_counts, train_on_ray
 
 __all__ = ["TRAIN_ERRORS", "ClusterSettings", "TrainSummary", "TrainingFailed", "train"]
 
@@ -134,6 +134,7 @@ def _train(
 ) -> None:
     """Trains in this process, or on workers."""
     if cluster is not None and cluster.workers:
+        check_counts(task, cluster)
         with ray_session(on_progress):
             train_on_ray(task, cluster, on_progress, should_stop)
     else:

@@ -126,7 +126,6 @@ class ClusterSettings:
 
 def train_on_ray(task: TrainTask, cluster: ClusterSettings, on_progress: OnProgress, should_stop: ShouldStop) -> None:
     """Trains on the workers of the connected Ray, and hands their progress on."""
-    _check_counts(task, cluster)
     _check_cores(cluster)
     token = None if is_remote(task.output) else _mark(Path(task.output))
     # Ray Train's `fit` blocks, and changes the signal handlers of its process: it has one of its own
@@ -198,16 +197,20 @@ def _ray_files(task: TrainTask) -> Iterator[Path]:
         yield scratch
 
 
-def _check_counts(task: TrainTask, cluster: ClusterSettings) -> None:
-    """Refuses an elastic run in which some number of workers does not divide the batch."""
-    if cluster.min_workers is None or task.settings.batch_tokens is not None:
-        return  # every worker checks its own number
-    batch, counts = task.settings.batch, range(cluster.min_workers, cluster.workers + 1)
-    for count in counts:
+def check_counts(task: TrainTask, cluster: ClusterSettings) -> None:
+    """Refuses a run in which some number of workers does not divide the batch.
+
+    Raises:
+        ClusterTooSmall: there is such a number.
+    """
+    batch, counts = task.settings.batch, range(cluster.min_workers or cluster.workers, cluster.workers + 1)
+    for count in counts if task.settings.batch_tokens is None else ():
         if batch % count:
+            is_elastic = len(counts) > 1
+            why = f", which min_workers {counts.start} allows" if is_elastic else ""
             raise ClusterTooSmall(
-                f"a batch of {batch} cannot be divided among {count} workers, which min_workers {counts.start} "
-                f"allows; choose a multiple of {math.lcm(*counts)}, or a narrower range"
+                f"a batch of {batch} cannot be divided among {count} workers{why}; choose a multiple of "
+                f"{math.lcm(*counts)}, or {'a narrower range' if is_elastic else 'another number of workers'}"
             )
 
 

@@ -176,9 +176,10 @@ def _below(pid: int) -> list[psutil.Process]:
 
 
 def test_a_workers_finding_is_a_users_error(tokens: Path, tmp_path: Path, on_head: Job) -> None:
-    done = on_head(*arguments(tokens, tmp_path / "run", "--workers", 2, "--cpus-per-worker", 0.5, "--batch", 3))
+    unknown = ["--trainable", "nothing.*"]
+    done = on_head(*arguments(tokens, tmp_path / "run", "--workers", 2, "--cpus-per-worker", 0.5, *unknown))
     assert done.returncode == 2, done.stderr
-    assert "a batch of 3 cannot be divided among 2 ranks" in done.stderr
+    assert "no parameter matches 'nothing.*'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -262,6 +263,7 @@ def test_outputs_that_cannot_be_are_named(
         ("--parallel.shard", 3, "parallel.shard is 3"),
         ("--timeout", 0, "timeout"),
         ("--batch", "nan", "batch"),
+        ("--workers", 3, "a batch of 4 cannot be divided among 3 workers; choose a multiple of 3"),
     ],
 )
 def test_numbers_out_of_bounds_are_named(

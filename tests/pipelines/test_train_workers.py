@@ -9,9 +9,9 @@ from pipelines.train_workers import (
     ClusterTooSmall,
     StorageNotShared,
     _check_cores,
-    _check_counts,
     _check_shared,
     _mark,
+    check_counts,
 )
 from videolavit.training.components.vae import VAETraining
 from videolavit.training.run import TrainTask
@@ -34,14 +34,18 @@ def test_fewer_workers_than_asked_for_make_a_run_elastic() -> None:
         ClusterSettings(workers=2, min_workers=3)
 
 
-def test_an_elastic_range_must_fit_the_batch() -> None:
+def test_workers_must_fit_the_batch() -> None:
     task = TrainTask("vae", "tiny", TrainInputs(train=[]), VAETraining(), TrainSettings(batch=12), "")
-    for range_ in ({"workers": 4, "min_workers": 1}, {"workers": 5}, {"workers": 12, "min_workers": 12}):
-        _check_counts(task, ClusterSettings(**range_))
+    for range_ in ({"workers": 4, "min_workers": 1}, {"workers": 3}, {"workers": 12, "min_workers": 12}):
+        check_counts(task, ClusterSettings(**range_))
     with pytest.raises(
         ClusterTooSmall, match=r"12 cannot be divided among 5 workers, which min_workers 4 allows; .* 60"
     ):
-        _check_counts(task, ClusterSettings(workers=6, min_workers=4))
+        check_counts(task, ClusterSettings(workers=6, min_workers=4))
+    with pytest.raises(
+        ClusterTooSmall, match="12 cannot be divided among 5 workers; choose a multiple of 5, or another number"
+    ):
+        check_counts(task, ClusterSettings(workers=5))
 
 
 def test_loaders_need_workers_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:

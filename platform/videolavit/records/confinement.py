@@ -48,7 +48,7 @@ def check_named(address: str, table: str, allow: Sequence[str]) -> None:
     elif protocol_of(table) != "file":
         raise _outside(address, table, "a file of this machine", os.path.dirname(address))
     else:
-        folder = os.path.realpath(folder_of(os.path.abspath(table)))
+        folder = _real_folder(folder_of(os.path.abspath(table)))
         if not is_in(real_path(address), folder):
             through_link = is_in(os.path.normpath(address), folder)
             why = "outside of its folder" + (", through a symbolic link" if through_link else "")
