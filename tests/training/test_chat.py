@@ -34,6 +34,19 @@ from videolavit.vocabulary.conversation import SYSTEM, conversation
 CHAT = LanguageModelTraining(stage="chat", chat=ChatSettings(max_clips=2))
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"stage": "chat", "new_rows": True}, "new_rows is for the stage pretrain, and does nothing in chat"),
+        ({"stage": "chat", "sequence_length": 512}, "sequence_length is for the stage pretrain"),
+        ({"chat": ChatSettings(max_clips=2)}, "chat is for the stage chat, and does nothing in pretrain"),
+    ],
+)
+def test_settings_of_the_other_stage_are_refused(settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        LanguageModelTraining(**settings)
+
+
 def turns(*texts: str) -> list[dict[str, str]]:
     return [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(texts)]
 

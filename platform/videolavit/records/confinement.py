@@ -62,7 +62,7 @@ def _outside(address: str, table: str, why: str, fix: str) -> OutsideAddress:
 def begins(address: str, prefix: str) -> bool:
     """True if an address is, or lies below, another one; a prefix that ends with a slash is any beginning."""
     if protocol_of(prefix) == "file" and protocol_of(address) == "file":
-        return is_in(real_path(address), os.path.realpath(prefix))
+        return is_in(real_path(address), _real_folder(prefix))
     return address == prefix or address.startswith(prefix if prefix.endswith("/") else f"{prefix}/")
 
 

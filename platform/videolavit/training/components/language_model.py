@@ -39,6 +39,11 @@ from ..token_sources import TokenDocuments, TokenSource
 
 TOKENIZERS = ("visual_tokenizer", "motion_tokenizer")
 UNDERSTANDING = ("language_model", *TOKENIZERS)
+PRETRAIN_ONLY = (
+    *("sequence_length", "packing", "pack_over", "order", "noise", "new_rows"),
+    *("show_captions", "show_videos"),
+)
+"""Settings of the language model's training that do nothing on conversations."""
 
 TEXT_FIRST = OrderSettings(text_first=1.0, drop_text=0.0, drop_keyframe=0.0)
 _DRAWS = (0.5, 0.5)
@@ -102,6 +107,13 @@ class LanguageModelTraining:
     show_captions: int = Field(default=32, ge=0)
     show_videos: int = Field(default=0, ge=0)
     chat: ChatSettings = Field(default_factory=ChatSettings)
+
+    def __post_init__(self) -> None:
+        other, names = ("pretrain", PRETRAIN_ONLY) if self.stage == "chat" else ("chat", ("chat",))
+        for name in names:
+            default = type(self).__pydantic_fields__[name].get_default(call_default_factory=True)  # type: ignore[attr-defined]
+            if getattr(self, name) != default:
+                raise ValueError(f"{name} is for the stage {other}, and does nothing in {self.stage}; leave it out")
 
     def build(self, model: ModelFolder, inputs: TrainInputs) -> Component:
         return _pretraining(model, inputs, self) if self.stage == "pretrain" else _chat(model, inputs, self)
