@@ -9,6 +9,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.common import return_memory
 from pipelines.common import WorkerSettings
 from pipelines.decompose import DecomposeRequest, Decomposition
 from pipelines.feeding import waiting_shards
@@ -104,6 +105,7 @@ STEPS: dict[str, Callable[[str], None]] = {
 
 def run_step(name: str, folder: str) -> dict[str, float]:
     """CPU seconds of a step, its children's included, and megabytes by which it raised this process."""
+    return_memory()  # as the commands do
     before = psutil.Process().memory_info().rss
     started = _cpu_seconds()
     STEPS[name](folder)

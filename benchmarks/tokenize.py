@@ -135,7 +135,8 @@ def _pipeline(model: str, clips: Path, folder: str) -> float:
         started = time.monotonic()
         settings, workers, storage = pipeline.settings, request.workers, request.storage
         planner = Planner(ledger, pipeline.assign, settings, workers, storage, ignore_progress)
-        planner.commit(list_inputs(pipeline, [str(clips)], storage))
+        with planner:
+            planner.commit(list_inputs(pipeline, [str(clips)], storage))
         for record in pipeline.work(waiting_shards(ledger), ledger.folder):
             if record["error"]:
                 raise AssertionError(record["error"])

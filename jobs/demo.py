@@ -8,7 +8,7 @@ import sys
 
 from pipelines.demo import demonstrate, num_tokens
 from pipelines.demo_page import NextCommand
-from pipelines.planning import PlanningIncomplete
+from pipelines.headers import PlanningIncomplete
 from pipelines.run import RunIncomplete
 from videolavit.media import MediaError
 from videolavit.models.network import ModelError

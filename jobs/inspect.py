@@ -14,7 +14,7 @@ from videolavit.records.inspection import RunFacts, ShardFacts, VideoFacts, insp
 from videolavit.records.report import render_page
 from videolavit.records.storage import StorageError, StorageSettings
 
-from .common import JobParser, add_storage_options, fail, foreign, user_errors
+from .common import JobParser, add_storage_options, fail, foreign, return_memory, user_errors
 from .progress import show_progress
 
 
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--html", type=str | None, help="file to write a page with the sheet and the facts to")
     add_storage_options(parser)
     options = parser.parse(argv)
+    return_memory()
     with user_errors(MediaError, StorageError, pa.ArrowInvalid, OSError):
         with show_progress() as on_progress:
             found = inspect(options.path, StorageSettings(options.s3_endpoint), on_progress)

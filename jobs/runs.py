@@ -6,7 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.planning import PlanningConflict, PlanningIncomplete
+from pipelines.headers import PlanningIncomplete
+from pipelines.planning import PlanningConflict
 from pipelines.run import PlanSummary, RunSettings, RunSummary, Work
 from videolavit.progress import OnProgress
 from videolavit.records.cost import with_pipeline
@@ -16,7 +17,7 @@ from videolavit.records.storage import StorageError
 from videolavit.records.traffic import described
 from videolavit.sandbox.errors import ProcessNotStarted
 
-from .common import INTERRUPTED, JobParser, console, fail, foreign, user_errors
+from .common import INTERRUPTED, JobParser, console, fail, foreign, return_memory, user_errors
 from .progress import show_progress
 from .stopping import ends_on_signals
 
@@ -69,6 +70,7 @@ def show_run(
         plan: Called instead of `start`, to show the plan and write nothing.
         errors: Further mistakes of users.
     """
+    return_memory()
     try:
         with ends_on_signals(), user_errors(*USER_ERRORS, *errors), show_progress() as on_progress:
             if plan is not None:

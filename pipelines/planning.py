@@ -5,7 +5,7 @@ published since, so that two runs never plan the same source twice.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -14,51 +14,29 @@ import pyarrow.compute as pc
 
 from videolavit.progress import OnProgress, Progress
 from videolavit.records import schema
-from videolavit.records.confinement import OutsideAddress, check_named
-from videolavit.records.files import InputError
-from videolavit.records.kinds import KINDS, PlanSettings, expand_source, plan_source, unread_row
+from videolavit.records.kinds import KINDS, PlanSettings, unread_row
 from videolavit.records.listing import Listing, rebatched, without_repeats
 from videolavit.records.rows import (
-    Source,
     extra_fields,
     keys,
     plan_rows_from,
     plan_rows_to,
     sources_from,
     sources_of_plan,
-    sources_to,
 )
 from videolavit.records.shards import Ledger
-from videolavit.records.source_files import isolated
 from videolavit.records.storage import StorageSettings
-from videolavit.records.traffic import with_traffic, without_traffic
-from videolavit.sandbox.errors import ProcessDied
 
-from .common import Failed, WorkerSettings, actor_pool, call_with_limits, from_blocks
+from .common import WorkerSettings
+from .headers import HeaderReaders, PlanningIncomplete, joined_rows
 from .planned import PlannedNames, other_captions
 
 SOURCES_PER_PLAN = 20_000
 """Largest number of sources per plan: an interrupted planning of a large corpus repeats the headers of one plan."""
 
-SOURCES_PER_TASK, MAX_SOURCES_PER_TASK = 16, 1024
-"""Sources that an actor plans in one call, and the most where they share a row group or a video."""
-
-HEADER_TIME_LIMIT = 60.0
-"""Longest time that reading a header may take, in seconds, all attempts together."""
-
-PLAN_BLOCK = 16 << 20
-"""Bytes of planned rows that travel at once."""
-
-_MISFIT = "misfit"
-"""Column of an actor's answer that says why its rows cannot be one table."""
-
 
 class PlanningConflict(RuntimeError):
     """Another run has planned into the folder meanwhile; starting again joins it."""
-
-
-class PlanningIncomplete(RuntimeError):
-    """Planning lost sources to failing workers; starting again continues it."""
 
 
 def pending_rows(ledger: Ledger) -> Iterator[pa.Table]:
@@ -88,6 +66,15 @@ class Planner:
     generation: int = 0
     ignored_captions: int = 0
     _planned: PlannedNames = field(default_factory=PlannedNames, init=False)
+
+    def __post_init__(self) -> None:
+        self._readers = HeaderReaders(self.settings, self.storage, self.workers)
+
+    def __enter__(self) -> "Planner":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._readers.close()
 
     def commit(self, listing: Listing) -> None:
         """Plans the sources that no plan of the run has, and publishes the plans, a part at a time."""
@@ -177,8 +164,12 @@ class Planner:
         if others.num_rows:
             message = f"reading the headers of {others.num_rows} sources"
             self.on_progress(Progress("plan", 0, others.num_rows, message))
-            tables += self._read_by_actors(others, fields)
-        rows = _joined(tables)
+            done = 0
+            for table in self._readers.read(others, fields):
+                done += len(pc.unique(keys(table)))
+                self.on_progress(Progress("plan", min(done, others.num_rows), others.num_rows))
+                tables.append(table)
+        rows = joined_rows(tables)
         planned = pa.concat_arrays([*_chunks(keys(rows)), *_chunks(rows["url"])])
         lost = sources.filter(pc.invert(pc.is_in(keys(sources), planned)))["source"].to_pylist()
         if lost:
@@ -186,29 +177,6 @@ class Planner:
                 f"planning lost {len(lost)} sources to failing workers, such as {lost[0]}; start again"
             )
         return rows.filter(pc.not_equal(rows["sample_id"], ""))
-
-    def _read_by_actors(self, sources: pa.Table, fields: list[pa.Field]) -> Iterator[pa.Table]:
-        blocks = planning_blocks(sources)
-        dataset = from_blocks(blocks, PLAN_BLOCK).map_batches(
-            _HeaderReader,
-            fn_constructor_kwargs={
-                "settings": self.settings,
-                "storage": self.storage,
-                "workers": self.workers,
-                "extra": fields,
-            },
-            batch_size=None,
-            batch_format="pyarrow",
-            **actor_pool(self.workers, len(blocks)),
-        )
-        done = 0
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            if table.column_names == [_MISFIT]:
-                raise InputError(table[_MISFIT][0].as_py())
-            table = without_traffic(table)
-            done += len(pc.unique(keys(table)))
-            self.on_progress(Progress("plan", min(done, sources.num_rows), sources.num_rows))
-            yield table
 
     def _not_planned(self, rows: pa.Table, retried: Sequence[str] = ()) -> pa.Table:
         """Rows without samples that another source gave already, such as a video and the clips of that video."""
@@ -222,99 +190,6 @@ class Planner:
             if not self.ledger.add_plan(self.generation, self.assign(rows, self.generation), is_new):
                 raise PlanningConflict("another run has planned into this output meanwhile; start again to join it")
             self.generation += 1
-
-
-def planning_blocks(sources: pa.Table) -> list[pa.Table]:
-    """Parts of a listing, some 16 sources each; those in one row group or one video are planned by one actor."""
-    kinds = sources["kind"].to_pylist()
-    columns = {name: sources[name].to_pylist() for kind in set(kinds) for name in KINDS[kind].shard_by}
-    groups = [tuple(columns[name][row] for name in KINDS[kind].shard_by) for row, kind in enumerate(kinds)]
-    starts = [0]
-    for row in range(1, len(groups)):
-        size = row - starts[-1]
-        is_same = bool(groups[row]) and groups[row] == groups[row - 1]
-        if size >= MAX_SOURCES_PER_TASK or (size >= SOURCES_PER_TASK and not is_same):
-            starts.append(row)
-    return [sources.slice(start, end - start) for start, end in zip(starts, [*starts[1:], len(groups)], strict=True)]
-
-
-class _HeaderReader:
-    """Actor: lists containers and reads headers, in child processes."""
-
-    def __init__(
-        self, settings: PlanSettings, storage: StorageSettings, workers: WorkerSettings, extra: list[pa.Field]
-    ) -> None:
-        self._settings, self._storage, self._workers, self._extra = settings, storage, workers, extra
-        self._expand = isolated(expand_source, storage)
-        self._plan = isolated(plan_source, storage)
-
-    def __call__(self, sources: pa.Table) -> pa.Table:
-        tables = [table for source in sources_from(sources) for table in self._planned(source)]
-        try:
-            return with_traffic(_joined(tables))
-        except InputError as error:  # an exception here would lose the reason
-            return pa.table({_MISFIT: [str(error)]})
-
-    def _planned(self, source: Source) -> Iterable[pa.Table]:
-        """Plan rows of what is in a source, or else of itself, so that working on it gives the reject its reason."""
-        limit, attempts = self._workers.time_limit, self._workers.attempts
-        inside = [source]
-        if KINDS[source.kind].is_container:
-            try:
-                inside = call_with_limits(
-                    self._expand, source, self._settings, self._storage, time_limit=limit, attempts=attempts
-                )
-                self._check_answer(source, inside)
-            except Failed:
-                inside = []
-            if not inside:
-                yield plan_rows_to([unread_row(source, self._settings)], self._extra)
-        for one in inside:
-            try:
-                rows = call_with_limits(
-                    self._plan,
-                    one,
-                    self._settings,
-                    self._storage,
-                    self._extra,
-                    time_limit=min(HEADER_TIME_LIMIT, limit),
-                    attempts=attempts,
-                )
-                self._check_answer(one, rows)
-            except Failed:
-                rows = plan_rows_to([unread_row(one, self._settings)], self._extra)
-            yield rows
-
-    def _check_answer(self, source: Source, answer: pa.Table | Iterable[Source]) -> None:
-        """Keeps a child to files that its source may name, as the rows of a table are kept to those of the table: one
-        that was broken into would have any other opened and handed to the next child.
-
-        Raises:
-            Failed: it names another file, or is no answer.
-        """
-        try:
-            rows = answer if isinstance(answer, pa.Table) else sources_to(answer)
-            named = {one for column in ("url", "text_url") for one in rows[column].to_pylist() if one is not None}
-            for address in named - {source.url, source.text_url}:
-                check_named(address, source.url, self._storage.allow)
-            if not set(rows["kind"].to_pylist()) <= KINDS.keys():
-                raise TypeError("of no kind")
-        except OutsideAddress as error:
-            raise Failed(error, 1) from None
-        except (AttributeError, KeyError, TypeError, pa.ArrowException):
-            raise Failed(ProcessDied("its process answers with something else"), 1) from None
-
-
-def _joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """Rows of several plans as one.
-
-    Raises:
-        InputError: clip shards have further columns of one name and different types.
-    """
-    try:
-        return pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise InputError(f"the further columns of the input do not fit together: {error}") from None
 
 
 def _chunks(values: pa.Array | pa.ChunkedArray) -> list[pa.Array]:

@@ -280,11 +280,12 @@ def start_run(
     on_progress(Progress("sandbox", message=describe_layers()))
     with ray_session(on_progress):
         planner = Planner(ledger, pipeline.assign, pipeline.settings, pipeline.workers, storage, on_progress)
-        if settings.retry_rejects:
-            planner.commit_retries(settings.only)
-        if listing is not None:
-            _name_links(listing, on_progress)
-            planner.commit(listing)
+        with planner:
+            if settings.retry_rejects:
+                planner.commit_retries(settings.only)
+            if listing is not None:
+                _name_links(listing, on_progress)
+                planner.commit(listing)
         stopped = _work_on_pending(pipeline, ledger, storage, on_progress)
         pipeline.write_index(ledger.folder)
     planned_core_hours = _planned_core_hours(ledger) if pipeline.settings.makes_clips else 0.0
@@ -314,7 +315,8 @@ def plan_run(
     with ray_session(on_progress):
         planner = Planner(ledger, pipeline.assign, pipeline.settings, pipeline.workers, storage, on_progress)
         _name_links(listing, on_progress)
-        new = new_work(pipeline, planner, listing)
+        with planner:
+            new = new_work(pipeline, planner, listing)
     waiting = waiting_work(pipeline, ledger) if ledger else Work()
     return PlanSummary(
         new=_calibrated(new, calibration),

@@ -11,7 +11,8 @@ import pytest
 from pipelines import planning
 from pipelines.common import WorkerSettings
 from pipelines.decompose import DecomposeRequest, Decomposition
-from pipelines.planning import Planner, PlanningConflict, _HeaderReader
+from pipelines.headers import HeaderReader
+from pipelines.planning import Planner, PlanningConflict
 from tests.records.kinds.reading import SETTINGS
 from tests.records.listed import STORAGE, sources, videos
 from tests.sandbox import hostile
@@ -227,9 +228,9 @@ def test_a_child_that_was_broken_into_has_no_file_of_others_opened(tmp_path: Pat
     """Files that it plans would be opened by its parent, and read by the next child."""
     storage, file = StorageSettings(), tmp_path / "set.tar"
     file.write_bytes(b"")
-    reader = _HeaderReader(SETTINGS, storage, WorkerSettings(attempts=1), [])
+    reader = HeaderReader(SETTINGS, storage, WorkerSettings(attempts=1))
     place = "_plan" if "plan" in name else "_expand"
     setattr(reader, place, isolated(getattr(hostile, name), storage))
     source = Source(source=str(file), url=str(file), kind="video" if place == "_plan" else "tar")
-    (row,) = reader(sources_to([source])).to_pylist()
+    (row,) = reader.read(sources_to([source]), []).to_pylist()
     assert (row["url"], row["text_url"], row["kind"]) == (source.url, None, source.kind)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.planning import planning_blocks
+from pipelines.headers import planning_blocks
 from tests.conftest import moving_texture
 from videolavit.media import decompose, write_mp4
 from videolavit.media.errors import SourceMissing, UnknownFormat
