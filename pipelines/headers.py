@@ -17,7 +17,7 @@ from videolavit.records.storage import StorageSettings
 from videolavit.records.traffic import with_traffic, without_traffic
 from videolavit.sandbox.errors import ProcessDied
 
-from .common import WORKER_MEMORY, Failed, WorkerSettings, call_with_limits, cluster_has
+from .common import Failed, WorkerSettings, call_with_limits, cluster_has
 
 SOURCES_PER_TASK, MAX_SOURCES_PER_TASK = 16, 1024
 """Sources that an actor plans in one call, and the most where they share a row group or a video."""
@@ -98,9 +98,10 @@ class HeaderReaders:
         self._starting, self._room = {}, {}
 
     def _grow(self, most: int) -> None:
-        """Starts actors that are missing. Those that find no core yet let an autoscaling cluster grow."""
+        """Starts actors that are missing. Those that find no core yet let an autoscaling cluster grow: they ask for no
+        memory, of which descriptions of clusters often say nothing."""
         for _ in range(most - len(self._starting) - len(self._room)):
-            actor = ray.remote(num_cpus=1, memory=WORKER_MEMORY)(HeaderReader).remote(*self._arguments)
+            actor = ray.remote(num_cpus=1)(HeaderReader).remote(*self._arguments)
             self._starting[actor.is_there.remote()] = actor
 
     def _freest(self) -> Any:
