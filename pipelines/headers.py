@@ -80,13 +80,13 @@ class HeaderReaders:
             try:
                 table = ray.get(answer)
             except RayTaskError:
-                self._room[actor] += 1  # its machine is in trouble; the caller sees what is missing
+                self._answered(actor)  # its machine is in trouble; the caller sees what is missing
             except RayError:
-                self._room.pop(actor, None)
+                self._end(actor)
                 if deaths + 1 < MAX_DEATHS:
                     waiting.append((block, deaths + 1))
             else:
-                self._room[actor] += 1
+                self._answered(actor)
                 if table.column_names == [_MISFIT]:
                     raise InputError(table[_MISFIT][0].as_py())
                 yield without_traffic(table)
@@ -94,8 +94,18 @@ class HeaderReaders:
     def close(self) -> None:
         """Ends the actors."""
         for actor in [*self._starting.values(), *self._room]:
-            ray.kill(actor)
-        self._starting, self._room = {}, {}
+            self._end(actor)
+        self._starting = {}
+
+    def _end(self, actor: Any) -> None:
+        """Ends an actor, also one of which only an answer was lost."""
+        self._room.pop(actor, None)
+        ray.kill(actor)
+
+    def _answered(self, actor: Any) -> None:
+        """Gives an actor room for a call, unless it has died over another one."""
+        if actor in self._room:
+            self._room[actor] += 1
 
     def _grow(self, most: int) -> None:
         """Starts actors that are missing. Those that find no core yet let an autoscaling cluster grow: they ask for no
