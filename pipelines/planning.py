@@ -48,7 +48,7 @@ def pending_rows(ledger: Ledger) -> Iterator[pa.Table]:
 
 @dataclass
 class Planner:
-    """Plans sources with the settings of a run.
+    """Plans sources with the settings of a run. A context manager, at whose end the actors that read headers end.
 
     Args:
         ledger: Ledger of the run; None for a run that does not exist yet.
