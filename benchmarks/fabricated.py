@@ -105,7 +105,7 @@ STEPS: dict[str, Callable[[str], None]] = {
 
 def run_step(name: str, folder: str) -> dict[str, float]:
     """CPU seconds of a step, its children's included, and megabytes by which it raised this process."""
-    return_memory()  # as the commands do
+    return_memory()  # commands do so
     before = psutil.Process().memory_info().rss
     started = _cpu_seconds()
     STEPS[name](folder)

@@ -80,7 +80,7 @@ class HeaderReaders:
             try:
                 table = ray.get(answer)
             except RayTaskError:
-                self._answered(actor)  # its machine is in trouble; the caller sees what is missing
+                self._answered(actor)  # a machine in trouble; the caller sees what is missing
             except RayError:
                 self._end(actor)
                 if deaths + 1 < MAX_DEATHS:
