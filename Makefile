@@ -28,6 +28,7 @@ serve: $(VENV)/installed
 test: lint types unit
 
 # The tests that are slow by nature: processes killed at many moments, browsers, load, fuzzing, whole products.
+# MINUTES=N skips those that would begin later than that.
 test-slow: $(VENV)/dev $(VENV)/demo $(VENV)/backbone
 	$(BIN)/pytest -m slow $(if $(MINUTES),--minutes $(MINUTES))
 
