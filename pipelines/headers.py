@@ -29,7 +29,7 @@ IN_FLIGHT = 2
 """Calls that an actor has at once: with a second one it never waits for the driver."""
 
 MAX_DEATHS = 3
-"""Actors that may die over the same sources before these are given up."""
+"""Actors that may die over the same sources before these are given up, or at their starts in a row."""
 
 _MISFIT = "misfit"
 """Column of an actor's answer that says why its rows cannot be one table."""
