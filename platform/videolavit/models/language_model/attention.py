@@ -109,17 +109,17 @@ def _one_by_one(
 ) -> Tensor:
     batch, _, length, _ = query.shape
     gqa = query.shape[1] != key.shape[1]
+    lengths = [end - start for start, end in pairwise(ends)]
+    # A split has one gradient of the whole, where each slice would have its own.
+    documents = [part.transpose(0, 1).flatten(1, 2).split(lengths, dim=1) for part in (query, key, value)]
     mixed = []
-    for start, end in pairwise(ends):
-        row = start // length
-        places = slice(start - row * length, end - row * length)
-        q, k, v = (part[row : row + 1, :, places] for part in (query, key, value))
-        mask = None
-        if sliding_window is not None and end - start > sliding_window:
-            mask = (
-                torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).tril().triu(1 - sliding_window)
-            )
+    for q, k, v in zip(*documents, strict=True):
+        mask, size = None, q.shape[1]
+        if sliding_window is not None and size > sliding_window:
+            mask = torch.ones(size, size, dtype=torch.bool, device=q.device).tril().triu(1 - sliding_window)
         mixed.append(
-            F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=gqa)
+            F.scaled_dot_product_attention(
+                q[None], k[None], v[None], mask, is_causal=mask is None, scale=scaling, enable_gqa=gqa
+            )
         )
     return torch.cat(mixed, dim=2)[0].transpose(0, 1).unflatten(0, (batch, length))
