@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -49,6 +50,7 @@ class BackboneSizes:
         language_steps: Steps with adapters, on videos and texts.
         chat_steps: Steps on questions about videos.
         threads: Threads of a training; the stages run one after the other.
+        precision: Precision of the trainings. bfloat16 is for CPUs with AMX; on others it takes twice the time.
         seed: Seed of the corpus.
     """
 
@@ -60,11 +62,12 @@ class BackboneSizes:
     language_steps: int = 220
     chat_steps: int = 200
     threads: int = 2
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 7
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < (name != "seed"):
+            if isinstance(value, int) and value < (name != "seed"):
                 raise ValueError(f"{name} must be at least 1, not {value}")
 
     @property
@@ -131,16 +134,17 @@ def _stages(folder: Path, language_model: str, sizes: BackboneSizes) -> list[Sta
         validation_samples=64,
         chat=ChatSettings(initialise_from="language_model", train_visual=True),
     )
-    trained("rows", rows, _settings(sizes.rows_steps, lr=5e-3), videos)
-    trained("language", adapters, _settings(sizes.language_steps, lr=1e-3), mixed)
-    trained("chat", chat, _settings(sizes.chat_steps, lr=5e-4, batch=12), questions)
+    settings = partial(_settings, sizes.precision)
+    trained("rows", rows, settings(sizes.rows_steps, lr=5e-3), videos)
+    trained("language", adapters, settings(sizes.language_steps, lr=1e-3), mixed)
+    trained("chat", chat, settings(sizes.chat_steps, lr=5e-4, batch=12), questions)
     held_out = sizes.corpus.videos("held-out")
     then("measuring", partial(measure_backbone, folder, sizes.prompts, sizes.questions, held_out, sizes.threads))
     return stages
 
 
-def _settings(steps: int, *, lr: float, batch: int = 4) -> TrainSettings:
-    """Settings of a training of some steps, in an arithmetic that a backbone bears and a CPU is fast in."""
+def _settings(precision: Literal["float32", "bfloat16"], steps: int, *, lr: float, batch: int = 4) -> TrainSettings:
+    """Settings of a training of some steps."""
     return TrainSettings(
         steps=steps,
         batch=batch,
@@ -148,7 +152,7 @@ def _settings(steps: int, *, lr: float, batch: int = 4) -> TrainSettings:
         log_every=5,
         save_every=20,
         validate_every=max(steps // 4, 1),
-        parallel=ParallelSettings(precision="bfloat16"),
+        parallel=ParallelSettings(precision=precision),
         optimizer=OptimizerSettings(lr=lr, warmup=min(10, steps)),
         trackers=(),
     )
