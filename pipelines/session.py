@@ -6,11 +6,11 @@ import threading
 from collections.abc import Iterator
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray.data import DataContext
 
 from videolavit.progress import OnProgress, ignore_progress
-from videolavit.ray_setup import ray_arguments, restored_process, starting_ray
+from videolavit.ray_setup import ray_arguments, remarks_as_progress, restored_process, starting_ray
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def ray_session(on_progress: OnProgress = ignore_progress) -> Iterator[None]:
     disconnects, or stops what it started. Ray prints nothing, and its settings in this process are as they were.
 
     Args:
-        on_progress: Called once, with the stage `ray`, before Ray is started or joined.
+        on_progress: Called with the stage `ray` before Ray is started or joined, and with what it remarks later.
 
     Raises:
         RayUnavailable: no cluster answers at `RAY_ADDRESS`, or Ray cannot start on this machine.
@@ -32,7 +32,7 @@ def ray_session(on_progress: OnProgress = ignore_progress) -> Iterator[None]:
             with restored_process():
                 yield
             return
-        with ray_arguments(on_progress) as arguments:
+        with ray_arguments(on_progress) as arguments, remarks_as_progress(worker, on_progress):
             try:
                 handler = signal.getsignal(signal.SIGTERM)
                 with starting_ray(arguments["address"], ray_constants):

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import ray
 from ray import serve
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray.exceptions import RayError
 
 from videolavit.progress import OnProgress, Progress, ignore_progress
-from videolavit.ray_setup import ray_arguments, restored_process, starting_ray
+from videolavit.ray_setup import ray_arguments, remarks_as_progress, restored_process, starting_ray
 from videolavit.records.storage import absolute_url
 from videolavit.sandbox.call import describe_layers
 
@@ -130,7 +130,7 @@ def _ray(on_progress: OnProgress) -> Iterator[None]:
         with restored_process():
             yield
         return
-    with ray_arguments(on_progress) as arguments:
+    with ray_arguments(on_progress) as arguments, remarks_as_progress(worker, on_progress):
         os.environ.setdefault(NICENESS, "0")  # by default Ray's processes give way to all others
         os.environ[CALLBACK] = f"{middlewares.__module__}:{middlewares.__name__}"
         try:

@@ -141,6 +141,28 @@ def starting_ray(address: str, ray_constants: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def remarks_as_progress(worker: Any, on_progress: OnProgress) -> Iterator[None]:
+    """Reports what Ray remarks on a cluster, such as the death of a worker, while the body runs: its first sentence.
+
+    Ray prints such remarks on standard output, which is for results, whatever `log_to_driver` says.
+
+    Args:
+        worker: The module `ray._private.worker`. Ray is initialised in the body.
+        on_progress: Called with the stage `ray`, in a thread of Ray.
+    """
+
+    def report(data: dict[str, Any], ignore_prefix: bool) -> None:
+        for remark in data["lines"]:
+            on_progress(Progress("ray", message=remark.strip().partition("\n")[0].partition(". ")[0]))
+
+    before, worker.print_to_stdstream = worker.print_to_stdstream, report
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
+
+
+@contextlib.contextmanager
 def _on_loopback(ray_constants: Any) -> Iterator[None]:
     """Lets a Ray that is started in the body listen on loopback alone, as it does on Windows and macOS.
 

@@ -38,6 +38,22 @@ with unchanged():
         seen.clear()
 """
 
+DYING_WORKER = """
+import contextlib, os, time
+import ray
+from pipelines.session import ray_session
+
+seen = []
+with ray_session(seen.append):
+    with contextlib.suppress(ray.exceptions.WorkerCrashedError):
+        ray.get(ray.remote(max_retries=0)(lambda: os._exit(1)).remote())
+    deadline = time.monotonic() + 30
+    while len(seen) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+assert len(seen) == 2 and seen[1].stage == "ray", seen
+assert seen[1].message.startswith("A worker died") and len(seen[1].message) < 120, seen[1]
+"""
+
 REFUSED = """
 from pipelines.session import ray_session
 from tests.process_state import unchanged
@@ -152,6 +168,11 @@ def test_workers_take_no_code_from_the_working_folder(ray_head: str, tmp_path: P
 
 def test_a_session_starts_ray_and_leaves_the_process_as_it_was() -> None:
     done = run(SESSIONS)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_death_of_a_worker_is_reported_and_not_printed() -> None:
+    done = run(DYING_WORKER)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
