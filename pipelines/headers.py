@@ -45,6 +45,9 @@ class HeaderReaders:
     Args:
         settings: Settings of what is planned.
         workers: Number of actors, at most, and the limits of a call.
+
+    Attributes:
+        failure: Last error over which sources were given up, in a line; empty where none were.
     """
 
     def __init__(self, settings: PlanSettings, storage: StorageSettings, workers: WorkerSettings) -> None:
@@ -52,6 +55,7 @@ class HeaderReaders:
         self._starting: dict[Any, Any] = {}  # actors by the answers that say that they are there
         self._room: dict[Any, int] = {}  # further calls that each actor may have
         self._failed_starts = 0
+        self.failure = ""
 
     def read(self, sources: pa.Table, extra: list[pa.Field]) -> Iterator[pa.Table]:
         """Plan rows of sources, a table for each part of them; of parts that were given up, none.
@@ -79,12 +83,15 @@ class HeaderReaders:
             actor, block, deaths = running.pop(answer)
             try:
                 table = ray.get(answer)
-            except RayTaskError:
-                self._answered(actor)  # a machine in trouble; the caller sees what is missing
-            except RayError:
+            except RayTaskError as error:  # a machine in trouble; the caller sees what is missing
+                self._answered(actor)
+                self.failure = _line(error.cause)
+            except RayError as error:
                 self._end(actor)
                 if deaths + 1 < MAX_DEATHS:
                     waiting.append((block, deaths + 1))
+                else:
+                    self.failure = _line(error)
             else:
                 self._answered(actor)
                 if table.column_names == [_MISFIT]:
@@ -127,9 +134,14 @@ class HeaderReaders:
         except RayError as error:
             self._failed_starts += 1
             if self._failed_starts >= MAX_DEATHS and not self._room:
-                raise PlanningIncomplete(f"no worker that reads headers can start: {error}") from error
+                raise PlanningIncomplete(f"no worker that reads headers can start: {_line(error)}") from error
             return
         self._room[actor], self._failed_starts = IN_FLIGHT, 0
+
+
+def _line(error: Exception) -> str:
+    """Type of an error, and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def planning_blocks(sources: pa.Table) -> list[pa.Table]:

@@ -174,7 +174,8 @@ class Planner:
         lost = sources.filter(pc.invert(pc.is_in(keys(sources), planned)))["source"].to_pylist()
         if lost:
             raise PlanningIncomplete(
-                f"planning lost {len(lost)} sources to failing workers, such as {lost[0]}; start again"
+                f"planning lost {len(lost)} sources to failing workers, such as {lost[0]} "
+                f"({self._readers.failure}); start again"
             )
         return rows.filter(pc.not_equal(rows["sample_id"], ""))
 
