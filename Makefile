@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo proof proof-backbone serve check test test-slow fuzz lint types unit bench clean
+.PHONY: demo proof proof-backbone serve check test test-slow soak fuzz lint types unit bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m jobs.demo
@@ -31,6 +31,10 @@ test: lint types unit
 # MINUTES=N skips those that would begin later than that.
 test-slow: $(VENV)/dev $(VENV)/demo $(VENV)/backbone
 	$(BIN)/pytest -m slow $(if $(MINUTES),--minutes $(MINUTES))
+
+# Random kills and cuts under both pipelines, trainings and a service on three hosts, for an hour. Only root can.
+soak: $(VENV)/dev
+	SOAK_MINUTES=60 $(BIN)/pytest tests/cluster/test_soak.py -s
 
 # Fuzzing for an hour or more: changed files, tables, archives, pictures, answers and requests.
 fuzz: $(VENV)/dev

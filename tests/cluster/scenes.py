@@ -76,6 +76,10 @@ class Run:
     def shards(self) -> list[str]:
         return runs.shards(self.output, FOLDERS[self.pipeline], **self.options)
 
+    def has_begun(self) -> bool:
+        """True if two shards are done, so that more are in the making."""
+        return len(self.shards()) >= 2
+
     def is_at_work(self, host: Host) -> bool:
         """True if a worker of the run is on a host."""
         return bool(host.processes(MAKERS[self.pipeline]))
@@ -85,7 +89,7 @@ class Run:
         self.job.kill()
         self.job = self.cluster.start(*self.words)
 
-    def rows(self) -> Counter[str]:
+    def content(self) -> Counter[str]:
         """Rows without the addresses of their sources, and how often each is there. Fails if a sample appears twice."""
         folder = FOLDERS[self.pipeline]
         assert len(runs.samples(self.output, folder, **self.options)) == SAMPLES[self.pipeline]
@@ -119,7 +123,7 @@ def scene(folder: Path) -> Iterator[Scene]:
         for pipeline in SAMPLES:
             run = made.run(pipeline, "shared", f"undisturbed-{pipeline}")
             assert run.job.wait() == 0, run.job.shown
-            made.expected[pipeline] = run.rows()
+            made.expected[pipeline] = run.content()
         for host in workers:
             host.kill()
         wait_for(lambda: len(made.cluster.alive()) == 1, "the head does not see that its nodes have ended")

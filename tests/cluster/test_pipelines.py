@@ -48,9 +48,9 @@ def test_a_run_survives(
     cluster_scene: Scene, hosts: list[Host], pipeline: str, storage: str, fault: Callable[[Run, Host], None]
 ) -> None:
     run = cluster_scene.run(pipeline, storage, f"{pipeline}-{storage}-{fault.__name__}")
-    run.job.wait_until(lambda: len(run.shards()) >= 2 and any(map(run.is_at_work, hosts)), "no shards")
+    run.job.wait_until(lambda: run.has_begun() and any(map(run.is_at_work, hosts)), "no shards")
     kept = run.shards()
     fault(run, next(filter(run.is_at_work, hosts)))
     assert run.job.wait(600) == 0, run.job.shown
     assert set(kept) <= set(run.shards())
-    assert run.rows() == cluster_scene.expected[pipeline]
+    assert run.content() == cluster_scene.expected[pipeline]
