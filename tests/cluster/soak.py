@@ -183,7 +183,9 @@ def without_replica(hosts: Hosts, work: Work, host: Host) -> None:
     random.choice(replicas).kill()
 
 
-FAULTS: Sequence[Callable[[Hosts, Work, Host], None]] = (
+Fault = Callable[[Hosts, Work, Host], None]
+
+FAULTS: Sequence[Fault] = (
     cut_shortly,
     cut_for_good,
     killed,
