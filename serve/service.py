@@ -52,9 +52,6 @@ from .videos import Videos
 
 log = logging.getLogger("videolavit.serve")
 
-MIN_TOKENS = 8
-"""Fewest tokens of an answer, as in the published code, unless the request allows fewer in all."""
-
 
 class Service:
     """State of an ingress replica: settings, admission, video jobs and metrics.
@@ -137,7 +134,6 @@ class Service:
         most = request.max_completion_tokens or request.max_tokens
         if most is not None and most > limits.tokens:
             raise bad_request(f"at most {limits.tokens} tokens are generated, not {most}", "max_tokens")
-        fewest = MIN_TOKENS if request.min_tokens is None else request.min_tokens
         if request.min_tokens is not None and request.min_tokens > (most or limits.tokens):
             raise bad_request(f"min_tokens must not be above max_tokens, {most or limits.tokens}", "min_tokens")
         turns, question = read_conversation(request, request.images_as_video_fps or self.settings.images_as_video_fps)
@@ -156,7 +152,7 @@ class Service:
         settings = DescribeSettings(
             temperature=1.0 if request.temperature is None else request.temperature,
             top_p=request.top_p or 1.0,
-            min_tokens=min(fewest, most or fewest),
+            min_tokens=request.min_tokens,
             max_tokens=most,
             seed=given_or_drawn(request.seed),
         )

@@ -85,7 +85,7 @@ def test_answers_have_a_length_within_the_limits(runtime: Runtime) -> None:
     assert 8 < lengths[1] <= 40
 
 
-Speaker = Callable[[bytes], Runtime]
+Speaker = Callable[..., Runtime]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def speaker(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Speak
     last one by itself, and a zero by the end of the answer. A prompt ends with a colon.
     """
 
-    def make(spoken: bytes) -> Runtime:
+    def make(spoken: bytes, template: str | None = None) -> Runtime:
         folder = tmp_path_factory.mktemp("speaker") / "model"
         shutil.copytree(model_path, folder)
         model = ModelFolder(folder)
@@ -112,6 +112,7 @@ def speaker(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Speak
             weight.zero_()
         speaking.model.embed_tokens.weight[ids] = torch.eye(128)[: len(ids)]
         end = text.eos_token_id
+        text.chat_template = template
         for place, (_, following) in enumerate(pairwise([*ids, end if spoken[-1] == 0 else ids[-1]])):
             speaking.lm_head.weight[following, place] = 1
         shutil.rmtree(folder / PART)
@@ -149,6 +150,16 @@ def test_text_is_streamed_as_soon_as_it_is_certain(
     runtime = speaker(spoken)
     assert [piece for _, piece in stream_answers(runtime, [Question(("?",))], settings)] == list(pieces)
     assert answer(runtime, [Question(("?",)), Question(("Why?",))], settings) == ["".join(pieces).strip()] * 2
+
+
+def test_a_short_answer_ends_where_the_model_ends_it(speaker: Speaker) -> None:
+    """The published prompt is for descriptions, which have 8 tokens or more."""
+    template = "{% for one in messages %}{{ one.content }}{% if one.role == 'assistant' %}{{ eos_token }}{% endif %}"
+    template += "{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+    assert answer(speaker(b"yes\0", template), [Question(("?",))]) == ["yes\0"]
+    (published,) = answer(speaker(b"yes\0"), [Question(("?",))])
+    assert published.startswith("yes\0")
+    assert published != "yes\0"
 
 
 @pytest.mark.parametrize("stops", [(), ("nowhere", "never"), ("fair play", STOP, "d on")])
@@ -238,7 +249,9 @@ def test_a_video_without_clips_is_refused(runtime: Runtime) -> None:
         answer(runtime, [Question(([], "?"))])
 
 
-@pytest.mark.parametrize("wrong", [{"max_tokens": 0, "min_tokens": 0}, {"max_tokens": 4}, {"min_tokens": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"max_tokens": 0, "min_tokens": 0}, {"max_tokens": 4, "min_tokens": 5}, {"min_tokens": -1}]
+)
 def test_impossible_lengths_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="max_tokens must be at least 1"):
         DescribeSettings(**wrong)  # type: ignore[arg-type]

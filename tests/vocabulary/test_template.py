@@ -8,7 +8,16 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.models.backbones import text_tokenizer
 from videolavit.models.language_model import byte_tokenizer
-from videolavit.vocabulary import IMAGE, VIDEO, begin_id, chat_prompt, conversation, stop_ids, stop_strings
+from videolavit.vocabulary import (
+    IMAGE,
+    VIDEO,
+    begin_id,
+    chat_prompt,
+    conversation,
+    fewest_tokens,
+    stop_ids,
+    stop_strings,
+)
 
 TURNS = [(["What moves?"], "A star."), (["Where?\n"], " left ")]
 LLAMA = (
@@ -79,10 +88,12 @@ def test_ends_come_from_the_template_and_the_tokenizer() -> None:
     tokenizer = text_tokenizer()
     assert stop_ids(tokenizer) == tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     assert stop_strings(tokenizer) == ()
+    assert fewest_tokens(tokenizer) == 0
     assert begin_id(tokenizer) is None  # nothing stands in front of a text
     published = byte_tokenizer(64)
     assert stop_ids(published) == [published.eos_token_id]
     assert stop_strings(published) == ("\\n",)
+    assert fewest_tokens(published) == 8
     assert begin_id(published) == published.bos_token_id
 
 

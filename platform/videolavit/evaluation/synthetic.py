@@ -94,7 +94,7 @@ def evaluate_generation(
     for start in range(0, len(rows), BATCH_SIZE):
         batch = rows[start : start + BATCH_SIZE]
         prompts = [Prompt((row["text"],), number) for number, row in enumerate(batch, seed + start)]
-        made = generate_videos(runtime, prompts, clips, settings)
+        made = generate_videos(runtime, prompts, clips, settings, on_progress)
         motions = decode_motion(runtime, [video.motion[0] for video in made])
         for row, video, motion in zip(batch, made, motions, strict=True):
             # the first frame of a later clip, which repeats the last one before it, is left out

@@ -16,7 +16,7 @@ from videolavit.models.motion_tokenizer import MotionTokenizer
 from videolavit.models.network import STRICT
 from videolavit.models.visual_tokenizer import VisualTokenizer
 from videolavit.progress import OnProgress, Progress, ignore_progress
-from videolavit.vocabulary import IMAGE, VIDEO, chat_prompt, stop_ids, stop_strings
+from videolavit.vocabulary import IMAGE, VIDEO, chat_prompt, fewest_tokens, stop_ids, stop_strings
 
 from .decoding import Sampling, TokenPolicy, decode_steps, pad_prompts
 from .inputs import load_runtime, read_picture_or_clips
@@ -48,7 +48,8 @@ class DescribeSettings:
         temperature: Divisor of the logits; 0 for greedy decoding.
         top_k: Number of most probable tokens to sample from; None for all.
         top_p: Share of the probability that the sampled tokens must cover (nucleus sampling); 1 for all.
-        min_tokens: Smallest number of tokens of an answer.
+        min_tokens: Smallest number of tokens of an answer; None for the published 8, or for 0 where the tokenizer has a
+            chat template.
         max_tokens: Largest number of tokens of an answer; None for what is left of the context.
         seed: Seed of the sampling.
     """
@@ -56,13 +57,13 @@ class DescribeSettings:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float = 1.0
-    min_tokens: int = 8
+    min_tokens: int | None = None
     max_tokens: int | None = 512
     seed: int = 0
 
     def __post_init__(self) -> None:
-        most = self.max_tokens
-        if self.min_tokens < 0 or (most is not None and not 1 <= most >= self.min_tokens):
+        most, fewest = self.max_tokens, self.min_tokens or 0
+        if fewest < 0 or (most is not None and not 1 <= most >= fewest):
             raise ValueError("max_tokens must be at least 1 and not below min_tokens")
         self.sampling()
 
@@ -300,7 +301,8 @@ def answer_policy(
     also = configured if isinstance(configured, list) else [] if configured is None else [configured]
     end, *others = dict.fromkeys([*stop_ids(tokenizer), *also])  # fine-tuning uses the first
     text = range(min(len(tokenizer), model.vocabulary.text_size))
-    return TokenPolicy((text,), end, min(settings.min_tokens, max_tokens), max_tokens, tuple(others))
+    fewest = fewest_tokens(tokenizer) if settings.min_tokens is None else settings.min_tokens
+    return TokenPolicy((text,), end, min(fewest, max_tokens), max_tokens, tuple(others))
 
 
 class TextStream:

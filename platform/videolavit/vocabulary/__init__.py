@@ -1,6 +1,6 @@
 """Token ids of text, images and motion, and sequences of them."""
 
-from .conversation import IMAGE, VIDEO, begin_id, chat_prompt, conversation, stop_ids, stop_strings
+from .conversation import IMAGE, VIDEO, begin_id, chat_prompt, conversation, fewest_tokens, stop_ids, stop_strings
 from .layout import Vocabulary
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "begin_id",
     "chat_prompt",
     "conversation",
+    "fewest_tokens",
     "stop_ids",
     "stop_strings",
 ]

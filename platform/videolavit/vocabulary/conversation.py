@@ -14,6 +14,9 @@ IMAGE, VIDEO = -200, -201
 STOP = "\\n"
 """Stop string of the published answers: a backslash and an n, not a line break."""
 
+PUBLISHED_FEWEST = 8
+"""Fewest tokens of the published answers. It is for descriptions: a "yes" would have to go on."""
+
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -64,6 +67,11 @@ def stop_ids(tokenizer: Any) -> list[int]:
 def stop_strings(tokenizer: Any) -> tuple[str, ...]:
     """Returns the texts that end an answer: one without a chat template, none with one."""
     return () if has_template(tokenizer) else (STOP,)
+
+
+def fewest_tokens(tokenizer: Any) -> int:
+    """Returns the fewest tokens of an answer: the published number without a chat template, none with one."""
+    return 0 if has_template(tokenizer) else PUBLISHED_FEWEST
 
 
 def begin_id(tokenizer: Any) -> int | None:
