@@ -24,6 +24,7 @@ from videolavit.synth import QUESTIONS
 from videolavit.training.components.language_model import ChatSettings, LanguageModelTraining
 from videolavit.training.run import MODEL_FOLDER
 from videolavit.training.settings import OptimizerSettings, ParallelSettings, TrainInputs, TrainSettings
+from videolavit.vocabulary.sequences import OrderSettings
 
 from .backbone_results import ASSEMBLED, HELD_OUT_TEXTS, TOKENS_MODEL, measure_backbone
 from .proof_results import ProofSummary, read_criteria
@@ -34,7 +35,8 @@ from .train import train
 
 TRAIN_TEXTS = "texts.jsonl"
 _ADAPTERS = LoRASettings(rank=16, alpha=32)
-_TEXT_SHARE = 0.2  # texts among the samples of a step, so that the language stays
+_TEXT_SHARE = 0.03  # texts among the samples of a step, a sixth of its ids, so that the language stays
+_TEXT_FIRST = OrderSettings(text_first=0.9)  # answers are learned in the last stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +60,9 @@ class BackboneSizes:
     held_out_videos: int = 200
     prompts: int = 50
     questions: int = 100
-    rows_steps: int = 150
-    language_steps: int = 220
-    chat_steps: int = 200
+    rows_steps: int = 60
+    language_steps: int = 600
+    chat_steps: int = 130
     threads: int = 2
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 7
@@ -126,7 +128,9 @@ def _stages(folder: Path, language_model: str, sizes: BackboneSizes) -> list[Sta
     videos = TrainInputs(train=[f"{folder}/train-tokens"], validation=[f"{folder}/held-out-tokens"])
     mixed = replace(videos, train=[*videos.train, f"{folder}/text-tokens"], weights=[1 - _TEXT_SHARE, _TEXT_SHARE])
     questions = TrainInputs(train=[f"{folder}/train/{QUESTIONS}"], validation=[f"{folder}/held-out/{QUESTIONS}"])
-    rows = LanguageModelTraining(sequence_length=512, new_rows=True, other_lr_scale=1.0, validation_samples=64)
+    rows = LanguageModelTraining(
+        sequence_length=512, order=_TEXT_FIRST, new_rows=True, other_lr_scale=1.0, validation_samples=64
+    )
     adapters = replace(rows, lora=_ADAPTERS, other_lr_scale=3.0)
     chat = LanguageModelTraining(
         stage="chat",
