@@ -216,13 +216,17 @@ class Service:
         self.job = cluster.start("serve", "--config", folder / "config.yaml")
         words = [sys.executable, "-c", CLIENT, self._url, str(self._asked)]
         self._client = cluster.head.start(words, folder / "client.log")
+        self._since = 0.0
         self.job.wait_until(self.answers_since(0.0), "the service does not answer")
+        self._since = time.time()
 
     def asked(self) -> list[dict[str, Any]]:
-        """Requests so far: when, status, and the id of the video that was asked for."""
+        """Requests since the service was ready: when, status, and the id of the video that was asked for."""
         if not self._asked.exists():
             return []
-        return [json.loads(line) for line in self._asked.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        lines = self._asked.read_text().splitlines(keepends=True)
+        asked = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [one for one in asked if one["time"] > self._since]
 
     def answers_since(self, begin: float) -> Callable[[], bool]:
         """Condition: three requests in a row that came after some time were answered."""
