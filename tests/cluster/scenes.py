@@ -52,12 +52,12 @@ class Scene:
         if pipeline == "tokenize":
             words += ["--model", str(self.folder / "model")]
         options = {} if storage == "shared" else s3_options(self.s3)
-        return Run(self.cluster, pipeline, f"{place}/{name}", options, words, self.cluster.start(*words))
+        return Run(self.cluster, f"{place}/{name}", options, words, self.cluster.start(*words), pipeline)
 
 
 @dataclass
-class Run:
-    """A run on a cluster.
+class Launched:
+    """A command that works on a cluster.
 
     Args:
         output: Address of its folder.
@@ -67,11 +67,22 @@ class Run:
     """
 
     cluster: Cluster
-    pipeline: str
     output: str
     options: dict[str, str]
     words: list[str]
     job: Job
+
+    def start_again(self) -> None:
+        """Kills the driver and starts the same command again."""
+        self.job.kill()
+        self.job = self.cluster.start(*self.words)
+
+
+@dataclass
+class Run(Launched):
+    """A data run on a cluster."""
+
+    pipeline: str
 
     def shards(self) -> list[str]:
         return runs.shards(self.output, FOLDERS[self.pipeline], **self.options)
@@ -83,11 +94,6 @@ class Run:
     def is_at_work(self, host: Host) -> bool:
         """True if a worker of the run is on a host."""
         return bool(host.processes(MAKERS[self.pipeline]))
-
-    def start_again(self) -> None:
-        """Kills the driver and starts the same command again."""
-        self.job.kill()
-        self.job = self.cluster.start(*self.words)
 
     def content(self) -> Counter[str]:
         """Rows without the addresses of their sources, and how often each is there. Fails if a sample appears twice."""

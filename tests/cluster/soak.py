@@ -15,15 +15,12 @@ import fsspec
 import psutil
 import yaml
 
-from tests.cluster.hosts import Cluster, Host, Job
-from tests.cluster.scenes import Run, Scene, host_killed, raylet_killed, s3_options
+from tests.cluster.hosts import Cluster, Host
+from tests.cluster.scenes import SHORT_CUT, Launched, Run, Scene, host_killed, raylet_killed, s3_options
 from tests.conftest import wait_for
 from tests.serve.running import QUICK
 
 PORT = 8000
-SHORT_CUT = 20.0
-"""Seconds of a cut that ends before the head takes the host for dead."""
-
 WARM = 0.25
 """Share of the time after which memory and descriptors are first compared."""
 
@@ -63,22 +60,8 @@ with open(file, "a") as out:
 GET = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=30).read().decode())"
 
 
-@dataclass
-class Training:
-    """A training of two workers on a cluster.
-
-    Args:
-        output: Address of its folder.
-        options: Options with which the storage of that folder is read.
-        words: Command line.
-        job: Process of the command.
-    """
-
-    cluster: Cluster
-    output: str
-    options: dict[str, str]
-    words: list[str]
-    job: Job
+class Training(Launched):
+    """A training of two workers on a cluster."""
 
     def has_begun(self) -> bool:
         return bool(self._files("checkpoints/*/manifest.json"))
@@ -86,11 +69,6 @@ class Training:
     def is_at_work(self, host: Host) -> bool:
         """True if a worker of the training is on a host."""
         return bool(host.processes("RayTrainWorker"))
-
-    def start_again(self) -> None:
-        """Kills the driver and starts the same command again."""
-        self.job.kill()
-        self.job = self.cluster.start(*self.words)
 
     def content(self) -> str:
         """Digest of the trained weights."""
