@@ -175,7 +175,7 @@ class Planner:
         if lost:
             raise PlanningIncomplete(
                 f"planning lost {len(lost)} sources to failing workers, such as {lost[0]} "
-                f"({self._readers.failure}); start again"
+                f"({self._readers.failure or 'no worker said why'}); start again"
             )
         return rows.filter(pc.not_equal(rows["sample_id"], ""))
 
