@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with console.status("loading torch"):  # torch and Ray Train take seconds
         from pipelines.train import TRAIN_ERRORS, ClusterSettings, TrainingFailed, train
         from videolavit.training.components import settings_type
+        from videolavit.training.rejects import TooManyRejects
         from videolavit.training.settings import TrainInputs, TrainSettings
-        from videolavit.training.trainer import Stopped, TooManyRejects
+        from videolavit.training.trainer import Stopped
     kind: Any = settings_type(name)
     parser = JobParser(f"train {name}", __doc__)
     _add_options(parser, [kind, TrainSettings, ClusterSettings])

@@ -17,7 +17,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 
-from videolavit.training.data import Item, Stream
+from videolavit.training.data import Item, Stream, StreamState
 from videolavit.training.loader import RankSampler, RemoteLoader, load_item
 
 READY_BYTES = 1 << 30
@@ -36,7 +36,7 @@ def ray_loader(stream: Stream, actors: int) -> RemoteLoader:
     """
     sent = ray.put(stream)
 
-    def load(sampler: RankSampler, state: dict[str, int], steps: int) -> Generator[list[Any], None, None]:
+    def load(sampler: RankSampler, state: StreamState, steps: int) -> Generator[list[Any], None, None]:
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.target_max_block_size = 1  # every row, a micro batch, is a block, so that none waits for the next
@@ -83,7 +83,7 @@ class _Numbers(Datasource):  # type: ignore[misc]  # Ray's is untyped
 class _LoadActor:
     """Loads micro batches by their numbers, which mostly come in order."""
 
-    def __init__(self, stream: "ray.ObjectRef[Stream]", sampler: RankSampler, state: dict[str, int]) -> None:
+    def __init__(self, stream: "ray.ObjectRef[Stream]", sampler: RankSampler, state: StreamState) -> None:
         self._stream: Stream = ray.get(stream)
         self._sampler, self._state = sampler, state
         self._step, self._items = -1, list[list[Item]]()

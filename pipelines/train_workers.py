@@ -32,10 +32,11 @@ from videolavit.training.components import UnknownComponent
 from videolavit.training.data import DataError
 from videolavit.training.lease import FolderInUse
 from videolavit.training.parallel import Ranks
+from videolavit.training.rejects import TooManyRejects
 from videolavit.training.remote import RemoteRun, is_remote
 from videolavit.training.run import train_rank
 from videolavit.training.task import TrainTask
-from videolavit.training.trainer import TRAIN_STAGE, Diverged, ShouldStop, Stopped, TooManyRejects
+from videolavit.training.trainer import TRAIN_STAGE, Diverged, ShouldStop, Stopped
 
 from .common import cluster_has
 from .loaders import ray_loader

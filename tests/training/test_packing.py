@@ -67,18 +67,6 @@ def test_a_stream_goes_on_where_it_was(run: Path) -> None:
     assert contents(second.take(27)) == whole[13:]
 
 
-def test_an_epoch_holds_every_sample_once_however_it_is_packed(run: Path) -> None:
-    packed, single = stream(run), stream(run, packing=False)
-    documents = []
-    for one in (packed, single):
-        found: list[list[int]] = []
-        while one.state()["chunk"] < 6:  # 300 positions, five epochs
-            found += [document for row in contents(one.take(1)) for document in row]
-        documents.append(sorted(found))
-    assert documents[0] == documents[1]
-    assert len(documents[0]) > 300 - 60
-
-
 def collated(*rows: list[list[int]], length: int | None = LENGTH) -> Batch:
     collate = PackedCollate(TINY.vocabulary, Flops(0, 0), length)
     documents = [[Document(np.array(ids), "source") for ids in row] for row in rows]

@@ -15,8 +15,9 @@ from videolavit.training.checkpoint import CHECKPOINT_MANIFEST, CheckpointError
 from videolavit.training.component import Component
 from videolavit.training.data import DataError, Item, Mixture, SampleStream
 from videolavit.training.parallel import Ranks
+from videolavit.training.rejects import TooManyRejects
 from videolavit.training.settings import OptimizerSettings, ParallelSettings, TrainSettings
-from videolavit.training.trainer import Diverged, Stopped, TooManyRejects, Trainer
+from videolavit.training.trainer import Diverged, Stopped, Trainer
 
 QUICK: dict[str, Any] = {
     "steps": 20,
@@ -296,6 +297,46 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(tmp_path: Path) -> None:
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("ends", "step"), [("stopped", 5), ("validation", 10), ("samples", 10), ("validation", 20)])
+def test_what_an_end_left_out_after_a_save_is_done_by_the_next_start(ends: str, step: int, tmp_path: Path) -> None:
+    """Metrics are those of a run that nothing disturbed, each once."""
+
+    def component() -> Component:
+        return toy(write_samples=lambda objective, folder: {"seen": float(next(objective.parameters()).sum())})
+
+    changes = {"validate_every": 5, "show_every": 10}
+    run(tmp_path / "whole", component(), **changes)
+    cut = Trainer(component(), settings(**changes), Ranks(), tmp_path / "cut")
+    if ends == "stopped":
+        cut._should_stop = lambda: cut.step == step
+    else:
+        name = "_validate" if ends == "validation" else "_write_samples"
+        undisturbed = getattr(cut, name)
+
+        def dying() -> None:
+            if cut.step == step:
+                cut._commit(wait=True)  # the save was begun before
+                raise Killed
+            undisturbed()
+
+        setattr(cut, name, dying)
+    with pytest.raises((Killed, Stopped)):
+        cut.run()
+    again = run(tmp_path / "cut", component(), **changes)
+    assert again.step == 20
+    found = [
+        sorted(
+            (one["step"], name, value)
+            for one in metrics(tmp_path / folder)
+            for name, value in one.items()
+            if name.startswith(("validation/", "samples/", "error"))
+        )
+        for folder in ("cut", "whole")
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]) == len(set(found[0])) > 20
+
+
 def test_a_run_that_stops_before_its_first_step_writes_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         Trainer(toy(), settings(), Ranks(), tmp_path, should_stop=lambda: True).run()
@@ -319,10 +360,10 @@ def test_a_source_that_goes_away_leaves_a_checkpoint(tmp_path: Path) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(component.stream, name)
 
-        def take(self, count: int) -> list[Item]:
+        def take(self, count: int, rank: int = 0, world: int = 1) -> list[Item]:
             if component.stream.state()["position"] >= 8 * 12:
                 raise DataError("cannot read the shard")
-            return component.stream.take(count)
+            return component.stream.take(count, rank, world)
 
     with pytest.raises(DataError, match="cannot read the shard"):
         run(tmp_path / "gone", replace(component, stream=Going()), save_every=100)

@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from videolavit.records.storage import Folder, StorageSettings
 
+from .data import StreamState
 from .optimizer import AVERAGE_PREFIX, WEIGHT_PREFIX
 from .parallel import Ranks
 
@@ -91,7 +92,7 @@ class RunState:
 
     Args:
         step: Optimizer steps done.
-        stream: State of the data stream.
+        stream: State of the data stream, of all ranks.
         identity: Values that must not change when the run is resumed.
         tokens: Tokens or samples of each source so far, without padding.
         skipped: Consecutive steps that were skipped, up to now.
@@ -99,7 +100,7 @@ class RunState:
     """
 
     step: int
-    stream: dict[str, int]
+    stream: StreamState
     identity: dict[str, Any]
     tokens: dict[str, int] = field(default_factory=dict)
     skipped: int = 0

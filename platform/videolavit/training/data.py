@@ -2,11 +2,15 @@
 
 It is a function of seed, epoch and position, and has no state but the position. So a run can stop and resume anywhere,
 also on another number of ranks, and every epoch of a source holds each of its samples once.
+
+Positions belong to lanes, whose samples come from different shards. A rank that reads some of the lanes opens only the
+shards of these.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +20,19 @@ from videolavit.recent import Recent
 
 PERIOD = 1024
 """Positions after which the pattern of a mixture repeats; the shares of sources are exact to a thousandth."""
+
+DATA_ORDER = 2
+"""Version of the order. A run that another version began would repeat samples of an epoch, and miss others."""
+
+LANES = 16
+"""Number of lanes. Ranks whose number divides it share no lane."""
+
+_TURNS = np.random.default_rng(0).integers(0, LANES, PERIOD)
+"""Lane of the first of each LANES positions, [PERIOD], then anew. At random, so that every lane has its share of each
+source, whatever the pattern of the mixture is."""
+
+StreamState = dict[str, Any]
+"""State of a stream, as JSON values that grow as it goes on."""
 
 
 class DataError(ValueError):
@@ -82,36 +99,63 @@ class DataOrder(Protocol):
 class Stream(Protocol):
     """Endless sequence of items."""
 
-    def take(self, count: int) -> list[Item]:
-        """Next items."""
+    def take(self, count: int, rank: int = 0, world: int = 1) -> list[Item]:
+        """Advances by some items and returns those of a rank: every one whose number is the rank's, modulo `world`."""
         ...
 
-    def state(self) -> dict[str, int]:
-        """State of the stream, as JSON values."""
+    def state(self) -> StreamState:
+        """State of the stream."""
         ...
 
-    def seek(self, state: dict[str, int]) -> None:
-        """Moves the stream to a state that `state` returned."""
+    def seek(self, state: StreamState) -> None:
+        """Moves the stream to a state that `state` returned, or that `joined` made of several."""
         ...
+
+
+def joined(states: Sequence[StreamState]) -> StreamState:
+    """State of a stream of which every rank has read its own items: the furthest of each entry."""
+    return {name: max(state[name] for state in states if name in state) for name in dict.fromkeys(chain(*states))}
+
+
+def lanes_of(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Lane of each position. Of LANES positions in a row, each is in another lane."""
+    rounds, places = np.divmod(positions, LANES)
+    lanes: NDArray[np.int64] = (places + _TURNS[rounds % PERIOD]) % LANES
+    return lanes
+
+
+def positions_in(lane: int, numbers: range) -> list[int]:
+    """Positions of the samples of a lane, which are counted from 0."""
+    return [number * LANES + int(lane - _TURNS[number % PERIOD]) % LANES for number in numbers]
 
 
 class ShuffledSource:
     """Order of one source. Every epoch shuffles the shards, and the rows within windows of some shards.
 
+    A window's shards are divided among the lanes: neighbours come from many shards, those of one lane from few.
+
     Args:
         sizes: Number of samples of each shard.
         key: Seed of the order.
-        window: Shards whose rows are shuffled together. Reading stays local, while neighbours come from many shards.
+        window: Shards whose rows are mixed. Reading stays local.
+        lanes: Lanes of the samples at some indices; by default the source is the only one.
     """
 
-    def __init__(self, sizes: Sequence[int], key: Sequence[int], window: int) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        key: Sequence[int],
+        window: int,
+        lanes: Callable[[NDArray[np.int64]], NDArray[np.int64]] = lanes_of,
+    ) -> None:
         self._sizes = np.asarray(sizes, np.int64)
-        self._key, self._window = list(key), window
+        self._length = int(self._sizes.sum())  # once, for there may be a million shards
+        self._key, self._window, self._lanes = list(key), window, lanes
         self._windows = Recent(self._shuffled_window, 4)
         self._epochs = Recent(self._shuffled_epoch, 2)
 
     def __len__(self) -> int:
-        return int(self._sizes.sum())
+        return self._length
 
     def at(self, index: int) -> tuple[int, int, int]:
         """(epoch, shard, row) of the sample at an index that goes on counting over the epochs."""
@@ -129,12 +173,19 @@ class ShuffledSource:
         return order, np.cumsum(np.add.reduceat(self._sizes[order], starts))
 
     def _shuffled_window(self, epoch: int, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        order, _ = self._epochs(epoch)
+        order, ends = self._epochs(epoch)
         shards = order[window * self._window : (window + 1) * self._window]
         shard_of_row = np.repeat(shards, self._sizes[shards])
         rows = np.concatenate([np.arange(size) for size in self._sizes[shards]])
-        shuffled = np.random.default_rng([*self._key, epoch, window]).permutation(len(rows))
-        return shard_of_row[shuffled], rows[shuffled]
+        end = epoch * len(self) + int(ends[window])
+        lanes = self._lanes(np.arange(end - len(rows), end))
+        rng = np.random.default_rng([*self._key, epoch, window])
+        # one shard after another is dealt out, so that the rows of a lane come from as few as possible
+        dealt = np.lexsort((rng.random(len(rows)), np.repeat(np.arange(len(shards)), self._sizes[shards])))
+        mixed = np.lexsort((rng.random(len(rows)), np.sort(lanes)))  # each lane's rows among themselves
+        chosen = np.empty_like(rows)
+        chosen[np.argsort(lanes, kind="stable")] = dealt[mixed]
+        return shard_of_row[chosen], rows[chosen]
 
 
 class Mixture:
@@ -169,16 +220,23 @@ class Mixture:
             raise DataError(f"{len(shares)} weights for {len(self.sources)} sources; give one weight for each")
         if min(shares) <= 0:
             raise DataError("the weight of a source must be above 0; leave it out instead")
-        self._orders = [
-            ShuffledSource(list(source.sizes), (seed, number), window) for number, source in enumerate(self.sources)
-        ]
         self._pattern = _interleaved([share / sum(shares) for share in shares])
+        self._orders = [
+            ShuffledSource(source.sizes, (seed, number), window, partial(self._lanes, number))
+            for number, source in enumerate(self.sources)
+        ]
 
     @cached_property
     def _counts(self) -> NDArray[np.int64]:
         """Number of positions of each source before a slot of the pattern, [PERIOD + 1, sources]."""
         chosen = self._pattern[:, None] == np.arange(len(self.sources))
         return np.concatenate([np.zeros((1, len(self.sources)), np.int64), np.cumsum(chosen, axis=0)])
+
+    def _lanes(self, source: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Lanes of a source's samples at some indices, which go on counting over the epochs."""
+        slots = np.flatnonzero(self._pattern == source)
+        periods, numbers = np.divmod(indices, len(slots))
+        return lanes_of(periods * PERIOD + slots[numbers])
 
     def source_at(self, position: int) -> int:
         """Number of the source of the sample at a position."""
@@ -206,14 +264,14 @@ class SampleStream:
         self._order = order
         self._position = 0
 
-    def take(self, count: int) -> list[Item]:
+    def take(self, count: int, rank: int = 0, world: int = 1) -> list[Item]:
         first, self._position = self._position, self._position + count
-        return [self._order.item(position) for position in range(first, self._position)]
+        return [self._order.item(position) for position in range(first + rank, self._position, world)]
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> StreamState:
         return {"position": self._position}
 
-    def seek(self, state: dict[str, int]) -> None:
+    def seek(self, state: StreamState) -> None:
         self._position = state["position"]
 
 

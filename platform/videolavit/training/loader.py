@@ -14,7 +14,7 @@ from videolavit.media.errors import SourceForbidden, SourceMissing, SourceUnread
 from videolavit.models.objective import Batch
 
 from .component import Collate
-from .data import DataError, Item, Stream
+from .data import DataError, Item, Stream, StreamState
 
 LOOK_AHEAD = 256
 """Samples that are tried where a rank has none that can be loaded."""
@@ -73,11 +73,11 @@ class RankSampler:
 
     def take(self, stream: Stream) -> list[list[Item]]:
         """Items of the rank's micro batches of the next step. The stream advances by the whole step."""
-        own = stream.take(self.batch)[self.rank :: self.world]
+        own = stream.take(self.batch, self.rank, self.world)
         return [own[start : start + self.micro_batch] for start in range(0, len(own), self.micro_batch)]
 
 
-RemoteLoader = Callable[[RankSampler, dict[str, int], int], Generator[list[Any], None, None]]
+RemoteLoader = Callable[[RankSampler, StreamState, int], Generator[list[Any], None, None]]
 """Loads samples outside of this process. Called with the rank's sampler, the state of the stream to start from, and a
 number of steps; yields the results of `load_item` for the items of each micro batch, in order."""
 
@@ -119,13 +119,13 @@ class StepData:
 
     Attributes:
         batches: Micro batches; every rank has the same number of them.
-        state: State of the stream after the step.
+        state: State of this rank's stream after the step.
         skipped: Samples that could not be loaded.
         items: Items of each micro batch, without those that could not be loaded.
     """
 
     batches: list[Batch]
-    state: dict[str, int]
+    state: StreamState
     skipped: list[SkippedSample]
     items: list[list[Item]]
 
@@ -244,8 +244,8 @@ class Loader:
                 self._placeholder = _without_weight(batch)
             return batch if batch.sources else replace(batch, sources=[item.source for item, _ in loaded])
         if self._placeholder is None:
-            state = self._stream.state()
-            items = self._stream.take(LOOK_AHEAD)
+            state, sampler = self._stream.state(), self._sampler
+            items = self._stream.take(LOOK_AHEAD * sampler.world, sampler.rank, sampler.world)
             self._stream.seek(state)
             item, sample = load_items(items, limit=1)[0]
             self._placeholder = _without_weight(self._collate([item], [sample]))

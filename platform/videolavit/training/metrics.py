@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from videolavit.files import write_beside
+from videolavit.records.storage import Folder
 
 from .data import DataError
 from .loader import StepData
@@ -186,6 +187,15 @@ class MetricsLog:
     def close(self) -> None:
         for tracker in self._trackers:
             tracker.close()
+
+
+def logged_at(folder: Folder, step: int) -> dict[str, float]:
+    """Metrics that a run logged at a step; empty if it logged none, or went back behind it."""
+    found: dict[str, Any] = {}
+    for line in (folder.read(METRICS) or b"").decode().splitlines(keepends=True):
+        if line.endswith("\n") and (values := json.loads(line)).get("step") == step:
+            found |= values
+    return {name: value for name, value in found.items() if name != "step"}
 
 
 def keep_lines(file: Path, step: int) -> None:

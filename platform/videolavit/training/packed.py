@@ -1,6 +1,6 @@
 """Sequence packing: documents side by side in rows of one length, with little padding and nothing dropped."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -10,12 +10,11 @@ import torch
 
 from videolavit.models.language_model.flops import Flops
 from videolavit.models.objective import Batch
-from videolavit.recent import Recent
 from videolavit.vocabulary import Vocabulary
 from videolavit.vocabulary.packing import pack
 from videolavit.vocabulary.sequences import Ids, TokenType, token_types
 
-from .data import Item
+from .data import LANES, DataError, Item, StreamState, positions_in
 
 PackedRow = list[tuple[int, int]]
 """Documents of a packed row: (position of the sample, index of its sequence)."""
@@ -67,7 +66,7 @@ class PackingSettings:
     Args:
         length: Length of a row, in token ids.
         packing: Packs several documents into a row; False puts one document into each.
-        chunk: Consecutive samples that are packed into the same rows. More of them leave less padding.
+        chunk: Consecutive samples, over all lanes, that are packed at a time. More of them leave less padding.
         seed: Seed of the order of the rows of a chunk.
     """
 
@@ -77,48 +76,109 @@ class PackingSettings:
     seed: int = 0
 
 
-class PackedStream:
-    """Endless stream of packed rows. The samples of a chunk are packed into rows, which are shuffled.
+@dataclass(frozen=True)
+class _Chunk:
+    """Samples of a lane that are packed together.
 
-    Packing depends on the lengths of documents only, so that every rank knows all rows and loads only its own.
+    Attributes:
+        number: Number of the chunk in its lane, from 0.
+        first_row: Number of its first row in the lane.
+        carried: Documents that the chunk before left to it.
+        rows: Its rows.
+        left: Documents that it leaves to the next one.
+    """
+
+    number: int
+    first_row: int
+    carried: PackedRow
+    rows: list[PackedRow]
+    left: PackedRow
+
+
+class PackedStream:
+    """Endless stream of packed rows, from one lane of the data order after another.
+
+    The samples of a lane are packed a chunk at a time, and a chunk's rows are shuffled. The emptiest row is not padded:
+    its documents go into the rows of the next chunk. Packing depends only on the lengths of the lane's documents, so
+    that a rank plans the lanes that it takes rows from, and loads its own rows.
     """
 
     def __init__(self, documents: Documents, settings: PackingSettings) -> None:
         self._documents, self._settings = documents, settings
-        self._chunk = self._row = 0
-        self._rows = Recent(self._packed_chunk, 2)
+        self._row = 0
+        self._chunks: dict[int, _Chunk] = {}
 
-    def take(self, count: int) -> list[Item]:
-        items: list[Item] = []
-        while len(items) < count:
-            rows = self._rows(self._chunk)
-            taken = rows[self._row : self._row + count - len(items)]
-            items += [row_item(self._documents, row) for row in taken]
-            self._row += len(taken)
-            if self._row == len(rows):
-                self._chunk, self._row = self._chunk + 1, 0
-        return items
+    def take(self, count: int, rank: int = 0, world: int = 1) -> list[Item]:
+        first, self._row = self._row, self._row + count
+        return [row_item(self._documents, self._row_at(row)) for row in range(first + rank, self._row, world)]
 
-    def state(self) -> dict[str, int]:
-        return {"chunk": self._chunk, "row": self._row}
+    def state(self) -> StreamState:
+        lanes = sorted(self._chunks.items())
+        return {"row": self._row} | {
+            f"lane {lane}": [chunk.number, chunk.first_row, [list(document) for document in chunk.carried]]
+            for lane, chunk in lanes
+        }
 
-    def seek(self, state: dict[str, int]) -> None:
-        self._chunk, self._row = state["chunk"], state["row"]
+    def seek(self, state: StreamState) -> None:
+        """Moves the stream to a state. Raises DataError for one of an earlier version."""
+        if "chunk" in state:
+            raise DataError(
+                "the order of packed rows has changed since this checkpoint; begin a new run with its weights "
+                "(continue_from)"
+            )
+        self._row = state["row"]
+        self._chunks = {}
+        for lane in range(LANES):
+            if (known := state.get(f"lane {lane}")) is not None:
+                number, first_row, carried = known
+                self._chunks[lane] = self._packed(lane, number, first_row, [(place, index) for place, index in carried])
 
-    def _packed_chunk(self, chunk: int) -> list[PackedRow]:
-        size = self._settings.chunk
-        rows = pack_rows(self._documents, range(chunk * size, (chunk + 1) * size), self._settings)
-        order = np.random.default_rng([self._settings.seed, chunk]).permutation(len(rows))
-        return [rows[index] for index in order]
+    def _row_at(self, row: int) -> PackedRow:
+        """Row of the stream. The rows of a lane are asked for in order."""
+        number, lane = divmod(row, LANES)
+        chunk = self._chunks.get(lane) or self._packed(lane, 0, 0, [])
+        while number >= chunk.first_row + len(chunk.rows):
+            chunk = self._packed(lane, chunk.number + 1, chunk.first_row + len(chunk.rows), chunk.left)
+        self._chunks[lane] = chunk
+        return chunk.rows[number - chunk.first_row]
+
+    def _packed(self, lane: int, number: int, first_row: int, carried: PackedRow) -> _Chunk:
+        size = -(-self._settings.chunk // LANES)
+        positions = positions_in(lane, range(number * size, (number + 1) * size))
+        lengths = {(place, index): self._documents.lengths(place)[index] for place, index in carried}
+        lengths |= _lengths(self._documents, positions)
+        rows = _pack(lengths, self._settings)
+        left = _emptiest(rows, lengths, self._settings)
+        order = np.random.default_rng([self._settings.seed, lane, number]).permutation(len(rows))
+        return _Chunk(number, first_row, carried, [rows[index] for index in order], left)
 
 
-def pack_rows(documents: Documents, positions: range, settings: PackingSettings) -> list[PackedRow]:
+def pack_rows(documents: Documents, positions: Iterable[int], settings: PackingSettings) -> list[PackedRow]:
     """Rows of the samples at some positions."""
-    lengths = {(position, index): n for position in positions for index, n in enumerate(documents.lengths(position))}
+    return _pack(_lengths(documents, positions), settings)
+
+
+def _lengths(documents: Documents, positions: Iterable[int]) -> dict[tuple[int, int], int]:
+    """Lengths of the documents of some samples."""
+    return {(position, index): n for position in positions for index, n in enumerate(documents.lengths(position))}
+
+
+def _pack(lengths: dict[tuple[int, int], int], settings: PackingSettings) -> list[PackedRow]:
+    """Rows of some documents."""
     if not settings.packing:
         return [[document] for document in lengths]
-    documents_in_order = list(lengths)
-    return [[documents_in_order[index] for index in row] for row in pack(list(lengths.values()), settings.length)]
+    documents = list(lengths)
+    return [[documents[index] for index in row] for row in pack(list(lengths.values()), settings.length)]
+
+
+def _emptiest(rows: list[PackedRow], lengths: dict[tuple[int, int], int], settings: PackingSettings) -> PackedRow:
+    """Takes the emptiest row away and returns its documents; none where all rows are full, or hold one document."""
+    if not settings.packing or not rows:
+        return []
+    used = [sum(lengths[document] for document in row) for row in rows]
+    # the last of equals: documents that have waited once are in the first rows
+    emptiest = min(range(len(rows)), key=lambda row: (used[row], -row))
+    return rows.pop(emptiest) if used[emptiest] < settings.length else []
 
 
 def row_item(documents: Documents, row: PackedRow) -> Item:

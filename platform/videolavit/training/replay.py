@@ -6,7 +6,6 @@ import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +21,7 @@ from videolavit.scratch import scratch_folder
 from .checkpoint import CheckpointError
 from .data import DataError
 from .loader import SkippedSample
-from .metrics import METRICS
+from .metrics import logged_at
 from .parallel import Ranks
 from .remote import RemoteRun, brought_here, is_remote
 from .run import build_component
@@ -127,7 +126,7 @@ def replay(
             found = _replay_rank(start.task, Ranks.here(), step, on_progress)
     else:
         found = _replay_group(start, step)
-    return replace(found, logged=_logged(folder, step))
+    return replace(found, logged=logged_at(folder, step))
 
 
 def _replay_rank(task: TrainTask, ranks: Ranks, step: int, on_progress: OnProgress) -> ReplayedStep:
@@ -225,12 +224,3 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _logged(folder: Folder, step: int) -> dict[str, float]:
-    """Metrics that the run logged at a step; empty if it logged none, or went back behind it."""
-    found: dict[str, Any] = {}
-    for line in (folder.read(METRICS) or b"").decode().splitlines(keepends=True):
-        if line.endswith("\n") and (values := json.loads(line)).get("step") == step:
-            found |= values
-    return {name: value for name, value in found.items() if name != "step"}

@@ -22,7 +22,7 @@ class TrainInputs:
         weights: Share of each source in a step; None for shares by number of samples.
         validation: Held-out data of the same kinds.
         seed: Seed of the data order.
-        window: Shards of a source whose samples are mixed at a time.
+        window: Shards of a source whose samples are mixed at a time. With a multiple of 16, ranks share none.
         storage: S3 endpoint and credentials.
     """
 

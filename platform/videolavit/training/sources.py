@@ -29,7 +29,7 @@ from videolavit.records.schema import RESERVED
 from videolavit.records.storage import Folder, StorageSettings, open_source
 from videolavit.records.table_reader import CorruptTable, TableReader
 
-from .data import DataError, Item, Mixture, SampleSource, SampleStream
+from .data import DATA_ORDER, DataError, Item, Mixture, SampleSource, SampleStream
 from .parallel import Ranks
 from .settings import TrainInputs
 
@@ -136,11 +136,13 @@ def validation_items(sources: Sequence[SampleSource], count: int) -> list[Item]:
 
 
 def data_identity(sources: Sequence[SampleSource]) -> dict[str, Any]:
-    """Part of a component's identity: its sources must be the same when a run is resumed, wherever they lie."""
+    """Part of a component's identity: its sources and their order must be the same when a run is resumed, wherever they
+    lie."""
     return {
+        "data_order": DATA_ORDER,
         "sources": [
             {"name": source.name, "samples": int(sum(source.sizes)), "content": source.content} for source in sources
-        ]
+        ],
     }
 
 

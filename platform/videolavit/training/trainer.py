@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from videolavit.models.objective import SAMPLE_LOSSES, Batch, Draws, Objective, to_device
 from videolavit.progress import OnProgress, Progress, ignore_progress
+from videolavit.records.storage import Folder, StorageSettings
 
 from .checkpoint import CHECKPOINTS, Checkpoints, RemoteCheckpoints, RunState
 from .component import Component
 from .continuing import content_of
-from .data import DataError
+from .data import DataError, StreamState, joined
 from .loader import Loader, RankSampler, RemoteLoader, SkippedSample, StepData, load_items, validation_batches
 from .metrics import (
     Interval,
@@ -28,6 +29,7 @@ from .metrics import (
     Tracker,
     keep_lines,
     log_line,
+    logged_at,
     mean_terms,
     memory_bytes,
     peak_flops,
@@ -35,6 +37,7 @@ from .metrics import (
 )
 from .optimizer import WEIGHT_PREFIX, Optimizer
 from .parallel import Ranks, autocast, parallelize, reshard, sync_gradients, unsharded
+from .rejects import REJECTS, RejectWindow
 from .resuming import changes, refused
 from .selection import select_trainable
 from .settings import TrainSettings
@@ -42,12 +45,12 @@ from .settings import TrainSettings
 TRAIN_STAGE = "train"
 """Stage of the progress that a training reports."""
 
-SAMPLES, SKIPPED, PROFILE = "samples", "rejects.jsonl", "profile"
+SAMPLES, PROFILE = "samples", "profile"
 PROFILE_AFTER = 10
 """Steps before the first one that is profiled."""
 
-VALIDATION = "validation/"
-"""Beginning of the names of metrics of the validation."""
+VALIDATION = "validation"
+"""First part of the names of metrics of the validation; those of samples begin with SAMPLES."""
 
 OnSave = Callable[[Path, dict[str, float]], None]
 """Called on every rank with the folder of a committed checkpoint and the last metrics."""
@@ -55,9 +58,6 @@ OnSave = Callable[[Path, dict[str, float]], None]
 
 ShouldStop = Callable[[], bool]
 """Called on every rank after each step; True asks the run to save and stop."""
-
-REJECT_SAMPLES = 1024
-"""Samples over which the share of those that cannot be used is measured; at least those of a step."""
 
 _REJECTED = "rejected samples"
 
@@ -68,10 +68,6 @@ class Diverged(RuntimeError):
 
 class Stopped(RuntimeError):
     """The run was asked to stop, and saved its last step."""
-
-
-class TooManyRejects(RuntimeError):
-    """Too many samples could not be used, and the run saved its last step."""
 
 
 def never_stop() -> bool:
@@ -129,7 +125,6 @@ class Trainer:
         learns_aside = type(component.objective).after_step is not Objective.after_step
         self._judges_at_once = ranks.device.type != "cuda" or learns_aside
         self._unjudged: deque[tuple[int, Tensor]] = deque()  # steps and norms of their gradients
-        self._rejects: deque[tuple[int, int]] = deque()  # samples and rejects of the last steps, of all ranks
         self._save_is_due = False
         self._saved_step = 0
         self._batch = settings.batch
@@ -140,8 +135,11 @@ class Trainer:
             if settings.batch_tokens % length:
                 raise DataError(f"batch_tokens must be a multiple of the sequence length, {length}")
             self._batch = settings.batch_tokens // length
-        if settings.keep_best is not None and not (component.validation and settings.keep_best.startswith(VALIDATION)):
-            raise DataError(f"keep_best is a metric of the validation, such as {VALIDATION}loss, and needs its data")
+        self._rejects = RejectWindow(self._batch, settings.max_rejects)
+        if settings.keep_best is not None and not (
+            component.validation and settings.keep_best.startswith(f"{VALIDATION}/")
+        ):
+            raise DataError(f"keep_best is a metric of the validation, such as {VALIDATION}/loss, and needs its data")
         self._objective = component.objective
         if component.fill is None:
             self._objective.to(ranks.device)
@@ -179,7 +177,7 @@ class Trainer:
         if ranks.is_first and replays is None:
             config = asdict(settings) | self._identity
             self._metrics_log = MetricsLog(folder, [*settings.trackers, *trackers], config, self.step)
-            keep_lines(folder / SKIPPED, self.step)  # later ones are skipped again
+            keep_lines(folder / REJECTS, self.step)  # later ones are skipped again
 
     # ---- the loop ---------------------------------------------------------------------------------------------
 
@@ -192,6 +190,9 @@ class Trainer:
             TooManyRejects: too many samples could not be used. A checkpoint holds the last step.
         """
         settings = self.settings
+        if self.step:  # an earlier start may have ended between its save and this
+            folder = Folder(str(self.folder), StorageSettings())
+            self._evaluate(self.ranks.from_first(lambda: list(logged_at(folder, self.step))))
         loader = self._loader(settings.steps)
         interval = Interval()
         steps = iter(loader)
@@ -212,10 +213,8 @@ class Trainer:
                 ending = self._ending()
                 # before validation and samples, whose failure does not touch the weights
                 self._save(data.state, is_last=ending is not None or self.step == settings.steps)
-                if ending is None and self._due(settings.validate_every) and self.component.validation:
-                    self._validate()
-                if ending is None and self._due(settings.show_every) and self.component.write_samples:
-                    self._write_samples()
+                if ending is None:
+                    self._evaluate(())
         if self._metrics_log is not None:
             self._metrics_log.close()
         if ending is not None:
@@ -250,11 +249,11 @@ class Trainer:
             self._remote_loader,
         )
 
-    def _next(self, steps: Iterator[StepData], stream: dict[str, int]) -> StepData:
+    def _next(self, steps: Iterator[StepData], stream: StreamState) -> StepData:
         """Data of the next step. A single rank saves where they cannot be read; several would wait for each other.
 
         Args:
-            stream: State of the stream after the last step.
+            stream: State of this rank's stream after the last step.
         """
         try:
             return next(steps)
@@ -269,13 +268,7 @@ class Trainer:
             return None
         if self.ranks.any(self._should_stop()):
             return Stopped(f"stopped after step {self.step}, which is saved")
-        samples, rejected = (sum(part) for part in zip((0, 0), *self._rejects, strict=True))
-        if rejected > self.settings.max_rejects * max(samples, REJECT_SAMPLES):
-            return TooManyRejects(
-                f"{rejected} of the last {samples} samples could not be used, as {SKIPPED} says; step {self.step} is "
-                "saved. Where the storage failed, the same call goes on; max_rejects allows more of them"
-            )
-        return None
+        return self._rejects.ending(self.step)
 
     def _train(self, data: StepData, interval: Interval) -> Tensor | None:
         """One optimizer step, with gradient accumulation over the micro batches.
@@ -287,7 +280,7 @@ class Trainer:
         objective.begin_step(self.step)
         own = sum_values([batch.counts for batch in data.batches])
         counts = self.ranks.sums(own | {_REJECTED: float(len(data.skipped))})
-        self._count_rejects(int(counts.pop(_REJECTED)))
+        self._rejects.add(int(counts.pop(_REJECTED)))
         if not any(counts.values()):
             objective.drop_step()
             return None
@@ -336,12 +329,6 @@ class Trainer:
                     f"and continue from a checkpoint before them with resume_from; there are those of the steps {saved}"
                 )
 
-    def _count_rejects(self, rejected: int) -> None:
-        """Adds a step to those whose rejects are counted, and forgets the oldest that are not needed."""
-        self._rejects.append((self._batch, rejected))
-        while (len(self._rejects) - 1) * self._batch >= REJECT_SAMPLES:
-            self._rejects.popleft()
-
     def _forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         draws = Draws(seed, batch.positions, self.ranks.device)
         sums: dict[str, Tensor] = self._objective(to_device(batch.inputs, self.ranks.device), draws)
@@ -381,12 +368,12 @@ class Trainer:
 
     def _record_skipped(self, own: list[SkippedSample]) -> None:
         """Records the samples of a step that could not be used, those of all ranks."""
-        if not self._rejects[-1][1]:
+        if not self._rejects.last:
             return
         skipped = [sample for of_rank in self.ranks.gather(own) for sample in of_rank]
         if self.ranks.is_first:
             self._report(f"{len(skipped)} samples cannot be used; the first: {skipped[0].source}: {skipped[0].message}")
-            with (self.folder / SKIPPED).open("a") as file:
+            with (self.folder / REJECTS).open("a") as file:
                 file.writelines(json.dumps({"step": self.step, **asdict(sample)}) + "\n" for sample in skipped)
 
     @contextlib.contextmanager
@@ -400,7 +387,20 @@ class Trainer:
         with torch.profiler.profile(schedule=schedule, on_trace_ready=handler, profile_memory=True) as profile:
             yield profile.step
 
-    # ---- validation -------------------------------------------------------------------------------------------
+    # ---- validation and samples -------------------------------------------------------------------------------
+
+    def _evaluate(self, logged: Collection[str]) -> None:
+        """Validates and writes samples where they are due.
+
+        Args:
+            logged: Names of the metrics that the step has already.
+        """
+        component, settings = self.component, self.settings
+        begun = {name.partition("/")[0] for name in logged}
+        if component.validation and self._due(settings.validate_every) and VALIDATION not in begun:
+            self._validate()
+        if component.write_samples and self._due(settings.show_every) and SAMPLES not in begun:
+            self._write_samples()
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -429,7 +429,7 @@ class Trainer:
         totals = self.ranks.sums(sum_values(sums))
         counts = self.ranks.sums(sum_values([batch.counts for batch in batches]))
         means = mean_terms(totals, counts, self._objective.weights)
-        metrics = {f"{VALIDATION}{name}": value for name, value in means.items()}
+        metrics = {f"{VALIDATION}/{name}": value for name, value in means.items()}
         self._publish(metrics)
         self._keep_best(metrics)
 
@@ -454,7 +454,7 @@ class Trainer:
             metrics = self.component.write_samples(self._objective, folder)
         if not self.ranks.is_first:
             shutil.rmtree(folder)
-        self._publish({f"samples/{name}": value for name, value in metrics.items()})
+        self._publish({f"{SAMPLES}/{name}": value for name, value in metrics.items()})
 
     # ---- checkpoints ------------------------------------------------------------------------------------------
 
@@ -467,7 +467,7 @@ class Trainer:
         tensors = {f"{WEIGHT_PREFIX}{name}": value.detach() for name, value in model.items() if id(value) not in fixed}
         return tensors | self._optimizer.tensors()
 
-    def _save(self, stream: dict[str, int], is_last: bool) -> None:
+    def _save(self, stream: StreamState, is_last: bool) -> None:
         """Begins a save where one is due, and commits one whose files are written.
 
         While steps are skipped a save waits for the next that is not: the weights may be broken.
@@ -481,7 +481,7 @@ class Trainer:
             self._count_tokens()
             state = RunState(
                 self.step,
-                stream,
+                joined(self.ranks.gather(stream)),
                 self._identity,
                 dict(self._tokens),
                 self._skipped_steps,

@@ -78,7 +78,7 @@ class LanguageModelTraining:
         sequence_length: Length of a row, in token ids. Published: 2048.
         packing: Packs several documents into a row; False gives each a row of its own, padded to the longest of a
             micro batch.
-        pack_over: Consecutive samples that are packed into the same rows. More of them leave less padding.
+        pack_over: Samples that are packed at a time, a sixteenth of them into the same rows. More leave less padding.
         order: Order of the parts of a sample.
         noise: Share of the visual and motion codes that are replaced by random ones in the input, while the targets
             stay. It delays overfitting on a small corpus; a large one needs none.
