@@ -25,6 +25,7 @@ from tests.training.token_runs import random_rows, write_run
 from tests.training.toys import toy
 from videolavit.models.folder import ModelFolder
 from videolavit.records.storage import StorageDown, StorageError, StorageSettings
+from videolavit.records.traffic import RECEIVED, S3_TRAFFIC
 from videolavit.training import remote as remote_module
 from videolavit.training.checkpoint import CheckpointError
 from videolavit.training.lease import LEASE, FolderInUse
@@ -150,6 +151,60 @@ def test_ranks_with_folders_of_their_own_go_on_from_the_storage(url: str, s3: di
     same(whole, ours, rtol=1e-3, atol=1e-5)
     for file in (REJECTS, "metrics.jsonl"):
         assert steps_of(ours.folder / file) == steps_of(whole.folder / file), file
+
+
+WIDTH = 20_000
+"""Width of a toy whose checkpoint is some megabytes, much more than the headers of its files."""
+
+
+def _wide_rank(rank: int, world: int, port: int, url: str, folder: Path, stop: int) -> None:
+    """Trains a wide toy up to a step; writes where it began and the bytes that it received for that."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    place = RemoteRun(url, StorageSettings(), folder / str(rank))
+    place.local.mkdir(parents=True)
+    place.fetch()
+    S3_TRAFFIC.take()
+    trainer = Trainer(
+        toy(width=WIDTH),
+        settings(steps=15),
+        Ranks.here("cpu"),
+        place.local,
+        remote=place,
+        should_stop=lambda: trainer.step == stop,
+    )
+    begun = {"step": trainer.step, "received": S3_TRAFFIC.take().get(RECEIVED, 0)}
+    (folder / f"{rank}.json").write_text(json.dumps(begun))
+    with contextlib.suppress(Stopped):
+        trainer.run()
+    dist.destroy_process_group()
+
+
+def test_a_rank_brings_its_share_of_a_checkpoint(url: str, s3: dict[str, str], tmp_path: Path) -> None:
+    """Verifies its share of the files and brings the tensors that it holds, also where another number of ranks saved
+    them, and where the newest checkpoint is broken."""
+
+    def ranks(world: int, stop: int) -> list[dict[str, int]]:
+        folder = tmp_path / str(stop)
+        mp.spawn(_wide_rank, (world, free_port(), url, folder, stop), nprocs=world)
+        return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
+
+    ranks(4, 5)
+    size = s3_filesystem(s3).du(f"{url}/checkpoints/step-00000005")
+    for begun in ranks(4, 10):
+        assert begun["step"] == 5
+        assert begun["received"] < 0.6 * size  # a quarter to verify, a quarter to load, headers
+    fs = s3_filesystem(s3)
+    broken = next(name for name in names(url, s3) if name.startswith("checkpoints/step-00000010/") and "00002" in name)
+    content = fs.cat_file(f"{url}/{broken}")
+    fs.pipe_file(f"{url}/{broken}", content[:-1] + bytes([content[-1] ^ 1]))
+    assert {begun["step"] for begun in ranks(2, 15)} == {5}
+    whole = run(tmp_path / "whole", toy(width=WIDTH), steps=15)
+    brought = RemoteRun(url, StorageSettings(), tmp_path / "brought")
+    brought.fetch()
+    ours = Trainer(toy(width=WIDTH), settings(steps=15), Ranks(), brought.local, remote=brought)
+    assert ours.step == 15
+    same(whole, ours, rtol=1e-3, atol=1e-5)
 
 
 def steps_of(file: Path) -> list[int]:

@@ -15,9 +15,11 @@ from videolavit.training.data import Item, Mixture, SampleStream
 class ToyObjective(Objective):
     """Denoises vectors of 4: weights, a frozen network, noise by sample, a second term, and state without gradient."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4)) for _ in range(2))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, width), nn.GELU(), nn.Linear(width, 4)) for _ in range(2)
+        )
         self.head = nn.Linear(4, 4)
         self.frozen = nn.Linear(4, 4).requires_grad_(False)
         self.register_buffer("seen", torch.zeros(4))
@@ -97,11 +99,11 @@ def collate(items: Sequence[Item], samples: Sequence[Any]) -> Batch:
     )
 
 
-def toy(samples: int = 37, broken: frozenset[int] = frozenset(), **changes: Any) -> Component:
+def toy(samples: int = 37, broken: frozenset[int] = frozenset(), width: int = 8, **changes: Any) -> Component:
     """The component over two sources, always with the same first weights."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        objective = ToyObjective()
+        objective = ToyObjective(width)
         values = torch.randn(samples, 4)
     sources = [BrokenSource("many", list(values), set(broken)), InMemorySource("few", list(values[:5] + 1))]
     mixture = Mixture(sources, [0.75, 0.25], seed=3)

@@ -33,6 +33,7 @@ from videolavit.records.storage import Folder, StorageSettings
 from .data import StreamState
 from .optimizer import AVERAGE_PREFIX, WEIGHT_PREFIX
 from .parallel import Ranks
+from .partial_checkpoint import RemoteFiles, bring_headers, bring_tensors, is_as_described
 
 # torch warns on every save and load in a single process
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", module="torch.distributed.checkpoint")
@@ -75,6 +76,10 @@ class RemoteCheckpoints(Protocol):
 
     def bring_checkpoint(self, folder: Path) -> None:
         """Brings the files that the manifest in a folder of this machine names."""
+        ...
+
+    def files(self, folder: Path) -> RemoteFiles:
+        """Files that the manifest in a folder of this machine names, where they lie."""
         ...
 
     def remove_checkpoint(self, name: str) -> None:
@@ -143,6 +148,7 @@ class Checkpoints:
         self._remote, self._broken = remote, set[str]()
         self._run = remote.url if remote is not None else str(folder.parent)  # for messages
         self._keeps_folder = ranks.is_first or remote is not None
+        self._brings_parts = remote is not None and ranks.world > 1
         self._attempt = ranks.gather(secrets.token_hex(4))[0]
         self._pending: tuple[RunState, Future[FileDigests]] | None = None
         self._best: tuple[int, float] | None = None  # step and value
@@ -275,7 +281,7 @@ class Checkpoints:
     def _first_whole(self, paths: list[Path]) -> Path | None:
         """The first checkpoint whose files fit its manifest; the others are named."""
         for path in paths:
-            if self._remote is not None:
+            if self._remote is not None and not self._brings_parts:
                 self._remote.bring_checkpoint(path)
             problem = self._problem(path)
             if problem is None:
@@ -288,7 +294,8 @@ class Checkpoints:
         self, path: Path, tensors: dict[str, Tensor], changed: Callable[[dict[str, Any]], Mapping[str, str]]
     ) -> Resumed:
         """Fills tensors from a checkpoint, unless it is of another run."""
-        state = _restored(json.loads((path / CHECKPOINT_MANIFEST).read_text()))
+        manifest = json.loads((path / CHECKPOINT_MANIFEST).read_text())
+        state = _restored(manifest)
         refused = changed(state.identity)
         if refused:
             raise CheckpointError(
@@ -296,6 +303,10 @@ class Checkpoints:
                 f"(accept_changes: {', '.join(refused)}) (theirs -> ours):"
                 + "".join(f"\n  {line}" for line in refused.values())
             )
+        if self._remote is not None and self._brings_parts:
+            files, sizes = self._remote.files(path), {name: one["bytes"] for name, one in manifest["files"].items()}
+            bring_headers(files, sizes, path)
+            bring_tensors(files, path, tensors)
         stored = self._names(path)
         found = {
             name: value for name, value in tensors.items() if name in stored or not name.startswith(AVERAGE_PREFIX)
@@ -390,11 +401,14 @@ class Checkpoints:
             files = None
         if files is None:
             return "its manifest cannot be read"  # equal on every rank
-        wrong = [
-            name
-            for name, expected in files[self._ranks.rank :: self._ranks.world]
-            if not (path / name).is_file() or _fingerprint(path / name) != expected
-        ]
+        own = files[self._ranks.rank :: self._ranks.world]
+        if self._remote is not None and self._brings_parts:
+            remote = self._remote.files(path)
+            wrong = [name for name, expected in own if not is_as_described(remote, name, expected)]
+        else:
+            wrong = [
+                name for name, expected in own if not (path / name).is_file() or _fingerprint(path / name) != expected
+            ]
         if self._ranks.agree(not wrong):
             return None
         return f"{', '.join(wrong) or 'a file'} is not what the manifest says"

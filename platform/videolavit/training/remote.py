@@ -198,6 +198,11 @@ class RemoteRun:
             with contextlib.suppress(FileNotFoundError):
                 self.bring(f"{CHECKPOINTS}/{folder.name}/{attempt}-{name}", f"{CHECKPOINTS}/{folder.name}/{name}")
 
+    def files(self, folder: Path) -> "CheckpointFiles":
+        """Files of a checkpoint whose manifest is here, to be read in parts."""
+        attempt = json.loads((folder / CHECKPOINT_MANIFEST).read_text()).get(_ATTEMPT)
+        return CheckpointFiles(self, f"{CHECKPOINTS}/{folder.name}/{attempt}-")
+
     def remove_checkpoint(self, name: str) -> None:
         """Removes a checkpoint, the manifest first: a folder without one is no checkpoint."""
         self._remove(f"{CHECKPOINTS}/{name}/{CHECKPOINT_MANIFEST}")
@@ -323,6 +328,25 @@ class RemoteRun:
 
     def _put(self, path: Path, name: str) -> None:
         self.folder.fs.put_file(str(path), self.folder.join(name))
+
+
+class CheckpointFiles:
+    """Files of a checkpoint on a remote storage, by their names in its manifest.
+
+    Args:
+        run: Run that the checkpoint belongs to.
+        prefix: Beginning of the files' names in the run.
+    """
+
+    def __init__(self, run: RemoteRun, prefix: str) -> None:
+        self._run, self._prefix = run, run.folder.join(prefix)
+
+    def size(self, name: str) -> int:
+        return self._run.patiently(lambda: int(self._run.folder.fs.size(self._prefix + name)))
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        path = self._prefix + name
+        return self._run.patiently(lambda: bytes(self._run.folder.fs.cat_file(path, start=start, end=end)))
 
 
 @contextlib.contextmanager
