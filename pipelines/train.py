@@ -25,7 +25,7 @@ from videolavit.training.data import DataError
 from videolavit.training.lease import leased
 from videolavit.training.metrics import METRICS, read_metrics
 from videolavit.training.parallel import Ranks
-from videolavit.training.rejects import REJECTS
+from videolavit.training.rejects import SKIPPED
 from videolavit.training.remote import RemoteRun, is_remote
 from videolavit.training.run import MODEL_FOLDER, train_rank
 from videolavit.training.settings import TrainInputs, TrainSettings
@@ -158,7 +158,7 @@ def _train_there(
         remote.sweep()
         with remote.sending(), live as shown_progress:
             _train(task, cluster, shown_progress, should_stop, remote)
-    for name in (METRICS, REJECTS):  # workers have sent them from folders of their own
+    for name in (METRICS, SKIPPED):  # workers have sent them from folders of their own
         with contextlib.suppress(FileNotFoundError):
             remote.bring(name)
 
@@ -166,7 +166,7 @@ def _train_there(
 def _summary(folder: Path, model: Path | str, steps: int, started: float) -> TrainSummary:
     """Summary of a run from the files in its folder."""
     found = read_metrics(folder) if (folder / METRICS).exists() else {}
-    lines = (folder / REJECTS).read_text().splitlines() if (folder / REJECTS).exists() else []
+    lines = (folder / SKIPPED).read_text().splitlines() if (folder / SKIPPED).exists() else []
     # a resumed run may have skipped a sample twice, in the same step
     skipped = {(one["source"], one["position"]): one["error_type"] for one in map(json.loads, lines)}
     return TrainSummary(

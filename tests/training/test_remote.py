@@ -30,7 +30,7 @@ from videolavit.training import remote as remote_module
 from videolavit.training.checkpoint import CheckpointError
 from videolavit.training.lease import LEASE, FolderInUse
 from videolavit.training.parallel import Ranks
-from videolavit.training.rejects import REJECTS
+from videolavit.training.rejects import SKIPPED
 from videolavit.training.remote import RemoteRun
 from videolavit.training.replay import replay
 from videolavit.training.trainer import Stopped, Trainer
@@ -149,7 +149,7 @@ def test_ranks_with_folders_of_their_own_go_on_from_the_storage(url: str, s3: di
     brought.fetch()
     ours = Trainer(toy(broken=BROKEN), settings(**CHANGES), Ranks(), brought.local, remote=brought)
     same(whole, ours, rtol=1e-3, atol=1e-5)
-    for file in (REJECTS, "metrics.jsonl"):
+    for file in (SKIPPED, "metrics.jsonl"):
         assert steps_of(ours.folder / file) == steps_of(whole.folder / file), file
 
 

@@ -84,7 +84,7 @@ class _Chunk:
         number: Number of the chunk in its lane, from 0.
         first_row: Number of its first row in the lane.
         carried: Documents that the chunk before left to it.
-        rows: Its rows.
+        rows: Rows of the chunk.
         left: Documents that it leaves to the next one.
     """
 

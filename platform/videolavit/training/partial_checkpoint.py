@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
-from torch.distributed.checkpoint import DefaultLoadPlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 READ_BYTES = 1 << 26
 """Largest part of a file that is read at once."""
 
-_LENGTH_BYTES = 8  # of the length of a safetensors header, which is at the begin of the file
+_LENGTH_BYTES = 8
+"""Size of the number at the start of a safetensors file, which is the length of its header."""
 
 
 class RemoteFiles(Protocol):
@@ -88,7 +89,7 @@ def _needed(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, set[str]]:
     for name, value in tensors.items():
         planner = DefaultLoadPlanner()
         planner.set_up_planner({name: value}, metadata)
-        with contextlib.suppress(RuntimeError, ValueError):  # of another name or shape
+        with contextlib.suppress(RuntimeError, ValueError):  # another name or shape
             for item in planner.create_local_plan().items:
                 stored = metadata.storage_data[item.storage_index]
                 needed[Path(stored.relative_path).name].add(item.storage_index.fqn)

@@ -2,7 +2,7 @@
 
 from collections import deque
 
-REJECTS = "rejects.jsonl"
+SKIPPED = "rejects.jsonl"
 """File of a run that names them."""
 
 REJECT_SAMPLES = 1024
@@ -41,6 +41,6 @@ class RejectWindow:
         if rejected <= self._limit * max(samples, REJECT_SAMPLES):
             return None
         return TooManyRejects(
-            f"{rejected} of the last {samples} samples could not be used, as {REJECTS} says; step {step} is saved. "
+            f"{rejected} of the last {samples} samples could not be used, as {SKIPPED} says; step {step} is saved. "
             "Where the storage failed, the same call goes on; max_rejects allows more of them"
         )

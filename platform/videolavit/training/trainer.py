@@ -37,7 +37,7 @@ from .metrics import (
 )
 from .optimizer import WEIGHT_PREFIX, Optimizer
 from .parallel import Ranks, autocast, parallelize, reshard, sync_gradients, unsharded
-from .rejects import REJECTS, RejectWindow
+from .rejects import SKIPPED, RejectWindow
 from .resuming import changes, refused
 from .selection import select_trainable
 from .settings import TrainSettings
@@ -177,7 +177,7 @@ class Trainer:
         if ranks.is_first and replays is None:
             config = asdict(settings) | self._identity
             self._metrics_log = MetricsLog(folder, [*settings.trackers, *trackers], config, self.step)
-            keep_lines(folder / REJECTS, self.step)  # later ones are skipped again
+            keep_lines(folder / SKIPPED, self.step)  # later ones are skipped again
 
     # ---- the loop ---------------------------------------------------------------------------------------------
 
@@ -373,7 +373,7 @@ class Trainer:
         skipped = [sample for of_rank in self.ranks.gather(own) for sample in of_rank]
         if self.ranks.is_first:
             self._report(f"{len(skipped)} samples cannot be used; the first: {skipped[0].source}: {skipped[0].message}")
-            with (self.folder / REJECTS).open("a") as file:
+            with (self.folder / SKIPPED).open("a") as file:
                 file.writelines(json.dumps({"step": self.step, **asdict(sample)}) + "\n" for sample in skipped)
 
     @contextlib.contextmanager
