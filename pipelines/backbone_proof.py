@@ -62,7 +62,7 @@ class BackboneSizes:
     questions: int = 100
     rows_steps: int = 60
     language_steps: int = 600
-    chat_steps: int = 130
+    chat_steps: int = 200
     threads: int = 2
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 7

@@ -1,6 +1,7 @@
 """Model folders made from given weights: what is taken, what starts without effect, and what is refused."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import diffusers
@@ -162,6 +163,17 @@ def test_parts_of_a_model(tmp_path: Path) -> None:
     for part in ("visual_tokenizer", "motion_tokenizer", "keyframe_detokenizer/conditions", "video_detokenizer/unet"):
         assert model.digest(part) == trained.digest(part)
     assert set(trained.trained_parts) <= {*model.trained_parts}
+    assert model.sizes == trained.sizes
+
+
+@pytest.mark.parametrize("kind", ["keyframe", "video"])
+def test_sizes_are_those_of_the_model_that_a_detokenizer_comes_from(kind: str, tmp_path: Path) -> None:
+    """Without `like`, too: a picture of another size than the trained one is full of what it should show once."""
+    names = {"keyframe": ("image_diffusion", "visual_tokenizer"), "video": ("video_diffusion",)}[kind]
+    settings = AssembleSettings(**dict.fromkeys(names, "shapes"))
+    model = ModelFolder(assemble(tmp_path / "model", settings).folder)
+    ours, theirs = asdict(model.sizes), asdict(ModelFolder("shapes").sizes)
+    assert {name for name in ours if ours[name] == theirs[name]} == {f"{kind}_width", f"{kind}_height"}
 
 
 def test_what_does_not_fit_is_named(sources: Path, tmp_path: Path) -> None:

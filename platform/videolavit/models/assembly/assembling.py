@@ -21,6 +21,7 @@ from videolavit.vocabulary import Vocabulary
 
 from ..checkpoint.new_folder import new_folder
 from ..config import ModelConfig, OutputSizes
+from ..folder import ModelFolder
 from ..language_model import byte_tokenizer
 from ..model_file import ModelFacts, finish_model_folder
 from ..network import CONFIG, STRICT, ModelError, read_json
@@ -29,7 +30,7 @@ from ..parts import PARTS, build_part
 from ..presets import load_config
 from ..quiet import quiet_libraries
 from .diffusion import find_image_diffusion, find_video_diffusion, pooled_size, silence
-from .found import FoundPart, PartReport
+from .found import FoundPart, PartReport, is_model
 from .language_model import Backbone, grow, read_backbone
 from .tokenizers import find_tokenizer, with_projection
 
@@ -129,7 +130,7 @@ def assemble(
             trained.append("understanding/visual_tokenizer")
         content = {part: asdict(report) for part, report in reports.items()}
         (folder / REPORT_FILE).write_text(json.dumps(content, indent=1) + "\n")
-        sizes = _sizes(config.sizes, folder)
+        sizes = _sizes(_sizes_of_models(config.sizes, settings), folder)
         finish_model_folder(folder, ModelFacts(sizes=sizes, trained=trained, vocabulary=config.vocabulary))
     return AssembleSummary(Path(target), config.vocabulary, reports, tuple(remarks))
 
@@ -227,6 +228,16 @@ def _made(part: str, config: ModelConfig, folder: Path, found: Mapping[str, Foun
         silence(module)
     names = tuple(module.state_dict()) if isinstance(module, nn.Module) else ()
     return FoundPart(partial(save_part, module), PartReport(new=names), is_trained=False)
+
+
+def _sizes_of_models(sizes: OutputSizes, settings: AssembleSettings) -> OutputSizes:
+    """Replaces default sizes by those of the models that detokenizers come from: they were trained at these."""
+    values = asdict(sizes)
+    for kind, location in (("keyframe", settings.image_diffusion), ("video", settings.video_diffusion)):
+        if location is not None and is_model(location):
+            theirs = asdict(ModelFolder(location).sizes)
+            values |= {name: value for name, value in theirs.items() if name.startswith(kind)}
+    return OutputSizes(**values)
 
 
 def _sizes(sizes: OutputSizes, folder: Path) -> OutputSizes:
