@@ -151,7 +151,7 @@ class ShuffledSource:
         self._sizes = np.asarray(sizes, np.int64)
         self._length = int(self._sizes.sum())  # once, for there may be a million shards
         self._key, self._window, self._lanes = list(key), window, lanes
-        self._windows = Recent(self._shuffled_window, 4)
+        self._windows = Recent(self._shuffled_window, 16)  # lanes drift apart
         self._epochs = Recent(self._shuffled_epoch, 2)
 
     def __len__(self) -> int:

@@ -98,7 +98,7 @@ class TokenSource:
         url: str,
         storage: StorageSettings,
         texts: TextEncoder,
-        cached_shards: int = 32,
+        cached_shards: int = 64,
         ranks: Ranks | None = None,
     ) -> None:
         self.name = url

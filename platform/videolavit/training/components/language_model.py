@@ -141,7 +141,7 @@ def _pretraining(model: ModelFolder, inputs: TrainInputs, settings: LanguageMode
     texts, ranks = TextEncoder(tokenizer), Ranks.here()
 
     def sources(urls: list[str]) -> list[TokenSource]:
-        found = [TokenSource(url, inputs.storage, texts, 2 * inputs.window, ranks) for url in urls]
+        found = [TokenSource(url, inputs.storage, texts, 4 * inputs.window, ranks) for url in urls]
         for source in found:
             source.check(model)
         return found
