@@ -104,6 +104,9 @@ def live_progress(name: str, write: Callable[[bytes], None], on_progress: OnProg
             passed = time.monotonic() - begin[0]
             live.done, live.total, live.message = progress.done, progress.total, progress.message or live.message
             live.rate = (progress.done - begin[1]) / passed if passed else 0.0
+        else:  # such as a worker of which nothing is heard
+            live.message = progress.message or live.message
+        if begin is not None:
             file.update(lambda: live)
         on_progress(progress)
 

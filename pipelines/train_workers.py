@@ -1,10 +1,8 @@
 """Training under Ray Train: workers on a cluster, of which lost ones are replaced from the last checkpoint."""
 
 import contextlib
-import json
 import math
 import re
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,8 +14,7 @@ import ray
 import ray.train
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from ray._private.state import state as cluster_state  # a drain notice is nowhere else
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -40,18 +37,15 @@ from videolavit.training.trainer import TRAIN_STAGE, Diverged, ShouldStop, Stopp
 
 from .common import cluster_has
 from .loaders import ray_loader
-from .train_nodes import NodeTorchConfig, NodeWatch, alive_nodes
-from .train_reports import RunReports
-
-RAY_FILES = "ray"
-"""Folder of the run for files of Ray Train."""
+from .train_nodes import NodeTorchConfig, TrainWatch, watched_nodes
+from .train_reports import RunReports, WorkerSign
 
 LOG = "train.log"
 """File of the run for messages of a training on a cluster."""
 
 _SHARED = ".shared"
 POLL_SECONDS = 0.5
-"""Interval at which the progress of the workers is polled, and they look whether their node goes away, in seconds."""
+"""Interval at which the driver takes what workers report, and a worker asks whether to stop, in seconds."""
 
 
 class TrainingFailed(RuntimeError):
@@ -134,21 +128,8 @@ def train_on_ray(task: TrainTask, cluster: ClusterSettings, on_progress: OnProgr
     here: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": node}
     reports = ray.remote(**here)(RunReports).remote()
     running = ray.remote(max_retries=0, **here)(_fit).remote(task, cluster, token, reports)
-    watch = NodeWatch(
-        cluster.min_workers or cluster.workers, cluster.worker_resources(cluster_has("GPU") > 0), alive_nodes
-    )
     try:
-        done: list[Any] = []
-        while not done:
-            done, _ = ray.wait([running], timeout=POLL_SECONDS)
-            for report in ray.get(reports.take.remote()):
-                watch.heard()
-                on_progress(report)
-            line = watch.look()
-            if line is not None:
-                on_progress(Progress("nodes", message=line))
-            if should_stop():
-                reports.stop.remote()
+        _follow(running, reports, cluster, on_progress, should_stop)
     except BaseException:
         ray.cancel(running, force=True)
         raise
@@ -160,10 +141,46 @@ def train_on_ray(task: TrainTask, cluster: ClusterSettings, on_progress: OnProgr
         raise TrainingFailed(failure)
 
 
+def _follow(
+    running: ray.ObjectRef[Any],
+    reports: Any,
+    cluster: ClusterSettings,
+    on_progress: OnProgress,
+    should_stop: ShouldStop,
+) -> None:
+    """Hands on what the workers report until they are done, and what is known of their nodes to the workers.
+
+    Raises:
+        TrainingFailed: nothing is heard of any worker for so long that nothing will be.
+    """
+    each, limit = cluster.worker_resources(cluster_has("GPU") > 0), 2.0 * cluster.timeout
+    with watched_nodes() as nodes:
+        watch = TrainWatch(cluster.min_workers or cluster.workers, each, nodes)
+        done: list[Any] = []
+        while not done:
+            done, _ = ray.wait([running], timeout=POLL_SECONDS)
+            progress, signs = ray.get(reports.take.remote())
+            watch.heard(signs)
+            for report in progress:
+                on_progress(report)
+            line = watch.look()
+            if line is not None:
+                on_progress(Progress("nodes", message=line))
+            if watch.silence > limit:
+                raise TrainingFailed(
+                    f"nothing was heard of any worker for {limit:.0f} s; the same command continues from the last "
+                    "checkpoint"
+                )
+            if nodes().draining:
+                reports.drain.remote(nodes().draining)
+            if should_stop():
+                reports.stop.remote()
+
+
 def _fit(task: TrainTask, cluster: ClusterSettings, token: str | None, reports: Any) -> str | None:
     """Runs Ray Train; returns the reason of a failure."""
     use_gpu = cluster_has("GPU") > 0
-    with _ray_files(task) as folder:
+    with scratch_folder() as folder:  # for Ray Train's own files: the run's folder has all that a resume needs
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"task": task, "token": token, "loaders": cluster.loaders, "reports": reports},
@@ -172,7 +189,6 @@ def _fit(task: TrainTask, cluster: ClusterSettings, token: str | None, reports: 
             run_config=RunConfig(
                 name=f"{task.component}-{uuid.uuid4().hex[:8]}",
                 storage_path=str(folder),
-                checkpoint_config=CheckpointConfig(num_to_keep=2),
                 failure_config=FailureConfig(max_failures=cluster.max_failures),
             ),
         )
@@ -185,17 +201,6 @@ def _fit(task: TrainTask, cluster: ClusterSettings, token: str | None, reports: 
             raised = [index for index, line in enumerate(lines) if re.match(r"[\w.]+: ", line)]
             return "\n".join(lines[raised[-1] :] if raised else lines[-1:])
     return None
-
-
-@contextlib.contextmanager
-def _ray_files(task: TrainTask) -> Iterator[Path]:
-    """Folder for Ray Train's own files; on this node alone where the run is on a remote storage, for that has the
-    checkpoints."""
-    if not is_remote(task.output):
-        yield Path(task.output).absolute() / RAY_FILES
-        return
-    with scratch_folder() as scratch:
-        yield scratch
 
 
 def check_counts(task: TrainTask, cluster: ClusterSettings) -> None:
@@ -238,7 +243,7 @@ def _worker(config: dict[str, Any]) -> None:
     if ray.get(reports.error.remote()) is not None:
         return  # Ray Train restarts workers after any error; this one would come again
     first = ray.train.get_context().get_world_rank() == 0
-    drained, stops = NodeDrain(), StopRequest(reports)
+    stops = StopRequest(reports)
     try:
         with _folder_of_run(task, first, reports) as (folder, remote):
             train_rank(
@@ -246,9 +251,8 @@ def _worker(config: dict[str, Any]) -> None:
                 Ranks.here(),
                 trackers=[RayMetrics(task.component)] if first else [],
                 on_progress=partial(_report, folder / LOG, reports),
-                on_save=None if remote is not None else _report_checkpoint,
                 remote_loader=partial(ray_loader, actors=config["loaders"]) if config["loaders"] else None,
-                should_stop=lambda: drained() or (first and stops()),
+                should_stop=stops,
                 remote=remote,
             )
     except _ENDINGS as error:  # Ray Train would start the workers again after an error
@@ -279,34 +283,28 @@ def _folder_of_run(task: TrainTask, is_first: bool, reports: Any) -> Iterator[tu
 
 
 class StopRequest:
-    """Wish of the driver to stop; asked for now and then, without a wait for the answer."""
+    """Question to the driver whether to stop, and sign of life; asked now and then, without a wait for the answer.
+
+    A step never waits for Ray: an answer that is lost with a connection would stop the training for minutes.
+    """
 
     def __init__(self, reports: Any) -> None:
+        context, node = ray.train.get_context(), ray.get_runtime_context().get_node_id()
+        self._sign = WorkerSign(
+            context.get_world_rank(), context.get_world_size(), node, ray.util.get_node_ip_address()
+        )
         self._reports = reports
         self._next_look, self._stops = 0.0, False
-        self._answer = reports.stops.remote()
+        self._answer = reports.stops.remote(self._sign)
 
     def __call__(self) -> bool:
         if not self._stops and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + POLL_SECONDS
             if ray.wait([self._answer], timeout=0)[0]:
-                self._stops = ray.get(self._answer)
-                self._answer = self._reports.stops.remote()
+                with contextlib.suppress(ray.exceptions.RayError):  # the driver is cut off: it is asked again
+                    self._stops = ray.get(self._answer)
+                self._answer = self._reports.stops.remote(self._sign)
         return self._stops
-
-
-class NodeDrain:
-    """Notice that Ray takes this node away, as it does with a spot node; looked for now and then."""
-
-    def __init__(self) -> None:
-        self._node = ray.get_runtime_context().get_node_id()
-        self._next_look, self._is_drained = 0.0, False
-
-    def __call__(self) -> bool:
-        if not self._is_drained and time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + POLL_SECONDS
-            self._is_drained = self._node in cluster_state.get_draining_nodes()
-        return self._is_drained
 
 
 def _report(log: Path, reports: Any, progress: Progress) -> None:
@@ -314,16 +312,6 @@ def _report(log: Path, reports: Any, progress: Progress) -> None:
     with log.open("a") as lines:
         lines.write(progress.message + "\n")
     reports.add.remote(progress)
-
-
-def _report_checkpoint(checkpoint: Path, metrics: dict[str, float]) -> None:
-    """Reports a checkpoint to Ray Train by its path: it is on shared storage already."""
-    if ray.train.get_context().get_world_rank():
-        ray.train.report({})
-        return
-    with tempfile.TemporaryDirectory() as pointer:
-        (Path(pointer) / "checkpoint.json").write_text(json.dumps({"checkpoint": str(checkpoint.absolute())}))
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(pointer))
 
 
 class RayMetrics:

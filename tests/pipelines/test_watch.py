@@ -14,6 +14,7 @@ from pipelines.live import LIVE_FILE, LiveFile, LiveRun
 from pipelines.shard_records import Listener, ShardRecord, ShardTally, WorkThread
 from pipelines.status import run_status
 from pipelines.watch import ShardWatch
+from videolavit.progress import Progress
 from videolavit.records.inspection import NotARun
 
 
@@ -164,3 +165,15 @@ def test_a_state_that_cannot_be_written_ends_no_run() -> None:
 
     LiveFile(write).update(lambda: LiveRun(name="x", started=0.0))
     assert live.LIVE_EVERY < watch.SILENT_AFTER
+
+
+def test_what_a_training_waits_for_is_in_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "LIVE_EVERY", 0.0)
+    write = (tmp_path / LIVE_FILE).write_bytes
+    with live.live_progress("vae", write, lambda progress: None) as note:
+        note(Progress("nodes", message="waiting"))
+        assert not (tmp_path / LIVE_FILE).exists()  # nothing has begun
+        note(Progress("train", 5, 10, "step 5/10"))
+        note(Progress("nodes", message="nothing heard of worker 1"))
+        found = run_status(str(tmp_path))
+    assert (found.live.message, found.live.done) == ("nothing heard of worker 1", 5)  # type: ignore[union-attr]

@@ -105,7 +105,7 @@ class RemoteRun:
             if top == CHECKPOINTS:
                 wanted = rest.count("/") == 0 or rest.endswith(f"/{CHECKPOINT_MANIFEST}")
             else:
-                wanted = top not in ("model", "ray", LEASE, _CLAIM)
+                wanted = top not in ("model", LEASE, _CLAIM)
             if wanted:
                 self.bring(name)
                 self._sent[name] = _state(self.local / name)

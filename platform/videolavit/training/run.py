@@ -30,7 +30,7 @@ from .metrics import Tracker, draw_curves
 from .parallel import Ranks
 from .remote import RemoteRun, brought_here
 from .task import TrainTask, record_start
-from .trainer import OnSave, ShouldStop, Trainer, never_stop
+from .trainer import ShouldStop, Trainer, never_stop
 
 MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
 
@@ -41,7 +41,6 @@ def train_rank(
     *,
     trackers: Sequence[Tracker] = (),
     on_progress: OnProgress = ignore_progress,
-    on_save: OnSave | None = None,
     remote_loader: Callable[[Stream], RemoteLoader] | None = None,
     should_stop: ShouldStop = never_stop,
     remote: RemoteRun | None = None,
@@ -51,7 +50,6 @@ def train_rank(
     Args:
         trackers: Trackers in addition to those that the settings name.
         on_progress: Receives each line of metrics, on the first rank.
-        on_save: Called when a checkpoint is committed.
         remote_loader: Makes the loader of a stream's samples; by default threads of this process load them.
         should_stop: Asked after every step; once it is true on any rank, all save and stop.
         remote: Remote output of the task, with a folder of this rank alone.
@@ -76,7 +74,6 @@ def train_rank(
             folder,
             trackers=trackers,
             on_progress=on_progress,
-            on_save=on_save,
             remote_loader=remote_loader(component.stream) if remote_loader is not None else None,
             should_stop=should_stop,
             remote=remote,

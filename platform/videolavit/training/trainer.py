@@ -52,7 +52,6 @@ PROFILE_AFTER = 10
 VALIDATION = "validation"
 """First part of the names of metrics of the validation; those of samples begin with SAMPLES."""
 
-OnSave = Callable[[Path, dict[str, float]], None]
 """Called on every rank with the folder of a committed checkpoint and the last metrics."""
 
 
@@ -85,7 +84,6 @@ class Trainer:
         folder: Folder of the run, on storage that all ranks share.
         trackers: Trackers in addition to those that the settings name.
         on_progress: Receives each line of metrics, on the first rank.
-        on_save: Called when a checkpoint is committed.
         remote_loader: Loads samples instead of threads of this process.
         should_stop: Asked after every step; once it is true on any rank, all save and stop.
         remote: Remote counterpart of the folder, which then is one of this rank alone.
@@ -106,7 +104,6 @@ class Trainer:
         *,
         trackers: Sequence[Tracker] = (),
         on_progress: OnProgress = ignore_progress,
-        on_save: OnSave | None = None,
         remote_loader: RemoteLoader | None = None,
         should_stop: ShouldStop = never_stop,
         replays: int | None = None,
@@ -116,7 +113,7 @@ class Trainer:
         self.step = 0
         self.metrics: dict[str, float] = {}
         self._on_progress = on_progress if ranks.is_first else ignore_progress
-        self._on_save, self._remote_loader, self._should_stop = on_save, remote_loader, should_stop
+        self._remote_loader, self._should_stop = remote_loader, should_stop
         self._replays = replays
         self._tokens: Counter[str] = Counter()  # sums of all ranks
         self._new_tokens: Counter[str] = Counter()  # sums of this rank, not added to those of all ranks yet
@@ -322,7 +319,7 @@ class Trainer:
             self._skipped_steps += 1
             self._report(f"step {step + 1}: the gradient's norm is {norm}; the step is skipped")
             if self._skipped_steps > self.settings.optimizer.max_skipped and self._replays is None:
-                self._commit(wait=True)
+                self._checkpoints.commit(wait=True)
                 saved = ", ".join(str(step) for step in self._checkpoints.steps()) or "none"
                 raise Diverged(
                     f"{self._skipped_steps} steps in a row had no finite gradient. Lower optimizer.lr, or use float32, "
@@ -477,7 +474,7 @@ class Trainer:
         if is_last or self._save_is_due:
             self._judge()
         if is_last or (self._save_is_due and not self._skipped_steps):
-            self._commit(wait=True)
+            self._checkpoints.commit(wait=True)
             self._count_tokens()
             state = RunState(
                 self.step,
@@ -490,7 +487,7 @@ class Trainer:
             self._checkpoints.save(self.tensors(), state)
             self._save_is_due, self._saved_step = False, self.step
         if self._checkpoints.saving:
-            self._commit(wait=is_last)
+            self._checkpoints.commit(wait=is_last)
 
     def _refused_changes(self, theirs: dict[str, Any]) -> Mapping[str, str]:
         """Changes since a checkpoint was made that decide results and are not accepted."""
@@ -500,8 +497,3 @@ class Trainer:
         for name in changed.keys() - not_accepted.keys():
             self._report(f"accepted: {changed[name]}")
         return not_accepted
-
-    def _commit(self, wait: bool) -> None:
-        path = self._checkpoints.commit(wait)
-        if path is not None and self._on_save is not None:
-            self._on_save(path, self.metrics)
