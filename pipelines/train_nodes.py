@@ -106,7 +106,7 @@ def watched_nodes() -> Iterator[Callable[[], NodesSeen]]:
 
 @dataclass
 class HeardWorker:
-    """What was heard of a worker.
+    """Signs of life of a worker.
 
     Args:
         node: Address of its node.

@@ -11,7 +11,7 @@ class WorkerSign:
     """Sign of life of a worker.
 
     Args:
-        rank, world: Its rank, and the number of workers.
+        rank, world: Rank of the worker, and number of workers.
         node: Id of its node.
         address: Address of its node.
     """

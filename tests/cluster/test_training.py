@@ -67,7 +67,7 @@ def test_a_short_cut_does_not_stop_a_training(hosts: Network, tmp_path: Path) ->
         victim.heal()
         wait_for(partial(is_newer, tmp_path, before), "it stands still", limit=15)
         time.sleep(APART)
-    assert "continues from" not in job.shown  # its workers were not started again
+    assert "continues from" not in job.shown  # the workers were not started again
     job.process.terminate()
     assert job.wait(60) == 143
     assert "the same command continues" in job.shown

@@ -315,7 +315,7 @@ def test_what_an_end_left_out_after_a_save_is_done_by_the_next_start(ends: str, 
 
         def dying() -> None:
             if cut.step == step:
-                cut._commit(wait=True)  # the save was begun before
+                cut._checkpoints.commit(wait=True)  # the save was begun before
                 raise Killed
             undisturbed()
 
