@@ -164,6 +164,11 @@ def test_parts_of_a_model(tmp_path: Path) -> None:
         assert model.digest(part) == trained.digest(part)
     assert set(trained.trained_parts) <= {*model.trained_parts}
     assert model.sizes == trained.sizes
+    theirs = trained.facts.generation
+    assert model.facts.generation == {
+        name: theirs[name] for name in ("min_visual", "keyframe_steps", "video_steps", "max_guidance")
+    }
+    assert theirs["temperature"] != 1.0  # of the other language model, which is not here
 
 
 @pytest.mark.parametrize("kind", ["keyframe", "video"])

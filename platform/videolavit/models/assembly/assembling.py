@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ..part_files import save_part
 from ..parts import PARTS, build_part
 from ..presets import load_config
 from ..quiet import quiet_libraries
+from ..video_detokenizer import VideoSettings
 from .diffusion import find_image_diffusion, find_video_diffusion, pooled_size, silence
 from .found import FoundPart, PartReport, is_model
 from .language_model import Backbone, grow, read_backbone
@@ -130,8 +131,13 @@ def assemble(
             trained.append("understanding/visual_tokenizer")
         content = {part: asdict(report) for part, report in reports.items()}
         (folder / REPORT_FILE).write_text(json.dumps(content, indent=1) + "\n")
-        sizes = _sizes(_sizes_of_models(config.sizes, settings), folder)
-        finish_model_folder(folder, ModelFacts(sizes=sizes, trained=trained, vocabulary=config.vocabulary))
+        facts = ModelFacts(
+            sizes=_sizes(_sizes_of_models(config.sizes, settings), folder),
+            trained=trained,
+            vocabulary=config.vocabulary,
+            generation=_generation_of_models(settings),
+        )
+        finish_model_folder(folder, facts)
     return AssembleSummary(Path(target), config.vocabulary, reports, tuple(remarks))
 
 
@@ -238,6 +244,21 @@ def _sizes_of_models(sizes: OutputSizes, settings: AssembleSettings) -> OutputSi
             theirs = asdict(ModelFolder(location).sizes)
             values |= {name: value for name, value in theirs.items() if name.startswith(kind)}
     return OutputSizes(**values)
+
+
+def _generation_of_models(settings: AssembleSettings) -> dict[str, Any]:
+    """Settings of generation that suit given parts, from the models that these come from."""
+    of_parts = (
+        (settings.visual_tokenizer, ("min_visual", "max_visual")),
+        (settings.image_diffusion, ("keyframe_steps", "keyframe_guidance")),
+        (settings.video_diffusion, tuple(field.name for field in fields(VideoSettings))),
+    )
+    taken = {}
+    for location, names in of_parts:
+        if location is not None and is_model(location):
+            theirs = ModelFolder(location).facts.generation
+            taken |= {name: theirs[name] for name in names if name in theirs}
+    return taken
 
 
 def _sizes(sizes: OutputSizes, folder: Path) -> OutputSizes:
