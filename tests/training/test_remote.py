@@ -88,7 +88,7 @@ def dying(trainer: Trainer, stop: int) -> Callable[..., Any]:
 
     def train_or_die(*args: Any) -> Any:
         if trainer.step == stop:
-            trainer._commit(wait=True)
+            trainer._checkpoints.commit(wait=True)
             raise Killed
         return train(*args)
 
