@@ -35,8 +35,8 @@ from .train import train
 
 TRAIN_TEXTS = "texts.jsonl"
 _ADAPTERS = LoRASettings(rank=16, alpha=32)
-_TEXT_SHARE = 0.03  # texts among the samples of a step, a sixth of its ids, so that the language stays
-_TEXT_FIRST = OrderSettings(text_first=0.9)  # answers are learned in the last stage
+_TEXT_SHARE = 0.02  # texts among the samples of a step, a ninth of its ids, so that the language stays
+_TEXT_FIRST = OrderSettings(text_first=1.0, drop_text=0.05, drop_keyframe=0.05)  # the last stage teaches answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class BackboneSizes:
     """Sizes of the proof with a backbone.
 
     Args:
-        train_videos: Number of videos in the training corpus.
+        train_videos: Number of videos in the training corpus; with few the backbone learns them by heart.
         held_out_videos: Number of videos with combinations that the training corpus does not have.
         prompts: Number of held-out captions that videos are generated from.
         questions: Number of held-out videos that are asked about.
@@ -56,13 +56,13 @@ class BackboneSizes:
         seed: Seed of the corpus.
     """
 
-    train_videos: int = 3000
+    train_videos: int = 9000
     held_out_videos: int = 200
     prompts: int = 50
     questions: int = 100
-    rows_steps: int = 60
-    language_steps: int = 600
-    chat_steps: int = 200
+    rows_steps: int = 40
+    language_steps: int = 700
+    chat_steps: int = 240
     threads: int = 2
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 7
@@ -74,7 +74,7 @@ class BackboneSizes:
 
     @property
     def corpus(self) -> ProofSizes:
-        """Sizes of the corpus, whose videos are those that the tokenizers were trained on."""
+        """Sizes of the corpus, whose videos are of the kind that the tokenizers were trained on."""
         return ProofSizes(train_videos=self.train_videos, held_out_videos=self.held_out_videos, seed=self.seed)
 
 
