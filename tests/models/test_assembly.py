@@ -168,7 +168,7 @@ def test_parts_of_a_model(tmp_path: Path) -> None:
     assert model.facts.generation == {
         name: theirs[name] for name in ("min_visual", "keyframe_steps", "video_steps", "max_guidance")
     }
-    assert theirs["temperature"] != 1.0  # of the other language model, which is not here
+    assert theirs["temperature"] != 1.0  # suits the language model of `shapes`, which is not here
 
 
 @pytest.mark.parametrize("kind", ["keyframe", "video"])

@@ -253,7 +253,7 @@ def _generation_of_models(settings: AssembleSettings) -> dict[str, Any]:
         (settings.image_diffusion, ("keyframe_steps", "keyframe_guidance")),
         (settings.video_diffusion, tuple(field.name for field in fields(VideoSettings))),
     )
-    taken = {}
+    taken: dict[str, Any] = {}
     for location, names in of_parts:
         if location is not None and is_model(location):
             theirs = ModelFolder(location).facts.generation
