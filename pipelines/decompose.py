@@ -40,7 +40,7 @@ from .common import (
     actor_pool,
 )
 from .faults import FaultWitness, OutputFails, StorageFails, check_output, output_faults
-from .feeding import WaitingShards, feed, planned_rows
+from .feeding import PlanUnreadable, WaitingShards, feed, planned_rows
 from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
 from .shard_records import ShardTally, WorkThread, node_address
 
@@ -167,7 +167,7 @@ class _ClipShardMaker:
             work = partial(self._make_shard, planned_rows(block), tally)
             made = yield from self._thread.run(work, tally.alive)
             tally.add(**made)
-        except (StorageFails, OutputFails) as failure:
+        except (StorageFails, OutputFails, PlanUnreadable) as failure:
             error = f"{name}: {failure}"
         except Exception as failure:
             # The shard stays pending, and the driver can say why. Raising would only lose the reason.

@@ -8,11 +8,13 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from videolavit.records.shards import Ledger
+from videolavit.records.shards import RUN_FILE, Ledger
 from videolavit.records.storage import Folder, StorageSettings
 from videolavit.records.traffic import with_traffic, without_traffic
 
 from .common import from_blocks
+from .faults import OutputFails, check_output
+from .shard_records import node_address
 
 PLAN_READERS = 2
 """Plans that are read at once. A plan is some 256 shards."""
@@ -90,13 +92,23 @@ def shard_blocks(plans: pa.Table, output: str, storage: StorageSettings) -> Iter
         try:
             shards = _by_work(ledger.plan(one["plan"]), one["shards"])
         except Exception as error:  # an exception here would lose the shards without a word
-            yield from (_block(name, None, repr(error)) for name in one["shards"])
+            reason = _why_unread(ledger.folder, error)
+            yield from (_block(name, None, reason) for name in one["shards"])
             continue
         for name, rows in shards:
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, rows.schema) as stream:
                 stream.write_table(rows)
             yield _block(name, sink.getvalue().to_pybytes(), None)
+
+
+def _why_unread(folder: Folder, error: Exception) -> str:
+    """Reason why a plan could not be read: the output, where it does not answer at all, otherwise the plan."""
+    try:
+        check_output(folder, RUN_FILE, node_address())
+    except OutputFails as failure:
+        return str(failure)
+    return f"its plan cannot be read: {error!r}"
 
 
 def _by_work(plan: pa.Table, names: list[str]) -> list[tuple[str, pa.Table]]:

@@ -51,7 +51,7 @@ from .common import (
 from .decompose import versioned_plan
 from .encode_probe import measure_on_cluster
 from .faults import FaultWitness, OutputFails, StorageFails, check_output, output_faults
-from .feeding import WaitingShards, feed, planned_rows
+from .feeding import PlanUnreadable, WaitingShards, feed, planned_rows
 from .run import Pipeline, PlanSummary, RunSettings, RunSummary, list_inputs, plan_run, start_run
 from .session import ray_session
 from .shard_records import ShardTally, WorkThread, node_address, record_block
@@ -316,7 +316,7 @@ class _Preparer:
 
         try:
             yield (yield from self._thread.run(partial(self._make_shard, planned_rows(block)), alive))
-        except (StorageFails, OutputFails) as failure:
+        except (StorageFails, OutputFails, PlanUnreadable) as failure:
             yield failed_block(name, str(failure))
         except Exception as failure:
             # The encoder passes the reason on; an exception here would lose it.

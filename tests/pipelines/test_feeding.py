@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.feeding import PlanUnreadable, WaitingShards, planned_rows, shard_blocks, waiting_shards
 from videolavit.records.rows import PlanRow, plan_rows_to
-from videolavit.records.shards import CLIP_SHARDS, PLAN_FOLDER, Ledger, ShardWriter
+from videolavit.records.shards import CLIP_SHARDS, PLAN_FOLDER, RUN_FILE, Ledger, ShardWriter
 from videolavit.records.storage import Folder, StorageSettings
 
 
@@ -48,8 +48,11 @@ def test_shards_of_a_plan_that_cannot_be_read_are_not_lost_in_silence(tmp_path: 
     ledger = _ledger(tmp_path)
     waiting = waiting_shards(ledger)
     (tmp_path / PLAN_FOLDER / "00000.parquet").write_bytes(b"cut")
-    blocks = _blocks(ledger, waiting)
-    assert [block["shard"][0].as_py() for block in blocks] == ["00000-y.parquet", "00000-z.parquet"]
-    for block in blocks:
-        with pytest.raises(PlanUnreadable, match="Parquet"):
-            planned_rows(block)
+    for is_there, reason in ((False, "the output cannot be written: "), (True, "its plan cannot be read: .*Parquet")):
+        if is_there:  # the driver's folder, not another one at its path
+            (tmp_path / RUN_FILE).touch()
+        blocks = _blocks(ledger, waiting)
+        assert [block["shard"][0].as_py() for block in blocks] == ["00000-y.parquet", "00000-z.parquet"]
+        for block in blocks:
+            with pytest.raises(PlanUnreadable, match=reason):
+                planned_rows(block)
