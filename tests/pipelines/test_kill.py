@@ -207,16 +207,13 @@ def test_on_s3(
     assert b"data:image/jpeg" in fs.cat_file("bucket/run/report.html")
 
 
-def test_workers_that_cannot_write_stop_the_run_before_they_decode(
-    on_head: Job, corpus: Path, s3: dict[str, str]
-) -> None:
+def test_workers_without_credentials_for_the_output_end_the_run(on_head: Job, corpus: Path, s3: dict[str, str]) -> None:
     """Credentials that the driver has and the nodes lack."""
     url, arguments = "s3://bucket/without-credentials", ("--input", corpus, "--s3-endpoint", s3["AWS_ENDPOINT_URL"])
     storage = {"key": s3["AWS_ACCESS_KEY_ID"], "secret": s3["AWS_SECRET_ACCESS_KEY"]}
     storage["endpoint_url"] = s3["AWS_ENDPOINT_URL"]
     done = on_head("decompose", *arguments, "--output", url, **s3)
     assert done.returncode == 1
-
     assert "the output cannot be written: " in done.stderr
     assert "credentials" in done.stderr.lower()
     assert "Traceback" not in done.stderr

@@ -191,22 +191,19 @@ class Checkpoints:
                 file.unlink()
         return files
 
-    def commit(self, wait: bool = False) -> Path | None:
+    def commit(self, wait: bool = False) -> None:
         """Writes the manifest once all ranks have written their files. Every rank calls this equally often.
 
         Args:
             wait: Waits until they have.
-
-        Returns:
-            Folder of the checkpoint, on every rank, if this call committed it.
         """
         if self._pending is None:
-            return None
+            return
         state, files_recorded = self._pending
         if wait:
             files_recorded.result()
         if not self._ranks.agree(files_recorded.done()):
-            return None
+            return
         files = {name: one for own in self._ranks.gather(files_recorded.result()) for name, one in own.items()}
         target = self._path(state.step)
         manifest = {"format": CHECKPOINT_FORMAT, "world": self._ranks.world, "files": files, **_stored(state)}
@@ -218,7 +215,6 @@ class Checkpoints:
                 self._remove(self._committed()[self._keep :])
         self._ranks.wait()
         self._pending = None
-        return target
 
     def note_best(self, step: int, value: float) -> bool:
         """Keeps the checkpoint of a step if its value is the smallest so far; returns whether it is."""

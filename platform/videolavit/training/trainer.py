@@ -52,9 +52,6 @@ PROFILE_AFTER = 10
 VALIDATION = "validation"
 """First part of the names of metrics of the validation; those of samples begin with SAMPLES."""
 
-"""Called on every rank with the folder of a committed checkpoint and the last metrics."""
-
-
 ShouldStop = Callable[[], bool]
 """Called on every rank after each step; True asks the run to save and stop."""
 
@@ -111,7 +108,6 @@ class Trainer:
     ) -> None:
         self.component, self.settings, self.ranks, self.folder = component, settings, ranks, folder
         self.step = 0
-        self.metrics: dict[str, float] = {}
         self._on_progress = on_progress if ranks.is_first else ignore_progress
         self._remote_loader, self._should_stop = remote_loader, should_stop
         self._replays = replays
@@ -355,7 +351,6 @@ class Trainer:
         self._new_tokens.clear()
 
     def _publish(self, metrics: dict[str, float]) -> None:
-        self.metrics |= metrics
         if self._metrics_log is not None:
             self._metrics_log.write(self.step, metrics)
             self._report(log_line(self.step, self.settings.steps, metrics))
