@@ -1,7 +1,7 @@
 """The model of a run's cost: measured on variants of real videos, fitted, and tried on sources that it never saw.
 
-python -m benchmarks.estimate --videos DIR [--measured FILE]    measures what FILE lacks, then fits
-python -m benchmarks.estimate                                   fits the stored figures again
+python -m benchmarks.estimate --videos DIR --synthetic 48 [--measured FILE]    measures what FILE lacks, then fits
+python -m benchmarks.estimate                                                  fits the stored figures again
 """
 
 import argparse
@@ -9,6 +9,7 @@ import contextlib
 import csv
 import io
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
@@ -23,6 +24,7 @@ from videolavit.media import MediaError, VideoInfo, probe
 from videolavit.records.cost import COST, cost_units
 from videolavit.records.rows import PlanRow
 from videolavit.records.samples import SampleSettings, decompose_segment
+from videolavit.synth import render_corpus
 
 from .decompose import VIDEO_SUFFIXES
 from .shared import console, result_table, verdict
@@ -42,6 +44,9 @@ BITS_A_PIXEL = (0.03, 0.08, 0.2)
 VARIANT_SECONDS = (2, 4, 8)
 
 os.environ.setdefault("SVT_LOG", "1")  # errors only
+
+FIRST_SYNTHETIC = 1000
+"""Number of the first rendered video as a source."""
 
 FIT_POWER, FIT_RIDGE, LEAST_COST = 0.8, 0.001, 1e-10
 
@@ -66,7 +71,7 @@ class Measured:
     """A measured video: what its header says, and what decomposing it took. Nothing names the video.
 
     Args:
-        source: Number of the source.
+        source: Number of the source; synthetic ones begin at `FIRST_SYNTHETIC`.
         variant: Number of the variant; 0 for the file as it was.
         core_seconds: Process time of the decomposition, the shortest of several.
     """
@@ -94,13 +99,23 @@ class Measured:
         """True for all of a source's variants, or for none. Both halves have all codecs."""
         return self.source // 2 % 2 == 1
 
+    @property
+    def is_synthetic(self) -> bool:
+        """True for a video that was rendered."""
+        return self.source >= FIRST_SYNTHETIC
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures where videos are named, fits, and shows coefficients and errors on held-out sources."""
     options = _parser().parse_args(argv)
     known = read_measured(options.measured) if options.measured.exists() else []
     if options.videos is not None:
-        measure(options.videos, known, options.measured, options.variants, options.repeat)
+        measure(videos_in(options.videos), known, options.measured, options.variants, options.repeat)
+    if options.synthetic:
+        with tempfile.TemporaryDirectory() as folder:
+            render_corpus(folder, options.synthetic)
+            rendered = videos_in(Path(folder) / "videos")
+            measure(rendered, known, options.measured, 0, options.repeat, FIRST_SYNTHETIC)
     known = read_measured(options.measured)
     fitted = fit([one for one in known if not one.is_held_out])
     show(known, fitted)
@@ -110,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.estimate", description="The model of a run's cost.")
     add = parser.add_argument
     add("--videos", type=Path, help="folder of videos to measure; without it the stored figures are fitted again")
+    add("--synthetic", type=int, default=0, help="number of rendered videos to measure, as they are")
     add("--measured", type=Path, default=FIGURES, help="CSV file of the figures, which is added to")
     add("--variants", type=int, default=3, help="variants of each video")
     add("--repeat", type=int, default=2, help="repetitions, of which the shortest counts")
@@ -119,18 +135,28 @@ def _parser() -> argparse.ArgumentParser:
 # ---- measuring ----------------------------------------------------------------------------------------------------
 
 
-def measure(folder: Path, known: Sequence[Measured], file: Path, variants: int, repeat: int) -> None:
-    """Measures the videos of a folder and variants of them; each figure is stored at once."""
+def videos_in(folder: Path) -> list[Path]:
+    """Videos of a folder."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+
+
+def measure(
+    videos: Sequence[Path], known: Sequence[Measured], file: Path, variants: int, repeat: int, first_source: int = 0
+) -> None:
+    """Measures videos and variants of them; each figure is stored at once.
+
+    Args:
+        first_source: Number of the first video as a source.
+    """
     done = {(one.source, one.variant) for one in known}
-    videos = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
     with contextlib.suppress(MediaError):
         measured(videos[0].read_bytes(), 0, 0, 1)  # loads what later ones find loaded
     with file.open("a") as sink:
         writer = csv.DictWriter(sink, [field.name for field in fields(Measured)], lineterminator="\n")
-        if not known:
+        if not sink.tell():
             writer.writeheader()
         for variant in range(variants + 1):  # all sources first, so that an interrupted measurement has all of them
-            for source, video in enumerate(videos):
+            for source, video in enumerate(videos, first_source):
                 if (source, variant) in done:
                     continue
                 try:
@@ -271,18 +297,27 @@ def show(known: Sequence[Measured], fitted: dict[str, float]) -> None:
     for name, value in fitted.items():
         table.add_row(name, f"{COST[name]:.3g}", f"{value:.3g}")
     console.print(table)
-    parts = {"fitted on": False, "held out": True}
+    parts = {
+        "real, fitted on": (False, False),
+        "real, held out": (False, True),
+        "synthetic, fitted on": (True, False),
+        "synthetic, held out": (True, True),
+    }
     table = result_table("errors", "videos", "number", "total", "within 35 %", "total, ships", "within 35 %, ships")
-    for title, held_out in parts.items():
-        some = [one for one in known if one.is_held_out == held_out]
-        new, old = Errors.of(some, fitted), Errors.of(some, COST)
-        table.add_row(
-            title, str(len(some)), f"{new.total:+.1%}", f"{new.near:.0%}", f"{old.total:+.1%}", f"{old.near:.0%}"
-        )
+    for title, kind in parts.items():
+        some = [one for one in known if (one.is_synthetic, one.is_held_out) == kind]
+        if some:
+            new, old = Errors.of(some, fitted), Errors.of(some, COST)
+            table.add_row(
+                title, str(len(some)), f"{new.total:+.1%}", f"{new.near:.0%}", f"{old.total:+.1%}", f"{old.near:.0%}"
+            )
     console.print(table)
-    held_out_errors = Errors.of([one for one in known if one.is_held_out], COST)
-    verdict("error in total, held out", abs(held_out_errors.total), 0.2, at_least=False)
-    verdict("share within 35 %, held out", held_out_errors.near, 0.8, at_least=True)
+    for name, synthetic in {"real": False, "synthetic": True}.items():
+        some = [one for one in known if one.is_held_out and one.is_synthetic == synthetic]
+        if some:
+            errors = Errors.of(some, COST)
+            verdict(f"error in total, held out, {name}", abs(errors.total), 0.2, at_least=False)
+            verdict(f"share within 35 %, held out, {name}", errors.near, 0.8, at_least=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 The crash points follow the order of a run: while it plans, before the first commit, between commits, at the last one.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,8 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines.faults import STOP_AFTER
 from tests import runs
 from tests.conftest import ROOT, Job, command, moving_texture, s3_filesystem, wait_for
+from tests.faulty_proxy import FaultyProxy, status
 from videolavit.media import write_mp4
 
 NUM_VIDEOS = 16
@@ -218,3 +221,22 @@ def test_workers_without_credentials_for_the_output_end_the_run(on_head: Job, co
     assert "credentials" in done.stderr.lower()
     assert "Traceback" not in done.stderr
     assert runs.shards(url, **storage) == []
+
+
+def test_workers_that_may_not_write_decode_nothing(run_job: Job, corpus: Path, s3: dict[str, str]) -> None:
+    """Credentials that read the output on the nodes and do not write it: shards fail before their first sample."""
+    url, denied = "s3://bucket/read-only", status(403, "AccessDenied")
+    storage = {"key": s3["AWS_ACCESS_KEY_ID"], "secret": s3["AWS_SECRET_ACCESS_KEY"]}
+    storage["endpoint_url"] = s3["AWS_ENDPOINT_URL"]
+    with contextlib.closing(FaultyProxy(s3["AWS_ENDPOINT_URL"])) as proxy:
+        proxy.choose = lambda method, path: denied if method == "PUT" and "/.writable-" in path else None
+        environment = s3 | {"AWS_ENDPOINT_URL": proxy.url, "RAY_ADDRESS": "local"}
+        done = run_job("decompose", "--input", corpus, "--output", url, **environment)
+        tries = [path for method, path in proxy.asked if method == "PUT" and "/.writable-" in path]
+    assert done.returncode == 1
+    assert "the output cannot be written: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(tries) >= STOP_AFTER
+    assert runs.shards(url, **storage) == []
+    counts = runs.run(url, **storage)["counts"]
+    assert (counts["samples"], counts["rejects"]) == (0, 0)

@@ -15,16 +15,16 @@ MOST_FRAMES_A_SECOND = 240.0
 """Containers without a frame rate name that of their clock, which may be thousands."""
 
 COST = {
-    "h264 pixels": 1.3e-9,
-    "hevc pixels": 1.11e-9,
-    "av1 pixels": 1.09e-9,
-    "vp9 pixels": 2.56e-9,
-    "mpeg4 pixels": 1e-10,
-    "bits": 6.0e-9,
-    "output pixels": 4.1e-9,
-    "converted pixels": 1.9e-8,
-    "output frames": 2.4e-4,
-    "samples": 0.0077,
+    "h264 pixels": 1.24e-9,
+    "hevc pixels": 1.98e-9,
+    "av1 pixels": 1.29e-9,
+    "vp9 pixels": 3.03e-9,
+    "mpeg4 pixels": 0.0,
+    "bits": 1.1e-8,
+    "output pixels": 5.64e-9,
+    "converted pixels": 5.74e-9,
+    "output frames": 1.77e-4,
+    "samples": 0.00552,
 }
 """Core-seconds of each unit that `cost_units` counts, on one core of a server."""
 
