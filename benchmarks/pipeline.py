@@ -22,7 +22,7 @@ from videolavit.records.storage import StorageSettings
 
 from .shared import WORKERS, console, fresh_folder, local_ray, planned, process_tree, result_table, through_ray, verdict
 
-PIPELINE_GOAL = 0.9
+PIPELINE_GOAL = 0.95
 """Share of the bare loop's throughput."""
 
 ROLES = {

@@ -154,7 +154,7 @@ def _settings(precision: Literal["float32", "bfloat16"], steps: int, *, lr: floa
         batch=batch,
         micro_batch=min(batch, 4),
         log_every=5,
-        save_every=20,
+        save_every=100,
         validate_every=max(steps // 4, 1),
         parallel=ParallelSettings(precision=precision),
         optimizer=OptimizerSettings(lr=lr, warmup=min(10, steps)),

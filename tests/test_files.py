@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,6 +20,22 @@ with scratch_folder() as folder:
     (folder / "data").write_text("x")
     print(folder, flush=True)
     time.sleep(600)
+"""
+
+SHARE = """
+import sys, time
+from videolavit.scratch import shared_folder
+name, log, seconds = sys.argv[1:]
+def fill(folder):
+    (folder / name).write_text("begun")
+    print("fills", flush=True)
+    time.sleep(float(seconds))
+    (folder / "content").write_text("whole")
+    with open(log, "a") as lines:
+        lines.write(name)
+with shared_folder("key", fill) as folder:
+    print(folder, flush=True)
+    sys.stdin.read()
 """
 
 
@@ -42,6 +59,62 @@ def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_stay(
         for holder in holders:
             holder.kill()
             holder.wait()
+
+
+def _sharing(name: str, log: Path, seconds: float) -> "subprocess.Popen[str]":
+    words = [sys.executable, "-c", SHARE, name, str(log), str(seconds)]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_shared_folder_is_filled_once_and_removed_by_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process is killed while it fills it, the others go on at once."""
+    place, log = tmp_path / "tmp", tmp_path / "log"
+    place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    first = _sharing("first", log, 600)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "fills\n"
+    others = [_sharing(name, log, 0.5) for name in ("second", "third")]
+    try:
+        first.kill()
+        first.wait()
+        said: list[str] = []
+        for other in others:
+            line = ""
+            while line in ("", "fills\n"):
+                line = other.stdout.readline()  # type: ignore[union-attr]
+            said.append(line.strip())
+        folder = Path(said[0])
+        assert said[1] == said[0]
+        filler = log.read_text()
+        assert filler in ("second", "third"), "one of them, once"
+        assert {one.name: one.read_text() for one in folder.iterdir()} == {filler: "begun", "content": "whole"}
+        others[0].communicate("")
+        assert (folder / "content").exists(), "it is used"
+        others[1].communicate("")
+        assert [one.returncode for one in others] == [0, 0]
+        assert list(place.iterdir()) == []
+    finally:
+        for process in (first, *others):
+            process.kill()
+            process.wait()
+
+
+def test_a_folder_of_another_kind_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that somebody has put at its place."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    filled: list[Path] = []
+    with scratch.shared_folder("key", filled.append) as folder:
+        shared = folder.parent
+    (tmp_path / "elsewhere").mkdir()
+    shared.symlink_to(tmp_path / "elsewhere")
+    with scratch.shared_folder("key", filled.append) as own:
+        assert own.parent == tmp_path
+        assert own != shared
+    assert filled == [folder, own]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_what_was_left_beside_a_target_goes_with_the_next_one(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,11 +29,14 @@ from videolavit.records.storage import StorageDown, StorageError, StorageSetting
 from videolavit.records.traffic import RECEIVED, S3_TRAFFIC
 from videolavit.training import remote as remote_module
 from videolavit.training.checkpoint import CheckpointError
+from videolavit.training.components.vae import VAETraining
 from videolavit.training.lease import LEASE, FolderInUse
 from videolavit.training.parallel import Ranks
 from videolavit.training.rejects import SKIPPED
-from videolavit.training.remote import RemoteRun
+from videolavit.training.remote import RemoteRun, brought_here
 from videolavit.training.replay import replay
+from videolavit.training.settings import TrainInputs, TrainSettings
+from videolavit.training.task import TrainTask
 from videolavit.training.trainer import Stopped, Trainer
 
 LIMIT = 240.0
@@ -430,3 +434,24 @@ def test_a_model_that_is_not_there_is_named(url: str, s3: dict[str, str], tokens
     assert "no model in s3://bucket/nowhere: model.json is missing" in done.stderr
     with pytest.raises(CheckpointError, match="no folder of a training"):
         replay(url, 1)
+
+
+def test_ranks_of_a_machine_bring_a_model_once(
+    url: str, s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    fs, place = s3_filesystem(s3), url.removeprefix("s3://")
+    for name, content in {"model.json": b"{}", "part/weights": b"1"}.items():
+        fs.pipe_file(f"{place}/{name}", content)
+    with contextlib.closing(FaultyProxy(s3["AWS_ENDPOINT_URL"])) as proxy:
+        inputs = TrainInputs(train=[], storage=StorageSettings(s3_endpoint=proxy.url))
+        task = TrainTask("vae", url, inputs, VAETraining(), TrainSettings(), str(tmp_path))
+        with brought_here(task) as one, brought_here(task) as other:
+            assert one.model == other.model
+            assert {path.name for path in Path(one.model).rglob("*")} == {"model.json", "part", "weights"}
+            fs.pipe_file(f"{place}/model.json", b'{"changed": 1}')
+            with brought_here(task) as changed:
+                assert changed.model != one.model
+        asked = [path for method, path in proxy.asked if method == "GET" and path.endswith("weights")]
+    assert len(asked) == 2, "once for each model"
+    assert list(tmp_path.iterdir()) == []

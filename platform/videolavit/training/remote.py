@@ -25,7 +25,7 @@ from videolavit.models.model_file import MODEL_FILE
 from videolavit.models.network import ModelError
 from videolavit.records.addresses import protocol_of, shown
 from videolavit.records.storage import Folder, StorageDown, StorageError, StorageSettings, naming_location
-from videolavit.scratch import scratch_folder
+from videolavit.scratch import scratch_folder, shared_folder
 
 from .checkpoint import CHECKPOINT_MANIFEST, CHECKPOINTS, CheckpointError
 from .lease import LEASE, FolderInUse
@@ -359,9 +359,9 @@ def brought_here(task: TrainTask) -> Iterator[TrainTask]:
     with contextlib.ExitStack() as stack:
         model, origin, storage = task.model, task.settings.continue_from, task.inputs.storage
         if is_remote(model):
-            model = str(fetched_model(model, storage, stack.enter_context(scratch_folder())))
+            model = str(stack.enter_context(_fetched_model(model, storage)))
         if origin is not None and is_remote(origin):
-            origin = str(_fetched_checkpoint(origin, storage, stack.enter_context(scratch_folder())))
+            origin = str(stack.enter_context(_fetched_checkpoint(origin, storage)))
         yield replace(task, model=model, settings=replace(task.settings, continue_from=origin))
 
 
@@ -370,29 +370,46 @@ def is_remote(location: str) -> bool:
     return protocol_of(location) != "file"
 
 
-def fetched_model(url: str, storage: StorageSettings, local: Path) -> Path:
-    """Brings a model folder to a folder of this machine. Raises ModelError, StorageError."""
-    run = RemoteRun(url, storage, local / "model")
-    with naming_location(url):
-        names = run.names()
-    if MODEL_FILE not in names:
-        raise ModelError(f"no model in {shown(url)}: {MODEL_FILE} is missing")
-    for name in names:
-        run.bring(name)
-    return run.local
+@contextlib.contextmanager
+def _fetched_model(url: str, storage: StorageSettings) -> Iterator[Path]:
+    """Model folder that is brought to this machine. Raises ModelError, StorageError."""
 
+    def bring(folder: Path) -> None:
+        run = RemoteRun(url, storage, folder)
+        for name in run.names():
+            run.bring(name)
 
-def _fetched_checkpoint(url: str, storage: StorageSettings, local: Path) -> Path:
-    """Brings a checkpoint to a folder of this machine."""
-    head, _, step = url.rpartition(f"/{CHECKPOINTS}/")
-    run = RemoteRun(head, storage, local / "run")
-    folder = run.local / CHECKPOINTS / step
     try:
+        key = _content(url, MODEL_FILE, storage)
+    except FileNotFoundError:
+        raise ModelError(f"no model in {shown(url)}: {MODEL_FILE} is missing") from None
+    with shared_folder(key, bring) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def _fetched_checkpoint(url: str, storage: StorageSettings) -> Iterator[Path]:
+    """Checkpoint that is brought to this machine. Raises CheckpointError, StorageError."""
+    head, _, step = url.rpartition(f"/{CHECKPOINTS}/")
+
+    def bring(folder: Path) -> None:
+        run = RemoteRun(head, storage, folder)
         run.bring(f"{CHECKPOINTS}/{step}/{CHECKPOINT_MANIFEST}")
+        run.bring_checkpoint(folder / CHECKPOINTS / step)
+
+    try:
+        key = _content(url, CHECKPOINT_MANIFEST, storage)
     except FileNotFoundError:
         raise CheckpointError(f"{shown(url)} is no checkpoint: it has no {CHECKPOINT_MANIFEST}") from None
-    run.bring_checkpoint(folder)
-    return folder
+    with shared_folder(key, bring) as folder:
+        yield folder / CHECKPOINTS / step
+
+
+def _content(url: str, name: str, storage: StorageSettings) -> str:
+    """Key of what lies at an address, with the content of the file that describes it. Raises FileNotFoundError."""
+    with scratch_folder() as folder:
+        RemoteRun(url, storage, folder).bring(name)
+        return json.dumps([url, storage.s3_endpoint, (folder / name).read_text()])
 
 
 def _state(path: Path) -> tuple[int, int]:
