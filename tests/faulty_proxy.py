@@ -18,14 +18,18 @@ def status(number: int, code: str) -> Fault:
     """An answer with a status and a code of S3."""
 
     def answer(handler: BaseHTTPRequestHandler, response: http.client.HTTPResponse, body: bytes) -> bool:
-        text = b"" if handler.command == "HEAD" else _ERROR.format(code=code).encode()
-        handler.send_response(number)
-        handler.send_header("Content-Length", str(len(text)))
-        handler.end_headers()
-        handler.wfile.write(text)
+        _send_error(handler, number, code)
         return True
 
     return answer
+
+
+def _send_error(handler: BaseHTTPRequestHandler, number: int, code: str) -> None:
+    text = b"" if handler.command == "HEAD" else _ERROR.format(code=code).encode()
+    handler.send_response(number)
+    handler.send_header("Content-Length", str(len(text)))
+    handler.end_headers()
+    handler.wfile.write(text)
 
 
 def lost(handler: BaseHTTPRequestHandler, response: http.client.HTTPResponse, body: bytes) -> bool:
@@ -59,11 +63,13 @@ class FaultyProxy:
 
     Attributes:
         choose: Fault of a request, by its method and path; None for none.
+        denies: True for a request that is answered as forbidden, and does not reach the server.
         asked: Methods and paths of all requests.
     """
 
     def __init__(self, target: str) -> None:
         self.choose: Callable[[str, str], Fault | None] = lambda method, path: None
+        self.denies: Callable[[str, str], bool] = lambda method, path: False
         self.asked: list[tuple[str, str]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(urlsplit(target).netloc))
         self._server.daemon_threads = True
@@ -95,6 +101,9 @@ class FaultyProxy:
             def handle_one(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 proxy.asked.append((self.command, self.path))
+                if proxy.denies(self.command, self.path):
+                    _send_error(self, 403, "AccessDenied")
+                    return
                 server = http.client.HTTPConnection(target, timeout=60)
                 server.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                 for name, value in self.headers.items():
