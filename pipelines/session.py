@@ -32,7 +32,7 @@ def ray_session(on_progress: OnProgress = ignore_progress) -> Iterator[None]:
             with restored_process():
                 yield
             return
-        with ray_arguments(on_progress) as arguments, remarks_as_progress(worker, on_progress):
+        with ray_arguments(on_progress, ray._config) as arguments, remarks_as_progress(worker, on_progress):
             try:
                 handler = signal.getsignal(signal.SIGTERM)
                 with starting_ray(arguments["address"], ray_constants):

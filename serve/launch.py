@@ -130,7 +130,7 @@ def _ray(on_progress: OnProgress) -> Iterator[None]:
         with restored_process():
             yield
         return
-    with ray_arguments(on_progress) as arguments, remarks_as_progress(worker, on_progress):
+    with ray_arguments(on_progress, ray._config) as arguments, remarks_as_progress(worker, on_progress):
         os.environ.setdefault(NICENESS, "0")  # by default Ray's processes give way to all others
         os.environ[CALLBACK] = f"{middlewares.__module__}:{middlewares.__name__}"
         try:

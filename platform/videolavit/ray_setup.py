@@ -2,6 +2,7 @@
 was found. Ray itself is imported by the callers."""
 
 import contextlib
+import json
 import logging
 import os
 import pwd
@@ -25,6 +26,11 @@ LOCAL = "local"
 
 ANSWER_SECONDS = 5.0
 """Time that a cluster has to accept a connection, and again to answer on it, in seconds."""
+
+KEEPALIVE = {"grpc_client_keepalive_time_ms": 70_000, "grpc_client_keepalive_timeout_ms": 30_000}
+"""Settings by which Ray's clients notice within 100 s that a connection is dead, instead of 7 minutes: an answer that
+was lost while the network was cut leaves its driver waiting. Processes take them from `RAY_` variables when they start.
+Ray's servers close a connection whose client asks more often than they expect, which is every 60 s at most."""
 
 LEAST_OPEN_FILES = 128
 """Open files with which Ray starts and runs a worker."""
@@ -69,7 +75,7 @@ def _ray_logger(name: str) -> logging.Logger | None:
 
 
 @contextlib.contextmanager
-def ray_arguments(on_progress: OnProgress) -> Iterator[dict[str, Any]]:
+def ray_arguments(on_progress: OnProgress, ray_config: Any) -> Iterator[dict[str, Any]]:
     """Yields the arguments of `ray.init`: for the cluster at `RAY_ADDRESS`, or else for a Ray of this process.
 
     A Ray of this process keeps its sockets and logs in a temporary folder that only this user can read. The folder is
@@ -77,6 +83,7 @@ def ray_arguments(on_progress: OnProgress) -> Iterator[dict[str, Any]]:
 
     Args:
         on_progress: Called once, with the stage `ray`.
+        ray_config: The object `ray._config`; after the body it is as it was.
 
     Raises:
         RayUnavailable: no cluster answers at `RAY_ADDRESS`, or Ray cannot run here.
@@ -92,6 +99,7 @@ def ray_arguments(on_progress: OnProgress) -> Iterator[dict[str, Any]]:
         raise RayUnavailable("the working directory is gone; change to one that exists") from None
     with contextlib.ExitStack() as stack:
         stack.enter_context(restored_process())
+        stack.enter_context(_keepalive(ray_config))
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         if not is_local:
             _check_reachable(address)
@@ -110,6 +118,19 @@ def ray_arguments(on_progress: OnProgress) -> Iterator[dict[str, Any]]:
         if not os.access(SHARED_MEMORY, os.W_OK):
             arguments["_plasma_directory"] = large
         yield arguments
+
+
+@contextlib.contextmanager
+def _keepalive(ray_config: Any) -> Iterator[None]:
+    """Sets `KEEPALIVE` for this process and those that it starts, except what the environment sets."""
+    new = {name: value for name, value in KEEPALIVE.items() if f"RAY_{name}" not in os.environ}
+    old = {name: getattr(ray_config, name)() for name in new}
+    os.environ.update({f"RAY_{name}": str(value) for name, value in new.items()})
+    ray_config.initialize(json.dumps(new))
+    try:
+        yield
+    finally:
+        ray_config.initialize(json.dumps(old))
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from tests.conftest import ROOT
+from videolavit.ray_setup import KEEPALIVE
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,7 @@ def test_a_cluster_asks_for_a_token_and_shows_its_dashboard_to_its_own_node_only
         (start,) = [command for command in commands if " ray start " in command]
         words = start.split()
         assert "RAY_AUTH_MODE=token" in words[: words.index("ray")]
+        assert {f"RAY_{name}={value}" for name, value in KEEPALIVE.items()} <= set(words)
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
 
 

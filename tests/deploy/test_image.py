@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.deploy.dockerfile import DOCKERFILE, Step, steps
+from videolavit.ray_setup import KEEPALIVE
 
 HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent))
 
@@ -34,6 +35,8 @@ def test_stages_and_the_user() -> None:
     users = [step.rest for step in steps() if step.word == "USER"]
     assert users == ["1000"]
     assert "--uid 1000" in DOCKERFILE.read_text()
+    for name, value in KEEPALIVE.items():
+        assert f"RAY_{name}={value}" in DOCKERFILE.read_text()
 
 
 def test_every_installation_is_pinned() -> None:

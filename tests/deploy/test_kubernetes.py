@@ -15,6 +15,7 @@ from ray.serve.schema import ServeDeploySchema
 from serve.settings import read_settings
 from tests.conftest import ROOT, SHARED
 from tests.deploy import manifests
+from videolavit.ray_setup import KEEPALIVE
 
 SCHEMAS = SHARED / "reference" / "kuberay-crds"
 FILES = {
@@ -106,6 +107,7 @@ def test_every_pod_has_what_its_node_needs(name: str) -> None:
         assert {"values", "shared"} <= {volume["name"] for volume in pod["volumes"]}
         has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
         assert container["image"] == ("videolavit-cuda" if has_gpu else "videolavit-cpu")
+    assert {f"RAY_{name}": str(value) for name, value in KEEPALIVE.items()}.items() <= manifests.environment().items()
 
 
 def test_decoders_are_spot_and_trainers_have_gpus() -> None:

@@ -19,9 +19,13 @@ SESSIONS = """
 import os
 from pathlib import Path
 
+os.environ["RAY_grpc_client_keepalive_timeout_ms"] = "45000"  # of a user who knows better
 import ray
 from pipelines.session import ray_session
 from tests.process_state import unchanged
+
+def keepalive():
+    return ray._config.grpc_client_keepalive_time_ms(), ray._config.grpc_client_keepalive_timeout_ms()
 
 seen = []
 with unchanged():
@@ -34,7 +38,9 @@ with unchanged():
             private = [folder for folder in logs.parents if folder.name.startswith("ray-")]
             assert [folder.stat().st_mode & 0o777 for folder in private] == [0o700], logs
             assert ray.is_initialized()
+            assert keepalive() == ray.get(ray.remote(keepalive).remote()) == (70_000, 45_000)
         assert not ray.is_initialized() and not private[0].exists()
+        assert keepalive() == (300_000, 45_000)
         seen.clear()
 """
 
